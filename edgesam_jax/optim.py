@@ -1,0 +1,107 @@
+"""Learning-rate schedules, AdamW with its decay mask, clipping and freezing.
+
+Sources: EdgeSAM section 4.1 (AdamW, rates), the published configs for schedules, batch scaling, clipping and the decay
+mask, Table 5c for freezing and LoRA of the decoder.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from edgesam_jax.config import Config, DistillConfig, OptimConfig
+
+REFERENCE_BATCH = 512  # the batch that the published base rates are quoted for
+TRAINED, FROZEN = "trained", "frozen"
+
+
+def scaled_rates(optim: OptimConfig, batch_size: int) -> tuple[float, float, float]:
+    """The base, minimum and warm-up learning rates after the optional scaling by ``batch_size / 512``."""
+    scale = batch_size / REFERENCE_BATCH if optim.scale_by_batch else 1.0
+    return optim.learning_rate * scale, optim.min_learning_rate * scale, optim.warmup_learning_rate * scale
+
+
+def make_schedule(optim: OptimConfig, batch_size: int, steps: int) -> optax.Schedule:
+    """Learning rate as a function of the optimiser step, counted from 0.
+
+    ``cosine`` falls from the end of the warm-up to ``steps``.  ``cosine_unshifted`` is the published stage 1: the cosine
+    runs over all steps, warm-up included, and takes over at its own value, so that with a warm-up of half the run the
+    rate climbs to the base rate and then halves at once.  ``linear`` falls in a straight line, ``constant`` stays.
+    """
+    base, low, start = scaled_rates(optim, batch_size)
+    warmup, kind = optim.warmup_steps, optim.schedule
+
+    def schedule(count: Any) -> jax.Array:
+        t = jnp.asarray(count, jnp.float32)
+        begin = 0 if kind == "cosine_unshifted" else warmup
+        share = jnp.clip((t - begin) / max(steps - begin, 1), 0.0, 1.0)
+        if kind in ("cosine", "cosine_unshifted"):
+            rate = low + 0.5 * (base - low) * (1.0 + jnp.cos(jnp.pi * share))
+        elif kind == "linear":
+            rate = base + (low - base) * share
+        else:
+            rate = jnp.full_like(t, base)
+        climb = start + (base - start) * t / max(warmup, 1)
+        return jnp.where(t < warmup, climb, rate)
+
+    return schedule
+
+
+def decay_mask(params: Any) -> Any:
+    """True for the leaves that weight decay shrinks: all but vectors and scalars (biases, scales of norms)."""
+    return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, params)
+
+
+def is_trained(path: tuple[str, ...], distill: DistillConfig, lora_rank: int) -> bool:
+    """Whether the parameter at this path learns.
+
+    With encoder-only distillation the prompt encoder and the decoder see no gradient; they are frozen so that weight
+    decay does not shrink them either.  With LoRA only ``lora_A`` and ``lora_B`` learn in the decoder.
+    """
+    part = path[0]
+    if part == "image_encoder":
+        return not distill.freeze_image_encoder
+    if distill.mode == "encoder_only":
+        return False
+    if part == "prompt_encoder":
+        return not distill.freeze_prompt_encoder
+    if part == "mask_decoder":
+        if lora_rank > 0:
+            return path[-1] in ("lora_A", "lora_B")
+        if distill.freeze_tokens and path[1] in ("iou_token", "mask_tokens"):
+            return False
+        return not distill.freeze_mask_decoder
+    return True
+
+
+def labels(params: Any, config: Config) -> Any:
+    """``"trained"`` or ``"frozen"`` for every leaf of the parameters."""
+
+    def label(path: tuple[Any, ...], _: Any) -> str:
+        names = tuple(str(key.key) for key in path)
+        return TRAINED if is_trained(names, config.distill, config.model.decoder.lora_rank) else FROZEN
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def make_optimizer(config: Config, params: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW for a run of ``config``: clipping by the global norm of the trained leaves, decay mask, schedule.
+
+    Frozen leaves get no update, no decay and no optimiser state.
+
+    Args:
+      params: the model's parameter tree (arrays or shapes).
+
+    Returns:
+      The transformation and its schedule (step -> learning rate).
+    """
+    optim = config.optim
+    schedule = make_schedule(optim, config.data.batch_size, config.train.steps)
+    adamw = optax.adamw(
+        schedule, b1=optim.b1, b2=optim.b2, eps=optim.eps, weight_decay=optim.weight_decay, mask=decay_mask
+    )
+    tx = optax.chain(optax.clip_by_global_norm(optim.clip_norm), adamw) if optim.clip_norm > 0 else adamw
+    return optax.partition({TRAINED: tx, FROZEN: optax.set_to_zero()}, labels(params, config)), schedule
