@@ -1,0 +1,344 @@
+"""Experiment configuration: frozen dataclasses, typed overrides, a JSON round trip.
+
+Standard library only, so that data workers and command lines can read a config without starting JAX.
+Every field is part of the public contract of ``--set a.b=c``.  Choices in which the paper and its published code
+disagree are named here and explained in ``docs/deviations.md``.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+class UsageError(ValueError):
+    """Something a user can cause and mend; command lines print it on one line and exit with code 2."""
+
+
+# ---------------------------------------------------------------------------------------------------- models
+
+
+@dataclass(frozen=True)
+class RepVitConfig:
+    """RepViT encoder with the two-level fusion neck (EdgeSAM section 3.1; RepViT, CVPR 2024)."""
+
+    kind: Literal["repvit"] = "repvit"
+    widths: tuple[int, ...] = (48, 96, 192, 384)
+    depths: tuple[int, ...] = (3, 4, 16, 3)  # blocks per stage, the downsampling block included
+    stem_strides: tuple[int, int] = (2, 2)  # (2, 1) doubles every grid: used by the tiny models
+    fuse: bool = True  # False: last stage not downsampled, no fusion convolutions
+    upsample: Literal["bicubic", "bilinear"] = "bicubic"  # bilinear is what the published exports use
+
+    @property
+    def stride(self) -> int:
+        """Pixels per cell of the output embedding."""
+        return self.stem_strides[0] * self.stem_strides[1] * 4
+
+
+@dataclass(frozen=True)
+class VitConfig:
+    """SAM's plain ViT image encoder with windowed attention and decomposed relative positions (SAM appendix A)."""
+
+    kind: Literal["vit"] = "vit"
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    global_blocks: tuple[int, ...] = (2, 5, 8, 11)
+    window_size: int = 14
+    patch_size: int = 16
+    mlp_ratio: int = 4
+    remat: bool = False  # recompute each block in the backward pass
+
+    @property
+    def stride(self) -> int:
+        """Pixels per cell of the output embedding."""
+        return self.patch_size
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """SAM's two-way transformer mask decoder (SAM appendix A)."""
+
+    depth: int = 2
+    heads: int = 8
+    mlp_dim: int = 2048
+    attention_downsample: int = 2  # inner width of cross attention is embed_dim / this
+    num_mask_tokens: int = 4
+    lora_rank: int = 0  # > 0: low-rank updates of every q_proj and v_proj (EdgeSAM Table 5c), alpha 1
+
+
+@dataclass(frozen=True)
+class SamConfig:
+    """A promptable segmentation model: any image encoder, SAM's prompt encoder and mask decoder."""
+
+    encoder: RepVitConfig | VitConfig = field(default_factory=RepVitConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    image_size: int = 1024
+    embed_dim: int = 256
+    mask_in_chans: int = 16
+    position_std: float = 1.0  # of the positional encoding's Gaussian matrix when a model starts from scratch
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters stay float32
+
+    @property
+    def grid(self) -> int:
+        """Side of the image embedding in cells."""
+        return self.image_size // self.encoder.stride
+
+    @property
+    def mask_size(self) -> int:
+        """Side of the low-resolution masks in pixels (4 per embedding cell)."""
+        return 4 * self.grid
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where examples come from and how many prompts each image carries."""
+
+    source: Literal["scenes", "coco", "images"] = "scenes"
+    root: str = ""  # folder of the photographs (coco, images)
+    annotations: str = ""  # COCO-format JSON; empty: found under root
+    batch_size: int = 8  # images per step over all devices
+    max_prompts: int = 16  # instances drawn per image, without replacement
+    workers: int = 0  # 0: in the main process
+    seed: int = 0
+    limit: int = 0  # 0: all
+    shuffle: bool = True
+    box_jitter: float = 0.0  # std of corner noise as a share of the side, clipped to 20 px (reference: 0.1, off)
+    min_area: float = 0.0  # smallest mask kept, in pixels of the resized frame
+    scene_difficulty: float = 1.0  # scenes only: 0 few, flat and contrasty objects; 1 the full generator
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the terms; 0 switches one off (facts, section 6)."""
+
+    bce: float = 5.0
+    dice: float = 5.0
+    iou: float = 0.0  # squared error of the IoU head against the measured IoU (ground truth) or the teacher's
+    encoder: float = 0.0  # stage-1 feature loss kept on during stage 2
+    grouping: float = 0.0  # auxiliary: embedding cells of one object alike; only for training from scratch
+    grouping_until: float = 0.0  # share of the run after which grouping stops
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """What is matched, and the prompt loop (EdgeSAM section 3.2, appendix D; facts, sections 6 and 9)."""
+
+    mode: Literal["encoder_only", "prompt_in_the_loop"] = "prompt_in_the_loop"
+    targets: Literal["teacher", "ground_truth"] = "teacher"
+    loss: LossConfig = field(default_factory=LossConfig)
+    rounds: int = 1  # decode rounds after the first; 0 switches the loop off
+    rounds_from: float = 0.0  # share of the run from which the loop is on
+    points_per_round: int = 1
+    start: Literal["box", "point", "box_or_point"] = "box_or_point"
+    coin: Literal["prompt", "batch"] = "prompt"  # paper: each prompt; published code: one coin per batch and device
+    point_start: Literal["annotation", "interior"] = "annotation"  # interior: a random pixel of the mask
+    box_start_masks: Literal["one", "all"] = "one"  # published code: mask token 0; paper: four granularities
+    point_start_masks: Literal["all", "best"] = "all"  # best: the minimum over masks, for ground-truth targets
+    loss_over_rounds: Literal["mean", "sum"] = "mean"  # published code: mean; paper's algorithm: sum
+    sampling: Literal["uniform", "side"] = "uniform"  # over the union, or first a fair coin for FN or FP
+    min_disagreement: int = 10  # pixels; below this nothing is sampled
+    teacher_mask: Literal["hard", "soft"] = "hard"
+    temperature: float = 1.0
+    mask_feedback: float = 0.0  # probability that a later round also gets the previous mask
+    freeze_image_encoder: bool = False
+    freeze_prompt_encoder: bool = True
+    freeze_mask_decoder: bool = False
+    freeze_tokens: bool = False  # paper: IoU and mask tokens frozen; published code trains them
+    init_decoder_from_teacher: bool = True
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, schedule and clipping (facts, section 6)."""
+
+    learning_rate: float = 1e-3  # after scaling: see scale_by_batch
+    min_learning_rate: float = 0.0
+    warmup_learning_rate: float = 0.0
+    warmup_steps: int = 0
+    schedule: Literal["cosine", "cosine_unshifted", "linear", "constant"] = "cosine"  # unshifted: published stage 1
+    scale_by_batch: bool = False  # multiply the three rates by batch_size / 512
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    clip_norm: float = 0.0  # 0: off
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The run itself."""
+
+    steps: int = 1000
+    seed: int = 0
+    devices: int = 0  # 0: all local devices; on CPU more than one needs as many host devices
+    log_every: int = 20
+    picture_every: int = 500  # 0: never
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    init_from: str = ""  # a checkpoint whose weights start the model
+    prompt_chunk: int = 0  # prompts decoded at once per image; 0: all.  Bounds memory and fits the cache
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """The evaluation that a training run does by itself."""
+
+    every: int = 0  # steps; 0: only at the end
+    images: int = 200
+    batch_size: int = 8
+    refine: int = 2
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ArmConfig:
+    """One run of a study: a name for the table, what it starts from, and overrides of the base config."""
+
+    name: str = ""
+    title: str = ""
+    init_from: str = ""  # name of an earlier arm
+    overrides: tuple[str, ...] = ()  # "a.b=c", as on the command line
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    name: str = "edgesam"
+    model: SamConfig = field(default_factory=SamConfig)
+    teacher: str = ""  # checkpoint, published file, or "tiny_teacher" for the embedded one; empty: none
+    data: DataConfig = field(default_factory=DataConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    study: tuple[ArmConfig, ...] = ()  # not empty: train runs these arms and prints one table
+
+
+# ---------------------------------------------------------------------------------------------------- loading
+
+
+def load_config(path: str | Path) -> Config:
+    """Load ``get_config()`` of a Python file, or a config saved as JSON.
+
+    Raises:
+      UsageError: no such file, or a Python file without ``get_config`` returning a ``Config``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"--config {path}: no such file")
+    if path.suffix == ".json":
+        return from_json(Config, path.read_text(), str(path))
+    spec = importlib.util.spec_from_file_location(f"edgesam_jax_config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"--config {path}: {type(error).__name__}: {error}") from error
+    get_config = getattr(module, "get_config", None)
+    config = get_config() if callable(get_config) else None
+    if not isinstance(config, Config):
+        raise UsageError(f"--config {path}: it must define get_config() returning an edgesam_jax.config.Config")
+    return config
+
+
+def apply_overrides(config: T, overrides: typing.Sequence[str]) -> T:
+    """Apply ``a.b=c`` texts to a nested dataclass; each value is read as its field's type.
+
+    Raises:
+      UsageError: an unknown field, or a value that is not of the field's type.
+    """
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--set {text}: write it as a.b=value")
+        config = _set(config, name.strip().split("."), value.strip(), f"--set {text}")
+    return config
+
+
+def _set(config: Any, path: list[str], value: str, where: str) -> Any:
+    names = [f.name for f in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
+    if path[0] not in names:
+        raise UsageError(f"{where}: no field {path[0]!r} in {type(config).__name__}; it has {', '.join(names)}")
+    if len(path) > 1:
+        changed = _set(getattr(config, path[0]), path[1:], value, where)
+    else:
+        hint = typing.get_type_hints(type(config))[path[0]]
+        changed = _decode(hint, _literal(hint, value, where), where)
+    return dataclasses.replace(config, **{path[0]: changed})
+
+
+def _literal(hint: Any, text: str, where: str) -> Any:
+    """The plain value that a command-line text stands for."""
+    if hint is str or (typing.get_origin(hint) is Literal and all(isinstance(v, str) for v in typing.get_args(hint))):
+        return text
+    try:
+        return ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
+    except (ValueError, SyntaxError):
+        raise UsageError(f"{where}: cannot read {text!r} as {hint}") from None
+
+
+def to_json(config: Any) -> str:
+    """A config as JSON text; ``from_json`` gives an equal object back."""
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def from_json(cls: type[T], text: str, where: str = "config") -> T:
+    """Inverse of ``to_json``, checking every name and type.
+
+    Raises:
+      UsageError: damaged JSON, an unknown field, or a value of the wrong type.
+    """
+    try:
+        plain = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{where}: not valid JSON ({error})") from None
+    return _decode(cls, plain, where)
+
+
+def _decode(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, dict):
+            raise UsageError(f"{where}: {hint.__name__} wants named fields, got {value!r}")
+        hints = typing.get_type_hints(hint)
+        unknown = sorted(set(value) - set(hints))
+        if unknown:
+            raise UsageError(f"{where}: {hint.__name__} has no field {', '.join(unknown)}")
+        return hint(**{k: _decode(hints[k], v, f"{where}.{k}") for k, v in value.items()})
+    if origin in (typing.Union, types.UnionType):
+        kinds = {typing.get_args(typing.get_type_hints(a)["kind"])[0]: a for a in args}
+        kind = value.get("kind") if isinstance(value, dict) else None
+        if kind not in kinds:
+            raise UsageError(f"{where}: kind must be one of {', '.join(kinds)}, got {kind!r}")
+        return _decode(kinds[kind], value, where)
+    if origin is Literal:
+        if value not in args:
+            raise UsageError(f"{where}: must be one of {', '.join(map(str, args))}, got {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UsageError(f"{where}: wants a list, got {value!r}")
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(inner) != len(value):
+            raise UsageError(f"{where}: wants {len(inner)} values, got {value!r}")
+        return tuple(_decode(h, v, where) for h, v in zip(inner, value, strict=True))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UsageError(f"{where}: wants {hint.__name__}, got {value!r}")
+    return value

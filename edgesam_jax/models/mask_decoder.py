@@ -1,0 +1,117 @@
+"""SAM's mask decoder: prompt tokens and an image embedding to masks and their predicted IoU (facts, section 2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from edgesam_jax.config import DecoderConfig
+from edgesam_jax.models.layers import MLP, LayerNorm, gelu
+from edgesam_jax.models.transformer import TwoWayTransformer
+from edgesam_jax.types import MaskPrediction
+
+
+class UpscaleConv(nn.Module):
+    """Transposed 2x2 convolution with stride 2 and bias, before its pixels are put in place: (... c) -> (... 2 2 o).
+
+    What follows it is pointwise, so the pixels of a cell can stay together until the very end.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (2, 2, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        flat = kernel.astype(self.dtype).transpose(2, 0, 1, 3).reshape(x.shape[-1], -1)
+        return (x @ flat).reshape(*x.shape[:-1], 2, 2, self.features) + bias
+
+
+def place_pixels(x: Array, grid: int) -> Array:
+    """(... grid*grid 2 2 2 2 c) -> (... 4*grid 4*grid c): undo the cell-by-cell layout of two upscalings."""
+    *lead, _, _, _, _, _, c = x.shape
+    x = x.reshape(*lead, grid, grid, 2, 2, 2, 2, c)
+    n = len(lead)
+    order = (*range(n), n, n + 2, n + 4, n + 1, n + 3, n + 5, n + 6)  # i a e j b f c
+    return x.transpose(order).reshape(*lead, 4 * grid, 4 * grid, c)
+
+
+class MaskDecoder(nn.Module):
+    """All prompts of a batch of images in one call."""
+
+    config: DecoderConfig
+    embed_dim: int
+    grid: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        embedding: Array,
+        image_pe: Array,
+        sparse: Array,
+        token_mask: Array,
+        dense: Array,
+        num_masks: int = 4,
+        targets: bool = False,
+    ) -> MaskPrediction:
+        """Decode.
+
+        Args:
+          embedding: (b g g c).  image_pe: (g g c).  sparse: (b p n c).  token_mask: (b p n) bool.
+          dense: (1 1 1 1 c) or (b p g g c).
+          num_masks: 1 (token 0), 3 (tokens 1 to 3) or 4 (all, in order).
+          targets: also return the named distillation targets.
+
+        Raises:
+          ValueError: another number of masks.
+        """
+        if num_masks not in (1, 3, 4):
+            raise ValueError(f"num_masks must be 1, 3 or 4, got {num_masks}")
+        cfg, c, g = self.config, self.embed_dim, self.grid
+        b, p, n, _ = sparse.shape
+        chosen = {1: slice(0, 1), 3: slice(1, 4), 4: slice(0, 4)}[num_masks]
+
+        normal = nn.initializers.normal(1.0)
+        iou_token = nn.Embed(1, c, embedding_init=normal, name="iou_token").embedding
+        mask_tokens = nn.Embed(cfg.num_mask_tokens, c, embedding_init=normal, name="mask_tokens").embedding
+        own = jnp.concatenate([iou_token, mask_tokens]).astype(self.dtype)
+        tokens = jnp.concatenate([jnp.broadcast_to(own, (b, p, *own.shape)), sparse], axis=2)
+        mask = jnp.concatenate([jnp.ones((b, p, len(own)), bool), token_mask], axis=2)
+
+        image = (embedding[:, None] + dense).astype(self.dtype)  # (b 1 g g c) unless there are mask prompts
+        image = image.reshape(b, image.shape[1], g * g, c)
+        transformer = TwoWayTransformer(
+            cfg.depth,
+            cfg.heads,
+            cfg.mlp_dim,
+            cfg.attention_downsample,
+            cfg.lora_rank,
+            self.dtype,
+            name="transformer",
+        )
+        tokens, image, maps = transformer(tokens, image, image_pe.reshape(g * g, c).astype(self.dtype), mask)
+
+        x = UpscaleConv(c // 4, self.dtype, name="output_upscaling_0")(image)
+        x = gelu(LayerNorm(dtype=self.dtype, name="output_upscaling_1")(x))
+        upscaled = gelu(UpscaleConv(c // 8, self.dtype, name="output_upscaling_3")(x))  # (b p s 2 2 2 2 c/8)
+
+        indices = range(cfg.num_mask_tokens)
+        if not self.is_initializing():
+            indices = indices[chosen]  # the other hypernetworks have no part in the result
+        query = jnp.stack(
+            [MLP(c, c // 8, 3, self.dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, :, 1 + i]) for i in indices],
+            axis=2,
+        )
+        iou = MLP(c, cfg.num_mask_tokens, 3, self.dtype, name="iou_prediction_head")(tokens[:, :, 0])
+
+        flat = upscaled.reshape(b, p, -1, c // 8)
+        logits = jnp.einsum("bpsc,bpmc->bpms", flat, query)
+        logits = logits.reshape(b, p, logits.shape[2], g * g, 2, 2, 2, 2, 1)
+        logits = place_pixels(logits, g)[..., 0].astype(jnp.float32)
+        named = {"query": query, "feat": place_pixels(upscaled, g), **maps} if targets else None
+        return MaskPrediction(logits, iou[..., chosen].astype(jnp.float32), named)

@@ -1,0 +1,131 @@
+"""RepViT image encoder with EdgeSAM's two-level fusion neck (EdgeSAM section 3.1; RepViT, CVPR 2024)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from edgesam_jax.config import RepVitConfig
+from edgesam_jax.models.layers import Conv, ConvBN, LayerNorm, SqueezeExcite, gelu, resize
+
+REPVIT_M1 = RepVitConfig()
+REPVIT_M2 = RepVitConfig(widths=(64, 128, 256, 512), depths=(3, 4, 14, 3))
+REPVIT_M3 = RepVitConfig(widths=(64, 128, 256, 512), depths=(5, 6, 20, 3))
+
+
+def block_table(config: RepVitConfig) -> list[tuple[int, int, bool, int]]:
+    """One (width, stride, squeeze-excite, stage) per block, in order.
+
+    Squeeze-excite alternates, starting with a stage's first stride-1 block and always off in its last.  Without fusion the
+    last stage keeps the resolution of the one before.
+    """
+    table = []
+    for stage, (width, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
+        plain = depth
+        if stage > 0:
+            stride = 1 if stage == len(config.widths) - 1 and not config.fuse else 2
+            table.append((width, stride, False, stage))
+            plain -= 1
+        table += [(width, 0, i % 2 == 0 and i < plain - 1, stage) for i in range(plain)]
+    return table
+
+
+class DepthwiseUnit(nn.Module):
+    """RepVGG-style depthwise unit: 3x3 + 1x1 + identity; one biased 3x3 convolution when folded."""
+
+    folded: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        c = x.shape[-1]
+        if self.folded:
+            return Conv(c, 3, depthwise=True, use_bias=True, dtype=self.dtype, name="conv")(x)
+        common = {"depthwise": True, "dtype": self.dtype, "axis_name": self.axis_name}
+        return ConvBN(c, 3, **common, name="conv")(x, train) + ConvBN(c, 1, **common, name="conv1")(x, train) + x
+
+
+class ChannelMixer(nn.Module):
+    """Residual MLP of 1x1 convolutions, hidden width 2c.  The second norm's scale starts at 0."""
+
+    folded: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        c = x.shape[-1]
+        common = {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
+        hidden = gelu(ConvBN(2 * c, **common, name="m_0")(x, train))
+        return x + ConvBN(c, zero_init=True, **common, name="m_2")(hidden, train)
+
+
+class Block(nn.Module):
+    """Token mixer then channel mixer.  ``stride`` 0 is the residual unit, 1 or 2 the stage's entry block."""
+
+    width: int
+    stride: int
+    squeeze_excite: bool
+    folded: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        common = {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
+        if self.stride:
+            x = ConvBN(x.shape[-1], 3, self.stride, depthwise=True, **common, name="token_mixer_0")(x, train)
+            x = ConvBN(self.width, **common, name="token_mixer_2")(x, train)
+        else:
+            x = DepthwiseUnit(**common, name="token_mixer_0")(x, train)
+            if self.squeeze_excite:
+                x = SqueezeExcite(dtype=self.dtype, name="token_mixer_1")(x)
+        return ChannelMixer(**common, name="channel_mixer")(x, train)
+
+
+class Upsample(nn.Module):
+    """1x1 convolution (named op_list_0 in the published files), then resize to ``size``."""
+
+    features: int
+    method: str
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, size: tuple[int, int]) -> Array:
+        return resize(Conv(self.features, dtype=self.dtype, name="op_list_0")(x), size, self.method)
+
+
+class RepVit(nn.Module):
+    """Image encoder: (b h w 3) normalised float -> (b h/s w/s embed_dim), s = ``config.stride``.
+
+    ``folded`` expects parameters from ``fold.py`` and has no batch statistics.
+    """
+
+    config: RepVitConfig
+    embed_dim: int = 256
+    folded: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        cfg = self.config
+        common = {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
+        x = ConvBN(cfg.widths[0] // 2, 3, cfg.stem_strides[0], **common, name="features_0_0")(x, train)
+        x = ConvBN(cfg.widths[0], 3, cfg.stem_strides[1], **common, name="features_0_2")(gelu(x), train)
+        stages: dict[int, Array] = {}
+        for i, (width, stride, squeeze_excite, stage) in enumerate(block_table(cfg)):
+            x = Block(width, stride, squeeze_excite, **common, name=f"features_{i + 1}")(x, train)
+            stages[stage] = x
+        if cfg.fuse:
+            fine = Conv(self.embed_dim, dtype=self.dtype, name="fuse_stage2")(stages[2])
+            up = Upsample(self.embed_dim, cfg.upsample, self.dtype, name="fuse_stage3")
+            x = fine + up(stages[3], (fine.shape[1], fine.shape[2]))
+        x = Conv(self.embed_dim, dtype=self.dtype, name="neck_0")(x)
+        x = LayerNorm(dtype=self.dtype, name="neck_1")(x)
+        x = Conv(self.embed_dim, 3, dtype=self.dtype, name="neck_2")(x)
+        return LayerNorm(dtype=self.dtype, name="neck_3")(x)

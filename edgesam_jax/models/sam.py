@@ -1,0 +1,106 @@
+"""The promptable model: image encoder, prompt encoder and mask decoder; and the registry of named models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from edgesam_jax.config import DecoderConfig, RepVitConfig, SamConfig, VitConfig
+from edgesam_jax.models.mask_decoder import MaskDecoder
+from edgesam_jax.models.prompt_encoder import PromptEncoder
+from edgesam_jax.models.repvit import REPVIT_M1, REPVIT_M2, REPVIT_M3, RepVit
+from edgesam_jax.models.vit import Vit
+from edgesam_jax.types import MaskPrediction, Prompts
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+TINY = SamConfig(
+    encoder=RepVitConfig(widths=(16, 24, 32, 48), depths=(1, 2, 3, 2), stem_strides=(2, 1)),
+    decoder=DecoderConfig(heads=4, mlp_dim=128),
+    image_size=128,
+    embed_dim=64,
+    position_std=0.3,
+)
+
+MODELS: dict[str, SamConfig] = {
+    "edge_sam": SamConfig(encoder=REPVIT_M1),
+    "edge_sam_m2": SamConfig(encoder=REPVIT_M2),
+    "edge_sam_m3": SamConfig(encoder=REPVIT_M3),
+    "sam_vit_b": SamConfig(encoder=VitConfig()),
+    "sam_vit_l": SamConfig(encoder=VitConfig(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23))),
+    "sam_vit_h": SamConfig(encoder=VitConfig(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31))),
+    "tiny_teacher": replace(TINY, encoder=replace(TINY.encoder, widths=(32, 64, 96, 128), depths=(2, 3, 5, 3))),
+    "tiny_student": TINY,
+}
+
+
+class Sam(nn.Module):
+    """A promptable segmentation model; which one is ``config``'s.
+
+    ``folded`` expects variables from ``fold.fold``.  ``axis_name`` names the device axis over which batch statistics are
+    averaged in training.
+    """
+
+    config: SamConfig
+    folded: bool = False
+    axis_name: str | None = None
+
+    def setup(self) -> None:
+        cfg = self.config
+        dtype = jnp.dtype(cfg.compute_dtype)
+        if isinstance(cfg.encoder, RepVitConfig):
+            self.image_encoder: nn.Module = RepVit(cfg.encoder, cfg.embed_dim, self.folded, dtype, self.axis_name)
+        else:
+            self.image_encoder = Vit(cfg.encoder, cfg.image_size, cfg.embed_dim, dtype)
+        self.prompt_encoder = PromptEncoder(
+            cfg.embed_dim, cfg.grid, cfg.image_size, cfg.mask_in_chans, cfg.position_std, dtype
+        )
+        self.mask_decoder = MaskDecoder(cfg.decoder, cfg.embed_dim, cfg.grid, dtype)
+
+    def encode_image(self, images: Array, train: bool = False) -> Array:
+        """Normalised images (b h w 3) -> embedding (b g g c)."""
+        return self.image_encoder(images, train)
+
+    def decode_masks(
+        self,
+        embedding: Array,
+        prompts: Prompts,
+        mask_input: Array | None = None,
+        mask_input_valid: Array | None = None,
+        num_masks: int = 4,
+        targets: bool = False,
+    ) -> MaskPrediction:
+        """Embedding (b g g c) and prompts (b p n) -> masks at (4g 4g).
+
+        ``mask_input`` (b p 4g 4g) are logits of an earlier round; those not in ``mask_input_valid`` (b p) are ignored.
+        """
+        sparse = self.prompt_encoder.sparse(prompts)
+        dense = self.prompt_encoder.dense(mask_input, mask_input_valid)
+        positions = self.prompt_encoder.dense_positions()
+        return self.mask_decoder(embedding, positions, sparse, prompts.valid, dense, num_masks, targets)
+
+    def __call__(self, images: Array, prompts: Prompts) -> MaskPrediction:
+        """Encode and decode; used to initialise."""
+        return self.decode_masks(self.encode_image(images), prompts)
+
+
+def preprocess(images: Array, valid_size: Array) -> Array:
+    """uint8 RGB (b h w 3) -> normalised float32, zero outside ``valid_size`` (b 2): SAM pads after normalising."""
+    x = (images.astype(jnp.float32) - jnp.asarray(PIXEL_MEAN)) / jnp.asarray(PIXEL_STD)
+    rows = jnp.arange(images.shape[1])[None, :] < valid_size[:, :1]
+    columns = jnp.arange(images.shape[2])[None, :] < valid_size[:, 1:]
+    return x * (rows[:, :, None] & columns[:, None, :])[..., None]
+
+
+def init_variables(config: SamConfig, key: Array) -> dict[str, Any]:
+    """Random variables ``{"params", "batch_stats", "constants"}``; ``batch_stats`` is empty for a ViT."""
+    prompts = Prompts(jnp.zeros((1, 1, 2, 2)), jnp.ones((1, 1, 2), jnp.int32), jnp.ones((1, 1, 2), bool))
+    # A forward pass on zeros would cost seconds at 1024x1024; jit lets XLA drop everything but the parameters.
+    init = jax.jit(lambda k: Sam(config).init(k, jnp.zeros((1, config.image_size, config.image_size, 3)), prompts))
+    return {"batch_stats": {}, **init(key)}

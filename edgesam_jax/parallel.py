@@ -1,0 +1,114 @@
+"""Devices: the only ``jax.pmap`` of the project, batch sharding, and the start of a job of several processes.
+
+The train step is one body; here it is compiled for one device (``jit``) or mapped over several (``pmap``).  Both take
+and return an unstacked state, and both give the same numbers for the same global batch.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from edgesam_jax.config import Config, SamConfig, UsageError
+from edgesam_jax.train_step import train_step
+from edgesam_jax.types import Batch, TrainState
+
+AXIS = "data"
+TrainStep = Callable[[TrainState, Any, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def start_processes() -> None:
+    """Join the other processes of a job if the environment names them; else do nothing.
+
+    ``JAX_COORDINATOR_ADDRESS`` (host:port), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` say who is who; the address
+    ``auto`` leaves all three to JAX's cluster detection (TPU pods, SLURM).  Call it before anything touches a device.
+
+    Raises:
+      UsageError: an address without the other two, or numbers that are none.
+    """
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
+    if not address:
+        return
+    if address == "auto":
+        jax.distributed.initialize()
+        return
+    try:
+        count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+    except (KeyError, ValueError):
+        raise UsageError("JAX_COORDINATOR_ADDRESS is set: set the numbers JAX_NUM_PROCESSES and JAX_PROCESS_ID too") from None
+    jax.distributed.initialize(address, count, index)
+
+
+def request_devices(count: int) -> list[jax.Device]:
+    """The local devices to train on: at most ``count``, or all for 0.
+
+    On CPU as many host devices are made, if no device was used yet.
+    """
+    if count > 1:
+        try:
+            jax.config.update("jax_num_cpu_devices", count)
+        except RuntimeError:  # the backend runs already: take what there is
+            pass
+    devices = jax.local_devices()
+    return devices[:count] if count and jax.process_count() == 1 else devices
+
+
+def check_batch(batch_size: int, devices: Sequence[jax.Device]) -> int:
+    """Images per device.
+
+    Raises:
+      UsageError: the global batch does not divide over all devices of all processes.
+    """
+    total = len(devices) * jax.process_count()
+    if batch_size % total:
+        raise UsageError(f"data.batch_size={batch_size} does not divide over {total} devices: change it or train.devices")
+    return batch_size // total
+
+
+def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """A copy of every array on every local device, as ``pmap`` with donation wants its state before the first call."""
+    if len(devices) == 1 and jax.process_count() == 1:
+        return jax.device_put(tree, devices[0])
+    return jax.device_put(tree, NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec()))
+
+
+def shard_batch(batch: Batch, devices: Sequence[jax.Device]) -> Batch:
+    """The local part of a batch as the step takes it: (b ...) for one device, (d b/d ...) for several."""
+    if len(devices) == 1 and jax.process_count() == 1:
+        return jax.device_put(batch, devices[0])
+    count = len(devices)
+    return jax.tree.map(lambda x: np.reshape(x, (count, x.shape[0] // count, *x.shape[1:])), batch)
+
+
+def to_host(tree: Any) -> Any:
+    """Replicated arrays as numpy arrays (the first local copy)."""
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)) if isinstance(x, jax.Array) else x, tree)
+
+
+def make_train_step(
+    config: Config,
+    teacher_config: SamConfig | None,
+    tx: optax.GradientTransformation,
+    devices: Sequence[jax.Device],
+) -> TrainStep:
+    """The compiled step ``(state, teacher, batch, key) -> (state, metrics)``.
+
+    The state is donated.  ``state``, ``teacher`` and ``key`` come from ``replicate``, the batch from ``shard_batch``.
+    """
+    alone = len(devices) == 1 and jax.process_count() == 1
+    body = functools.partial(
+        train_step, config=config, teacher_config=teacher_config, tx=tx, axis_name=None if alone else AXIS
+    )
+    if alone:
+        return jax.jit(body, donate_argnums=0)
+    chosen = None if jax.process_count() > 1 else list(devices)
+    return jax.pmap(
+        body, axis_name=AXIS, in_axes=(None, None, 0, None), out_axes=None, donate_argnums=0, devices=chosen
+    )
