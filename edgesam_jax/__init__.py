@@ -1,0 +1,31 @@
+"""EdgeSAM in JAX: promptable segmentation on a photo, and the distillation that makes the small model.
+
+    from edgesam_jax import load_model, Predictor
+
+Names are loaded on first use, so that importing the package stays cheap and needs no device.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgesam_jax.checkpoint import Model, load_model
+    from edgesam_jax.config import UsageError
+    from edgesam_jax.predictor import Predictor
+
+__version__ = "0.1.0"
+__all__ = ["Model", "Predictor", "UsageError", "__version__", "load_model"]
+
+_HOMES = {"load_model": "checkpoint", "Model": "checkpoint", "Predictor": "predictor", "UsageError": "config"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
