@@ -1,0 +1,1 @@
+"""Bridges between this project's checkpoints and other formats.  May import torch; ``edgesam_jax`` never imports it."""
