@@ -1,0 +1,253 @@
+"""The procedural data set: textured scenes of occluding objects made of parts, infinite and deterministic.
+
+Scenes stand in for photographs where no annotated data can be assumed (the embedded teacher, the quickstart, tests).
+A scene depends on (seed, index) alone: each has its own PCG64 stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageChops, ImageFilter
+from scipy import ndimage
+
+from edgesam_jax.data import shapes, textures
+from edgesam_jax.data.schema import OBJECT, PART, Example, boxes_of
+
+MIN_AREA = 60  # visible pixels at 128 px; smaller instances are not annotated
+_HELD_OUT = 1 << 40
+
+
+def held_out_seed(seed: int) -> int:
+    """The seed whose scenes are kept for evaluation; never equal to a training seed below 2**40."""
+    return seed + _HELD_OUT
+
+
+@dataclass
+class _Canvas:
+    rng: np.random.Generator
+    size: int
+    difficulty: float
+    pixels: np.ndarray  # (size size 3) float32
+    labels: np.ndarray  # (size size) int16: which surface is seen; 0 the background
+    surfaces: int = 0
+
+    @property
+    def unit(self) -> float:
+        return self.size / 128
+
+    def paint(self, window: shapes.Window, drawn: Image.Image, colour: np.ndarray, light: float) -> int:
+        """Put one textured surface on top; returns its label."""
+        x0, y0, x1, y1 = window
+        height, width = y1 - y0, x1 - x0
+        rng = self.rng
+        alpha = np.asarray(drawn.reduce(shapes.OVERSAMPLE), np.float32) / 255
+        strength = (3 + 19 * rng.random() ** 1.5) * (0.3 + 0.7 * self.difficulty)
+        surface = colour + np.float32(strength) * textures.residual(rng, height, width, self.unit)
+        surface = surface * (1 + np.float32(light) * textures.gradient(rng, height, width))[..., None]
+        region = self.pixels[y0:y1, x0:x1]
+        region += alpha[..., None] * (np.clip(surface, 0, 255) - region)
+        self.surfaces += 1
+        self.labels[y0:y1, x0:x1][alpha >= 0.5] = self.surfaces
+        return self.surfaces
+
+    def shade(self, window: shapes.Window, drawn: Image.Image) -> None:
+        """A soft contact shadow around a shape about to be painted."""
+        x0, y0, x1, y1 = window
+        alpha = drawn.reduce(shapes.OVERSAMPLE).filter(ImageFilter.BoxBlur(1.5 * self.unit))
+        region = self.pixels[y0:y1, x0:x1]
+        region *= 1 - np.float32(0.15 + 0.35 * self.rng.random()) * np.asarray(alpha, np.float32)[..., None] / 255
+
+
+def scene(seed: int, index: int, size: int = 128, difficulty: float = 1.0) -> Example:
+    """Draw one scene.
+
+    Args:
+      seed, index: what the scene depends on; any non-negative integers.
+      size: side of the square picture in pixels.
+      difficulty: 0 (two to four flat objects of distinct colours) to 1 (two to six, more hollow shapes, texture).
+
+    Returns:
+      An ``Example`` with an instance for each visible whole object and each sufficiently visible part
+      (``granularity``); always at least one.
+    """
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
+    while True:
+        example = _draw_scene(rng, size, difficulty, index)
+        if len(example):
+            return example
+
+
+def _draw_scene(rng: np.random.Generator, size: int, difficulty: float, index: int) -> Example:
+    pixels, mean = _background(rng, size, difficulty)
+    canvas = _Canvas(rng, size, difficulty, pixels, np.zeros((size, size), np.int16))
+    colours, objects = [mean], []
+    centres: list[np.ndarray] = []
+    for _ in range(2 + int(rng.integers(0, 3 + round(2 * difficulty)))):
+        tries = rng.random((3 if difficulty < 0.5 else 2, 2)) * 0.8 + 0.1
+        gaps = [min((float(np.hypot(*(t - c))) for c in centres), default=1.0) for t in tries]
+        centres.append(tries[int(np.argmax(gaps))])
+        objects.append(_object(canvas, centres[-1] * size, colours))
+    pixels = canvas.pixels
+    if rng.random() < 0.6:  # light that changes over the whole scene
+        pixels *= (1 + np.float32(0.2 * rng.random()) * textures.gradient(rng, size, size))[..., None]
+    grain = np.float32(1 + 5 * difficulty * rng.random())
+    pixels += grain * rng.standard_normal((size, size, 1), dtype=np.float32)
+    image = Image.fromarray(np.clip(pixels + 0.5, 0, 255).astype(np.uint8))
+    if rng.random() < 0.5:
+        image = image.filter(ImageFilter.BoxBlur(float(0.5 * rng.random()) * canvas.unit))
+    return _annotate(np.asarray(image), canvas, objects, index)
+
+
+def _background(rng: np.random.Generator, size: int, difficulty: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (size size 3) float32 and their mean colour."""
+    if rng.random() < 0.25 + 0.25 * difficulty:
+        crop = textures.photo_crop(rng, size, size)
+        mean = crop.mean((0, 1))
+        gain = np.float32((0.35 + 0.45 * difficulty) * (0.6 + 0.4 * rng.random()))
+        return mean + gain * (crop - mean), mean
+    mean = _hues(rng, 1)[0]
+    strength = np.float32((6 + 16 * rng.random()) * (0.3 + 0.7 * difficulty))
+    flat = np.broadcast_to(mean, (size, size, 3)) + strength * textures.residual(rng, size, size, size / 128, 0.0)
+    return np.ascontiguousarray(flat, np.float32), mean
+
+
+def _hues(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Random colours (n 3) float32: any lightness, from grey to saturated."""
+    colours = rng.random((n, 3), dtype=np.float32)
+    grey = colours.mean(1, keepdims=True)
+    vivid = np.float32(0.3) + np.float32(1.2) * rng.random((n, 1), dtype=np.float32)
+    return 20 + 215 * np.clip(grey + (colours - grey) * vivid, 0, 1)
+
+
+def _contrasting(rng: np.random.Generator, near: list[np.ndarray], difficulty: float) -> np.ndarray:
+    """The one of a few random colours that is farthest from its neighbours'."""
+    tries = _hues(rng, 8 - round(3 * difficulty))
+    gaps = np.abs(tries[:, None] - np.stack(near)).sum(-1).min(1)
+    return tries[int(np.argmax(gaps))]
+
+
+def _object(canvas: _Canvas, centre: np.ndarray, colours: list[np.ndarray]) -> list[int]:
+    """Draw one object with its parts; returns the labels of its surfaces."""
+    rng, size = canvas.rng, canvas.size
+    hollow = rng.random() < 0.1 + 0.3 * canvas.difficulty
+    family = shapes.HOLLOW if hollow else shapes.COMPACT
+    body = family[rng.integers(len(family))](rng)
+    radius = size * (0.14 + 0.15 * rng.random()) * (1.1 if hollow else 1.0)
+    stretch = 0.75 + 0.25 * rng.random()
+    matrix = shapes.rotation(_angle(rng), radius, radius * stretch)
+    colour = _contrasting(rng, colours, canvas.difficulty)
+    colours.append(colour)
+    light = 0.1 + 0.2 * rng.random()
+    kind = rng.random()
+    if not hollow and kind < 0.45:  # a head, a wheel, a handle: sticks out, behind the body or before it
+        return _attachments(canvas, body, matrix, centre, colour, light)
+    window = shapes.window_of(body, matrix, centre, size)
+    if window[2] <= window[0] or window[3] <= window[1]:
+        return []
+    drawn = shapes.draw(body, matrix, centre, window)
+    canvas.shade(window, drawn)
+    labels = [canvas.paint(window, drawn, colour, light)]
+    if kind < 0.85:
+        labels += _marking(canvas, body, matrix, centre, window, drawn, colour, light, hollow)
+    return labels
+
+
+def _angle(rng: np.random.Generator) -> float:
+    """Any angle, with upright ones more likely, as in photographs."""
+    return (
+        float(rng.normal(0, 0.15)) + np.pi / 2 * int(rng.integers(4)) if rng.random() < 0.3 else rng.random() * 6.2832
+    )
+
+
+def _attachments(
+    canvas: _Canvas, body: shapes.Shape, matrix: np.ndarray, centre: np.ndarray, colour: np.ndarray, light: float
+) -> list[int]:
+    """A body with one or two smaller shapes at its contour."""
+    rng = canvas.rng
+    layers = [(body, matrix, centre, colour)]
+    contour = body[0][1] @ matrix + centre
+    radius = float(np.sqrt(abs(np.linalg.det(matrix))))
+    for _ in range(1 + int(rng.random() < 0.45)):
+        part = shapes.COMPACT[rng.integers(len(shapes.COMPACT))](rng)
+        scale = radius * (0.38 + 0.3 * rng.random())
+        place = contour[rng.integers(len(contour))]
+        place = place + (place - centre) * (0.05 + 0.2 * rng.random())
+        tint = _contrasting(rng, [colour], canvas.difficulty)
+        layer = (part, shapes.rotation(rng.random() * 6.2832, scale, scale * 0.85), place, tint)
+        layers.insert(0 if rng.random() < 0.5 else len(layers), layer)
+    labels = []
+    for shape, frame, place, tint in layers:
+        window = shapes.window_of(shape, frame, place, canvas.size)
+        if window[2] > window[0] and window[3] > window[1]:
+            drawn = shapes.draw(shape, frame, place, window)
+            canvas.shade(window, drawn)
+            labels.append(canvas.paint(window, drawn, tint, light))
+    return labels
+
+
+def _marking(
+    canvas: _Canvas,
+    body: shapes.Shape,
+    matrix: np.ndarray,
+    centre: np.ndarray,
+    window: shapes.Window,
+    drawn: Image.Image,
+    colour: np.ndarray,
+    light: float,
+    hollow: bool,
+) -> list[int]:
+    """A band, a window or another half, clipped to the body."""
+    rng = canvas.rng
+    draw = rng.random()
+    if hollow or draw < 0.35:  # everything on one side of a line
+        mark: shapes.Shape = [("fill", np.array([(-3, -3), (3, -3), (3, 0), (-3, 0)]) * 1.0, 0, True)]
+        shift, scale = 0.25 * (rng.random(2) - 0.5), 1.0
+    elif draw < 0.65:
+        half = 0.16 + 0.16 * rng.random()
+        mark = [("fill", np.array([(-3, -half), (3, -half), (3, half), (-3, half)]), 0, True)]
+        shift, scale = 0.7 * (rng.random(2) - 0.5), 1.0
+    else:
+        mark = shapes.COMPACT[rng.integers(len(shapes.COMPACT))](rng)
+        shift, scale = 0.5 * (rng.random(2) - 0.5), 0.38 + 0.22 * rng.random()
+    frame = shapes.rotation(rng.random() * 6.2832, scale, scale) @ matrix
+    mark_drawn = ImageChops.multiply(drawn, shapes.draw(mark, frame, centre + shift @ matrix, window))
+    return [canvas.paint(window, mark_drawn, _contrasting(rng, [colour], canvas.difficulty), light)]
+
+
+def _annotate(image: np.ndarray, canvas: _Canvas, objects: list[list[int]], index: int) -> Example:
+    """Masks of the visible objects and parts."""
+    smallest = MIN_AREA * canvas.unit**2
+    masks: list[np.ndarray] = []
+    granularity: list[int] = []
+    areas = np.bincount(canvas.labels.ravel(), minlength=canvas.surfaces + 1)
+    for labels in objects:
+        if not labels or areas[labels].sum() < smallest:
+            continue
+        # Labels of one object are consecutive: they were painted one after the other.
+        masks.append((canvas.labels >= labels[0]) & (canvas.labels <= labels[-1]))
+        granularity.append(OBJECT)
+        for label in labels:
+            # A part that is nearly the whole would be the same instance twice.
+            if smallest <= areas[label] <= 0.8 * areas[labels].sum():
+                masks.append(canvas.labels == label)
+                granularity.append(PART)
+    stacked = np.stack(masks) if masks else np.zeros((0, *canvas.labels.shape), bool)
+    boxes = boxes_of(stacked)
+    points = np.zeros((len(stacked), 2), np.float32)
+    for point, mask, box in zip(points, stacked, boxes.astype(int), strict=True):
+        x0, y0, x1, y1 = box
+        depth = ndimage.distance_transform_edt(np.pad(mask[y0:y1, x0:x1], 1))
+        thick = np.argwhere(depth >= 0.6 * depth.max())
+        row, column = thick[canvas.rng.integers(len(thick))]
+        point[:] = x0 + column - 1, y0 + row - 1  # the padding
+    return Example(
+        image=image,
+        masks=stacked,
+        boxes=boxes,
+        points=points,
+        image_id=index,
+        annotation_ids=np.arange(len(stacked), dtype=np.int64),
+        granularity=np.array(granularity, np.int8),
+    )

@@ -1,0 +1,41 @@
+"""One annotated photo, as every source hands it to the transforms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+OBJECT, PART = 0, 1
+
+
+@dataclass
+class Example:
+    """An image and its ``n`` instances, in pixels of the photo as a person sees it (EXIF orientation applied).
+
+    ``image`` (h w 3) uint8 RGB; ``masks`` (n h w) bool; ``boxes`` (n 4) float32 XYXY with continuous edges: a mask of
+    one pixel at the origin has the box 0 0 1 1; ``points`` (n 2) float32 XY, one inside each instance, in pixel indices
+    as SAM counts them (its prompt encoder adds the half pixel); ``annotation_ids`` (n) int64; ``granularity`` (n) int8:
+    0 a whole object, 1 a part of one.
+    """
+
+    image: np.ndarray
+    masks: np.ndarray
+    boxes: np.ndarray
+    points: np.ndarray
+    image_id: int | str = 0
+    annotation_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    granularity: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int8))
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+
+def boxes_of(masks: np.ndarray) -> np.ndarray:
+    """Tight boxes (n 4) float32 XYXY of masks (n h w); zeros for an empty mask."""
+    boxes = np.zeros((len(masks), 4), np.float32)
+    for box, mask in zip(boxes, masks, strict=True):
+        columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+        if len(rows):
+            box[:] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return boxes

@@ -1,0 +1,98 @@
+"""Textures of the procedural scenes: noise, gradients, stripes, dots, and crops of real photographs.
+
+The photographs are those that lie inside scikit-image's wheel under free terms (CC0 or public domain).  Only PNG files
+are used, whose decoding is exact, so that a scene is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+_PHOTOS = ("astronaut", "chelsea", "coffee", "motorcycle_left", "brick", "grass", "gravel", "camera")
+_SMALLEST = 160  # px: the shorter side of the coarsest level of a photograph
+
+
+@functools.cache
+def photos() -> tuple[tuple[np.ndarray, ...], ...]:
+    """The photographs, each as levels (h w 3) uint8 of halving size."""
+    spec = importlib.util.find_spec("skimage")  # does not import it
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("the scenes need scikit-image's photographs: pip install scikit-image")
+    folder = Path(spec.submodule_search_locations[0]) / "data"
+    pyramids = []
+    for name in _PHOTOS:
+        with Image.open(folder / f"{name}.png") as file:
+            image = file.convert("RGB")
+        levels = [image]
+        while min(levels[-1].size) // 2 >= _SMALLEST:
+            levels.append(levels[-1].reduce(2))
+        pyramids.append(tuple(np.asarray(level) for level in levels))
+    return tuple(pyramids)
+
+
+def photo_crop(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A random, maybe mirrored window (height width 3) float32 of a random photograph."""
+    levels = photos()[rng.integers(len(_PHOTOS))]
+    fitting = [level for level in levels if level.shape[0] >= height and level.shape[1] >= width]
+    if fitting:
+        level = fitting[rng.integers(len(fitting))]
+    else:  # scenes larger than the photograph
+        level = np.asarray(Image.fromarray(levels[0]).resize((max(width, height), max(width, height))))
+    y = int(rng.integers(level.shape[0] - height + 1))
+    x = int(rng.integers(level.shape[1] - width + 1))
+    crop = level[y : y + height, x : x + width].astype(np.float32)
+    return crop[:, ::-1] if rng.random() < 0.5 else crop
+
+
+def noise(rng: np.random.Generator, height: int, width: int, cell: float) -> np.ndarray:
+    """Two octaves of smooth noise (height width), about unit deviation; ``cell`` is the coarse period in pixels."""
+    total = np.zeros((height, width), np.float32)
+    for octave, weight in ((1.0, 1.0), (2.5, 0.55)):
+        rows, columns = (max(2, round(side * octave / cell) + 1) for side in (height, width))
+        grid = rng.standard_normal((rows, columns), dtype=np.float32)
+        total += weight * np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC))
+    return total * 1.1
+
+
+def _waves(rng: np.random.Generator, height: int, width: int, period: float) -> np.ndarray:
+    """Stripes, or dots where two of them cross."""
+    angle = rng.random() * np.pi
+    y = np.arange(height, dtype=np.float32)[:, None]
+    x = np.arange(width, dtype=np.float32)[None]
+    k = np.float32(2 * np.pi / period)
+    wave = np.sin(
+        k * (np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y) + rng.random(dtype=np.float32) * 6
+    )
+    if rng.random() < 0.4:
+        wave = wave * np.sin(k * (np.float32(np.cos(angle)) * y - np.float32(np.sin(angle)) * x)) * 1.5
+    return np.clip(wave * (1.0 + 3.0 * rng.random(dtype=np.float32)), -1, 1) * 1.2
+
+
+def residual(rng: np.random.Generator, height: int, width: int, unit: float, photo: float = 0.35) -> np.ndarray:
+    """A texture around zero, about unit deviation: (height width 1 or 3) float32.
+
+    ``unit`` is the pixels that a length of 1 px at 128 px covers; ``photo`` is the chance of a photograph's crop.
+    """
+    draw = rng.random()
+    if draw < photo:
+        crop = photo_crop(rng, height, width)
+        crop = crop - crop.mean((0, 1))
+        return crop / max(float(crop.std()), 12.0)
+    if draw < photo + 0.3 * (1 - photo):
+        return _waves(rng, height, width, unit * (4 + 10 * rng.random()))[..., None]
+    if draw < photo + 0.8 * (1 - photo):
+        return noise(rng, height, width, unit * (5 + 25 * rng.random()))[..., None]
+    return gradient(rng, height, width)[..., None] * 1.7
+
+
+def gradient(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A linear ramp (height width) in a random direction, from -1 to 1 along its longest way."""
+    angle = rng.random() * 2 * np.pi
+    y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    x = np.linspace(-1, 1, width, dtype=np.float32)[None]
+    return (np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y) / np.float32(1.42)
