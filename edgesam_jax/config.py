@@ -73,6 +73,7 @@ class DecoderConfig:
     mlp_dim: int = 2048
     attention_downsample: int = 2  # inner width of cross attention is embed_dim / this
     num_mask_tokens: int = 4
+    tie_cross_keys: bool = False  # from scratch only: key projections of the cross attentions start as the queries'
     lora_rank: int = 0  # > 0: low-rank updates of every q_proj and v_proj (EdgeSAM Table 5c), alpha 1
 
 
@@ -183,7 +184,7 @@ class TrainConfig:
 
     steps: int = 1000
     seed: int = 0
-    devices: int = 0  # 0: all local devices; on CPU more than one needs as many host devices
+    devices: int = 0  # at most so many local devices, 0: all; on CPU that many host devices are made
     log_every: int = 20
     picture_every: int = 500  # 0: never
     checkpoint_every: int = 500
@@ -211,6 +212,7 @@ class ArmConfig:
     title: str = ""
     init_from: str = ""  # name of an earlier arm
     overrides: tuple[str, ...] = ()  # "a.b=c", as on the command line
+    time_from: tuple[str, ...] = ()  # earlier arms: train.steps is set so that this arm takes as long as they together
 
 
 @dataclass(frozen=True)
