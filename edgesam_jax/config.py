@@ -249,10 +249,12 @@ def load_config(path: str | Path) -> Config:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        config = get_config() if callable(get_config) else None
+    except UsageError:  # from a config that this one is derived from
+        raise
     except Exception as error:
         raise UsageError(f"--config {path}: {type(error).__name__}: {error}") from error
-    get_config = getattr(module, "get_config", None)
-    config = get_config() if callable(get_config) else None
     if not isinstance(config, Config):
         raise UsageError(f"--config {path}: it must define get_config() returning an edgesam_jax.config.Config")
     return config
