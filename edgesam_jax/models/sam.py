@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
@@ -96,11 +94,3 @@ def preprocess(images: Array, valid_size: Array) -> Array:
     rows = jnp.arange(images.shape[1])[None, :] < valid_size[:, :1]
     columns = jnp.arange(images.shape[2])[None, :] < valid_size[:, 1:]
     return x * (rows[:, :, None] & columns[:, None, :])[..., None]
-
-
-def init_variables(config: SamConfig, key: Array) -> dict[str, Any]:
-    """Random variables ``{"params", "batch_stats", "constants"}``; ``batch_stats`` is empty for a ViT."""
-    prompts = Prompts(jnp.zeros((1, 1, 2, 2)), jnp.ones((1, 1, 2), jnp.int32), jnp.ones((1, 1, 2), bool))
-    # A forward pass on zeros would cost seconds at 1024x1024; jit lets XLA drop everything but the parameters.
-    init = jax.jit(lambda k: Sam(config).init(k, jnp.zeros((1, config.image_size, config.image_size, 3)), prompts))
-    return {"batch_stats": {}, **init(key)}

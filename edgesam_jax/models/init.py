@@ -1,0 +1,69 @@
+"""Starting values of a model.
+
+Drawn with numpy from the seed and each leaf's own path, so they are the same bits on every backend and JAX version, and
+cost milliseconds: compiling the initialisers of a small model takes XLA half a minute on a CPU.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from edgesam_jax.config import SamConfig
+from edgesam_jax.models.sam import Sam
+from edgesam_jax.types import Prompts
+
+
+def abstract_variables(config: SamConfig) -> dict[str, Any]:
+    """Shapes and dtypes of ``{"params", "batch_stats", "constants"}``; ``batch_stats`` is empty for a ViT."""
+    prompts = Prompts(jnp.zeros((1, 1, 2, 2)), jnp.ones((1, 1, 2), jnp.int32), jnp.ones((1, 1, 2), bool))
+    images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda x: Sam(config).init(jax.random.key(0), x, prompts), images)
+    return {"batch_stats": {}, **shapes}
+
+
+def init_variables(config: SamConfig, seed: int = 0) -> dict[str, Any]:
+    """Random float32 variables of a model that starts from scratch, as numpy arrays.
+
+    Kernels are normal with variance 1 / fan-in, embeddings standard normal, norms neutral; the second norm of every
+    residual MLP of RepViT starts at 0 (facts, section 1).  With ``decoder.tie_cross_keys`` the cross attentions' keys start
+    equal to their queries, so that positions match from the first step.
+    """
+    flat = traverse_util.flatten_dict(abstract_variables(config), keep_empty_nodes=True)
+    values = {
+        path: _value(path, leaf.shape, seed, config) if hasattr(leaf, "shape") else leaf for path, leaf in flat.items()
+    }
+    if config.decoder.tie_cross_keys:
+        for path in values:
+            if "k_proj" in path and path[-1] == "kernel" and any("cross" in name or "final" in name for name in path):
+                values[path] = values[tuple("q_proj" if name == "k_proj" else name for name in path)].copy()
+    return traverse_util.unflatten_dict(values)
+
+
+def _value(path: tuple[str, ...], shape: tuple[int, ...], seed: int, config: SamConfig) -> np.ndarray:
+    leaf = path[-1]
+    rng = np.random.Generator(np.random.PCG64([seed, zlib.crc32("/".join(path).encode())]))
+    if leaf == "scale":
+        return np.zeros(shape, np.float32) if path[-3:-1] == ("m_2", "bn") else np.ones(shape, np.float32)
+    if leaf == "var":
+        return np.ones(shape, np.float32)
+    if leaf in ("bias", "mean", "lora_B", "rel_pos_h", "rel_pos_w", "pos_embed"):
+        return np.zeros(shape, np.float32)
+    if leaf == "kernel":
+        # A transposed convolution with stride = kernel sends one tap of each input channel to an output pixel.
+        fan_in = shape[-2] if "output_upscaling" in path[-2] else int(np.prod(shape[:-1]))
+        std = fan_in**-0.5
+    elif leaf == "lora_A":
+        std = shape[1] ** -0.5
+    elif leaf == "embedding":
+        std = 1.0
+    elif leaf == "positional_encoding_gaussian_matrix":
+        std = config.position_std
+    else:
+        raise ValueError(f"no starting value for {'/'.join(path)}")
+    return (std * rng.standard_normal(shape)).astype(np.float32)
