@@ -4,8 +4,8 @@
     NAME.msgpack                                                 the same in one small file (``save_model_file``)
     WORKDIR/checkpoints/STEP/{variables,optimizer,extra}/        training (``TrainCheckpointer``)
 
-``load_model`` reads all of them, and published .pth and .safetensors files.  Orbax is imported where it is used: it is not
-needed to start from a single file.
+``load_model`` reads all of them, and published .pth and .safetensors files.  Orbax is imported where it is used, so that
+a start from a single file does without it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CHECKPOINTS = "checkpoints"
 class Model:
     """Weights with what is needed to use them.
 
-    ``variables`` has the collections ``params``, ``batch_stats`` and ``constants``.  ``metadata``: ``source`` (text) and
+    ``variables`` has the collections ``params``, ``batch_stats`` and ``constants``.  ``metadata``: ``source`` (text),
     ``score`` ("iou": the IoU head was trained; "stability": it was not, rate masks by their stability), and whatever a
     converter needs for the way back.
     """
@@ -65,7 +65,7 @@ def save_model(path: str | Path, model: Model) -> Path:
         fresh.mkdir()
         with _quiet(), _orbax().StandardCheckpointer() as checkpointer:
             checkpointer.save(fresh / "variables", model.variables)
-        (fresh / "config.json").write_text(_header(model))
+        (fresh / "config.json").write_text(_header(model, _digest(model.variables)))
         if path.exists():
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
             path.rename(old)
@@ -87,7 +87,7 @@ def save_model_file(path: str | Path, model: Model, dtype: Any = None) -> Path:
         return value.astype(dtype) if dtype is not None and np.issubdtype(value.dtype, np.floating) else value
 
     payload = serialization.msgpack_serialize(jax.tree.map(leaf, model.variables))
-    header = {"format": FORMAT, "header": _header(model), "sha256": hashlib.sha256(payload).hexdigest()}
+    header = {"format": FORMAT, "header": _header(model, hashlib.sha256(payload).hexdigest())}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -99,10 +99,24 @@ def save_model_file(path: str | Path, model: Model, dtype: Any = None) -> Path:
     return path
 
 
-def _header(model: Model) -> str:
-    shapes = {jax.tree_util.keystr(k): list(np.shape(v)) for k, v in jax.tree_util.tree_leaves_with_path(model.variables)}
-    content = {"format": FORMAT, "model": dataclasses.asdict(model.config), "metadata": model.metadata, "shapes": shapes}
+def _header(model: Model, sha256: str) -> str:
+    content = {
+        "format": FORMAT,
+        "model": dataclasses.asdict(model.config),
+        "metadata": model.metadata,
+        "sha256": sha256,
+    }
     return json.dumps(content, indent=1)
+
+
+def _digest(tree: Any) -> str:
+    """SHA-256 over names, shapes, types and bytes.  Orbax gives flipped bits back without a word."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------- loading
@@ -136,7 +150,9 @@ def load_model(path: str | Path) -> Model:
         try:
             from convert.from_torch import load_published
         except ImportError as error:
-            raise UsageError(f"checkpoint {path}: reading it needs PyTorch: pip install 'edgesam-jax[convert]'") from error
+            raise UsageError(
+                f"checkpoint {path}: reading it needs PyTorch: pip install 'edgesam-jax[convert]'"
+            ) from error
         return load_published(path)
     raise UsageError(f"checkpoint {path}: not a checkpoint (a folder, .msgpack, .pth or .safetensors is)")
 
@@ -148,42 +164,45 @@ def _load_file(path: Path) -> Model:
         raise UsageError(f"checkpoint {path}: no such file")
     try:
         content = serialization.msgpack_restore(path.read_bytes())
-        intact = content["format"] == FORMAT and hashlib.sha256(content["payload"]).hexdigest() == content["sha256"]
-    except Exception:
+        payload = content["payload"]
+        intact = content["format"] == FORMAT
+        config, metadata, sha256 = _read_header(content["header"], path)
+    except UsageError:
+        raise
+    except Exception:  # msgpack's are many
         intact = False
-    if not intact:
+    if not intact or hashlib.sha256(payload).hexdigest() != sha256:
         raise UsageError(f"checkpoint {path}: damaged, or not written by edgesam_jax")
-    return _model(content["header"], serialization.msgpack_restore(content["payload"]), path)
+    return Model(config, _float32(serialization.msgpack_restore(payload)), metadata)
 
 
 def _load_folder(path: Path) -> Model:
-    return _model((path / "config.json").read_text(errors="replace"), _restore_numpy(path / "variables", path), path)
+    config, metadata, sha256 = _read_header((path / "config.json").read_text(errors="replace"), path)
+    variables = _restore_numpy(path / "variables", path)
+    if _digest(variables) != sha256:
+        raise UsageError(f"checkpoint {path}: damaged (its arrays do not match their checksum)")
+    return Model(config, _float32(variables), metadata)
 
 
-def _model(header: str, variables: dict[str, Any], path: Path) -> Model:
+def _read_header(text: str, path: Path) -> tuple[SamConfig, dict[str, Any], str]:
     try:
-        content = json.loads(header)
-        shapes = content["shapes"]
-        config, metadata = json.dumps(content["model"]), dict(content["metadata"])
+        content = json.loads(text)
+        config, metadata, sha256 = json.dumps(content["model"]), dict(content["metadata"]), str(content["sha256"])
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"checkpoint {path}: its config is damaged") from None
-    found = {jax.tree_util.keystr(k): list(np.shape(v)) for k, v in jax.tree_util.tree_leaves_with_path(variables)}
-    if found != shapes:
-        wrong = sorted(k for k in found.keys() | shapes.keys() if found.get(k) != shapes.get(k))
-        raise UsageError(f"checkpoint {path}: damaged: {len(wrong)} arrays are missing or misshapen, first {wrong[0]}")
-    return Model(from_json(SamConfig, config, f"checkpoint {path}"), _float32(variables), metadata)
+    return from_json(SamConfig, config, f"checkpoint {path}"), metadata, sha256
 
 
 def _load_training(step: Path) -> Model:
     try:
-        config = from_json(Config, json.loads((step / "extra" / "metadata").read_text())["config"], f"checkpoint {step}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UsageError):
-            raise
+        extra = json.loads((step / "extra" / "metadata").read_text())
+        text, sha256 = extra["config"], extra["sha256"]["variables"]
+    except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"checkpoint {step}: its config is damaged") from None
+    config = from_json(Config, text, f"checkpoint {step}")
     variables = _restore_numpy(step / "variables", step)
-    if any(name not in variables for name in COLLECTIONS):
-        raise UsageError(f"checkpoint {step}: damaged, or not a training checkpoint of edgesam_jax")
+    if _digest(variables) != sha256:
+        raise UsageError(f"checkpoint {step}: damaged (its arrays do not match their checksum)")
     return Model(config.model, _float32(variables), {"source": str(step), "score": score_kind(config)})
 
 
@@ -238,8 +257,10 @@ def _restore_numpy(folder: Path, where: Path) -> Any:
     ocp = _orbax()
     try:
         with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
-            tree = checkpointer.metadata(folder).item_metadata.tree
-            restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            index = checkpointer.metadata(folder).item_metadata
+            if index is None:
+                raise ValueError("its index cannot be read")
+            restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), index.tree)
             return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=restore_args))
     except Exception as error:  # orbax, tensorstore and json each have their own
         first = (str(error).splitlines() or [""])[0][:200]
@@ -249,8 +270,8 @@ def _restore_numpy(folder: Path, where: Path) -> Any:
 class TrainCheckpointer:
     """Training checkpoints in ``workdir/checkpoints``: the whole state, the config, and the position in the data.
 
-    A step appears under its number only when it is complete.  Saving is synchronous: the state may be donated to the next
-    step right after.
+    A step appears under its number only when it is complete.  Saving is synchronous: the state may be donated to
+    the next step right after.
     """
 
     def __init__(self, workdir: str | Path, keep: int = 2) -> None:
@@ -262,20 +283,22 @@ class TrainCheckpointer:
 
     def save(self, step: int, state: TrainState, config: Config, data: dict[str, Any] | None = None) -> None:
         """Save ``state`` as ``step`` (nothing is done where that step exists); ``data`` is plain JSON."""
+        if step in self._manager.all_steps():
+            return
         ocp = _orbax()
         variables = {name: getattr(state, name) for name in COLLECTIONS}
         optimizer = {"step": state.step, "opt_state": state.opt_state}
+        sha256 = {"variables": _digest(variables), "optimizer": _digest(optimizer)}
         if jax.process_count() > 1:  # pmap gives host-local arrays, which orbax refuses in a multi-process job
             to_global = ocp.utils.fully_replicated_host_local_array_to_global_array
             variables, optimizer = jax.tree.map(to_global, (variables, optimizer))
         items = ocp.args.Composite(
             variables=ocp.args.StandardSave(variables),
             optimizer=ocp.args.StandardSave(optimizer),
-            extra=ocp.args.JsonSave({"config": to_json(config), "data": data or {}}),
+            extra=ocp.args.JsonSave({"config": to_json(config), "data": data or {}, "sha256": sha256}),
         )
-        if step not in self._manager.all_steps():
-            with _quiet():
-                self._manager.save(step, args=items, force=True)
+        with _quiet():
+            self._manager.save(step, args=items, force=True)
 
     def latest_step(self) -> int | None:
         """The newest complete step, or None."""
@@ -304,6 +327,9 @@ class TrainCheckpointer:
             with _quiet(), ocp.StandardCheckpointer() as checkpointer:
                 parts = {name: checkpointer.restore(folder / name, tree) for name, tree in targets.items()}
             extra = json.loads((folder / "extra" / "metadata").read_text())
+            for name, tree in parts.items():
+                if _digest(tree) != extra["sha256"][name]:
+                    raise ValueError(f"its {name} do not match their checksum")
         except Exception as error:
             first = (str(error).splitlines() or [""])[0][:200]
             raise UsageError(
