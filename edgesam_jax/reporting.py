@@ -1,0 +1,169 @@
+"""What a run leaves behind for people: metric logs, pictures of the prompt loop, curves, tables."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from tensorboardX import SummaryWriter
+
+from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, POSITIVE
+
+GREEN, RED, BLUE, YELLOW = (60, 200, 90), (230, 60, 60), (70, 130, 240), (250, 210, 50)
+GAP = 4  # pixels between the panels of a picture
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write beside, then rename: a reader never sees half a file."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
+class MetricsLog:
+    """``metrics.jsonl`` (one JSON object a line) and TensorBoard event files in a folder.
+
+    Args:
+      folder: the run's work folder.
+      start: finished steps at the start; what an interrupted run logged beyond its checkpoint is dropped.
+    """
+
+    def __init__(self, folder: Path, start: int = 0) -> None:
+        self.path = folder / "metrics.jsonl"
+        kept = [row for row in read_metrics(self.path) if row["step"] <= start]
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = self.path.open("a")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one row; ``step`` counts finished steps from 0."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ``metrics.jsonl``; a torn last line is left out, a missing file is empty."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+# -------------------------------------------------------------------------------------------------- pictures
+
+
+def tint(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], strength: float = 0.55) -> np.ndarray:
+    """The photo (h w 3) uint8 with a mask (s s) bool of the same frame laid over it."""
+    size = (image.shape[1], image.shape[0])
+    alpha = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)) > 127
+    out = image.astype(np.float32)
+    out[alpha] = (1 - strength) * out[alpha] + strength * np.asarray(colour, np.float32)
+    return out.astype(np.uint8)
+
+
+def draw_prompt(image: np.ndarray, coords: np.ndarray, labels: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """The photo (h w 3) with one prompt's box and points (n 2), green for inside and red for outside."""
+    picture = Image.fromarray(image)
+    pen = ImageDraw.Draw(picture)
+    radius = max(2, image.shape[0] // 64)
+    first, last = (np.flatnonzero(valid & (labels == corner)) for corner in (BOX_TOP_LEFT, BOX_BOTTOM_RIGHT))
+    if first.size and last.size:
+        a, b = coords[first[0]], coords[last[0]]
+        pen.rectangle((*np.minimum(a, b).tolist(), *np.maximum(a, b).tolist()), outline=YELLOW, width=max(1, radius // 2))
+    for (x, y), label, real in zip(coords, labels, valid, strict=True):
+        if real and label in (POSITIVE, NEGATIVE):
+            colour = GREEN if label == POSITIVE else RED
+            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline=(255, 255, 255))
+    return np.asarray(picture)
+
+
+def side_by_side(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = ()) -> np.ndarray:
+    """Panels (h w 3), all of one size, as one picture, with an optional line of titles above the columns."""
+    h, w = rows[0][0].shape[:2]
+    head = 16 if titles else 0
+    sheet = np.full((head + len(rows) * (h + GAP) - GAP, max(map(len, rows)) * (w + GAP) - GAP, 3), 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, panel in enumerate(row):
+            sheet[head + i * (h + GAP) :, j * (w + GAP) :][:h, :w] = panel
+    if titles:
+        picture = Image.fromarray(sheet)
+        pen = ImageDraw.Draw(picture)
+        for j, title in enumerate(titles):
+            pen.text((j * (w + GAP) + 2, 2), title, fill=(0, 0, 0))
+        sheet = np.asarray(picture)
+    return sheet
+
+
+def loop_picture(trace: Mapping[str, np.ndarray], prompts: int = 4) -> np.ndarray:
+    """One row per prompt: photo with the sampled points, target mask, student mask, and where they disagree.
+
+    Args:
+      trace: arrays of one image as ``distill.trace`` gives them: ``image`` (h w 3) uint8, ``coords`` (p n 2), ``labels``
+        and ``valid`` (p n), ``student`` and ``target`` (p s s) bool, ``prompt_valid`` (p).
+    """
+    rows = []
+    for i in np.flatnonzero(trace["prompt_valid"])[:prompts]:
+        photo, student, target = trace["image"], trace["student"][i], trace["target"][i]
+        missing, extra = target & ~student, student & ~target
+        rows.append(
+            [
+                draw_prompt(photo, trace["coords"][i], trace["labels"][i], trace["valid"][i]),
+                tint(photo, target, BLUE),
+                tint(photo, student, BLUE),
+                tint(tint(photo, missing, GREEN, 0.8), extra, RED, 0.8),
+            ]
+        )
+    return side_by_side(rows, ("prompt", "target", "student", "green missing, red extra"))
+
+
+def save_picture(path: Path, picture: np.ndarray) -> None:
+    """Write (h w 3) uint8 as PNG, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    Image.fromarray(picture).save(beside, format="PNG")
+    os.replace(beside, path)
+
+
+def save_curves(path: Path, runs: Mapping[str, Path], name: str = "loss") -> None:
+    """One chart of a metric over steps, a line for each run (title -> its ``metrics.jsonl``)."""
+    from matplotlib.figure import Figure  # a second to import: only when a chart is drawn
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for title, metrics in runs.items():
+        rows = [row for row in read_metrics(metrics) if name in row]
+        axes.plot([row["step"] for row in rows], [row[name] for row in rows], label=title)
+    axes.set(xlabel="step", ylabel=name, yscale="log")
+    axes.grid(alpha=0.3)
+    if runs:
+        axes.legend()
+    beside = path.with_name(path.name + ".part")
+    figure.savefig(beside, format="png", dpi=120)
+    os.replace(beside, path)
+
+
+def aligned_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A text table that is also Markdown: the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return "| " + " | ".join(aligned) + " |"
+
+    rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join([line(header), line(rule), *map(line, rows)])
