@@ -1,11 +1,12 @@
 """SAM's plain ViT image encoder: windowed and global attention with decomposed relative positions.
 
-Source: Segment Anything (ICCV 2023), appendix A; the attention is ViTDet's and the relative positions MViTv2's.  Parameter
-names are the published ones by the rule of ``convert/names.py``.
+Source: Segment Anything (ICCV 2023), appendix A; the attention is ViTDet's and the relative positions MViTv2's.
+Parameter names are the published ones by the rule of ``convert/names.py``.
 
 Why attention is cut into chunks: global attention at 1024x1024 has 4096 x 4096 logits a head, 0.8 GB in float32 for
-ViT-B.  They are formed block by block, with the two position terms added inside the block, so that neither the logits nor
-the bias ever exists as a whole, forward or backward.  Blocks that fit the cache are also three times faster on a CPU.
+ViT-B.  They are formed block by block, with the two position terms added inside the block, so that neither the logits
+nor the bias ever exists as a whole, forward or backward.  Blocks that fit the cache are also faster on a CPU: see
+docs/performance.md.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def window_merge(windows: Array, size: tuple[int, int]) -> Array:
 
 
 def relative_table(table: Array, size: int) -> Array:
-    """Spread a table of relative positions (2 size - 1, d) over query and key: (size, size, d), entry q - k + size - 1."""
+    """Spread a table of relative positions (2 size - 1, d) over query and key: (size, size, d), by q - k + size - 1."""
     index = jnp.arange(size)
     return table[index[:, None] - index[None, :] + size - 1]
 
