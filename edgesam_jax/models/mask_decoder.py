@@ -104,7 +104,10 @@ class MaskDecoder(nn.Module):
         if not self.is_initializing():
             indices = indices[chosen]  # the other hypernetworks have no part in the result
         query = jnp.stack(
-            [MLP(c, c // 8, 3, self.dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, :, 1 + i]) for i in indices],
+            [
+                MLP(c, c // 8, 3, self.dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, :, 1 + i])
+                for i in indices
+            ],
             axis=2,
         )
         iou = MLP(c, cfg.num_mask_tokens, 3, self.dtype, name="iou_prediction_head")(tokens[:, :, 0])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
@@ -94,3 +96,40 @@ def preprocess(images: Array, valid_size: Array) -> Array:
     rows = jnp.arange(images.shape[1])[None, :] < valid_size[:, :1]
     columns = jnp.arange(images.shape[2])[None, :] < valid_size[:, 1:]
     return x * (rows[:, :, None] & columns[:, None, :])[..., None]
+
+
+def decode(
+    config: SamConfig,
+    variables: Any,
+    embedding: Array,
+    prompts: Prompts,
+    mask_input: Array | None = None,
+    mask_input_valid: Array | None = None,
+    *,
+    num_masks: int = 4,
+    chunk: int = 0,
+) -> MaskPrediction:
+    """``Sam.decode_masks``, at most ``chunk`` prompts of each image at a time (0: all at once).
+
+    A chunk's work fits the cache and is recomputed in the backward pass, so memory does not grow with the prompts.
+    """
+
+    def apply(arguments: tuple[Prompts, Array | None, Array | None]) -> MaskPrediction:
+        result = Sam(config).apply(variables, embedding, *arguments, num_masks=num_masks, method="decode_masks")
+        return cast(MaskPrediction, result)
+
+    arguments = (prompts, mask_input, mask_input_valid)
+    b, p = prompts.labels.shape[:2]
+    if not chunk or chunk >= p:
+        return apply(arguments)
+    pieces = -(-p // chunk)
+
+    def split(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, pieces * chunk - p), *((0, 0),) * (x.ndim - 2)))
+        return x.reshape(b, pieces, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+    def join(x: Array) -> Array:
+        return x.swapaxes(0, 1).reshape(b, pieces * chunk, *x.shape[3:])[:, :p]
+
+    out = jax.lax.map(jax.checkpoint(apply), jax.tree.map(split, arguments))
+    return jax.tree.map(join, out)

@@ -1,0 +1,77 @@
+"""Losses per element: the reduction over masks, prompts and images is the caller's, and explicit.
+
+All arithmetic is float32.  Masks are logits; the published code takes the cross entropy of clamped probabilities, whose
+gradient vanishes beyond a logit of 17 (facts, defect B31).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def valid_weights(valid_size: Array, cells: int, image_size: int) -> Array:
+    """How much of each cell of a (cells cells) grid lies in the photo: (b 2) rows and columns -> (b cells cells).
+
+    The value is torch's bilinear down-sampling (no antialias) of the valid rectangle: 0, 1/2 or 1 (facts, section 6).
+    """
+    stride = image_size / cells
+    centre = (jnp.arange(cells) + 0.5) * stride - 0.5
+    low, fraction = jnp.floor(centre), centre - jnp.floor(centre)
+    size = valid_size[..., None].astype(jnp.float32)  # (b 2 1)
+    weight = (1 - fraction) * (low < size) + fraction * (low + 1 < size)
+    return weight[:, 0, :, None] * weight[:, 1, None, :]
+
+
+def feature_error(student: Array, teacher: Array, valid: Array) -> Array:
+    """Squared feature error (b g g c) -> (b): mean over channels and over the cells of ``valid`` (b g g) bool.
+
+    EdgeSAM equation 1.  The published code averages a wrongly broadcast (b b) array when sizes differ (defect B35).
+    """
+    error = jnp.square(student.astype(jnp.float32) - teacher.astype(jnp.float32)).mean(axis=-1)
+    return jnp.sum(error * valid, axis=(1, 2)) / jnp.maximum(valid.sum(axis=(1, 2)), 1)
+
+
+def binary_cross_entropy(logits: Array, target: Array, weight: Array) -> Array:
+    """(b p m h w) logits and targets in [0, 1], weight (b h w) -> weighted mean over pixels (b p m)."""
+    weight = weight[:, None, None]
+    loss = jnp.maximum(logits, 0) - logits * target + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    return jnp.sum(loss * weight, axis=(-2, -1)) / jnp.maximum(weight.sum(axis=(-2, -1)), 1e-6)
+
+
+def dice(logits: Array, target: Array, weight: Array) -> Array:
+    """1 - Dice coefficient with smoothing 1: (b p m h w), weight (b h w) -> (b p m)."""
+    weight = weight[:, None, None]
+    p, t = jax.nn.sigmoid(logits) * weight, target * weight
+    both, either = (p * t).sum(axis=(-2, -1)), (p + t).sum(axis=(-2, -1))
+    return 1 - (2 * both + 1) / (either + 1)
+
+
+def measured_iou(a: Array, b: Array, valid: Array) -> Array:
+    """IoU of bool masks (b p m h w) over ``valid`` (b h w) -> (b p m); 0 where both are empty."""
+    valid = valid[:, None, None]
+    both = jnp.sum(a & b & valid, axis=(-2, -1))
+    either = jnp.sum((a | b) & valid, axis=(-2, -1))
+    return both / jnp.maximum(either, 1)
+
+
+def grouping(embedding: Array, masks: Array, prompt_valid: Array, scale: float = 8.0) -> Array:
+    """Auxiliary loss for training from scratch: the cells of one object look alike, others don't -> (b p).
+
+    The mean feature of a mask (b p s s), as a query, has to find that mask among the cells of the embedding (b g g c).
+    Ours, not the paper's: without it small models stay in a minimum that draws an ellipse from the box.
+    """
+    b, g, _, c = embedding.shape
+    p, s = masks.shape[1], masks.shape[-1]
+    cover = masks.reshape(b, p, g, s // g, g, s // g).mean(axis=(3, 5)).reshape(b, p, g * g)
+    x = embedding.reshape(b, g * g, c)
+    x = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+    query = jnp.einsum("bps,bsc->bpc", cover, x)
+    query = query / jnp.maximum(jnp.linalg.norm(query, axis=-1, keepdims=True), 1e-6)
+    logits = scale * (jnp.einsum("bpc,bsc->bps", query, x) - 0.5)
+    loss = jnp.maximum(logits, 0) - logits * cover + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    # Small objects would drown in background: inside and outside weigh the same.
+    inside = (loss * cover).sum(-1) / jnp.maximum(cover.sum(-1), 1e-6)
+    outside = (loss * (1 - cover)).sum(-1) / jnp.maximum((1 - cover).sum(-1), 1e-6)
+    return (inside + outside) * prompt_valid
