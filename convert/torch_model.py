@@ -101,9 +101,7 @@ class RepVitBlock(nn.Module):
     def __init__(self, cin: int, cout: int, stride: int, entry: bool, gate: bool) -> None:
         super().__init__()
         if entry:
-            self.token_mixer = nn.Sequential(
-                ConvBN(cin, cin, 3, stride, groups=cin), nn.Identity(), ConvBN(cin, cout)
-            )
+            self.token_mixer = nn.Sequential(ConvBN(cin, cin, 3, stride, groups=cin), nn.Identity(), ConvBN(cin, cout))
         else:
             self.token_mixer = nn.Sequential(DepthwiseUnit(cin), SqueezeExcite(cin) if gate else nn.Identity())
         self.channel_mixer = ChannelMixer(cout)
@@ -125,14 +123,12 @@ class UpsampleConv(nn.Module):
 
 
 class RepVit(nn.Module):
-    """RepViT with EdgeSAM's two-level fusion neck; (b 3 h w) -> (b c g g).  Facts of the layout: EdgeSAM section 3.1."""
+    """RepViT with EdgeSAM's two-level fusion neck; (b 3 h w) -> (b c g g).  EdgeSAM section 3.1."""
 
     def __init__(self, config: RepVitConfig, embed_dim: int) -> None:
         super().__init__()
         widths, (s0, s1) = config.widths, config.stem_strides
-        stem = nn.Sequential(
-            ConvBN(3, widths[0] // 2, 3, s0), nn.GELU(), ConvBN(widths[0] // 2, widths[0], 3, s1)
-        )
+        stem = nn.Sequential(ConvBN(3, widths[0] // 2, 3, s0), nn.GELU(), ConvBN(widths[0] // 2, widths[0], 3, s1))
         blocks: list[nn.Module] = [stem]
         self.stage_ends: list[int] = []
         for stage, (width, depth) in enumerate(zip(widths, config.depths, strict=True)):
@@ -397,7 +393,8 @@ class TwoWayTransformer(nn.Module):
     def forward(
         self, tokens: Tensor, image: Tensor, image_pe: Tensor, valid: Tensor | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        token_pe, maps = tokens, {}
+        token_pe = tokens
+        maps: dict[str, Tensor] = {}
         for i, layer in enumerate(self.layers):
             tokens, image, found = layer(tokens, image, token_pe, image_pe, valid)
             maps |= {f"{name}_{i}": m for name, m in zip(("t2t", "t2i", "i2t"), found, strict=True)}
