@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
-from scipy import ndimage
 
 from edgesam_jax.data import shapes, textures
 from edgesam_jax.data.schema import OBJECT, PART, Example, boxes_of
+from edgesam_jax.data.transforms import interior_point
 
 MIN_AREA = 60  # visible pixels at 128 px; smaller instances are not annotated
 _HELD_OUT = 1 << 40
@@ -234,18 +234,13 @@ def _annotate(image: np.ndarray, canvas: _Canvas, objects: list[list[int]], inde
                 masks.append(canvas.labels == label)
                 granularity.append(PART)
     stacked = np.stack(masks) if masks else np.zeros((0, *canvas.labels.shape), bool)
-    boxes = boxes_of(stacked)
     points = np.zeros((len(stacked), 2), np.float32)
-    for point, mask, box in zip(points, stacked, boxes.astype(int), strict=True):
-        x0, y0, x1, y1 = box
-        depth = ndimage.distance_transform_edt(np.pad(mask[y0:y1, x0:x1], 1))
-        thick = np.argwhere(depth >= 0.6 * depth.max())
-        row, column = thick[canvas.rng.integers(len(thick))]
-        point[:] = x0 + column - 1, y0 + row - 1  # the padding
+    for point, mask in zip(points, stacked, strict=True):
+        point[:] = interior_point(canvas.rng, mask)
     return Example(
         image=image,
         masks=stacked,
-        boxes=boxes,
+        boxes=boxes_of(stacked),
         points=points,
         image_id=index,
         annotation_ids=np.arange(len(stacked), dtype=np.int64),

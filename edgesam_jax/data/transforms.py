@@ -1,0 +1,202 @@
+"""Photos and masks into the model's square frame, exactly as SAM prepares them.
+
+A photo's longest side becomes ``size`` pixels (Pillow's bilinear filter on uint8, sides rounded half up); it fills the
+top left corner and the rest is padding.  Normalisation happens on the device (``models/sam.py``).
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from scipy import ndimage, sparse
+
+from edgesam_jax.config import UsageError
+
+PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+
+
+def load_image(source: str | Path | bytes, name: str = "", orient: bool = True) -> np.ndarray:
+    """Read a photo as a person sees it: (h w 3) uint8 RGB.
+
+    EXIF orientation is applied unless ``orient`` is False.  Grey, palette, CMYK and 16-bit pictures are converted;
+    alpha is dropped, not composited; 16-bit values are divided by 257.  An animation gives its first picture.
+
+    Args:
+      source: a path, or the bytes of a file.
+      name: what to call the photo in an error; the path by default.
+
+    Raises:
+      UsageError: no such file, not an image, damaged or cut short, or too large to be decoded safely.
+    """
+    name = name or ("image" if isinstance(source, bytes) else str(source))
+    if not isinstance(source, bytes):
+        path = Path(source)
+        if not path.exists():
+            raise UsageError(f"{name}: no such file")
+        if not path.is_file():
+            raise UsageError(f"{name}: not a file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # photos of 90 to 180 megapixels are large, but fine
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else path) as image:
+                image.load()
+                return _rgb(_oriented(image) if orient else image)
+    except Image.DecompressionBombError:
+        raise UsageError(f"{name}: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; shrink it first") from None
+    except MemoryError:
+        raise UsageError(f"{name}: too large for this machine's memory; shrink it first") from None
+    except PermissionError:
+        raise UsageError(f"{name}: not allowed to read it; change its permissions") from None
+    except Exception as error:  # each decoder has its own: OSError, SyntaxError, ValueError, struct.error, zlib.error
+        reason = "not an image that can be read" if "cannot identify" in str(error) else f"damaged image ({error})"
+        raise UsageError(f"{name}: {reason}; use a JPEG, PNG, WebP, BMP or TIFF file") from None
+
+
+def _oriented(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF says nothing about the orientation; the pixels are fine
+        return image
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range")
+    if image.mode.startswith("I"):  # 16 bits, and what Pillow widens to 32
+        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        return np.repeat(((grey + 128) // 257).astype(np.uint8)[..., None], 3, axis=-1)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"))
+
+
+def target_size(height: int, width: int, size: int) -> tuple[int, int]:
+    """Rows and columns of a photo whose longest side is resized to ``size``: int(side * scale + 0.5), at least 1."""
+    scale = size / max(height, width)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def resize_longest_side(image: np.ndarray, size: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Resize (h w 3) uint8 so that its longest side has ``size`` pixels; returns it and its (rows, columns)."""
+    rows, columns = target_size(image.shape[0], image.shape[1], size)
+    if (rows, columns) == image.shape[:2]:
+        return image, (rows, columns)
+    resized = Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR)
+    return np.asarray(resized), (rows, columns)
+
+
+def pad_to_square(image: np.ndarray, size: int) -> np.ndarray:
+    """Pad (h w 3) with zeros at the bottom and right to (size size 3)."""
+    if image.shape[:2] == (size, size):
+        return image
+    padded = np.zeros((size, size, image.shape[2]), image.dtype)
+    padded[: image.shape[0], : image.shape[1]] = image
+    return padded
+
+
+def scale_coords(coords: np.ndarray, old_hw: tuple[int, int], new_hw: tuple[int, int]) -> np.ndarray:
+    """Scale XY pairs (... 2k) float32 from a frame of (rows, columns) to another, by each axis's own ratio."""
+    ratio = np.array([new_hw[1] / old_hw[1], new_hw[0] / old_hw[0]])
+    return (coords * np.tile(ratio, coords.shape[-1] // 2)).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=64)
+def _area_weights(old: int, new: int, frame: int, cells: int) -> sparse.csr_array:
+    """Weights (cells old): the share of each cell of the padded frame that each pixel of the photo covers."""
+    edges = np.arange(cells + 1) * (frame / cells) * (old / new)
+    rows, columns, values = [], [], []
+    for cell in range(cells):
+        low, high = edges[cell], edges[cell + 1]
+        pixels = np.arange(int(low), min(int(np.ceil(high)), old))
+        overlap = np.minimum(pixels + 1, high) - np.maximum(pixels, low)
+        rows.append(np.full(len(pixels), cell))
+        columns.append(pixels)
+        values.append(overlap / (high - low))
+    entries = (np.concatenate(values).astype(np.float32), (np.concatenate(rows), np.concatenate(columns)))
+    return sparse.csr_array(entries, shape=(cells, old))
+
+
+def low_res_masks(masks: np.ndarray, new_hw: tuple[int, int], image_size: int, mask_size: int) -> np.ndarray:
+    """Masks of the photo as training targets in the padded square frame: (n h w) -> (n mask_size mask_size) bool.
+
+    A cell is set where more than half of its area is mask.  A mask too small for that keeps the cells that hold more
+    than half of what its fullest cell holds, so that no instance vanishes.
+    """
+    n, height, width = masks.shape
+    out = np.zeros((n, mask_size, mask_size), bool)
+    down = _area_weights(height, new_hw[0], image_size, mask_size)
+    across = _area_weights(width, new_hw[1], image_size, mask_size)
+    for target, mask in zip(out, masks, strict=True):
+        share = (across @ (down @ mask.astype(np.float32)).T).T
+        most = float(share.max(initial=0.0))
+        if most > 0:
+            target[:] = share > min(0.5, most / 2)
+    return out
+
+
+def jitter_boxes(rng: np.random.Generator, boxes: np.ndarray, hw: tuple[int, int], std: float) -> np.ndarray:
+    """Boxes (n 4) XYXY with noise on every corner: N(0, std * side) clipped to 20 px, kept in the photo and not empty.
+
+    Source: the published training option BOX_JITTER (std 0.1), applied to the photo before it is resized.
+    """
+    side = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+    noisy = boxes + np.clip(rng.standard_normal(boxes.shape) * std * side, -20, 20)
+    noisy = np.clip(noisy, 0, np.tile([hw[1], hw[0]], 2))
+    kept = (noisy[:, 2:] - noisy[:, :2] >= 1).all(1, keepdims=True)
+    return np.where(kept, noisy, boxes).astype(np.float32)
+
+
+def interior_point(rng: np.random.Generator, mask: np.ndarray) -> tuple[float, float]:
+    """A random pixel (x, y) from the thick regions of a mask (h w) bool; (0, 0) if it is empty.
+
+    Thick: at least 0.6 of the greatest distance from the background.
+    """
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    if not len(rows):
+        return 0.0, 0.0
+    x0, y0 = columns[0], rows[0]
+    window = mask[y0 : rows[-1] + 1, x0 : columns[-1] + 1]
+    step = -(-max(window.shape) // 256)  # a coarse distance will do for large masks
+    if step > 1 and window[::step, ::step].any():
+        window = window[::step, ::step]
+    else:
+        step = 1
+    depth = ndimage.distance_transform_edt(np.pad(window, 1))[1:-1, 1:-1]
+    thick = np.argwhere(depth >= 0.6 * depth.max())
+    row, column = thick[rng.integers(len(thick))]
+    return float(x0 + step * column), float(y0 + step * row)
+
+
+def center_point(mask: np.ndarray, protocol: str = "exact") -> tuple[float, float]:
+    """The pixel (x, y) of a mask (h w) bool that is deepest inside it; (0, 0) if it is empty.
+
+    "exact" takes the Euclidean distance from the background, what lies beyond the border included.  "published" follows
+    the approximate transform of the published evaluation (kornia's, kernel 3, h 0.35): rings of 8-neighbours are filled
+    from outside, and within the last one the pixel wins that has the fewest and farthest filled neighbours.  Ties go to
+    the first in row-major order.
+    """
+    if not mask.any():
+        return 0.0, 0.0
+    padded = np.pad(mask, 1)
+    if protocol == "exact":
+        depth = ndimage.distance_transform_edt(padded)
+    elif protocol == "published":
+        ring = ndimage.distance_transform_cdt(padded, metric="chessboard")
+        # Rings grow by floor(1.5 i) and a pixel's own term is below 1.5, so the winner always lies in the last ring.
+        rows, columns = np.nonzero(ring == ring.max())
+        total = np.zeros(len(rows), np.float32)
+        for dy in (-1, 0, 1):
+            for dx in (-1, 0, 1):
+                filled = ring[rows + dy, columns + dx] < ring[rows, columns]
+                total += np.where(filled, np.float32(np.exp(-np.hypot(dx, dy) / 0.35)), np.float32(0))
+        best = int(np.argmax(-np.log(total)))
+        return float(columns[best] - 1), float(rows[best] - 1)
+    else:
+        raise UsageError(f"--protocol {protocol}: use exact or published")
+    row, column = np.unravel_index(int(np.argmax(depth)), depth.shape)
+    return float(column - 1), float(row - 1)
