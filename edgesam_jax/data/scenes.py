@@ -47,7 +47,7 @@ class _Canvas:
         surface = colour + np.float32(strength) * textures.residual(rng, height, width, self.unit)
         surface = surface * (1 + np.float32(light) * textures.gradient(rng, height, width))[..., None]
         region = self.pixels[y0:y1, x0:x1]
-        region += alpha[..., None] * (np.clip(surface, 0, 255) - region)
+        region += alpha[..., None] * (np.maximum(np.minimum(surface, 255), 0) - region)
         self.surfaces += 1
         self.labels[y0:y1, x0:x1][alpha >= 0.5] = self.surfaces
         return self.surfaces

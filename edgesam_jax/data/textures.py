@@ -93,6 +93,10 @@ def residual(rng: np.random.Generator, height: int, width: int, unit: float, pho
 def gradient(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A linear ramp (height width) in a random direction, from -1 to 1 along its longest way."""
     angle = rng.random() * 2 * np.pi
-    y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
-    x = np.linspace(-1, 1, width, dtype=np.float32)[None]
+    x, y = _ramp(width)[None], _ramp(height)[:, None]
     return (np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y) / np.float32(1.42)
+
+
+@functools.lru_cache(maxsize=512)
+def _ramp(length: int) -> np.ndarray:
+    return np.linspace(-1, 1, length, dtype=np.float32)

@@ -1,0 +1,86 @@
+"""A folder of photos, with SA-1B's annotations beside them or without any.
+
+SA-1B: ``sa_1.jpg`` has ``sa_1.json`` next to it, or under ``annotations/`` where the photo is under ``images/``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from edgesam_jax.config import UsageError
+from edgesam_jax.data.coco import decode_example, load_sized
+from edgesam_jax.data.schema import Example
+from edgesam_jax.data.sources import Keep
+from edgesam_jax.data.transforms import PHOTO_SUFFIXES, load_image
+
+_log = logging.getLogger(__name__)
+
+
+class ImagesSource:
+    """Photos of a folder and its subfolders, in the order of their names.
+
+    Where some photos are annotated, the others are left out (``without_annotations`` counts them).  Where none is, all
+    are kept, with no instances: enough for encoder-only distillation.
+
+    Args:
+      root: the folder.
+      limit: keep the first so many photos; 0 for all.
+    """
+
+    def __init__(self, root: str | Path, limit: int = 0) -> None:
+        folder = Path(root)
+        if not root or not folder.is_dir():
+            raise UsageError(f"data root {str(root)!r}: no such folder; give the folder of the photos")
+        photos = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES and p.is_file())
+        if not photos:
+            raise UsageError(f"{folder}: no photos in it ({', '.join(sorted(PHOTO_SUFFIXES))})")
+        pairs = [(photo, _annotations_of(photo, folder)) for photo in photos]
+        annotated = [pair for pair in pairs if pair[1] is not None]
+        self.without_annotations = len(pairs) - len(annotated)
+        if annotated and self.without_annotations:
+            _log.warning("%s: %d photos without annotations are left out", folder, self.without_annotations)
+        self._entries = (annotated or pairs)[: limit or None]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def path(self, index: int) -> Path:
+        """Where a photo lies."""
+        return self._entries[index][0]
+
+    def load(self, index: int, keep: Keep | None = None) -> Example:
+        photo, annotation_file = self._entries[index]
+        if annotation_file is None:
+            return decode_example(load_image(photo), [], photo.stem, str(photo), None)
+        image, annotations = _read(annotation_file)
+        pixels = load_sized(photo, int(image["height"]), int(image["width"]), str(annotation_file))
+        image_id = image.get("image_id", photo.stem)
+        return decode_example(pixels, annotations, image_id, str(annotation_file), keep)
+
+
+def _annotations_of(photo: Path, root: Path) -> Path | None:
+    """The JSON of a photo, next to it or in the parallel ``annotations/`` tree."""
+    beside = photo.with_suffix(".json")
+    parts = list(beside.relative_to(root).parts)
+    candidates = [beside]
+    if "images" in parts:
+        parts[parts.index("images")] = "annotations"
+        candidates.append(root.joinpath(*parts))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        image, annotations = content["image"], content["annotations"]
+        usable = [a for a in annotations if a["segmentation"] and a["bbox"][2] > 0 and a["bbox"][3] > 0]
+        if not {"height", "width"} <= set(image):
+            raise KeyError("height or width")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}; check the file") from None
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise UsageError(f"{path}: not SA-1B's format ({type(error).__name__}: {error}); mend or remove it") from None
+    return image, usable
