@@ -4,8 +4,8 @@
     NAME.msgpack                                                 the same in one small file (``save_model_file``)
     WORKDIR/checkpoints/STEP/{variables,optimizer,extra}/        training (``TrainCheckpointer``)
 
-``load_model`` reads all of them, and published .pth and .safetensors files.  Orbax is imported where it is used, so that
-a start from a single file does without it.
+``load_model`` reads all of them, and published .pth and .safetensors files.  Orbax is imported where it is used, so
+that a start from a single file does without it.
 """
 
 from __future__ import annotations

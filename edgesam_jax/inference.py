@@ -1,0 +1,88 @@
+"""The compiled pieces of inference, shared by the predictor and the evaluation: encode photos, decode prompts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from edgesam_jax.config import RepVitConfig, SamConfig
+from edgesam_jax.data.transforms import pad_to_square, resize_longest_side
+from edgesam_jax.models.sam import Sam, decode, preprocess
+from edgesam_jax.prompts import from_boxes, from_boxes_and_points, from_points
+from edgesam_jax.types import MaskPrediction
+
+try:
+    from edgesam_jax.models.fold import fold
+except ImportError:
+    fold = None
+
+DECODE_CHUNK = 16  # prompts decoded at a time: a chunk's activations fit the cache of a CPU
+
+
+def for_inference(config: SamConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables on the device, batch norms and branches folded where the encoder has them."""
+    return jax.device_put(fold(config, dict(variables)) if _folds(config) else dict(variables))
+
+
+def _folds(config: SamConfig) -> bool:
+    return fold is not None and isinstance(config.encoder, RepVitConfig)
+
+
+@functools.lru_cache(maxsize=16)
+def encoder(config: SamConfig) -> Callable[[Any, Array | np.ndarray, Array | np.ndarray], Array]:
+    """Compiled ``(variables, images, sizes) -> embedding``.
+
+    ``variables`` are those of ``for_inference``, ``images`` (b s s 3) uint8 padded, ``sizes`` (b 2) the rows and
+    columns that hold the photo; the embedding is (b g g c).
+    """
+    model = Sam(config, folded=_folds(config))
+
+    @jax.jit
+    def encode(variables: Any, images: Array, sizes: Array) -> Array:
+        return model.apply(variables, preprocess(images, sizes), method="encode_image")
+
+    return encode
+
+
+@functools.lru_cache(maxsize=16)
+def decoder(config: SamConfig) -> Callable[..., MaskPrediction]:
+    """Compiled ``(variables, embedding, boxes, coords, labels, mask_input, slots=) -> MaskPrediction``, all four masks.
+
+    ``embedding`` (g g c) of one photo; ``boxes`` (p 4) or None; ``coords`` (p n 2) and ``labels`` (p n) or None, put
+    into a buffer with ``slots`` places; ``mask_input`` (p s s) or None.
+    """
+
+    @functools.partial(jax.jit, static_argnames="slots")
+    def run(
+        variables: Any,
+        embedding: Array,
+        boxes: Array | None,
+        coords: Array | None,
+        labels: Array | None,
+        mask_input: Array | None,
+        slots: int = 0,
+    ) -> MaskPrediction:
+        boxes, coords, labels, mask_input = jax.tree.map(lambda x: x[None], (boxes, coords, labels, mask_input))
+        if coords is None or labels is None:
+            prompts = from_boxes(boxes)
+        elif boxes is None:
+            prompts = from_points(coords, labels, slots)
+        else:
+            prompts = from_boxes_and_points(boxes, coords, labels, slots)
+        given = None if mask_input is None else jnp.ones(mask_input.shape[:2], bool)
+        result = decode(config, variables, embedding[None], prompts, mask_input, given, num_masks=4, chunk=DECODE_CHUNK)
+        return jax.tree.map(lambda x: x[0], result)
+
+    return run
+
+
+def frame(image: np.ndarray, size: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """A photo (h w 3) uint8 in the model's padded square frame (size size 3), and the rows and columns it fills."""
+    resized, input_size = resize_longest_side(image, size)
+    return pad_to_square(resized, size), input_size

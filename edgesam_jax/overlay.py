@@ -1,0 +1,55 @@
+"""The picture of one prompt: the photo with its mask, contour, box, points and score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+MASK, EDGE, BOX = (30, 144, 255), (255, 255, 255), (255, 215, 0)
+INSIDE, OUTSIDE = (46, 204, 64), (230, 50, 40)
+TINT = 0.45
+
+
+def contour(mask: np.ndarray, width: int = 1) -> np.ndarray:
+    """Pixels (h w) bool of the mask that have a pixel outside it within ``width`` steps."""
+    inner = np.pad(mask, 1, mode="edge")  # a mask cut by the border of the photo has no contour there
+    inner = inner[1:-1, 1:-1] & inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
+    edge = mask & ~inner
+    return edge if width <= 1 else edge | contour(inner, width - 1)
+
+
+def draw(
+    image: np.ndarray,
+    mask: np.ndarray,
+    text: str,
+    box: Sequence[float] | None = None,
+    points: Sequence[tuple[float, float, int]] = (),
+) -> Image.Image:
+    """Draw a prompt and its mask on the photo.
+
+    Args:
+      image: (h w 3) uint8 RGB.
+      mask: (h w) bool.
+      text: written in the corner.
+      box: x0, y0, x1, y1.
+      points: x, y, label; green inside (1), red outside (0).
+    """
+    pixels = image.copy()
+    pixels[mask] = ((1 - TINT) * pixels[mask] + TINT * np.asarray(MASK)).astype(np.uint8)
+    unit = max(1, round(min(image.shape[:2]) / 300))  # line width: visible on large photos, not coarse on small ones
+    pixels[contour(mask, unit)] = EDGE
+    picture = Image.fromarray(pixels)
+    pen = ImageDraw.Draw(picture)
+    if box is not None:
+        pen.rectangle(tuple(box), outline=BOX, width=unit + 1)
+    radius = 3 * unit + 1
+    for x, y, label in points:
+        circle = (x - radius, y - radius, x + radius, y + radius)
+        pen.ellipse(circle, fill=INSIDE if label else OUTSIDE, outline=EDGE, width=unit)
+    font = ImageFont.load_default(size=12 * unit)
+    left, top, right, bottom = pen.textbbox((2 * unit, 2 * unit), text, font=font)
+    pen.rectangle((left - unit, top - unit, right + unit, bottom + unit), fill=(0, 0, 0))
+    pen.text((2 * unit, 2 * unit), text, font=font, fill=EDGE)
+    return picture

@@ -1,0 +1,205 @@
+"""``python -m edgesam_jax.predict``: a photo and prompts in, masks out.
+
+Each ``--box`` is a prompt of its own.  All ``--point``s together are one prompt, and join the box where there is
+exactly one.  Coordinates are pixels of the photo as a person sees it (EXIF orientation applied).
+
+The output folder gets ``predictions.json`` (per prompt and mask: COCO RLE, box, area, score), ``overlay_I.png`` for each
+prompt and, with ``--save-logits``, ``logits.npz``.  Exit codes: 0 done, 2 wrong usage or input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from edgesam_jax.config import UsageError
+
+if TYPE_CHECKING:
+    from edgesam_jax.predictor import Predictor
+
+Point = tuple[float, float, int]
+OURS = re.compile(r"overlay_\d+\.png|predictions\.json|logits\.npz")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors on one line; ``--box -5,0,20,30`` is a value, to be refused for what is wrong with it."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+        self._negative_number_matcher = re.compile(r"-[\d.,-]+$")
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m edgesam_jax.predict", description="Segment what boxes or points on a photo show.")
+    parser.add_argument("--checkpoint", default="tiny_teacher", help="folder or file; default: the embedded tiny model")
+    parser.add_argument("--image", required=True, help="the photo")
+    parser.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1", help="a prompt; may be repeated")
+    parser.add_argument(
+        "--point", action="append", default=[], metavar="X,Y,LABEL", help="label 1 inside, 0 outside; may be repeated"
+    )
+    parser.add_argument("--num-masks", type=int, choices=(1, 3, 4), default=1, help="masks per prompt")
+    parser.add_argument("--output", required=True, help="folder for the pictures and predictions.json")
+    parser.add_argument("--save-logits", action="store_true", help="also write logits.npz")
+    return parser
+
+
+def _numbers(flag: str, text: str, count: int) -> list[float]:
+    parts = text.split(",")
+    try:
+        if len(parts) != count:
+            raise ValueError
+        return [float(part) for part in parts]
+    except ValueError:
+        raise UsageError(f"{flag} {text}: wants {count} numbers separated by commas") from None
+
+
+def _prompts(
+    boxes: Sequence[str], points: Sequence[str], size: tuple[int, int]
+) -> list[tuple[list[float] | None, list[Point]]]:
+    """One (box or None, points) for each prompt, checked against the photo's rows and columns."""
+    from edgesam_jax.predictor import check_box, check_point
+
+    if not boxes and not points:
+        raise UsageError("no prompt: give --box X0,Y0,X1,Y1 or --point X,Y,LABEL")
+    if len(boxes) > 1 and points:
+        raise UsageError("--point cannot be used with several --box: each box is a prompt of its own")
+    read_boxes = [_numbers("--box", text, 4) for text in boxes]
+    read_points: list[Point] = []
+    for box in read_boxes:
+        check_box(box, size, "--box")
+    for text in points:
+        x, y, label = _numbers("--point", text, 3)
+        check_point((x, y), int(label) if label.is_integer() else label, size, "--point")
+        read_points.append((x, y, int(label)))
+    return [(box, read_points) for box in read_boxes] or [(None, read_points)]
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Do what the command line says; returns the content of predictions.json.
+
+    Raises:
+      UsageError: anything wrong with the arguments, the photo or the checkpoint.
+    """
+    from edgesam_jax.data.transforms import load_image
+
+    output = Path(arguments.output)
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"--output {output}: is a file; name a folder")
+    image = load_image(arguments.image, f"--image {arguments.image}")
+    prompts = _prompts(arguments.box, arguments.point, (image.shape[0], image.shape[1]))
+
+    from edgesam_jax import compile_cache
+    from edgesam_jax.checkpoint import load_model
+    from edgesam_jax.predictor import Predictor
+
+    compile_cache.enable()
+    model = load_model(arguments.checkpoint)
+    predictor = Predictor(model)
+    predictor.set_image(image)
+    boxes = None if prompts[0][0] is None else np.asarray([box for box, _ in prompts])
+    points = np.asarray([points for _, points in prompts])  # (p n 3), n may be 0
+    coords, labels = (points[..., :2], points[..., 2]) if points.size else (None, None)
+    masks, scores, logits = predictor.predict_prompts(boxes, coords, labels, num_masks=arguments.num_masks)
+    report = {
+        "image": str(arguments.image),
+        "width": image.shape[1],
+        "height": image.shape[0],
+        "checkpoint": str(arguments.checkpoint),
+        "score": model.metadata.get("score", "stability"),
+        "prompts": [_entry(i, *prompts[i], masks[i], scores[i]) for i in range(len(prompts))],
+    }
+    _write(output, image, report, masks, logits, scores, predictor if arguments.save_logits else None)
+    return report
+
+
+def _entry(index: int, box: list[float] | None, points: list[Point], masks: Any, scores: Any) -> dict[str, Any]:
+    from pycocotools import mask as coco
+
+    entries = []
+    for mask, score in zip(masks, scores, strict=True):
+        rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+        entries.append(
+            {
+                "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode()},
+                "bbox": [float(v) for v in coco.toBbox(rle)],  # x, y, width, height; all 0 for an empty mask
+                "area": int(coco.area(rle)),
+                "score": float(score),
+            }
+        )
+    prompt: dict[str, Any] = {"overlay": f"overlay_{index}.png"}
+    if box is not None:
+        prompt["box"] = box
+    if points:
+        prompt["points"] = [list(point) for point in points]
+    return {**prompt, "best": int(np.argmax(scores)), "masks": entries}
+
+
+def _write(
+    output: Path,
+    image: np.ndarray,
+    report: dict[str, Any],
+    masks: Any,
+    logits: Any,
+    scores: Any,
+    save: Predictor | None,
+) -> None:
+    """Everything is written beside the folder first, so that a run that fails leaves nothing half-written."""
+    from edgesam_jax import overlay
+
+    beside: Path | None = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent))
+        for entry, prompt_masks in zip(report["prompts"], masks, strict=True):
+            best = entry["best"]
+            text = f"{report['score']} {entry['masks'][best]['score']:.3f}"
+            text += f"  mask {best + 1} of {len(prompt_masks)}" if len(prompt_masks) > 1 else ""
+            picture = overlay.draw(image, prompt_masks[best], text, entry.get("box"), entry.get("points", ()))
+            picture.save(beside / entry["overlay"])
+        if save is not None:
+            embedding = np.asarray(save.embedding.values, np.float32)
+            arrays = {"low_res_logits": logits, "scores": scores, "image_embedding": embedding, "masks": masks}
+            np.savez_compressed(beside / "logits.npz", **arrays)
+        (beside / "predictions.json").write_text(json.dumps(report, indent=1))
+        output.mkdir(exist_ok=True)
+        for stale in output.iterdir():
+            if OURS.fullmatch(stale.name) and not (beside / stale.name).exists():
+                stale.unlink()
+        for file in sorted(beside.iterdir()):
+            file.replace(output / file.name)
+    except OSError as error:
+        raise UsageError(f"--output {output}: cannot write there ({error.strerror})") from None
+    finally:
+        if beside is not None:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    try:
+        arguments = _parser().parse_args(argv)
+        report = run(arguments)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for entry in report["prompts"]:
+        best = entry["masks"][entry["best"]]
+        picture = Path(arguments.output) / entry["overlay"]
+        print(f"{picture}: {best['area']} pixels, {report['score']} score {best['score']:.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
