@@ -50,7 +50,7 @@ class CocoSource:
         self.without_annotations = 0
         self._entries: list[tuple[dict[str, Any], Path, list[dict[str, Any]]]] = []
         for image in index.dataset["images"]:
-            wanted = [a for a in index.imgToAnns.get(image["id"], ()) if not a.get("iscrowd") and _usable(a)]
+            wanted = [a for a in index.imgToAnns.get(image["id"], ()) if not a.get("iscrowd") and usable(a)]
             if not wanted:
                 self.without_annotations += 1
                 continue
@@ -132,7 +132,7 @@ def decode_example(
     """An ``Example`` from annotations with ``bbox`` XYWH, ``segmentation`` and maybe ``point_coords``."""
     height, width = pixels.shape[:2]
     if keep is not None:
-        areas = np.array([a.get("area", a["bbox"][2] * a["bbox"][3]) for a in annotations], np.float64)
+        areas = np.array([_area(a) for a in annotations], np.float64)
         annotations = [annotations[i] for i in keep(areas, (height, width))]
     n = len(annotations)
     masks = np.zeros((n, height, width), bool)
@@ -142,8 +142,9 @@ def decode_example(
         masks[i] = decode_mask(annotation["segmentation"], height, width, f"{where}, annotation {ids[i]}")
         x, y, w, h = annotation["bbox"]
         boxes[i] = x, y, x + w, y + h
-        if annotation.get("point_coords"):
-            points[i] = annotation["point_coords"][0]
+        given = annotation.get("point_coords")
+        if given and numbers(given[0], 2):
+            points[i] = given[0]
         else:  # the same point whenever the annotation is read
             key = zlib.crc32(f"{image_id} {ids[i]}".encode())
             points[i] = interior_point(np.random.default_rng(key), masks[i])
@@ -160,6 +161,8 @@ def decode_mask(segmentation: Any, height: int, width: int, where: str) -> np.nd
         if isinstance(segmentation, list):
             rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
         elif isinstance(segmentation["counts"], list):
+            if sum(segmentation["counts"]) != height * width:
+                raise ValueError(f"runs of {sum(segmentation['counts'])} pixels instead of {height * width}")
             rle = coco_mask.frPyObjects(segmentation, height, width)
         else:
             rle = segmentation
@@ -196,10 +199,20 @@ def _read(path: Path) -> COCO:
     return index
 
 
-def _usable(annotation: dict[str, Any]) -> bool:
-    """Has a mask and a box with an inside."""
+def usable(annotation: dict[str, Any]) -> bool:
+    """Has a mask, and a box with an inside."""
     box = annotation["bbox"]
-    return bool(annotation["segmentation"]) and len(box) == 4 and box[2] > 0 and box[3] > 0
+    return bool(annotation["segmentation"]) and numbers(box, 4) and box[2] > 0 and box[3] > 0
+
+
+def numbers(value: Any, length: int) -> bool:
+    """Is a list of so many numbers."""
+    return isinstance(value, list) and len(value) == length and all(isinstance(v, int | float) for v in value)
+
+
+def _area(annotation: dict[str, Any]) -> float:
+    area = annotation.get("area")
+    return area if isinstance(area, int | float) else annotation["bbox"][2] * annotation["bbox"][3]
 
 
 def _file_name(image: dict[str, Any], path: Path) -> str:

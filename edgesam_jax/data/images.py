@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.coco import decode_example, load_sized
+from edgesam_jax.data.coco import decode_example, load_sized, usable
 from edgesam_jax.data.schema import Example
 from edgesam_jax.data.sources import Keep
 from edgesam_jax.data.transforms import PHOTO_SUFFIXES, load_image
@@ -76,11 +76,11 @@ def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         image, annotations = content["image"], content["annotations"]
-        usable = [a for a in annotations if a["segmentation"] and a["bbox"][2] > 0 and a["bbox"][3] > 0]
+        wanted = [a for a in annotations if usable(a)]
         if not {"height", "width"} <= set(image):
             raise KeyError("height or width")
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}; check the file") from None
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UsageError(f"{path}: not SA-1B's format ({type(error).__name__}: {error}); mend or remove it") from None
-    return image, usable
+    return image, wanted

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -140,6 +141,13 @@ def _in_thread(steps: BatchSource, start: int) -> Iterator[Batch]:
         executor.shutdown(wait=False, cancel_futures=True)
 
 
+@dataclass
+class _Parcel:
+    """Hides the arrays from grain, which would put them in shared memory and leave some there when a run ends early."""
+
+    arrays: Arrays
+
+
 class _From:
     """Batches from a step on, as grain numbers them."""
 
@@ -149,8 +157,8 @@ class _From:
     def __len__(self) -> int:
         return len(self._steps) - self._start
 
-    def __getitem__(self, index: int) -> Arrays:
-        return self._steps[self._start + int(index)]
+    def __getitem__(self, index: int) -> _Parcel:
+        return _Parcel(self._steps[self._start + int(index)])
 
 
 def _in_processes(steps: BatchSource, start: int, workers: int) -> Iterator[Batch]:
@@ -162,5 +170,9 @@ def _in_processes(steps: BatchSource, start: int, workers: int) -> Iterator[Batc
     reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD)
     dataset = grain.MapDataset.source(_From(steps, start)).to_iter_dataset(reading)
     processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD)
-    for arrays in dataset.mp_prefetch(processes):
-        yield _batch(arrays)
+    prefetched = iter(dataset.mp_prefetch(processes))
+    try:
+        for parcel in prefetched:
+            yield _batch(parcel.arrays)
+    finally:
+        prefetched.close()
