@@ -171,7 +171,7 @@ def check(source: Mapping[str, Array], expected: Mapping[str, tuple[int, ...]], 
             continue
         if array.shape != expected[name]:
             lines.append(f"misshapen: {name} is {list(array.shape)}, the model has {list(expected[name])}")
-        elif (array.dtype.kind in "iu") != name.endswith(COUNT):
+        elif array.dtype.kind not in ("iu" if name.endswith(COUNT) else "f"):
             lines.append(f"wrong type: {name} is {array.dtype}")
         elif array.dtype.kind == "f" and not np.isfinite(array).all():
             lines.append(f"not finite: {name}")

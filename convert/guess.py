@@ -1,0 +1,110 @@
+"""Which model a published file holds, from the names and shapes of its entries alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from convert import names
+from edgesam_jax.config import DecoderConfig, RepVitConfig, SamConfig, UsageError, VitConfig
+from edgesam_jax.models.init import abstract_variables
+from edgesam_jax.models.sam import MODELS
+
+Shapes = Mapping[str, tuple[int, ...]]
+ENCODER = "image_encoder."
+
+# What other members of the family are known by, for a clear answer.
+STRANGERS = {
+    "image_encoder.patch_embed.seq.": "MobileSAM (TinyViT)",
+    "image_encoder.backbone.": "EfficientViT-SAM",
+    "image_encoder.trunk.": "SAM 2",
+    "vision_encoder.": "a transformers export of SAM (its names differ from the published file's)",
+}
+
+
+@functools.cache
+def published_shapes(config: SamConfig) -> Shapes:
+    """Published name -> published shape of every entry of a model."""
+    return names.expected_shapes(abstract_variables(config))
+
+
+def guess(shapes: Shapes, what: str) -> tuple[str, SamConfig]:
+    """The name and config of the known model that is nearest to the entries of a whole model.
+
+    The caller checks strictly against the result, so an incomplete file is reported, not mistaken for another model.
+    Fusion (``fuse``) and LoRA are read off the entries.
+
+    Raises:
+      UsageError: no image encoder that we know.
+    """
+    for prefix, stranger in STRANGERS.items():
+        if any(name.startswith(prefix) for name in shapes):
+            raise UsageError(f"{what}: holds {stranger}, which is not supported; EdgeSAM and SAM are")
+    found = _features(shapes)
+    if found is None:
+        raise UsageError(
+            f"{what}: no model that is known here: there are no entries of an EdgeSAM or SAM image encoder "
+            f"(features.* or blocks.*) among its {len(shapes)}"
+        )
+    name = min(MODELS, key=lambda known: _distance(_comparable(MODELS[known]), found))
+    return name, with_variant(MODELS[name], shapes)
+
+
+def with_variant(config: SamConfig, shapes: Shapes) -> SamConfig:
+    """``config`` with fusion and LoRA as the entries have them."""
+    ranks = {shape[0] for name, shape in shapes.items() if name.endswith(".lora_A")}
+    config = replace(config, decoder=replace(config.decoder, lora_rank=max(ranks, default=0)))
+    if isinstance(config.encoder, RepVitConfig):
+        fuse = any(name.startswith(ENCODER + "fuse_stage") for name in shapes)
+        config = replace(config, encoder=replace(config.encoder, fuse=fuse))
+    return config
+
+
+def is_bare_encoder(entries: Mapping[str, Any]) -> bool:
+    """Whether the entries are those of an image encoder without its prefix (stage 1 of the published training)."""
+    parts = r"(features|fuse_stage\d|neck|pos_embed|patch_embed|blocks)\b"
+    return bool(entries) and all(re.match(parts, name) for name in entries)
+
+
+def _features(shapes: Shapes) -> dict[str, Any] | None:
+    """What can be read off the entries, under the names of ``_comparable``; None without an image encoder."""
+    neck = shapes.get(ENCODER + "neck.2.weight", (0,))[0]
+    mlp = shapes.get("mask_decoder.transformer.layers.0.mlp.lin1.weight", (0,))[0]
+    common = {"embed_dim": neck, "mlp_dim": mlp}
+    blocks = _indices(shapes, r"image_encoder\.blocks\.(\d+)\.")
+    if blocks:
+        width = shapes.get(ENCODER + "patch_embed.proj.weight", shapes.get(ENCODER + "neck.0.weight", (0,)))[0]
+        return {**common, "kind": "vit", "width": width, "depth": max(blocks) + 1}
+    features = _indices(shapes, r"image_encoder\.features\.(\d+)\.")
+    if not features:
+        return None
+    entries = [n for n in features if f"{ENCODER}features.{n}.token_mixer.2.c.weight" in shapes]
+    starts = [1, *entries, max(features) + 1]
+    depths = tuple(b - a for a, b in itertools.pairwise(starts))
+    stem = shapes.get(ENCODER + "features.0.2.c.weight", (0,))[0]
+    widths = (stem, *(shapes[f"{ENCODER}features.{n}.token_mixer.2.c.weight"][0] for n in entries))
+    return {**common, "kind": "repvit", "widths": widths, "depths": depths}
+
+
+def _comparable(config: SamConfig) -> dict[str, Any]:
+    encoder: RepVitConfig | VitConfig = config.encoder
+    decoder: DecoderConfig = config.decoder
+    plain = dataclasses.asdict(encoder)
+    sizes = ("width", "depth") if isinstance(encoder, VitConfig) else ("widths", "depths")
+    own = {name: plain[name] for name in ("kind", *sizes)}
+    return {**own, "embed_dim": config.embed_dim, "mlp_dim": decoder.mlp_dim}
+
+
+def _distance(known: dict[str, Any], found: dict[str, Any]) -> int:
+    if known["kind"] != found["kind"]:
+        return 100
+    return sum(known[name] != value for name, value in found.items())
+
+
+def _indices(shapes: Shapes, pattern: str) -> list[int]:
+    return sorted({int(match[1]) for name in shapes if (match := re.match(pattern, name))})

@@ -1,0 +1,110 @@
+"""Checkpoints of this project to files with the published names.
+
+    python -m convert.to_torch CHECKPOINT --output FILE
+
+The inverse of ``convert.from_torch``, bit for bit.  A .pth file holds what torch users expect: a flat state_dict in the
+published order.  A .safetensors file needs no torch to write, and its header says which model it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from convert import names
+from convert.from_torch import HEADER
+from convert.guess import published_shapes
+from edgesam_jax.checkpoint import Model, load_model
+from edgesam_jax.config import UsageError
+
+
+def state_dict(model: Model) -> dict[str, np.ndarray]:
+    """The published entries of a model, checked strictly against its config.
+
+    Raises:
+      UsageError: the variables are not those of ``model.config``.
+    """
+    entries = names.to_published(model.variables, model.metadata.get("num_batches_tracked"))
+    names.check(entries, published_shapes(model.config), str(model.metadata.get("source", "")))
+    return entries
+
+
+def save_published(path: str | Path, model: Model) -> Path:
+    """Write a .pth or .safetensors file; beside, then renamed.
+
+    Raises:
+      UsageError: another ending, no torch for a .pth, or a folder that cannot be written.
+    """
+    path = Path(path)
+    if path.suffix not in (".pth", ".pt", ".safetensors"):
+        raise UsageError(f"--output {path}: must end in .pth or .safetensors")
+    if path.is_dir():
+        raise UsageError(f"--output {path}: is a folder; name a file")
+    entries = state_dict(model)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            _write_safetensors(beside, entries, model)
+        else:
+            _write_pickle(beside, entries, model)
+        beside.replace(path)
+    except OSError as error:
+        raise UsageError(f"--output {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+    return path
+
+
+def _write_safetensors(path: Path, entries: dict[str, np.ndarray], model: Model) -> None:
+    from safetensors.numpy import save_file
+
+    metadata = {k: v for k, v in model.metadata.items() if k != "num_batches_tracked"}
+    header = json.dumps({"config": dataclasses.asdict(model.config), "metadata": metadata})
+    save_file(entries, path, {"format": "pt", HEADER: header})
+
+
+def _write_pickle(path: Path, entries: dict[str, np.ndarray], model: Model) -> None:
+    try:
+        import torch
+
+        from convert.torch_model import TorchSam
+    except ImportError as error:
+        raise UsageError(
+            "--output: a .pth file needs PyTorch: pip install 'edgesam-jax[convert]', or write a .safetensors file"
+        ) from error
+    with torch.device("meta"):
+        order = TorchSam(model.config).state_dict()
+    with path.open("wb") as out:
+        torch.save({name: torch.from_numpy(np.array(entries[name])) for name in order}, out)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m convert.to_torch", description="Write a checkpoint with the published names."
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="anything edgesam_jax.load_model reads")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".pth or .safetensors")
+    args = parser.parse_args(argv)
+    try:
+        model = load_model(args.checkpoint)
+        path = save_published(args.output, model)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{path}: {path.stat().st_size} bytes; licence: {model.metadata.get('licence', 'your own')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
