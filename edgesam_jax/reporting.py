@@ -109,25 +109,29 @@ def side_by_side(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = (
     return sheet
 
 
-def loop_picture(trace: Mapping[str, np.ndarray], prompts: int = 4) -> np.ndarray:
-    """One row per prompt: photo with the sampled points, target mask, student mask, and where they disagree.
+def loop_picture(
+    image: np.ndarray, trace: Any, prompt_valid: np.ndarray, most: int = 4, photo: tuple[int, int] | None = None
+) -> np.ndarray:
+    """One row per prompt: photo with box and points, target mask, student mask, and where they disagree.
 
     Args:
-      trace: arrays of one image as ``distill.trace`` gives them: ``image`` (h w 3) uint8, ``coords`` (p n 2), ``labels``
-        and ``valid`` (p n), ``student`` and ``target`` (p s s) bool, ``prompt_valid`` (p).
+      image: (h w 3) uint8.
+      trace: a ``distill.Trace`` of this image alone (no leading b), as numpy arrays.
+      prompt_valid: (p) which prompts are real; at most ``most`` of them are drawn.
+      photo: rows and columns of the image that hold the photo; the rest is cut off.
     """
+    h, w = photo or image.shape[:2]
     rows = []
-    for i in np.flatnonzero(trace["prompt_valid"])[:prompts]:
-        photo, student, target = trace["image"], trace["student"][i], trace["target"][i]
-        missing, extra = target & ~student, student & ~target
-        rows.append(
-            [
-                draw_prompt(photo, trace["coords"][i], trace["labels"][i], trace["valid"][i]),
-                tint(photo, target, BLUE),
-                tint(photo, student, BLUE),
-                tint(tint(photo, missing, GREEN, 0.8), extra, RED, 0.8),
-            ]
-        )
+    for i in np.flatnonzero(prompt_valid)[:most]:
+        student, target, differ = trace.student[i], trace.target[i], trace.disagreement[i]
+        prompts = trace.prompts
+        panels = [
+            draw_prompt(image, prompts.coords[i], prompts.labels[i], prompts.valid[i]),
+            tint(image, target, BLUE),
+            tint(image, student, BLUE),
+            tint(tint(image, differ & target, GREEN, 0.8), differ & student, RED, 0.8),
+        ]
+        rows.append([panel[:h, :w] for panel in panels])
     return side_by_side(rows, ("prompt", "target", "student", "green missing, red extra"))
 
 

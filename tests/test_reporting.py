@@ -6,6 +6,8 @@ import numpy as np
 from PIL import Image
 
 from edgesam_jax import reporting
+from edgesam_jax.distill import Trace
+from edgesam_jax.types import Prompts
 
 
 def test_log_drops_what_lies_beyond_the_checkpoint(tmp_path):
@@ -47,16 +49,10 @@ def test_loop_picture_has_a_row_per_valid_prompt():
     p, s = 3, 8
     student, target = np.zeros((p, s, s), bool), np.zeros((p, s, s), bool)
     target[:, :4], student[:, 2:6] = True, True
-    trace = {
-        "image": np.full((32, 32, 3), 90, np.uint8),
-        "coords": np.zeros((p, 2, 2), np.float32),
-        "labels": np.ones((p, 2), int),
-        "valid": np.zeros((p, 2), bool),
-        "student": student,
-        "target": target,
-        "prompt_valid": np.array([True, False, True]),
-    }
-    picture = reporting.loop_picture(trace)
+    prompts = Prompts(np.zeros((p, 2, 2), np.float32), np.ones((p, 2), int), np.zeros((p, 2), bool))
+    trace = Trace(prompts, student, target, student != target)
+    photo = np.full((40, 32, 3), 90, np.uint8)
+    picture = reporting.loop_picture(photo, trace, np.array([True, False, True]), photo=(32, 32))
     assert picture.shape == (16 + 2 * 32 + reporting.GAP, 4 * 32 + 3 * reporting.GAP, 3)
     last = picture[16:, 3 * (32 + reporting.GAP) :]
     assert last[4, 16, 1] > last[4, 16, 0], "missing rows are green"

@@ -1,0 +1,145 @@
+"""What a run starts from: random weights, the teacher's decoder, the weights of another checkpoint, its own workdir."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from edgesam_jax.checkpoint import Model
+from edgesam_jax.config import Config, SamConfig, UsageError, from_json, to_json
+from edgesam_jax.models.init import init_variables
+from edgesam_jax.reporting import write_atomically
+
+DECODER_PARTS = ("prompt_encoder", "mask_decoder")
+LORA_LEAVES = ("lora_A", "lora_B")  # a checkpoint without them starts them afresh
+
+# Fields that change how a run is watched or where it runs, but not what it computes.
+FREE_FIELDS = {
+    "train.devices",
+    "train.log_every",
+    "train.picture_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "data.workers",
+    "eval.every",
+    "eval.images",
+    "eval.batch_size",
+    "eval.refine",
+    "eval.seed",
+}
+
+
+# ---------------------------------------------------------------------------------------------------- workdir
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {k: v for name, inner in value.items() for k, v in _flat(inner, f"{prefix}.{name}".lstrip(".")).items()}
+    return {prefix: value}
+
+
+def differing_fields(a: Config, b: Config) -> list[str]:
+    """``field (value in a, value in b)`` for every field that changes the result of a run."""
+    left, right = (_flat(json.loads(to_json(config))) for config in (a, b))
+    names = sorted(set(left) | set(right))
+    return [
+        f"{name} ({left.get(name)!r} there, {right.get(name)!r} here)"
+        for name in names
+        if left.get(name) != right.get(name) and name not in FREE_FIELDS
+    ]
+
+
+def claim_workdir(config: Config, workdir: Path) -> None:
+    """Make the folder and note its config; a folder that holds a run of another config is refused.
+
+    Raises:
+      UsageError: another config's run, naming the fields that differ; or a path that is no folder.
+    """
+    saved = workdir / "config.json"
+    if saved.exists():
+        difference = differing_fields(from_json(Config, saved.read_text(), str(saved)), config)
+        if difference:
+            raise UsageError(
+                f"--workdir {workdir}: it holds a run with another config: {'; '.join(difference)}."
+                " Use the same config to go on with it, or another folder"
+            )
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(saved, to_json(config))
+    except OSError as error:
+        raise UsageError(f"--workdir {workdir}: cannot write there ({error.strerror})") from None
+
+
+# ---------------------------------------------------------------------------------------------------- weights
+
+
+def merge(target: Mapping[str, Any], source: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The variables of ``target`` with the leaves of ``source`` in their place, checked name by name.
+
+    A part of the model (image encoder, prompt encoder, decoder) that the source lacks as a whole keeps its values; within
+    a part names and shapes must be the same, LoRA matrices aside.
+
+    Raises:
+      UsageError: names or shapes that do not fit, listed.
+    """
+    wanted, given = flatten_dict(dict(target)), flatten_dict(dict(source))
+    parts = {path[1] for path in given}
+    missing = [p for p in wanted if p[1] in parts and p not in given and p[-1] not in LORA_LEAVES]
+    extra = [p for p in given if p not in wanted]
+    misshapen = [p for p in given if p in wanted and given[p].shape != wanted[p].shape]
+    problems = [
+        f"{what}: {', '.join('/'.join(p) for p in paths[:5])}{f' and {len(paths) - 5} more' if len(paths) > 5 else ''}"
+        for what, paths in (("missing", missing), ("left over", extra), ("of another shape", misshapen))
+        if paths
+    ]
+    if problems:
+        raise UsageError(f"{where}: its weights do not fit the model of the config ({'; '.join(problems)})")
+    merged = unflatten_dict({**wanted, **{p: jax.numpy.asarray(v, wanted[p].dtype) for p, v in given.items()}})
+    return {name: merged.get(name, {}) for name in target}
+
+
+def check_teacher(config: Config, teacher: SamConfig) -> None:
+    """A teacher must see the same frame as the student and answer on the same grid.
+
+    Raises:
+      UsageError: image, embedding or mask sizes differ.
+    """
+    student = config.model
+    for name in ("image_size", "grid", "mask_size", *(("embed_dim",) if config.distill.mode == "encoder_only" else ())):
+        mine, theirs = getattr(student, name), getattr(teacher, name)
+        if mine != theirs:
+            raise UsageError(f"teacher={config.teacher}: its {name} is {theirs}, the model's is {mine}; they must agree")
+
+
+def decoder_of(teacher: Model) -> dict[str, Any]:
+    """The teacher's prompt encoder and mask decoder, positional constants included."""
+    return {
+        name: {part: tree for part, tree in teacher.variables.get(name, {}).items() if part in DECODER_PARTS}
+        for name in ("params", "constants")
+    }
+
+
+def initial_variables(config: Config, teacher: Model | None, init_from: Model | None) -> dict[str, Any]:
+    """Variables at step 0: random, then the teacher's decoder where it fits, then ``init_from``.
+
+    Raises:
+      UsageError: ``init_from`` does not fit; or encoder-only distillation whose decoder cannot be the teacher's.
+    """
+    variables = init_variables(config.model, config.train.seed)
+    if teacher is not None and config.distill.init_decoder_from_teacher:
+        try:
+            variables = merge(variables, decoder_of(teacher), f"teacher={config.teacher}")
+        except UsageError as error:
+            if config.distill.mode == "encoder_only":
+                raise
+            print(f"note: the decoder starts from random weights, not from the teacher's: {error}")
+    if init_from is not None:
+        variables = merge(variables, init_from.variables, f"train.init_from={config.train.init_from}")
+    return variables
+
+

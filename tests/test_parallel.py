@@ -1,0 +1,42 @@
+"""One step over four devices equals one step over the whole batch, and all replicas stay identical.
+
+JAX's devices are fixed when a process first uses one, so the comparison runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from edgesam_jax import parallel
+from edgesam_jax.config import UsageError
+
+
+@pytest.mark.slow
+def test_pmap_over_four_devices_equals_jit_over_the_whole_batch():
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    script = Path(__file__).with_name("parallel_check.py")
+    done = subprocess.run(
+        [sys.executable, str(script)], env=env, cwd=script.parents[1], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all equal" in done.stdout
+
+
+def test_batch_must_divide():
+    devices = jax.local_devices() * 3
+    assert parallel.check_batch(6, devices) == 2
+    with pytest.raises(UsageError, match=r"data.batch_size=7 does not divide over 3 devices"):
+        parallel.check_batch(7, devices)
+
+
+def test_a_half_named_job_is_refused(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(UsageError, match="JAX_NUM_PROCESSES and JAX_PROCESS_ID"):
+        parallel.start_processes()
