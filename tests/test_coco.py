@@ -1,10 +1,11 @@
+import contextlib
 import json
 import logging
 import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -217,14 +218,38 @@ def test_both_run_length_codes_decode(seed, height, width, share):
     assert (decode_mask(uncompressed(mask), height, width, "") == mask).all()
 
 
+@settings(max_examples=300)
+@given(st.text(st.characters(min_codepoint=48, max_codepoint=111), max_size=30))
+def test_no_code_corrupts_memory(counts):
+    with contextlib.suppress(UsageError):
+        assert decode_mask({"size": [20, 30], "counts": counts}, 20, 30, "").shape == (20, 30)
+
+
 def test_polygons_are_united():
     polygons = [[0, 0, 4, 0, 4, 4, 0, 4], [6, 6, 9, 6, 9, 9, 6, 9]]
     mask = decode_mask(polygons, 10, 10, "")
     assert mask[:4, :4].all() and mask[6:9, 6:9].all() and mask.sum() == 25
+    assert (decode_mask([*polygons, [0, 0, 9, 9]], 10, 10, "") == mask).all()  # a line, which is no box either
+    assert not decode_mask([[0, 0, 9, 9]], 10, 10, "").any()
 
 
 @pytest.mark.parametrize(
-    "bad", [{"size": [4, 4]}, {"size": [9, 9], "counts": [81]}, "text", [["a"]], {"size": [4, 4], "counts": [99]}, 7]
+    "bad",
+    [
+        {"size": [4, 4]},
+        {"size": [9, 9], "counts": [81]},
+        {"size": [4, 4], "counts": [99]},
+        {"size": [4, 4], "counts": [20, -8, 4]},
+        {"size": [4, 4], "counts": ""},
+        {"size": [4, 4], "counts": "P"},  # a digit that says more follow
+        {"size": [4, 4], "counts": "\x7f"},
+        {"size": [4, 4], "counts": "PPPPPPPPP0"},
+        {"size": [4, 4], "counts": "TTT0"},
+        [["a"] * 6],
+        [[0, 0, 1, 1, 1, float("nan")]],
+        "text",
+        7,
+    ],
 )
 def test_damaged_segmentations_are_named(bad):
     with pytest.raises(UsageError, match="annotation 5: damaged segmentation"):

@@ -32,10 +32,11 @@ class Photos:
     def load(self, index, keep=None):
         if index == self.broken:
             raise UsageError("broken.jpg: damaged image")
-        example = scene(9, index, 64)
+        example = scene(4, index, 64)
         rows = 40 + 4 * index
         image = np.full((rows, 64, 3), index, np.uint8)
-        return select(replace(example, image=image, masks=example.masks[:, :rows], image_id=index), keep)
+        cropped = replace(example, image=image, masks=example.masks[:, :rows], image_id=index)
+        return select(select(cropped, lambda areas, hw: np.flatnonzero(areas)), keep)
 
 
 def same(a, b) -> bool:
@@ -131,6 +132,12 @@ def test_any_photo_fits_the_frame(height, width, n):
     for p in range(min(n, 4)):
         assert arrays["boxes"][p].tolist() == pytest.approx([0, 0, columns, rows])
         assert arrays["masks"][p].sum() == pytest.approx(rows * columns / 4, abs=32)
+
+
+def test_an_empty_mask_is_no_prompt():
+    example = Photos().load(0)
+    example.masks[1] = False
+    assert example_arrays(example, DATA, MODEL)["prompt_valid"].tolist() == [True, False, True, True]
 
 
 def test_held_out_scenes_are_others():

@@ -159,18 +159,48 @@ def decode_mask(segmentation: Any, height: int, width: int, where: str) -> np.nd
     """
     try:
         if isinstance(segmentation, list):
-            rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-        elif isinstance(segmentation["counts"], list):
-            if sum(segmentation["counts"]) != height * width:
-                raise ValueError(f"runs of {sum(segmentation['counts'])} pixels instead of {height * width}")
-            rle = coco_mask.frPyObjects(segmentation, height, width)
-        else:
-            rle = segmentation
-        if list(rle["size"]) != [height, width]:
-            raise ValueError(f"size {rle['size']} instead of {[height, width]}")
+            polygons = [p for p in segmentation if len(p) >= 6]  # fewer than three corners enclose nothing
+            if not np.isfinite(np.concatenate(polygons or [np.zeros(0)]).astype(np.float64)).all():
+                raise ValueError("a corner is not a number")
+            if not polygons:
+                return np.zeros((height, width), bool)
+            rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+            return np.asarray(coco_mask.decode(rle), bool)
+        if list(segmentation["size"]) != [height, width]:
+            raise ValueError(f"size {segmentation['size']} instead of {[height, width]}")
+        # pycocotools trusts the runs, and writes past the end of the mask where they are too long.
+        runs = _runs(segmentation["counts"])
+        if (runs < 0).any() or runs.sum() != height * width:
+            raise ValueError(f"runs of {runs.sum()} pixels instead of {height * width}")
+        rle = coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
         return np.asarray(coco_mask.decode(rle), bool)
     except Exception as error:  # pycocotools raises bare Exceptions too
         raise UsageError(f"{where}: damaged segmentation ({error}); mend or remove it") from None
+
+
+def _runs(counts: list[int] | str | bytes) -> np.ndarray:
+    """Lengths of the runs, int64, of either run-length code.
+
+    Format: a compressed count is a little-endian number of 5-bit digits, one per character from "0" on; 32 says that
+    more follow, the last digit's 16 that it is negative.  From the fourth on, counts are differences to the one two
+    before.
+    """
+    if isinstance(counts, list):
+        return np.array(counts, np.int64)
+    digits = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8).astype(np.int64) - 48
+    last = (digits & 32) == 0
+    if not len(digits) or digits.min() < 0 or digits.max() > 63 or not last[-1]:
+        raise ValueError("unknown or missing characters")
+    starts = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
+    places = np.arange(len(digits)) - np.repeat(starts, np.diff([*starts, len(digits)]))
+    if places.max() > 6:
+        raise ValueError("a count of too many digits")
+    values = np.add.reduceat((digits & 31) << (5 * places), starts)
+    negative = (digits[last] & 16) != 0
+    values -= np.where(negative, np.int64(1) << (5 * (places[last] + 1)), 0)
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values
 
 
 def _read(path: Path) -> COCO:
@@ -202,7 +232,10 @@ def _read(path: Path) -> COCO:
 def usable(annotation: dict[str, Any]) -> bool:
     """Has a mask, and a box with an inside."""
     box = annotation["bbox"]
-    return bool(annotation["segmentation"]) and numbers(box, 4) and box[2] > 0 and box[3] > 0
+    shape = annotation["segmentation"]
+    if isinstance(shape, list) and not any(isinstance(p, list) and len(p) >= 6 for p in shape):
+        return False
+    return bool(shape) and numbers(box, 4) and box[2] > 0 and box[3] > 0
 
 
 def numbers(value: Any, length: int) -> bool:

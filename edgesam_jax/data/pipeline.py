@@ -73,9 +73,10 @@ def example_arrays(
         "valid_size": np.array(new, np.int32),
         "boxes": np.zeros((data.max_prompts, 4), np.float32),
         "points": np.zeros((data.max_prompts, 2), np.float32),
-        "prompt_valid": np.arange(data.max_prompts) < n,
+        "prompt_valid": np.zeros(data.max_prompts, bool),
         "masks": np.zeros((data.max_prompts, model.mask_size, model.mask_size), bool),
     }
+    arrays["prompt_valid"][:n] = example.masks[:n].any((1, 2))  # an empty mask is nothing to learn from
     arrays["boxes"][:n] = scale_coords(boxes, old, new)
     arrays["points"][:n] = scale_coords(example.points[:n], old, new)
     arrays["masks"][:n] = low_res_masks(example.masks[:n], new, model.image_size, model.mask_size)
