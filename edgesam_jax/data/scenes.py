@@ -226,12 +226,13 @@ def _annotate(image: np.ndarray, canvas: _Canvas, objects: list[list[int]], inde
         if not labels or areas[labels].sum() < smallest:
             continue
         # Labels of one object are consecutive: they were painted one after the other.
-        masks.append((canvas.labels >= labels[0]) & (canvas.labels <= labels[-1]))
+        whole = (canvas.labels >= labels[0]) & (canvas.labels <= labels[-1])
+        masks.append(whole)
         granularity.append(OBJECT)
         for label in labels:
-            # A part that is nearly the whole would be the same instance twice.
-            if smallest <= areas[label] <= 0.8 * areas[labels].sum():
-                masks.append(canvas.labels == label)
+            part = canvas.labels == label
+            if areas[label] >= smallest and not _alike(part, whole):
+                masks.append(part)
                 granularity.append(PART)
     stacked = np.stack(masks) if masks else np.zeros((0, *canvas.labels.shape), bool)
     points = np.zeros((len(stacked), 2), np.float32)
@@ -246,3 +247,12 @@ def _annotate(image: np.ndarray, canvas: _Canvas, objects: list[list[int]], inde
         annotation_ids=np.arange(len(stacked), dtype=np.int64),
         granularity=np.array(granularity, np.int8),
     )
+
+
+def _alike(part: np.ndarray, whole: np.ndarray) -> bool:
+    """The part is nearly the whole, or its box nearly the whole's: the box would not say which is meant."""
+    if part.sum() > 0.8 * whole.sum():
+        return True
+    x0, y0, x1, y1 = boxes_of(np.stack([part, whole])).T
+    area = (x1 - x0) * (y1 - y0)
+    return bool(area[0] > 0.8 * area[1])
