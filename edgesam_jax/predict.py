@@ -3,8 +3,8 @@
 Each ``--box`` is a prompt of its own.  All ``--point``s together are one prompt, and join the box where there is
 exactly one.  Coordinates are pixels of the photo as a person sees it (EXIF orientation applied).
 
-The output folder gets ``predictions.json`` (per prompt and mask: COCO RLE, box, area, score), ``overlay_I.png`` for each
-prompt and, with ``--save-logits``, ``logits.npz``.  Exit codes: 0 done, 2 wrong usage or input.
+The output folder gets ``predictions.json`` (per prompt and mask: COCO RLE, box, area, score), ``overlay_I.png`` per
+prompt, and with ``--save-logits``, ``logits.npz``.  Exit codes: 0 done, 2 wrong usage or input.
 """
 
 from __future__ import annotations
