@@ -65,6 +65,20 @@ class VitConfig:
 
 
 @dataclass(frozen=True)
+class ConvEncoderConfig:
+    """Small convolutional encoder of the embedded tiny teacher; every stage halves the grid."""
+
+    kind: Literal["conv"] = "conv"
+    widths: tuple[int, ...] = (16, 32, 64, 96)
+    depths: tuple[int, ...] = (1, 2, 3, 3)  # residual blocks per stage
+
+    @property
+    def stride(self) -> int:
+        """Pixels per cell of the output embedding: the last but one stage's."""
+        return 2 ** (len(self.widths) - 1)
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """SAM's two-way transformer mask decoder (SAM appendix A)."""
 
@@ -81,7 +95,7 @@ class DecoderConfig:
 class SamConfig:
     """A promptable segmentation model: any image encoder, SAM's prompt encoder and mask decoder."""
 
-    encoder: RepVitConfig | VitConfig = field(default_factory=RepVitConfig)
+    encoder: RepVitConfig | VitConfig | ConvEncoderConfig = field(default_factory=RepVitConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     image_size: int = 1024
     embed_dim: int = 256

@@ -66,12 +66,16 @@ def grouping(embedding: Array, masks: Array, prompt_valid: Array, scale: float =
     p, s = masks.shape[1], masks.shape[-1]
     cover = masks.reshape(b, p, g, s // g, g, s // g).mean(axis=(3, 5)).reshape(b, p, g * g)
     x = embedding.reshape(b, g * g, c)
-    x = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
-    query = jnp.einsum("bps,bsc->bpc", cover, x)
-    query = query / jnp.maximum(jnp.linalg.norm(query, axis=-1, keepdims=True), 1e-6)
+    x = _unit(x)
+    query = _unit(jnp.einsum("bps,bsc->bpc", cover, x))
     logits = scale * (jnp.einsum("bpc,bsc->bps", query, x) - 0.5)
     loss = jnp.maximum(logits, 0) - logits * cover + jnp.log1p(jnp.exp(-jnp.abs(logits)))
     # Small objects would drown in background: inside and outside weigh the same.
     inside = (loss * cover).sum(-1) / jnp.maximum(cover.sum(-1), 1e-6)
     outside = (loss * (1 - cover)).sum(-1) / jnp.maximum((1 - cover).sum(-1), 1e-6)
     return (inside + outside) * prompt_valid
+
+
+def _unit(x: Array) -> Array:
+    """Scale to unit length; the gradient stays finite at 0, where empty prompts are."""
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)

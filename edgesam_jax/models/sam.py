@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from edgesam_jax.config import DecoderConfig, RepVitConfig, SamConfig, VitConfig
+from edgesam_jax.config import ConvEncoderConfig, DecoderConfig, RepVitConfig, SamConfig, VitConfig
+from edgesam_jax.models.conv_encoder import ConvEncoder
 from edgesam_jax.models.mask_decoder import MaskDecoder
 from edgesam_jax.models.prompt_encoder import PromptEncoder
 from edgesam_jax.models.repvit import REPVIT_M1, REPVIT_M2, REPVIT_M3, RepVit
@@ -35,7 +36,7 @@ MODELS: dict[str, SamConfig] = {
     "sam_vit_b": SamConfig(encoder=VitConfig()),
     "sam_vit_l": SamConfig(encoder=VitConfig(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23))),
     "sam_vit_h": SamConfig(encoder=VitConfig(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31))),
-    "tiny_teacher": replace(TINY, encoder=replace(TINY.encoder, widths=(32, 64, 96, 128), depths=(2, 3, 5, 3))),
+    "tiny_teacher": replace(TINY, encoder=ConvEncoderConfig(), decoder=replace(TINY.decoder, tie_cross_keys=True)),
     "tiny_student": TINY,
 }
 
@@ -56,6 +57,8 @@ class Sam(nn.Module):
         dtype = jnp.dtype(cfg.compute_dtype)
         if isinstance(cfg.encoder, RepVitConfig):
             self.image_encoder: nn.Module = RepVit(cfg.encoder, cfg.embed_dim, self.folded, dtype, self.axis_name)
+        elif isinstance(cfg.encoder, ConvEncoderConfig):
+            self.image_encoder = ConvEncoder(cfg.encoder, cfg.embed_dim, dtype)
         else:
             self.image_encoder = Vit(cfg.encoder, cfg.image_size, cfg.embed_dim, dtype)
         self.prompt_encoder = PromptEncoder(
