@@ -10,8 +10,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from edgesam_jax.config import Config, UsageError, apply_overrides, load_config
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (--help shows the flags)")
 
 
 def parse(argv: Sequence[str] | None) -> tuple[Config, Path]:
@@ -20,7 +26,7 @@ def parse(argv: Sequence[str] | None) -> tuple[Config, Path]:
     Raises:
       UsageError: see ``load_config`` and ``apply_overrides``.
     """
-    parser = argparse.ArgumentParser(prog="python -m edgesam_jax.train", description="Train, resume, or run a study.")
+    parser = _Parser(prog="python -m edgesam_jax.train", description="Train, resume, or run a study.")
     parser.add_argument("--config", required=True, help="a Python file with get_config(), or a saved config.json")
     parser.add_argument("--workdir", required=True, type=Path, help="folder of the run; an earlier run there goes on")
     parser.add_argument(
@@ -31,7 +37,12 @@ def parse(argv: Sequence[str] | None) -> tuple[Config, Path]:
 
 
 def run(config: Config, workdir: Path) -> int:
-    """Train (or run the config's study) and report; returns the exit code."""
+    """Train (or run the config's study) and report; returns the exit code.
+
+    Raises:
+      UsageError: see ``trainer.fit``.
+      FloatingPointError: the loss or a gradient was NaN or infinite.
+    """
     # Imported late, so that a wrong flag is answered at once.
     from edgesam_jax import compile_cache, parallel
 
@@ -45,31 +56,23 @@ def run(config: Config, workdir: Path) -> int:
             return signals.received != 0
 
         if config.study:
-            finished = study.run(config, workdir, stop=asked_to_stop)
+            report = study.run(config, workdir, stop=asked_to_stop)
         else:
-            result = trainer.fit(config, workdir, stop=asked_to_stop)
-            finished = result.finished
-            if finished:
-                report = study.final_evaluation(config, result.model, workdir)
-                print(f"trained {result.step} steps in {result.seconds:.0f} s; model in {workdir / 'model'}")
-                print(report)
-    if not finished:
+            report = study.single(config, workdir, stop=asked_to_stop)
+    if report is None:
         print(f"stopped by signal {signals.received}, saved; the same command goes on from there", file=sys.stderr)
         return 128 + signals.received
+    print(report)
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     try:
-        config, workdir = parse(argv)
-        from edgesam_jax.trainer import NotFinite
-
-        try:
-            return run(config, workdir)
-        except NotFinite as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        return run(*parse(argv))
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

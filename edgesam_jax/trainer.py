@@ -34,10 +34,6 @@ from edgesam_jax.train_step import total_loss
 from edgesam_jax.types import Batch, TrainState
 
 
-class NotFinite(RuntimeError):
-    """The loss or the gradient became NaN or infinite."""
-
-
 @dataclass
 class StopSignal:
     """SIGTERM and SIGINT ask the loop to save and leave; a second one has its usual effect."""
@@ -137,6 +133,7 @@ def fit(
     config: Config,
     workdir: Path,
     *,
+    initial: Model | None = None,
     data: Callable[[int], Generator[Batch]] | None = None,
     stop: Callable[[], bool] = lambda: False,
     quiet: bool = False,
@@ -144,13 +141,14 @@ def fit(
     """Train to ``config.train.steps``, going on from the last checkpoint in ``workdir`` if there is one.
 
     Args:
+      initial: weights to start from, in place of those that ``train.init_from`` names.
       data: first step -> iterator of batches (numpy); the pipeline of ``config.data`` if None.
       stop: asked after every step; True saves and leaves, as SIGTERM and SIGINT do elsewhere.
       quiet: no progress bar.
 
     Raises:
       UsageError: a config, folder, teacher or data set that does not fit.
-      NotFinite: the loss or gradient norm was NaN or infinite; the last good checkpoint is kept.
+      FloatingPointError: the loss or gradient norm was NaN or infinite; the last good checkpoint is kept.
     """
     devices = parallel.request_devices(config.train.devices)
     parallel.check_batch(config.data.batch_size, devices)
@@ -160,8 +158,9 @@ def fit(
     teacher = load_teacher(config)
     with TrainCheckpointer(workdir, keep=config.train.keep_checkpoints) as checkpoints:
         latest = checkpoints.latest_step()
-        init_from = load_model(config.train.init_from) if config.train.init_from and latest is None else None
-        variables = initial_variables(config, teacher, init_from)
+        if initial is None and config.train.init_from and latest is None:
+            initial = load_model(config.train.init_from)
+        variables = initial_variables(config, teacher, initial if latest is None else None)
         tx, schedule = make_optimizer(config, variables["params"])
         state = TrainState(step=jnp.zeros((), jnp.int32), opt_state=tx.init(variables["params"]), **variables)
         seconds = 0.0
@@ -261,7 +260,7 @@ class _Loop:
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             for name in ("loss", "grad_norm"):
                 if not math.isfinite(values[name]):
-                    raise NotFinite(
+                    raise FloatingPointError(
                         f"step {done}: {name} is {values[name]}; the run is stopped, its last good checkpoint is"
                         f" {self.checkpoints.latest_step() or 'none'} in {self.workdir / 'checkpoints'}."
                         " Lower optim.learning_rate or set optim.clip_norm"
@@ -292,7 +291,7 @@ class _Loop:
         host = parallel.to_host(state)
         bad = [leaf for leaf in jax.tree.leaves(host) if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all()]
         if bad:
-            raise NotFinite(
+            raise FloatingPointError(
                 f"step {done}: the parameters are no longer finite; the run is stopped, its last good checkpoint is"
                 f" {self.checkpoints.latest_step() or 'none'} in {self.workdir / 'checkpoints'}."
                 " Lower optim.learning_rate or set optim.clip_norm"

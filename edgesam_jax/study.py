@@ -1,0 +1,203 @@
+"""Runs that end in a table: one run with its final evaluation, or the arms of a study side by side.
+
+Every arm has a folder of its own under the study's; what is complete there is not done again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from edgesam_jax import heldout, inference, reporting
+from edgesam_jax.checkpoint import Model
+from edgesam_jax.config import ArmConfig, Config, UsageError, apply_overrides
+from edgesam_jax.data.schema import Example
+from edgesam_jax.data.transforms import scale_coords
+from edgesam_jax.start import claim_workdir
+from edgesam_jax.trainer import RunResult, fit, load_teacher
+from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
+
+SHEET_SCENES, PANEL = 8, 160
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table: steps and seconds are None where nothing was trained here."""
+
+    name: str
+    title: str
+    scores: heldout.Scores
+    steps: int | None = None
+    seconds: float | None = None
+
+
+def arm_config(config: Config, arm: ArmConfig, earlier: Mapping[str, RunResult]) -> Config:
+    """The config of one arm: the study's with the arm's overrides, start and length.
+
+    With ``time_from`` the number of steps is what fits into the time that the named arms took together, at the rate of
+    the first of them, which must do the same kind of step.
+
+    Raises:
+      UsageError: an arm that names one which does not come before it, or a wrong override.
+    """
+    for name in (arm.init_from, *arm.time_from):
+        if name and name not in earlier:
+            raise UsageError(f"study: arm {arm.name!r} needs arm {name!r}, which does not come before it")
+    own = apply_overrides(dataclasses.replace(config, study=(), name=f"{config.name}-{arm.name}"), arm.overrides)
+    train = own.train
+    if arm.init_from:
+        train = dataclasses.replace(train, init_from=f"../{arm.init_from}/model")
+    if arm.time_from:
+        total = sum(earlier[name].seconds for name in arm.time_from)
+        first = earlier[arm.time_from[0]]
+        train = dataclasses.replace(train, steps=max(1, round(first.step * total / max(first.seconds, 1e-9))))
+    return dataclasses.replace(own, train=train)
+
+
+def check_arms(config: Config) -> None:
+    """Refuse at once what would fail after hours.
+
+    Raises:
+      UsageError: names that are missing, not unique or not usable as a folder, a wrong order or override.
+    """
+    seen: dict[str, RunResult] = {}
+    blank = RunResult(Model(config.model, {}), 1, 1.0, True)
+    for arm in config.study:
+        if not arm.name.isidentifier() or arm.name in seen:
+            raise UsageError(f"study: arm name {arm.name!r} must be a word of its own")
+        arm_config(config, arm, seen)
+        seen[arm.name] = blank
+
+
+def run(config: Config, workdir: Path, stop: Callable[[], bool] = lambda: False) -> str | None:
+    """Run the arms in order, evaluate each, and write ``table.md``, ``table.json``, ``curves.png`` and ``masks.png``.
+
+    Returns:
+      The table as text, or None if asked to stop before the end.
+
+    Raises:
+      UsageError: see ``check_arms`` and ``trainer.fit``.
+      FloatingPointError: an arm's loss was NaN or infinite.
+    """
+    check_arms(config)
+    claim_workdir(config, workdir)
+    examples, teacher = heldout.heldout_examples(config), load_teacher(config)
+    if not examples:
+        raise UsageError("study: data.source=images has no masks to evaluate on; use scenes or coco")
+    rows = [
+        Row("", name, {"box": [value]}) for name, value in heldout.trivial_baselines(examples).items()
+    ]
+    if teacher is not None:
+        rows.append(Row("", "teacher", _scores(config, teacher, examples, None, workdir / "teacher_eval.json", "teacher")))
+    results: dict[str, RunResult] = {}
+    trained = []
+    for number, arm in enumerate(config.study, 1):
+        own, folder = arm_config(config, arm, results), workdir / arm.name
+        print(f"[{number}/{len(config.study)}] {arm.title}: {own.train.steps} steps", file=sys.stderr, flush=True)
+        initial = results[arm.init_from].model if arm.init_from else None
+        result = fit(own, folder, initial=initial, stop=stop)
+        if not result.finished:
+            return None
+        results[arm.name] = result
+        scores = _scores(config, result.model, examples, teacher, folder / "eval.json", arm.name)
+        trained.append(Row(arm.name, arm.title, scores, result.step, result.seconds))
+    rows += sorted(trained, key=lambda row: row.name)
+    text = table(config, rows, len(examples), sum(map(len, examples)))
+    reporting.write_atomically(workdir / "table.md", text + "\n")
+    reporting.write_atomically(workdir / "table.json", json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+    titles = {arm.name: arm.title for arm in config.study}
+    reporting.save_curves(workdir / "curves.png", {titles[n]: workdir / n / "metrics.jsonl" for n in sorted(titles)})
+    models = {"teacher": teacher} if teacher is not None else {}
+    models |= {name: results[name].model for name in sorted(results)}
+    reporting.save_picture(workdir / "masks.png", mask_sheet(examples[:SHEET_SCENES], models))
+    return f"{text}\n\nPictures: {workdir / 'masks.png'}, {workdir / 'curves.png'}"
+
+
+def single(config: Config, workdir: Path, stop: Callable[[], bool] = lambda: False) -> str | None:
+    """One run and its evaluation; returns the report, or None if asked to stop before the end.
+
+    Raises:
+      UsageError, FloatingPointError: see ``trainer.fit``.
+    """
+    result = fit(config, workdir, stop=stop)
+    if not result.finished:
+        return None
+    done = f"{result.step} steps, {result.seconds:.0f} s in steps; model in {workdir / 'model'}"
+    examples = heldout.heldout_examples(config) if config.eval.images else []
+    if not examples:
+        return done
+    teacher = load_teacher(config)
+    scores = _scores(config, result.model, examples, teacher, workdir / "eval.json", config.name)
+    rows = [Row("", name, {"box": [value]}) for name, value in heldout.trivial_baselines(examples).items()]
+    rows.append(Row(config.name, config.name, scores, result.step, result.seconds))
+    text = table(config, rows, len(examples), sum(map(len, examples)))
+    reporting.write_atomically(workdir / "table.md", text + "\n")
+    return f"{done}\n\n{text}"
+
+
+def _scores(
+    config: Config, model: Model, examples: list[Example], teacher: Model | None, cache: Path, title: str
+) -> heldout.Scores:
+    """Measure, or read back what was measured with the same settings."""
+    settings = json.loads(json.dumps([dataclasses.asdict(config.eval), dataclasses.asdict(config.data), config.teacher]))
+    if cache.exists():
+        kept = json.loads(cache.read_text())
+        if kept["settings"] == settings:
+            return kept["scores"]
+    scores = heldout.measure(config, model.config, model.variables, examples, teacher, title)
+    reporting.write_atomically(cache, json.dumps({"settings": settings, "scores": scores}, indent=2))
+    return scores
+
+
+def table(config: Config, rows: list[Row], images: int, instances: int) -> str:
+    """The rows as an aligned table (also Markdown) with a line that says what the numbers are."""
+    refine = config.eval.refine
+    against_teacher = any("box_teacher" in row.scores for row in rows)
+    heads = heldout.headings(refine)
+    header = ["", "steps", "seconds", *heads, *([f"T {h}" for h in heads] if against_teacher else [])]
+    body = [
+        [
+            row.title,
+            "-" if row.steps is None else str(row.steps),
+            "-" if row.seconds is None else f"{row.seconds:.0f}",
+            *heldout.cells(row.scores, "", refine),
+            *(heldout.cells(row.scores, "_teacher", refine) if against_teacher else []),
+        ]
+        for row in rows
+    ]
+    kind = "held-out scenes" if config.data.source == "scenes" else "photos"
+    note = f"mIoU in percent, {instances} masks in {images} {kind}, against ground truth"
+    if against_teacher:
+        note += "; T: against the teacher's masks for the same prompts"
+    return f"{reporting.aligned_table(header, body)}\n\n{note}."
+
+
+def mask_sheet(examples: list[Example], models: Mapping[str, Model]) -> np.ndarray:
+    """One row per example: its largest instance's box, true mask, and the mask that each model draws from the box."""
+    rows = []
+    for example in (e for e in examples if len(e)):
+        chosen = int(np.argmax(example.masks.sum((1, 2))))
+        panels: list[np.ndarray] = []
+        for model in models.values():
+            image, size = inference.frame(example.image, model.config.image_size)
+            box = scale_coords(example.boxes[chosen : chosen + 1], example.image.shape[:2], size)
+            variables = inference.for_inference(model.config, model.variables)
+            embedding = inference.encoder(model.config)(variables, image[None], np.asarray(size, np.int32)[None])
+            logits = inference.decoder(model.config)(variables, embedding[0], box, None, None, None).logits
+            if not panels:
+                truth = example.masks[chosen]
+                resized = np.asarray(Image.fromarray(truth).resize(size[::-1], Image.Resampling.NEAREST))
+                padded = np.zeros(image.shape[:2], bool)
+                padded[: size[0], : size[1]] = resized
+                labels = np.array([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT])
+                prompt = reporting.draw_prompt(image, box.reshape(2, 2), labels, np.ones(2, bool))
+                panels += [prompt, reporting.tint(image, padded, reporting.GREEN)]
+            panels.append(reporting.tint(image, np.asarray(logits[0, 0]) > 0, reporting.BLUE))
+        rows.append([np.asarray(Image.fromarray(p).resize((PANEL, PANEL), Image.Resampling.LANCZOS)) for p in panels])
+    return reporting.side_by_side(rows, ("box", "truth", *models))
