@@ -3,8 +3,8 @@
     python -m convert.from_torch SOURCE --output DIR [--model NAME] [--decoder-from FILE]
 
 SOURCE is a .pth or .safetensors file: a published model, or a training checkpoint of the published system.  One of its
-first stage holds the image encoder alone; the rest then comes from a SAM file.  Nothing is ever unpickled that could run
-code.  torch is needed for .pth only.
+first stage holds the image encoder alone; the rest then comes from a SAM file.  Nothing is ever unpickled that could
+run code.  torch is needed for .pth only.
 """
 
 from __future__ import annotations

@@ -18,14 +18,14 @@ from edgesam_jax.config import DecoderConfig, RepVitConfig, SamConfig, VitConfig
 DATA = Path(__file__).parent / "data"
 
 _SMALL = {"decoder": DecoderConfig(heads=4, mlp_dim=48), "image_size": 64, "embed_dim": 32, "mask_in_chans": 8}
-_REPVIT = RepVitConfig(widths=(16, 24, 32, 48), depths=(3, 3, 4, 3))
+_REPVIT = RepVitConfig(widths=(16, 24, 32, 48), depths=(2, 2, 3, 2))  # with and without gates
 CONFIGS = {
     "repvit": SamConfig(encoder=_REPVIT, **_SMALL),
     "repvit_bilinear_lora": SamConfig(
-        encoder=dataclasses.replace(_REPVIT, upsample="bilinear", stem_strides=(2, 1)),
+        encoder=dataclasses.replace(_REPVIT, depths=(2, 1, 1, 1), upsample="bilinear", stem_strides=(2, 1)),
         **{**_SMALL, "image_size": 48, "decoder": DecoderConfig(heads=2, mlp_dim=40, lora_rank=3)},
     ),
-    "repvit_no_fuse": SamConfig(encoder=dataclasses.replace(_REPVIT, fuse=False), **_SMALL),
+    "repvit_no_fuse": SamConfig(encoder=dataclasses.replace(_REPVIT, depths=(2, 1, 1, 1), fuse=False), **_SMALL),
     "vit": SamConfig(
         encoder=VitConfig(width=48, depth=3, heads=4, global_blocks=(1,), window_size=3, patch_size=8), **_SMALL
     ),

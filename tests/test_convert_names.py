@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convert import names
+from convert.guess import published_shapes
 from edgesam_jax.config import DecoderConfig, UsageError
-from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.sam import MODELS
 
 DATA = Path(__file__).parent / "data"
@@ -28,15 +29,11 @@ def read_keys(name: str) -> dict[str, tuple[tuple[int, ...], str]]:
     return found
 
 
-def expected(config):
-    return names.expected_shapes(abstract_variables(config))
-
-
 @pytest.mark.parametrize("name", LISTS)
 def test_the_tree_of_the_model_is_the_published_list(name):
     keys = read_keys(name)
     assert len(keys) == LISTS[name]
-    assert expected(MODELS[name]) == {key: shape for key, (shape, _) in keys.items()}
+    assert published_shapes(MODELS[name]) == {key: shape for key, (shape, _) in keys.items()}
 
 
 @pytest.mark.parametrize("name", LISTS)
@@ -99,7 +96,7 @@ def test_the_path_rule_has_an_inverse(segments):
 
 @pytest.mark.parametrize("name", ["edge_sam_m2", "edge_sam_m3", "tiny_student", "tiny_teacher"])
 def test_every_model_has_published_names(name):
-    shapes = expected(MODELS[name])
+    shapes = published_shapes(MODELS[name])
     tree, counts = names.to_tree(
         {k: np.zeros(s, np.int64 if k.endswith("tracked") else np.float32) for k, s in shapes.items()}
     )
@@ -108,10 +105,8 @@ def test_every_model_has_published_names(name):
 
 
 def test_lora_entries_have_names():
-    import dataclasses
-
     config = dataclasses.replace(MODELS["tiny_student"], decoder=DecoderConfig(heads=4, mlp_dim=128, lora_rank=16))
-    shapes = expected(config)
+    shapes = published_shapes(config)
     assert shapes["mask_decoder.transformer.layers.1.self_attn.v_proj.lora_B"] == (64, 16)
     assert shapes["mask_decoder.transformer.final_attn_token_to_image.q_proj.lora_A"] == (16, 64)
 
