@@ -335,7 +335,7 @@ class TrainCheckpointer:
             raise UsageError(
                 f"checkpoint {folder}: damaged, or of another model or optimizer ({type(error).__name__}: {first})"
             ) from error
-        state = template.replace(**parts["variables"], **parts["optimizer"])
+        state = dataclasses.replace(template, **parts["variables"], **parts["optimizer"])
         return state, extra["data"], from_json(Config, extra["config"], f"checkpoint {folder}")
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def encoder(config: SamConfig) -> Callable[[Any, Array | np.ndarray, Array | np.
 
     @jax.jit
     def encode(variables: Any, images: Array, sizes: Array) -> Array:
-        return model.apply(variables, preprocess(images, sizes), method="encode_image")
+        return cast(Array, model.apply(variables, preprocess(images, sizes), method="encode_image"))
 
     return encode
 
