@@ -144,7 +144,7 @@ class LossConfig:
     iou: float = 0.0  # squared error of the IoU head against the measured IoU (ground truth) or the teacher's
     encoder: float = 0.0  # stage-1 feature loss kept on during stage 2
     grouping: float = 0.0  # auxiliary: embedding cells of one object alike; only for training from scratch
-    grouping_until: float = 0.0  # share of the run after which grouping stops
+    grouping_until: float = 1.0  # share of the run after which grouping stops
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,10 @@ class DistillConfig:
     coin: Literal["prompt", "batch"] = "prompt"  # paper: each prompt; published code: one coin per batch and device
     point_start: Literal["annotation", "interior"] = "annotation"  # interior: a random pixel of the mask
     box_start_masks: Literal["one", "all"] = "one"  # published code: mask token 0; paper: four granularities
-    point_start_masks: Literal["all", "best"] = "all"  # best: the minimum over masks, for ground-truth targets
+    point_start_masks: Literal["all", "best"] = "all"  # ground truth only; best: the minimum over mask tokens 1 to 3
     loss_over_rounds: Literal["mean", "sum"] = "mean"  # published code: mean; paper's algorithm: sum
-    sampling: Literal["uniform", "side"] = "uniform"  # over the union, or first a fair coin for FN or FP
+    loss_over_prompts: Literal["pooled", "image"] = "pooled"  # each prompt weighs the same, or each image
+    sampling: Literal["uniform", "side", "interior"] = "uniform"  # see prompts.sample_disagreement
     min_disagreement: int = 10  # pixels; below this nothing is sampled
     teacher_mask: Literal["hard", "soft"] = "hard"
     temperature: float = 1.0

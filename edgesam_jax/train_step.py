@@ -12,6 +12,7 @@ from jax import Array, lax
 from edgesam_jax import distill, losses
 from edgesam_jax.config import Config, SamConfig
 from edgesam_jax.models.sam import Sam, preprocess
+from edgesam_jax.optim import FROZEN, labels
 from edgesam_jax.types import Batch, TrainState
 
 
@@ -28,17 +29,20 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimiser step on this device's share of the batch.
 
-    ``teacher`` holds the teacher's variables (None for ground-truth targets).  ``key`` is the run's only key: the step is
-    folded in here, then the image's place in the global batch, so the result does not depend on how many devices share the
-    batch.  Metrics are means over the global batch.
+    ``teacher`` holds the teacher's variables (None for ground-truth targets).  ``key`` is the run's only key: the step
+    is folded in here, then the image's place in the global batch, so the result does not depend on how many devices
+    share the batch.  Metrics are means over the global batch.
     """
 
     def loss_fn(params: Any) -> tuple[Array, tuple[Any, dict[str, Array]]]:
+        # Nothing is computed for leaves that do not learn, and grad_norm is the norm that clipping sees.
+        params = jax.tree.map(lambda x, kind: lax.stop_gradient(x) if kind == FROZEN else x, params, kinds)
         loss, batch_stats, metrics, _ = total_loss(
             params, state, teacher, batch, key, config=config, teacher_config=teacher_config, axis_name=axis_name
         )
         return loss, (batch_stats, metrics)
 
+    kinds = labels(state.params, config)
     grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
     if axis_name is not None:
         # The one place where devices meet.  Losses are normalised by global counts, so the mean is the global gradient.
@@ -63,10 +67,10 @@ def total_loss(
 ) -> tuple[Array, Any, dict[str, Array], distill.Trace | None]:
     """Loss, new batch statistics, metrics and, of the prompt loop, the last round's trace."""
     cfg, model = config.distill, config.model
-    key = jax.random.fold_in(key, state.step)
+    key, image_key = jax.random.split(jax.random.fold_in(key, state.step))
     b = batch.image.shape[0]
     first = 0 if axis_name is None else lax.axis_index(axis_name) * b
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(b))
+    keys = jax.vmap(lambda i: jax.random.fold_in(image_key, i))(first + jnp.arange(b))
 
     images = preprocess(batch.image, batch.valid_size)
     variables = {"params": params, "batch_stats": state.batch_stats, "constants": state.constants}
@@ -91,10 +95,13 @@ def total_loss(
         loss, metrics = distill.encoder_only_loss(embedding, teacher_side[2], batch, config)
         return loss, batch_stats, {"loss": loss, **metrics}, None
 
-    count = batch.prompt_valid.sum().astype(jnp.float32)
+    weights = batch.prompt_valid.astype(jnp.float32)
+    if cfg.loss_over_prompts == "image":
+        weights = weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1)
+    total = weights.sum()
     if axis_name is not None:
-        count = lax.pmean(count, axis_name)
-    weights = batch.prompt_valid / jnp.maximum(count, 1)
+        total = lax.pmean(total, axis_name)
+    weights = weights / jnp.where(total > 0, total, 1)  # total may be below 1: it is a mean over devices
     loss, metrics, trace = distill.prompt_in_the_loop_loss(
         variables, embedding, teacher_side, batch, weights, key, keys, config
     )
