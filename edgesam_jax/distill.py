@@ -56,10 +56,10 @@ def start_prompts(key: Array, keys: Array, batch: Batch, config: DistillConfig, 
     """
     boxes = prompts.from_boxes(batch.boxes, POINT_SLOTS_AT_START + slots)
     points = batch.points
+    coin_keys, point_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     if config.point_start == "interior":
-        if batch.masks is None:
-            raise ValueError("distill.point_start=interior needs ground-truth masks in the batch")
-        points = _interior_points(keys, batch.masks, boxes_frame=batch.image.shape[1])
+        assert batch.masks is not None
+        points = _interior_points(point_keys, batch.masks, boxes_frame=batch.image.shape[1])
     one = jnp.ones((*points.shape[:2], 1), jnp.int32)
     clicks = prompts.from_points(points[:, :, None], one, POINT_SLOTS_AT_START + slots)
     shape = batch.prompt_valid.shape
@@ -70,7 +70,7 @@ def start_prompts(key: Array, keys: Array, batch: Batch, config: DistillConfig, 
     elif config.coin == "batch":
         is_box = jnp.broadcast_to(jax.random.bernoulli(key), shape)
     else:
-        is_box = jax.vmap(lambda k: jax.random.bernoulli(k, shape=shape[1:]))(keys)
+        is_box = jax.vmap(lambda k: jax.random.bernoulli(k, shape=shape[1:]))(coin_keys)
     return prompts.choose(is_box, boxes, clicks), is_box
 
 
@@ -115,8 +115,8 @@ def prompt_in_the_loop_loss(
     inside = valid == 1.0
     rounds = cfg.rounds + 1
     slots = cfg.rounds * cfg.points_per_round
-    start_key, keys = jax.random.fold_in(key, 0), jax.vmap(lambda k: jax.random.split(k, 4))(keys)
-    first, is_box = start_prompts(start_key, keys[:, 0], batch, cfg, slots)
+    keys = jax.vmap(lambda k: jax.random.split(k, 3))(keys)
+    first, is_box = start_prompts(key, keys[:, 0], batch, cfg, slots)
     single = is_box if cfg.box_start_masks == "one" else jnp.zeros_like(is_box)
     feedback = jax.vmap(lambda k: jax.random.bernoulli(k, cfg.mask_feedback, (p,)))(keys[:, 1])
 
@@ -128,7 +128,7 @@ def prompt_in_the_loop_loss(
         if teacher is None:
             assert batch.masks is not None
             target, chosen = batch.masks[:, :, None], jnp.zeros((b, p), jnp.int32)
-            terms = _ground_truth_terms(student, target, valid, inside, is_box, i == 0, cfg)
+            terms = _ground_truth_terms(student, target, valid, inside, single, i == 0, cfg)
         else:
             teacher_config, teacher_variables, teacher_embedding = teacher
             answer = lax.stop_gradient(
@@ -164,16 +164,12 @@ def prompt_in_the_loop_loss(
             name: carry.terms[name] + jnp.sum(weights * lax.convert_element_type(v, jnp.float32))
             for name, v in terms.items()
         }
-        # The last round's points would have no slot: they are drawn only to keep the body the same, and dropped.
-        slot = prompts.BOX_SLOTS + POINT_SLOTS_AT_START + i * cfg.points_per_round
-        more = prompts.append(
-            carry.prompts,
-            jnp.minimum(slot, carry.prompts.labels.shape[2] - cfg.points_per_round),
-            coords,
-            labels,
-            drawn,
-        )
-        following = jax.tree.map(lambda new, old: jnp.where(i < rounds - 1, new, old), more, carry.prompts)
+        following = carry.prompts
+        if cfg.rounds:
+            # The last round's points would have no slot: they are drawn only to keep the body the same, and dropped.
+            slot = prompts.BOX_SLOTS + POINT_SLOTS_AT_START + jnp.minimum(i, cfg.rounds - 1) * cfg.points_per_round
+            more = prompts.append(carry.prompts, slot, coords, labels, drawn)
+            following = jax.tree.map(lambda new, old: jnp.where(i < cfg.rounds, new, old), more, carry.prompts)
         trace = Trace(carry.prompts, own > 0, want, ((own > 0) != want) & inside[:, None])
         return LoopCarry(following, lax.stop_gradient(own), feedback, totals, trace)
 
@@ -219,16 +215,17 @@ def _teacher_terms(student: Any, teacher: Any, valid: Array, single: Array, cfg:
 
 
 def _ground_truth_terms(
-    student: Any, target: Array, valid: Array, inside: Array, is_box: Array, first: Array | bool, cfg: DistillConfig
+    student: Any, target: Array, valid: Array, inside: Array, single: Array, first: Array | bool, cfg: DistillConfig
 ) -> dict[str, Array]:
-    """Loss terms (b p) against ground truth (b p 1 h w): token 0 always, and for a first point the other tokens too.
+    """Loss terms (b p) against ground truth (b p 1 h w): token 0 always, in the first round the other tokens too.
 
-    With ``point_start_masks = best`` only the best of the other tokens counts (SAM section 3: a point is ambiguous).
+    Of ``single`` prompts token 0 alone counts.  With ``point_start_masks = best`` only the best of the other tokens
+    counts (SAM section 3: a point is ambiguous).
     """
     soft = jnp.broadcast_to(target, student.logits.shape).astype(jnp.float32)
     bce = losses.binary_cross_entropy(student.logits, soft, valid)
     dice = losses.dice(student.logits, soft, valid)
-    ambiguous = ~is_box & first
+    ambiguous = ~single & first
     if cfg.point_start_masks == "best":
         total = cfg.loss.bce * bce + cfg.loss.dice * dice
         others = jax.nn.one_hot(total[..., 1:].argmin(axis=-1), total.shape[-1] - 1)

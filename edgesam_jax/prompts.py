@@ -1,7 +1,8 @@
 """The fixed-size prompt buffer, and where the loop's new points come from.
 
-Slots 0 and 1 of a prompt hold the corners of its box; of a prompt without a box, slot 0 holds the one learned padding token
-that SAM adds to such prompts and slot 1 is empty.  Points follow from slot 2.  The decoder does not see the order.
+Slots 0 and 1 of a prompt hold the corners of its box; of a prompt without a box, slot 0 holds the one learned padding
+token that SAM adds to such prompts and slot 1 is empty.  Points follow from slot 2.  The decoder does not see the
+order.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ def from_boxes_and_points(boxes: Array, coords: Array, labels: Array, slots: int
 
 
 def append(prompts: Prompts, slot: Array | int, coords: Array, labels: Array, valid: Array) -> Prompts:
-    """Write points (b p k 2), labels (b p k), valid (b p k) into the slots from ``slot`` on; ``slot`` may be traced."""
+    """Write points (b p k 2), labels (b p k), valid (b p k) into the slots from ``slot`` on; ``slot`` may be traced.
+
+    A traced ``slot`` can't be checked: JAX moves one past the end back to the last k slots.
+    """
     update = jax.lax.dynamic_update_slice_in_dim
     return Prompts(
         update(prompts.coords, coords.astype(prompts.coords.dtype), slot, axis=2),
@@ -71,8 +75,8 @@ def _with_slots(coords: Array, labels: Array, valid: Array, slots: int) -> Promp
 def draw_pixels(key: Array, area: Array, count: int = 1) -> tuple[Array, Array]:
     """Draw ``count`` different pixels uniformly from ``area`` (h w) bool.
 
-    Returns row-major indices (count,) and whether each was there to be drawn (count,).  Pure and without host callbacks:
-    the k-th set pixel is found from the running sum.
+    Returns row-major indices (count,) and whether each was there to be drawn (count,).  Pure and without host
+    callbacks: the k-th set pixel is found from the running sum.
     """
     running = jnp.cumsum(area.reshape(-1), dtype=jnp.int32)
     total = running[-1]
