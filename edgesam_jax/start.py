@@ -81,8 +81,8 @@ def claim_workdir(config: Config, workdir: Path) -> None:
 def merge(target: Mapping[str, Any], source: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The variables of ``target`` with the leaves of ``source`` in their place, checked name by name.
 
-    A part of the model (image encoder, prompt encoder, decoder) that the source lacks as a whole keeps its values; within
-    a part names and shapes must be the same, LoRA matrices aside.
+    A part of the model (image encoder, prompt encoder, decoder) that the source lacks as a whole keeps its values;
+    within a part names and shapes must be the same, LoRA matrices aside.
 
     Raises:
       UsageError: names or shapes that do not fit, listed.
@@ -103,6 +103,32 @@ def merge(target: Mapping[str, Any], source: Mapping[str, Any], where: str) -> d
     return {name: merged.get(name, {}) for name in target}
 
 
+def check_distillation(config: Config) -> None:
+    """Refuse what cannot be computed, or what would silently have no effect.
+
+    Raises:
+      UsageError: the field that does not fit, and why.
+    """
+    distill, loss = config.distill, config.distill.loss
+    encoder_only, truth = distill.mode == "encoder_only", distill.targets == "ground_truth"
+    photos = config.data.source == "images"
+    faults = {
+        "distill.targets=ground_truth: distill.mode=encoder_only needs a teacher": encoder_only and truth,
+        "distill.loss.encoder: there is no teacher's embedding with distill.targets=ground_truth": truth
+        and loss.encoder > 0,
+        "teacher: name a checkpoint, or set distill.targets=ground_truth": not truth and not config.teacher,
+        "data.source=images has photos without prompts: use coco or scenes, or distill.mode=encoder_only": photos
+        and not encoder_only,
+        "distill.rounds must be 0 or more": distill.rounds < 0,
+        "distill.points_per_round must be 1 or more": distill.points_per_round < 1,
+        "distill.temperature must be above 0": distill.temperature <= 0,
+        "distill.mask_feedback is a probability, 0 to 1": not 0 <= distill.mask_feedback <= 1,
+    }
+    for message, wrong in faults.items():
+        if wrong:
+            raise UsageError(message)
+
+
 def check_teacher(config: Config, teacher: SamConfig) -> None:
     """A teacher must see the same frame as the student and answer on the same grid.
 
@@ -110,10 +136,11 @@ def check_teacher(config: Config, teacher: SamConfig) -> None:
       UsageError: image, embedding or mask sizes differ.
     """
     student = config.model
-    for name in ("image_size", "grid", "mask_size", *(("embed_dim",) if config.distill.mode == "encoder_only" else ())):
+    features = config.distill.mode == "encoder_only" or config.distill.loss.encoder > 0
+    for name in ("image_size", "grid", "mask_size", *(("embed_dim",) if features else ())):
         mine, theirs = getattr(student, name), getattr(teacher, name)
         if mine != theirs:
-            raise UsageError(f"teacher={config.teacher}: its {name} is {theirs}, the model's is {mine}; they must agree")
+            raise UsageError(f"teacher={config.teacher}: its {name} is {theirs}, the model's {mine}; they must agree")
 
 
 def decoder_of(teacher: Model) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from edgesam_jax.checkpoint import Model
 from edgesam_jax.config import ArmConfig, Config, UsageError, apply_overrides
 from edgesam_jax.data.schema import Example
 from edgesam_jax.data.transforms import scale_coords
-from edgesam_jax.start import claim_workdir
+from edgesam_jax.start import check_distillation, claim_workdir
 from edgesam_jax.trainer import RunResult, fit, load_teacher
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
 
@@ -71,7 +71,7 @@ def check_arms(config: Config) -> None:
     for arm in config.study:
         if not arm.name.isidentifier() or arm.name in seen:
             raise UsageError(f"study: arm name {arm.name!r} must be a word of its own")
-        arm_config(config, arm, seen)
+        check_distillation(arm_config(config, arm, seen))
         seen[arm.name] = blank
 
 

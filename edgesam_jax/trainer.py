@@ -29,7 +29,7 @@ from edgesam_jax.checkpoint import Model, TrainCheckpointer, load_model, save_mo
 from edgesam_jax.config import Config, LossConfig, SamConfig
 from edgesam_jax.data.pipeline import batches
 from edgesam_jax.optim import make_optimizer
-from edgesam_jax.start import check_teacher, claim_workdir, initial_variables
+from edgesam_jax.start import check_distillation, check_teacher, claim_workdir, initial_variables
 from edgesam_jax.train_step import total_loss
 from edgesam_jax.types import Batch, TrainState
 
@@ -150,6 +150,7 @@ def fit(
       UsageError: a config, folder, teacher or data set that does not fit.
       FloatingPointError: the loss or gradient norm was NaN or infinite; the last good checkpoint is kept.
     """
+    check_distillation(config)
     devices = parallel.request_devices(config.train.devices)
     parallel.check_batch(config.data.batch_size, devices)
     claim_workdir(config, workdir)
