@@ -14,7 +14,8 @@ from jax import Array
 def valid_weights(valid_size: Array, cells: int, image_size: int) -> Array:
     """How much of each cell of a (cells cells) grid lies in the photo: (b 2) rows and columns -> (b cells cells).
 
-    The value is torch's bilinear down-sampling (no antialias) of the valid rectangle: 0, 1/2 or 1 (facts, section 6).
+    The value is torch's bilinear down-sampling (no antialias) of the valid rectangle: 1 inside, 1/2 where an edge of
+    the photo runs through, 1/4 at its corner, 0 outside (facts, section 6).
     """
     stride = image_size / cells
     centre = (jnp.arange(cells) + 0.5) * stride - 0.5
@@ -65,8 +66,7 @@ def grouping(embedding: Array, masks: Array, prompt_valid: Array, scale: float =
     b, g, _, c = embedding.shape
     p, s = masks.shape[1], masks.shape[-1]
     cover = masks.reshape(b, p, g, s // g, g, s // g).mean(axis=(3, 5)).reshape(b, p, g * g)
-    x = embedding.reshape(b, g * g, c)
-    x = _unit(x)
+    x = _unit(embedding.reshape(b, g * g, c).astype(jnp.float32))
     query = _unit(jnp.einsum("bps,bsc->bpc", cover, x))
     logits = scale * (jnp.einsum("bpc,bsc->bps", query, x) - 0.5)
     loss = jnp.maximum(logits, 0) - logits * cover + jnp.log1p(jnp.exp(-jnp.abs(logits)))

@@ -31,8 +31,8 @@ def init_variables(config: SamConfig, seed: int = 0) -> dict[str, Any]:
     """Random float32 variables of a model that starts from scratch, as numpy arrays.
 
     Kernels are normal with variance 1 / fan-in, embeddings standard normal, norms neutral; the second norm of every
-    residual MLP of RepViT starts at 0 (facts, section 1).  With ``decoder.tie_cross_keys`` the cross attentions' keys start
-    equal to their queries, so that positions match from the first step.
+    residual MLP of RepViT starts at 0 (facts, section 1).  With ``decoder.tie_cross_keys`` the cross attentions' keys
+    start equal to their queries, so that positions match from the first step.
     """
     flat = traverse_util.flatten_dict(abstract_variables(config), keep_empty_nodes=True)
     values = {
@@ -59,7 +59,7 @@ def _value(path: tuple[str, ...], shape: tuple[int, ...], seed: int, config: Sam
         fan_in = shape[-2] if "output_upscaling" in path[-2] else int(np.prod(shape[:-1]))
         std = fan_in**-0.5
     elif leaf == "lora_A":
-        std = shape[1] ** -0.5
+        std = (3 * shape[1]) ** -0.5  # that of the published uniform distribution
     elif leaf == "embedding":
         std = 1.0
     elif leaf == "positional_encoding_gaussian_matrix":
