@@ -90,14 +90,14 @@ def run(config: Config, workdir: Path, stop: Callable[[], bool] = lambda: False)
     examples, teacher = heldout.heldout_examples(config), load_teacher(config)
     if not examples:
         raise UsageError("study: data.source=images has no masks to evaluate on; use scenes or coco")
-    rows = [
-        Row("", name, {"box": [value]}) for name, value in heldout.trivial_baselines(examples).items()
-    ]
+    rows = [Row("", name, {"box": [value]}) for name, value in heldout.trivial_baselines(examples).items()]
     if teacher is not None:
         rows.append(Row("", "teacher", _scores(config, teacher, examples, None, workdir / "teacher_eval.json", "teacher")))
     results: dict[str, RunResult] = {}
     trained = []
     for number, arm in enumerate(config.study, 1):
+        if stop():
+            return None
         own, folder = arm_config(config, arm, results), workdir / arm.name
         print(f"[{number}/{len(config.study)}] {arm.title}: {own.train.steps} steps", file=sys.stderr, flush=True)
         initial = results[arm.init_from].model if arm.init_from else None

@@ -24,10 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from edgesam_jax import parallel, reporting
+from edgesam_jax import heldout, parallel, reporting
 from edgesam_jax.checkpoint import Model, TrainCheckpointer, load_model, save_model, score_kind
 from edgesam_jax.config import Config, LossConfig, SamConfig
 from edgesam_jax.data.pipeline import batches
+from edgesam_jax.data.schema import Example
 from edgesam_jax.optim import make_optimizer
 from edgesam_jax.start import check_distillation, check_teacher, claim_workdir, initial_variables
 from edgesam_jax.train_step import total_loss
@@ -111,8 +112,24 @@ def picture_trace(
     distill = dataclasses.replace(
         config.distill, mode="prompt_in_the_loop", freeze_image_encoder=True, loss=LossConfig()
     )
+    if config.data.source == "images":  # no points and masks of its own: see with_prompts
+        distill = dataclasses.replace(distill, start="box")
     config = dataclasses.replace(config, distill=distill)
     return total_loss(state.params, state, teacher, batch, key, config=config, teacher_config=teacher_config)[3]
+
+
+def with_prompts(batch: Batch) -> Batch:
+    """The batch itself, or with a box in each quarter of every photo where the data set has no prompts (b = 1)."""
+    if batch.prompt_valid.any():
+        return batch
+    rows, columns = batch.valid_size[0]
+    x, y = np.meshgrid(columns * np.array([0.25, 0.75]), rows * np.array([0.25, 0.75]))
+    centre = np.stack([x.ravel(), y.ravel()], -1)[: batch.points.shape[1]].astype(np.float32)
+    half = np.array([columns, rows], np.float32) / 6
+    points, boxes, valid = (np.array(v) for v in (batch.points, batch.boxes, batch.prompt_valid))
+    points[0, : len(centre)], valid[0, : len(centre)] = centre, True
+    boxes[0, : len(centre)] = np.concatenate([centre - half, centre + half], -1)
+    return batch.replace(points=points, boxes=boxes, prompt_valid=valid)
 
 
 def finished_run(config: Config, workdir: Path) -> RunResult | None:
@@ -134,7 +151,7 @@ def fit(
     workdir: Path,
     *,
     initial: Model | None = None,
-    data: Callable[[int], Generator[Batch]] | None = None,
+    data: Callable[[int], Iterator[Batch]] | None = None,
     stop: Callable[[], bool] = lambda: False,
     quiet: bool = False,
 ) -> RunResult:
@@ -208,27 +225,26 @@ class _Loop:
         )  # fmt: skip
         self.pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
         self.window: list[dict[str, float]] = []
+        self.examples: list[Example] | None = None  # of the evaluation, once it is due
         self.now: Config | None = None
         self.clock: float | None = None  # None until the first step after a compilation has come back
 
     def wire(self, teacher: Model | None, tx: Any, devices: list[jax.Device]) -> None:
         """Compile-time things: the step, and the arguments that stay the same."""
-        self.devices = devices
+        self.devices, self.teacher_model = devices, teacher
         self.teacher_config = teacher.config if teacher else None
         self.step_for = functools.cache(lambda now: parallel.make_train_step(now, self.teacher_config, tx, devices))
         self.host_key = jax.random.key(self.config.train.seed)
         self.host_teacher = teacher.variables if teacher else None
         self.key, self.teacher = parallel.replicate((self.host_key, self.host_teacher), devices)
-        self.trace = jax.jit(
-            functools.partial(picture_trace, config=self.config, teacher_config=self.teacher_config)
-        )
+        self.trace = jax.jit(functools.partial(picture_trace, config=self.config, teacher_config=self.teacher_config))
 
     def run(self, state: TrainState, data: Iterator[Batch], stop: Callable[[], bool]) -> TrainState:
         """Step until the end or until asked to stop; the state returned is saved."""
-        train = self.config.train
-        done = int(state.step)
+        train, every = self.config.train, self.config.eval.every
+        done, leaving = int(state.step), stop()
         try:
-            while done < train.steps:
+            while done < train.steps and not leaving:
                 batch = next(data)
                 now = phase(self.config, done)
                 if now != self.now:
@@ -246,8 +262,8 @@ class _Loop:
                     self._save(done, state)
                 if train.picture_every and (done % train.picture_every == 0 or done == train.steps):
                     self._picture(done, state, batch)
-                if leaving:
-                    break
+                if every and done % every == 0 and done < train.steps:
+                    self._evaluate(done, state)
             return state
         finally:
             self.bar.close()
@@ -267,15 +283,19 @@ class _Loop:
                         " Lower optim.learning_rate or set optim.clip_norm"
                     )
             now = time.perf_counter()
-            elapsed = now - self.clock if self.clock is not None else 0.0
+            elapsed = 0.0
             if self.clock is None:
                 self.bar.set_description(self.config.name)
                 self.bar.unpause()
+            else:
+                elapsed = now - self.clock
+                values["step_seconds"] = elapsed
             self.seconds, self.clock = self.seconds + elapsed, now
-            self.window.append({**values, "step_seconds": elapsed})
+            self.window.append(values)
             self.bar.update(done - self.bar.n)
             if done % train.log_every == 0 or done == train.steps:
-                row = {name: float(np.mean([v[name] for v in self.window])) for name in self.window[0]}
+                names = dict.fromkeys(name for row in self.window for name in row)  # phases differ in their metrics
+                row = {name: float(np.mean([v[name] for v in self.window if name in v])) for name in names}
                 row["learning_rate"] = float(self.schedule(done - 1))
                 row["seconds"] = self.seconds
                 self.log.write(done, row)
@@ -302,11 +322,22 @@ class _Loop:
 
     def _picture(self, done: int, state: TrainState, batch: Batch) -> None:
         self._read(keep=0)
+        first = with_prompts(jax.tree.map(lambda x: x[:1], batch))
         host = parallel.to_host(state)  # one device draws
-        first = jax.tree.map(lambda x: x[:1], batch)
         trace = jax.tree.map(lambda x: np.asarray(x)[0], self.trace(host, self.host_teacher, first, self.host_key))
-        picture = reporting.loop_picture(
-            batch.image[0], trace, batch.prompt_valid[0], photo=tuple(batch.valid_size[0].tolist())
-        )
+        rows, columns = first.valid_size[0].tolist()
+        picture = reporting.loop_picture(first.image[0], trace, first.prompt_valid[0], photo=(rows, columns))
         reporting.save_picture(self.workdir / "pictures" / f"{done:07d}.png", picture)
+        self._pause()
+
+    def _evaluate(self, done: int, state: TrainState) -> None:
+        self._read(keep=0)
+        if self.examples is None:
+            self.examples = heldout.heldout_examples(self.config)
+        if self.examples:
+            model = model_of(self.config, state)
+            title = f"step {done}"
+            scores = heldout.measure(self.config, model.config, model.variables, self.examples, self.teacher_model, title)
+            named = {f"eval/{prompt}+{i}": v for prompt, values in scores.items() for i, v in enumerate(values)}
+            self.log.write(done, named)
         self._pause()

@@ -1,0 +1,96 @@
+"""Which weights a run starts from, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from tiny import CONV, REPVIT
+
+from edgesam_jax import start
+from edgesam_jax.checkpoint import Model
+from edgesam_jax.config import Config, DistillConfig, TrainConfig, UsageError
+from edgesam_jax.models.init import init_variables
+
+ENCODER_ONLY = DistillConfig(mode="encoder_only")
+
+
+def same(a, b) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_decoder_comes_from_the_teacher_and_the_encoder_does_not():
+    teacher = Model(REPVIT, init_variables(REPVIT, 5))
+    config = Config(model=CONV, teacher="t", distill=ENCODER_ONLY)
+    got, fresh = start.initial_variables(config, teacher, None), init_variables(CONV, 0)
+    for part in ("mask_decoder", "prompt_encoder"):
+        assert same(got["params"][part], teacher.variables["params"][part])
+    assert same(got["constants"], teacher.variables["constants"]) and not same(got["constants"], fresh["constants"])
+    assert same(got["params"]["image_encoder"], fresh["params"]["image_encoder"])
+    alone = dataclasses.replace(config, distill=dataclasses.replace(ENCODER_ONLY, init_decoder_from_teacher=False))
+    assert same(start.initial_variables(alone, teacher, None), fresh)
+
+
+def test_init_from_goes_before_the_teacher_and_may_be_a_part():
+    teacher, other = Model(CONV, init_variables(CONV, 5)), init_variables(CONV, 6)
+    config = Config(model=CONV, teacher="t", train=TrainConfig(init_from="x"))
+    whole = start.initial_variables(config, teacher, Model(CONV, other))
+    assert same(whole, other)
+    encoder = {"params": {"image_encoder": other["params"]["image_encoder"]}}
+    part = start.initial_variables(config, teacher, Model(CONV, encoder))
+    assert same(part["params"]["image_encoder"], other["params"]["image_encoder"])
+    assert same(part["params"]["mask_decoder"], teacher.variables["params"]["mask_decoder"])
+
+
+def test_what_does_not_fit_is_listed():
+    config = Config(model=CONV, train=TrainConfig(init_from="weights/x.pth"))
+    with pytest.raises(UsageError, match=r"train.init_from=weights/x.pth: .*missing: .*left over: ") as caught:
+        start.initial_variables(config, None, Model(REPVIT, init_variables(REPVIT, 0)))
+    assert "\n" not in str(caught.value)
+    wide = dataclasses.replace(CONV, mask_in_chans=8)
+    with pytest.raises(UsageError, match=r"of another shape: params/prompt_encoder/mask_downscaling"):
+        start.initial_variables(config, None, Model(wide, init_variables(wide, 0)))
+
+
+def test_a_decoder_of_another_shape_is_noted_or_refused(capsys):
+    wide = dataclasses.replace(CONV, mask_in_chans=8)
+    teacher = Model(wide, init_variables(wide, 0))
+    start.initial_variables(Config(model=CONV, teacher="t"), teacher, None)
+    assert "starts from random weights" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="teacher=t"):
+        start.initial_variables(Config(model=CONV, teacher="t", distill=ENCODER_ONLY), teacher, None)
+
+
+def test_lora_starts_afresh_on_weights_without_it():
+    lora = dataclasses.replace(CONV, decoder=dataclasses.replace(CONV.decoder, lora_rank=2))
+    got = start.initial_variables(Config(model=lora, train=TrainConfig(init_from="x")), None, Model(CONV, init_variables(CONV, 3)))
+    paths = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(got["params"])}
+    assert {"lora_A", "lora_B"} <= paths
+    assert same(got["params"]["image_encoder"], init_variables(CONV, 3)["params"]["image_encoder"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("image_size", 64), ("embed_dim", 32)]
+)
+def test_a_teacher_of_another_frame_is_refused(field, value):
+    config = Config(model=CONV, teacher="t", distill=ENCODER_ONLY)
+    start.check_teacher(config, CONV)
+    with pytest.raises(UsageError, match=rf"teacher=t: its {field} is {value}"):
+        start.check_teacher(config, dataclasses.replace(CONV, **{field: value}))
+
+
+def test_workdir_notes_its_config_and_names_differences(tmp_path):
+    config = Config(name="a")
+    start.claim_workdir(config, tmp_path / "new")
+    start.claim_workdir(dataclasses.replace(config, train=TrainConfig(log_every=1, devices=2)), tmp_path / "new")
+    with pytest.raises(UsageError, match=r"name \('a' there, 'b' here\)"):
+        start.claim_workdir(dataclasses.replace(config, name="b"), tmp_path / "new")
+    with pytest.raises(UsageError, match=r"model.encoder.width \(None there, 768 here\)"):
+        from edgesam_jax.config import SamConfig, VitConfig
+
+        start.claim_workdir(dataclasses.replace(config, model=SamConfig(encoder=VitConfig())), tmp_path / "new")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot write there"):
+        start.claim_workdir(config, tmp_path / "file" / "run")
