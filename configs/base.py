@@ -3,7 +3,6 @@
 from edgesam_jax.config import Config, DataConfig, OptimConfig, TrainConfig
 
 
-
 def get_config() -> Config:
     """RepViT-M1 student (the default ``SamConfig``), 1024 px, AdamW with rates quoted for a batch of 512."""
     return Config(

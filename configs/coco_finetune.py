@@ -8,8 +8,12 @@ def get_config() -> Config:
     return Config(
         name="coco_finetune",
         data=DataConfig(source="coco", batch_size=2, max_prompts=16),
-        distill=DistillConfig(targets="ground_truth", loss=LossConfig(bce=5.0, dice=5.0, iou=1.0), point_start_masks="best"),
-        optim=OptimConfig(learning_rate=1e-4, min_learning_rate=1e-5, warmup_steps=100, weight_decay=0.05, clip_norm=0.1),
+        distill=DistillConfig(
+            targets="ground_truth", loss=LossConfig(bce=5.0, dice=5.0, iou=1.0), point_start_masks="best"
+        ),
+        optim=OptimConfig(
+            learning_rate=1e-4, min_learning_rate=1e-5, warmup_steps=100, weight_decay=0.05, clip_norm=0.1
+        ),
         train=TrainConfig(steps=2000, checkpoint_every=200, init_from="weights/edge_sam.pth"),
         eval=EvalConfig(images=50, batch_size=2),
     )

@@ -21,9 +21,16 @@ def get_config() -> Config:
         base,
         name="edgesam_stage2",
         data=replace(base.data, source="coco", root="datasets/SA-1B", batch_size=BATCH, max_prompts=16),
-        distill=DistillConfig(mode="prompt_in_the_loop", rounds=1, points_per_round=1, loss=LossConfig(bce=5.0, dice=5.0)),
+        distill=DistillConfig(
+            mode="prompt_in_the_loop", rounds=1, points_per_round=1, loss=LossConfig(bce=5.0, dice=5.0)
+        ),
         optim=replace(
-            base.optim, learning_rate=3.2e-3, min_learning_rate=3.2e-4, schedule="cosine", weight_decay=0.05, clip_norm=0.01
+            base.optim,
+            learning_rate=3.2e-3,
+            min_learning_rate=3.2e-4,
+            schedule="cosine",
+            weight_decay=0.05,
+            clip_norm=0.01,
         ),
         train=replace(base.train, steps=EPOCHS * STEPS_PER_EPOCH, init_from="runs/edgesam_stage1"),
     )

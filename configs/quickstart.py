@@ -1,10 +1,19 @@
 """The paper's Tables 5a and 5g in miniature: distil the embedded tiny teacher into a tiny RepViT, four ways.
 
-A encoder-only; C and D go on from A in stage 2, without and with the prompt loop; B is encoder-only for as long as A and
-D together took, so that D is held against the same time spent on the simpler recipe.
+A encoder-only; C and D go on from A in stage 2, without and with the prompt loop; B is encoder-only for as long as A
+and D together took, so that D is held against the same time spent on the simpler recipe.
 """
 
-from edgesam_jax.config import ArmConfig, Config, DataConfig, DistillConfig, EvalConfig, LossConfig, OptimConfig, TrainConfig
+from edgesam_jax.config import (
+    ArmConfig,
+    Config,
+    DataConfig,
+    DistillConfig,
+    EvalConfig,
+    LossConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from edgesam_jax.models.sam import MODELS
 
 STAGE_1 = ("distill.mode=encoder_only",)

@@ -25,7 +25,9 @@ def get_config() -> Config:
             freeze_prompt_encoder=False,
             init_decoder_from_teacher=False,
         ),
-        optim=OptimConfig(learning_rate=3e-3, min_learning_rate=1e-5, warmup_steps=40, b2=0.99, weight_decay=0.02, clip_norm=1.0),
+        optim=OptimConfig(
+            learning_rate=3e-3, min_learning_rate=1e-5, warmup_steps=40, b2=0.99, weight_decay=0.02, clip_norm=1.0
+        ),
         train=TrainConfig(steps=20_000, log_every=50, picture_every=1000, checkpoint_every=500),
         eval=EvalConfig(images=200, batch_size=8, refine=2),
     )

@@ -1,7 +1,7 @@
 """The evaluation that a training run does by itself: mIoU on examples that training does not see.
 
-For scenes these come from the held-out split, the same for every training seed.  A folder of annotated photos has no such
-split: the first ``eval.images`` of it are used.
+For scenes these come from the held-out split, the same for every training seed.  A folder of annotated photos has no
+such split: the first ``eval.images`` of it are used.
 """
 
 from __future__ import annotations

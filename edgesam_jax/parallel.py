@@ -6,6 +6,7 @@ and return an unstacked state, and both give the same numbers for the same globa
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Sequence
@@ -42,7 +43,9 @@ def start_processes() -> None:
     try:
         count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
     except (KeyError, ValueError):
-        raise UsageError("JAX_COORDINATOR_ADDRESS is set: set the numbers JAX_NUM_PROCESSES and JAX_PROCESS_ID too") from None
+        raise UsageError(
+            "JAX_COORDINATOR_ADDRESS is set: set the numbers JAX_NUM_PROCESSES and JAX_PROCESS_ID too"
+        ) from None
     jax.distributed.initialize(address, count, index)
 
 
@@ -52,10 +55,8 @@ def request_devices(count: int) -> list[jax.Device]:
     On CPU as many host devices are made, if no device was used yet.
     """
     if count > 1:
-        try:
+        with contextlib.suppress(RuntimeError):  # the backend runs already: take what there is
             jax.config.update("jax_num_cpu_devices", count)
-        except RuntimeError:  # the backend runs already: take what there is
-            pass
     devices = jax.local_devices()
     return devices[:count] if count and jax.process_count() == 1 else devices
 
@@ -68,7 +69,9 @@ def check_batch(batch_size: int, devices: Sequence[jax.Device]) -> int:
     """
     total = len(devices) * jax.process_count()
     if batch_size % total:
-        raise UsageError(f"data.batch_size={batch_size} does not divide over {total} devices: change it or train.devices")
+        raise UsageError(
+            f"data.batch_size={batch_size} does not divide over {total} devices: change it or train.devices"
+        )
     return batch_size // total
 
 

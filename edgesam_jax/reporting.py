@@ -84,7 +84,9 @@ def draw_prompt(image: np.ndarray, coords: np.ndarray, labels: np.ndarray, valid
     first, last = (np.flatnonzero(valid & (labels == corner)) for corner in (BOX_TOP_LEFT, BOX_BOTTOM_RIGHT))
     if first.size and last.size:
         a, b = coords[first[0]], coords[last[0]]
-        pen.rectangle((*np.minimum(a, b).tolist(), *np.maximum(a, b).tolist()), outline=YELLOW, width=max(1, radius // 2))
+        pen.rectangle(
+            (*np.minimum(a, b).tolist(), *np.maximum(a, b).tolist()), outline=YELLOW, width=max(1, radius // 2)
+        )
     for (x, y), label, real in zip(coords, labels, valid, strict=True):
         if real and label in (POSITIVE, NEGATIVE):
             colour = GREEN if label == POSITIVE else RED

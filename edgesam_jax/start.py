@@ -168,5 +168,3 @@ def initial_variables(config: Config, teacher: Model | None, init_from: Model | 
     if init_from is not None:
         variables = merge(variables, init_from.variables, f"train.init_from={config.train.init_from}")
     return variables
-
-

@@ -92,7 +92,9 @@ def run(config: Config, workdir: Path, stop: Callable[[], bool] = lambda: False)
         raise UsageError("study: data.source=images has no masks to evaluate on; use scenes or coco")
     rows = [Row("", name, {"box": [value]}) for name, value in heldout.trivial_baselines(examples).items()]
     if teacher is not None:
-        rows.append(Row("", "teacher", _scores(config, teacher, examples, None, workdir / "teacher_eval.json", "teacher")))
+        rows.append(
+            Row("", "teacher", _scores(config, teacher, examples, None, workdir / "teacher_eval.json", "teacher"))
+        )
     results: dict[str, RunResult] = {}
     trained = []
     for number, arm in enumerate(config.study, 1):
@@ -145,7 +147,9 @@ def _scores(
     config: Config, model: Model, examples: list[Example], teacher: Model | None, cache: Path, title: str
 ) -> heldout.Scores:
     """Measure, or read back what was measured with the same settings."""
-    settings = json.loads(json.dumps([dataclasses.asdict(config.eval), dataclasses.asdict(config.data), config.teacher]))
+    settings = json.loads(
+        json.dumps([dataclasses.asdict(config.eval), dataclasses.asdict(config.data), config.teacher])
+    )
     if cache.exists():
         kept = json.loads(cache.read_text())
         if kept["settings"] == settings:

@@ -1,7 +1,7 @@
 """``python -m edgesam_jax.train --config FILE --workdir DIR [--set a.b=c ...]``: train, resume, or run a study.
 
-The same command on the same folder goes on where the last one stopped.  Exit codes: 0 done; 1 the loss or a gradient was
-not finite; 2 wrong usage; 128 + the signal's number if SIGTERM or SIGINT asked it to save and leave.
+The same command on the same folder goes on where the last one stopped.  Exit codes: 0 done; 1 the loss or a gradient
+was not finite; 2 wrong usage; 128 + the signal's number if SIGTERM or SIGINT asked it to save and leave.
 """
 
 from __future__ import annotations

@@ -310,7 +310,11 @@ class _Loop:
     def _save(self, done: int, state: TrainState) -> None:
         self._read(keep=0)
         host = parallel.to_host(state)
-        bad = [leaf for leaf in jax.tree.leaves(host) if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all()]
+        bad = [
+            leaf
+            for leaf in jax.tree.leaves(host)
+            if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf).all()
+        ]
         if bad:
             raise FloatingPointError(
                 f"step {done}: the parameters are no longer finite; the run is stopped, its last good checkpoint is"
@@ -337,7 +341,9 @@ class _Loop:
         if self.examples:
             model = model_of(self.config, state)
             title = f"step {done}"
-            scores = heldout.measure(self.config, model.config, model.variables, self.examples, self.teacher_model, title)
+            scores = heldout.measure(
+                self.config, model.config, model.variables, self.examples, self.teacher_model, title
+            )
             named = {f"eval/{prompt}+{i}": v for prompt, values in scores.items() for i, v in enumerate(values)}
             self.log.write(done, named)
         self._pause()

@@ -13,8 +13,17 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from edgesam_jax import parallel
-from edgesam_jax.config import Config, DataConfig, DecoderConfig, DistillConfig, LossConfig, OptimConfig, RepVitConfig
-from edgesam_jax.config import SamConfig, TrainConfig
+from edgesam_jax.config import (
+    Config,
+    DataConfig,
+    DecoderConfig,
+    DistillConfig,
+    LossConfig,
+    OptimConfig,
+    RepVitConfig,
+    SamConfig,
+    TrainConfig,
+)
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.optim import make_optimizer
 from edgesam_jax.types import Batch, TrainState
@@ -85,7 +94,9 @@ def check(config: Config) -> None:
     for a, b in zip(one_rows, four_rows, strict=True):
         assert a.keys() == b.keys()
         for name in a:
-            np.testing.assert_allclose(float(b[name].addressable_data(0)), float(a[name]), rtol=1e-4, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(
+                float(b[name].addressable_data(0)), float(a[name]), rtol=1e-4, atol=1e-6, err_msg=name
+            )
 
 
 def main() -> None:
@@ -102,7 +113,11 @@ def main() -> None:
     check(dataclasses.replace(base, distill=dataclasses.replace(loop, mode="encoder_only")))
     check(dataclasses.replace(base, distill=loop))
     truth = dataclasses.replace(
-        loop, targets="ground_truth", freeze_prompt_encoder=False, mask_feedback=0.5, loss=LossConfig(iou=1.0, grouping=1.0, grouping_until=1.0)
+        loop,
+        targets="ground_truth",
+        freeze_prompt_encoder=False,
+        mask_feedback=0.5,
+        loss=LossConfig(iou=1.0, grouping=1.0, grouping_until=1.0),
     )
     check(dataclasses.replace(base, distill=truth))
     print("all equal")

@@ -86,7 +86,9 @@ def test_every_field_can_be_set_from_text(data):
 
 
 def test_overrides_apply_in_order_and_leave_the_rest():
-    config = apply_overrides(Config(), ["train.steps=5", "optim.learning_rate=1", "train.steps = 7", "optim.scale_by_batch=true"])
+    config = apply_overrides(
+        Config(), ["train.steps=5", "optim.learning_rate=1", "train.steps = 7", "optim.scale_by_batch=true"]
+    )
     expected = OptimConfig(learning_rate=1.0, scale_by_batch=True)
     assert (config.train.steps, config.optim, config.data) == (7, expected, Config().data)
     assert isinstance(config.optim.learning_rate, float)
@@ -119,7 +121,12 @@ def test_wrong_overrides_name_the_flag(text, says):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("{", "not valid JSON"), ("[]", "wants named fields"), ('{"trane": {}}', "no field trane"), ('{"name": 3}', "wants str")],
+    [
+        ("{", "not valid JSON"),
+        ("[]", "wants named fields"),
+        ('{"trane": {}}', "no field trane"),
+        ('{"name": 3}', "wants str"),
+    ],
 )
 def test_damaged_json_is_refused(text, says):
     with pytest.raises(UsageError, match=says):

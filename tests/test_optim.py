@@ -19,16 +19,17 @@ from edgesam_jax.config import Config, DataConfig, DecoderConfig, DistillConfig,
 
 def params():
     """A tree with the names that decide decay and freezing."""
+    ones = jnp.ones
+    q_proj = {"kernel": ones((3, 3)), "bias": ones(3), "lora_A": ones((2, 3)), "lora_B": ones((3, 2))}
     return {
-        "image_encoder": {"neck_0": {"kernel": jnp.ones((1, 1, 2, 3))}, "neck_1": {"scale": jnp.ones(3), "bias": jnp.ones(3)}},
-        "prompt_encoder": {"no_mask_embed": {"embedding": jnp.ones((1, 3))}},
+        "image_encoder": {"neck_0": {"kernel": ones((1, 1, 2, 3))}, "neck_1": {"scale": ones(3), "bias": ones(3)}},
+        "prompt_encoder": {"no_mask_embed": {"embedding": ones((1, 3))}},
         "mask_decoder": {
-            "iou_token": {"embedding": jnp.ones((1, 3))},
-            "mask_tokens": {"embedding": jnp.ones((4, 3))},
-            "transformer": {"layers_0": {"self_attn": {"q_proj": {
-                "kernel": jnp.ones((3, 3)), "bias": jnp.ones(3), "lora_A": jnp.ones((2, 3)), "lora_B": jnp.ones((3, 2))}}}},
+            "iou_token": {"embedding": ones((1, 3))},
+            "mask_tokens": {"embedding": ones((4, 3))},
+            "transformer": {"layers_0": {"self_attn": {"q_proj": q_proj}}},
         },
-    }  # fmt: skip
+    }
 
 
 def names(tree, wanted):
@@ -154,7 +155,8 @@ def test_one_step_is_decoupled_adamw_with_clipping():
 
 def test_clipping_ignores_frozen_gradients():
     config = Config(
-        distill=dataclasses.replace(DistillConfig(), mode="encoder_only"), optim=OptimConfig(clip_norm=1.0, eps=1.0, weight_decay=0.0)
+        distill=dataclasses.replace(DistillConfig(), mode="encoder_only"),
+        optim=OptimConfig(clip_norm=1.0, eps=1.0, weight_decay=0.0),
     )
     tx, _ = optim.make_optimizer(config, params())
     grads = jax.tree.map(jnp.ones_like, params())

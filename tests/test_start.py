@@ -65,15 +65,15 @@ def test_a_decoder_of_another_shape_is_noted_or_refused(capsys):
 
 def test_lora_starts_afresh_on_weights_without_it():
     lora = dataclasses.replace(CONV, decoder=dataclasses.replace(CONV.decoder, lora_rank=2))
-    got = start.initial_variables(Config(model=lora, train=TrainConfig(init_from="x")), None, Model(CONV, init_variables(CONV, 3)))
+    got = start.initial_variables(
+        Config(model=lora, train=TrainConfig(init_from="x")), None, Model(CONV, init_variables(CONV, 3))
+    )
     paths = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(got["params"])}
     assert {"lora_A", "lora_B"} <= paths
     assert same(got["params"]["image_encoder"], init_variables(CONV, 3)["params"]["image_encoder"])
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("image_size", 64), ("embed_dim", 32)]
-)
+@pytest.mark.parametrize(("field", "value"), [("image_size", 64), ("embed_dim", 32)])
 def test_a_teacher_of_another_frame_is_refused(field, value):
     config = Config(model=CONV, teacher="t", distill=ENCODER_ONLY)
     start.check_teacher(config, CONV)

@@ -94,7 +94,10 @@ def test_two_steps_and_two_more_equal_four_to_the_bit(finished, tmp_path):
     resumed = jax.tree_util.tree_leaves_with_path(second.model.variables)
     for (path, a), b in zip(resumed, jax.tree.leaves(straight.variables), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
-    moved = [np.abs(a - b).max() for a, b in zip(*(jax.tree.leaves(r.model.variables["params"]) for r in (first, second)), strict=True)]
+    moved = [
+        np.abs(a - b).max()
+        for a, b in zip(*(jax.tree.leaves(r.model.variables["params"]) for r in (first, second)), strict=True)
+    ]
     assert max(moved) > 1e-5, "the last two steps did nothing"
     timing = ("seconds", "step_seconds")
     logs = [[{k: v for k, v in row.items() if k not in timing} for row in read_metrics(w / "metrics.jsonl")]
@@ -104,7 +107,12 @@ def test_two_steps_and_two_more_equal_four_to_the_bit(finished, tmp_path):
 
 @pytest.mark.parametrize(("rate", "step", "kept"), [("1e20", "step 2", 1), ("1e39", "step 1", None)])
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(config_file, tmp_path, capfd, rate, step, kept):
-    sets = [f"optim.learning_rate={rate}", "optim.schedule=constant", "train.checkpoint_every=1", "train.picture_every=0"]
+    sets = [
+        f"optim.learning_rate={rate}",
+        "optim.schedule=constant",
+        "train.checkpoint_every=1",
+        "train.picture_every=0",
+    ]
     code = train.main(["--config", config_file, "--workdir", str(tmp_path / "run"), "--set", *sets])
     error = capfd.readouterr().err.splitlines()[-1]
     assert code == 1 and error.startswith(f"error: {step}: ") and "last good checkpoint is" in error
@@ -116,7 +124,9 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(config_file, tmp_p
 
 def test_another_config_in_the_folder_is_refused(finished, config_file, capsys):
     before = (finished / "config.json").read_text()
-    code = train.main(["--config", config_file, "--workdir", str(finished), "--set", "optim.b2=0.5", "--set", "train.seed=3"])
+    code = train.main(
+        ["--config", config_file, "--workdir", str(finished), "--set", "optim.b2=0.5", "--set", "train.seed=3"]
+    )
     error = capsys.readouterr().err
     assert code == 2 and error.count("\n") == 1 and str(finished) in error
     assert "optim.b2 (0.999 there, 0.5 here)" in error and "train.seed (0 there, 3 here)" in error
@@ -149,7 +159,13 @@ def test_what_a_user_can_get_wrong_is_one_line(config_file, tmp_path, capfd, fla
 def test_sigterm_saves_and_leaves(config_file, tmp_path):
     workdir = tmp_path / "run"
     command = [sys.executable, "-m", "edgesam_jax.train", "--config", config_file, "--workdir", str(workdir)]
-    command += ["--set", "train.steps=100000", "train.log_every=1", "train.picture_every=0", "train.checkpoint_every=100000"]
+    command += [
+        "--set",
+        "train.steps=100000",
+        "train.log_every=1",
+        "train.picture_every=0",
+        "train.checkpoint_every=100000",
+    ]
     with subprocess.Popen(command, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True) as process:
         end = time.monotonic() + 240
         while not read_metrics(workdir / "metrics.jsonl") and process.poll() is None and time.monotonic() < end:
