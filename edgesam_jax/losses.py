@@ -37,7 +37,7 @@ def feature_error(student: Array, teacher: Array, valid: Array) -> Array:
 def binary_cross_entropy(logits: Array, target: Array, weight: Array) -> Array:
     """(b p m h w) logits and targets in [0, 1], weight (b h w) -> weighted mean over pixels (b p m)."""
     weight = weight[:, None, None]
-    loss = jnp.maximum(logits, 0) - logits * target + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    loss = jax.nn.softplus(logits) - logits * target
     return jnp.sum(loss * weight, axis=(-2, -1)) / jnp.maximum(weight.sum(axis=(-2, -1)), 1e-6)
 
 
@@ -69,7 +69,7 @@ def grouping(embedding: Array, masks: Array, prompt_valid: Array, scale: float =
     x = _unit(embedding.reshape(b, g * g, c).astype(jnp.float32))
     query = _unit(jnp.einsum("bps,bsc->bpc", cover, x))
     logits = scale * (jnp.einsum("bpc,bsc->bps", query, x) - 0.5)
-    loss = jnp.maximum(logits, 0) - logits * cover + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    loss = jax.nn.softplus(logits) - logits * cover
     # Small objects would drown in background: inside and outside weigh the same.
     inside = (loss * cover).sum(-1) / jnp.maximum(cover.sum(-1), 1e-6)
     outside = (loss * (1 - cover)).sum(-1) / jnp.maximum((1 - cover).sum(-1), 1e-6)
