@@ -19,24 +19,22 @@ MASKED = -1e9  # added to the scores of tokens that are not there
 
 
 class Projection(nn.Module):
-    """Dense layer with an optional low-rank update scaled by 1 / rank (LoRA with alpha 1)."""
+    """Kernel (c features) and bias of a dense layer, with a low-rank update scaled by 1 / rank (LoRA, alpha 1)."""
 
     features: int
     lora_rank: int = 0
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        c, r = x.shape[-1], self.lora_rank
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (c, self.features)).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        x = x.astype(self.dtype)
-        y = x @ kernel + bias
+    def __call__(self, c: int) -> tuple[Array, Array]:
+        r = self.lora_rank
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (c, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
         if r:
-            down = self.param("lora_A", nn.initializers.he_uniform(in_axis=1, out_axis=0), (r, c)).astype(self.dtype)
-            up = self.param("lora_B", nn.initializers.zeros, (self.features, r)).astype(self.dtype)
-            y = y + (x @ down.T) @ up.T / r
-        return y
+            down = self.param("lora_A", nn.initializers.he_uniform(in_axis=1, out_axis=0), (r, c))
+            up = self.param("lora_B", nn.initializers.zeros, (self.features, r))
+            kernel = kernel + jnp.matmul(down.T, up.T, precision="highest") / r
+        return kernel.astype(self.dtype), bias.astype(self.dtype)
 
 
 class Attention(nn.Module):
@@ -44,43 +42,89 @@ class Attention(nn.Module):
 
     ``key_mask`` (b p tk) bool says which keys are real.  Returns the output (b p tq c) and the probabilities
     (b p heads tq tk).
+
+    The image has thousands of tokens and a prompt about seven, so projecting the image would be nearly all of the work.
+    Where it is cheaper, its projections are applied to the prompt's side instead, which associativity allows:
+    (X W) q = X (W q).  A product with heads * t columns then takes the place of one with ``inner``.  ``project_image``
+    keeps the projection: for an image that is the same for all prompts, so that a loop over prompts needs it only once.
     """
 
     heads: int
     inner: int
     lora_rank: int = 0
     dtype: Any = jnp.float32
+    project_image: bool = False
 
     @nn.compact
     def __call__(self, q: Array, k: Array, v: Array, key_mask: Array | None = None) -> tuple[Array, Array]:
-        out_dim = q.shape[-1]
-        q = Projection(self.inner, self.lora_rank, self.dtype, name="q_proj")(q)
-        k = Projection(self.inner, 0, self.dtype, name="k_proj")(k)
-        v = Projection(self.inner, self.lora_rank, self.dtype, name="v_proj")(v)
-        q, k, v = (x.reshape(*x.shape[:-1], self.heads, -1) for x in (q, k, v))
-        scores = _scores(q * q.shape[-1] ** -0.5, k).astype(jnp.float32)
+        c = q.shape[-1]
+        wq, bq = Projection(self.inner, self.lora_rank, self.dtype, name="q_proj")(c)
+        wk, bk = Projection(self.inner, 0, self.dtype, name="k_proj")(c)
+        wv, bv = Projection(self.inner, self.lora_rank, self.dtype, name="v_proj")(c)
+        wo, bo = Projection(c, 0, self.dtype, name="out_proj")(self.inner)
+        q, k, v = (x.astype(self.dtype) for x in (q, k, v))
+        (_, p, tq, _), (_, images, tk, _) = q.shape, k.shape
+
+        if tq <= tk:
+            queries = self._split(q @ wq + bq)
+            if tq * p * self.heads < images * self.inner and not self.project_image:
+                # The bias of the keys adds one number to all scores of a query, which the softmax ignores.
+                moved = jnp.einsum("bpqhd,chd->bphqc", queries, self._split(wk))
+                probs = self._softmax(_image_scores(k, moved), key_mask)
+                mixed = _multiply("bphqk,bpkc->bphqc", probs, v)
+                out = jnp.einsum("bphqc,chd->bpqhd", mixed, self._split(wv)) + self._split(bv)
+            else:
+                keys, values = self._split(k @ wk + bk), self._split(v @ wv + bv)
+                probs = self._softmax(_multiply("bpqhd,bpkhd->bphqk", queries, keys), key_mask)
+                out = _multiply("bphqk,bpkhd->bpqhd", probs, values)
+            return out.reshape(*out.shape[:3], -1) @ wo + bo, probs
+
+        # The queries are the image.  Its axis stays last: a softmax over seven adjacent numbers would not vectorise.
+        keys, values = self._split(k @ wk + bk), self._split(v @ wv + bv)
+        if tk * images * self.heads < p * self.inner and not self.project_image:
+            moved = jnp.einsum("bpkhd,chd->bphkc", keys, self._split(wq))
+            constant = jnp.einsum("bpkhd,hd->bphk", keys, self._split(bq))
+            scores = _image_scores(q, moved) + constant[..., None]
+        else:
+            scores = _multiply("bpkhd,bpqhd->bphkq", keys, self._split(q @ wq + bq))
+        probs = self._softmax(scores, key_mask, keys_last=False)
+        if tk * self.heads < self.inner:
+            moved = jnp.einsum("bpkhd,hdc->bphkc", values, wo.reshape(self.heads, -1, c))
+            out = jnp.einsum("bphkq,bphkc->bpqc", probs, moved)
+        else:
+            out = jnp.einsum("bphkq,bpkhd->bpqhd", probs, values)
+            out = out.reshape(*out.shape[:3], -1) @ wo
+        return out + bo, probs.swapaxes(-1, -2)
+
+    def _split(self, x: Array) -> Array:
+        return x.reshape(*x.shape[:-1], self.heads, -1)
+
+    def _softmax(self, scores: Array, key_mask: Array | None, keys_last: bool = True) -> Array:
+        """Softmax over the keys, scaled, in float32; masked keys get nothing."""
+        scores = scores.astype(jnp.float32) * (self.inner // self.heads) ** -0.5
         if key_mask is not None:
-            scores = jnp.where(key_mask[:, :, None, None, :], scores, MASKED)
-        probs = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-        out = _mix(probs, v)
-        out = out.reshape(*out.shape[:-2], self.inner)
-        return Projection(out_dim, 0, self.dtype, name="out_proj")(out), probs
+            keep = key_mask[:, :, None, None, :] if keys_last else key_mask[:, :, None, :, None]
+            scores = jnp.where(keep, scores, MASKED)
+        return jax.nn.softmax(scores, axis=-1 if keys_last else -2).astype(self.dtype)
 
 
-def _scores(q: Array, k: Array) -> Array:
-    """(b p tq h d), (b q tk h d) -> (b p h tq tk), sharing the side whose prompt axis is 1."""
-    if q.shape[1] == k.shape[1]:
-        return jnp.einsum("bpqhd,bpkhd->bphqk", q, k)
-    if k.shape[1] == 1:
-        return jnp.einsum("bpqhd,bkhd->bphqk", q, k[:, 0])
-    return jnp.einsum("bqhd,bpkhd->bphqk", q[:, 0], k)
+def _image_scores(image: Array, tokens: Array) -> Array:
+    """(b p|1 s c), (b p h t c) -> (b p h t s).
+
+    In this order of the product XLA transposes the result; in the other one it would transpose the image.
+    """
+    shared = image.shape[1] == 1
+    if shared:
+        return jnp.einsum("bsc,bphtc->bspht", image[:, 0], tokens).transpose(0, 2, 3, 4, 1)
+    return jnp.einsum("bpsc,bphtc->bpsht", image, tokens).transpose(0, 1, 3, 4, 2)
 
 
-def _mix(probs: Array, v: Array) -> Array:
-    """(b p h tq tk), (b q tk h d) -> (b p tq h d)."""
-    if probs.shape[1] == v.shape[1]:
-        return jnp.einsum("bphqk,bpkhd->bpqhd", probs, v)
-    return jnp.einsum("bphqk,bkhd->bpqhd", probs, v[:, 0])
+def _multiply(spec: str, a: Array, b: Array) -> Array:
+    """Einsum of two operands with images and prompts (b p) in front; ``b`` may be shared by the prompts."""
+    if b.shape[1] == 1 and a.shape[1] > 1:
+        left, rest = spec.split(",")
+        return jnp.einsum(f"{left},b{rest[2:]}", a, b[:, 0])
+    return jnp.einsum(spec, a, b)
 
 
 class FeedForward(nn.Module):
@@ -111,7 +155,8 @@ class TwoWayLayer(nn.Module):
     ) -> tuple[Array, Array, dict[str, Array]]:
         c = tokens.shape[-1]
         norm = lambda name: LayerNorm(1e-5, self.dtype, name=name)  # noqa: E731
-        attend = lambda inner, name: Attention(self.heads, inner, self.lora_rank, self.dtype, name=name)  # noqa: E731
+        once = self.first and image.shape[1] == 1
+        attend = lambda inner, name: Attention(self.heads, inner, self.lora_rank, self.dtype, once, name=name)  # noqa: E731
         self_attn = attend(c, "self_attn")
         if self.first:
             tokens, t2t = self_attn(tokens, tokens, tokens, token_mask)
@@ -135,7 +180,7 @@ class TwoWayLayer(nn.Module):
 class TwoWayTransformer(nn.Module):
     """``depth`` two-way layers and a last token-to-image attention.
 
-    ``tokens`` (b p t c) are also their own positions; ``image`` (b 1|p s c); ``image_pe`` (s c); ``token_mask`` (b p t).
+    ``tokens`` (b p t c) are also their own positions; ``image`` (b 1|p s c), ``image_pe`` (s c), ``token_mask`` (b p t).
     Returns tokens (b p t c), image tokens (b p s c) and the attention maps by their published names.
     """
 
