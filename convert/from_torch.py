@@ -28,9 +28,10 @@ from edgesam_jax.models.sam import MODELS
 Arrays = dict[str, np.ndarray]
 HEADER = "edgesam_jax"  # entry of a .safetensors header in which convert.to_torch leaves config and metadata
 SHARED = ("prompt_encoder.", "mask_decoder.")  # the parts that EdgeSAM takes over from SAM
-LICENCES = {
-    "repvit": "converted official EdgeSAM weights stay under S-Lab License 1.0 (non-commercial)",
-    "vit": "SAM's weights are under Apache-2.0",
+LICENCES = {  # by the beginning of the model's name
+    "edge_sam": "converted official EdgeSAM weights stay under S-Lab License 1.0 (non-commercial)",
+    "sam_vit": "SAM's weights are under Apache-2.0",
+    "": "that of whoever trained them",
 }
 
 
@@ -92,9 +93,9 @@ def _identify(
         model_name, config = guess(shapes, what)
     else:
         config = with_variant(MODELS[model_name], shapes)
-    kind = config.encoder.kind
+    licence = next(text for start, text in LICENCES.items() if model_name.startswith(start))
     score = "stability" if isinstance(config.encoder, RepVitConfig) else "iou"
-    return config, {"model": model_name, "score": score, "licence": LICENCES[kind]}
+    return config, {"model": model_name, "score": score, "licence": licence}
 
 
 # ------------------------------------------------------------------------------------------------------ reading

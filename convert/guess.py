@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from convert import names
-from edgesam_jax.config import DecoderConfig, RepVitConfig, SamConfig, UsageError, VitConfig
+from edgesam_jax.config import RepVitConfig, SamConfig, UsageError, VitConfig
 from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.sam import MODELS
 
@@ -80,6 +80,11 @@ def _features(shapes: Shapes) -> dict[str, Any] | None:
     if blocks:
         width = shapes.get(ENCODER + "patch_embed.proj.weight", shapes.get(ENCODER + "neck.0.weight", (0,)))[0]
         return {**common, "kind": "vit", "width": width, "depth": max(blocks) + 1}
+    stages = _indices(shapes, r"image_encoder\.downsample\.(\d+)\.")
+    if stages:
+        widths = tuple(shapes[f"{ENCODER}downsample.{i}.weight"][0] for i in stages)
+        depths = tuple(len(_indices(shapes, rf"image_encoder\.stages\.{i}\.(\d+)\.")) for i in stages)
+        return {**common, "kind": "conv", "widths": widths, "depths": depths}
     features = _indices(shapes, r"image_encoder\.features\.(\d+)\.")
     if not features:
         return None
@@ -92,12 +97,11 @@ def _features(shapes: Shapes) -> dict[str, Any] | None:
 
 
 def _comparable(config: SamConfig) -> dict[str, Any]:
-    encoder: RepVitConfig | VitConfig = config.encoder
-    decoder: DecoderConfig = config.decoder
+    encoder = config.encoder
     plain = dataclasses.asdict(encoder)
     sizes = ("width", "depth") if isinstance(encoder, VitConfig) else ("widths", "depths")
     own = {name: plain[name] for name in ("kind", *sizes)}
-    return {**own, "embed_dim": config.embed_dim, "mlp_dim": decoder.mlp_dim}
+    return {**own, "embed_dim": config.embed_dim, "mlp_dim": config.decoder.mlp_dim}
 
 
 def _distance(known: dict[str, Any], found: dict[str, Any]) -> int:
