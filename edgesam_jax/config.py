@@ -132,7 +132,7 @@ class DataConfig:
     shuffle: bool = True
     box_jitter: float = 0.0  # std of corner noise as a share of the side, clipped to 20 px (reference: 0.1, off)
     min_area: float = 0.0  # smallest mask kept, in pixels of the resized frame
-    scene_difficulty: float = 1.0  # scenes only: 0 few, flat and contrasty objects; 1 the full generator
+    scene_difficulty: float = 0.5  # scenes only, 0 to 1: number and hollowness of objects, texture, lack of contrast
 
 
 @dataclass(frozen=True)

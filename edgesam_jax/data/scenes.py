@@ -15,7 +15,7 @@ from edgesam_jax.data import shapes, textures
 from edgesam_jax.data.schema import OBJECT, PART, Example, boxes_of
 from edgesam_jax.data.transforms import interior_point
 
-MIN_AREA = 60  # visible pixels at 128 px; smaller instances are not annotated
+MIN_AREA = 150  # visible pixels at 128 px, 1 % of the picture; smaller instances are not annotated
 _HELD_OUT = 1 << 40
 
 
