@@ -27,9 +27,9 @@ def scaled_rates(optim: OptimConfig, batch_size: int) -> tuple[float, float, flo
 def make_schedule(optim: OptimConfig, batch_size: int, steps: int) -> optax.Schedule:
     """Learning rate as a function of the optimiser step, counted from 0.
 
-    ``cosine`` falls from the end of the warm-up to ``steps``.  ``cosine_unshifted`` is the published stage 1: its cosine
-    runs over all steps, warm-up included, and takes over at its own value, so that with a warm-up of half the run the
-    rate climbs to the base rate and then halves at once.  ``linear`` falls in a straight line, ``constant`` stays.
+    ``cosine`` falls from the end of the warm-up to ``steps``.  ``cosine_unshifted`` is the published stage 1: its
+    cosine runs over all steps, warm-up included, and takes over at its own value, so that with a warm-up of half the
+    run the rate climbs to the base rate and then halves at once.  ``linear`` falls in a straight line, ``constant`` stays.
     """
     base, low, start = scaled_rates(optim, batch_size)
     warmup, kind = optim.warmup_steps, optim.schedule

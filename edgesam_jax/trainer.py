@@ -129,7 +129,7 @@ def with_prompts(batch: Batch) -> Batch:
     points, boxes, valid = (np.array(v) for v in (batch.points, batch.boxes, batch.prompt_valid))
     points[0, : len(centre)], valid[0, : len(centre)] = centre, True
     boxes[0, : len(centre)] = np.concatenate([centre - half, centre + half], -1)
-    return batch.replace(points=points, boxes=boxes, prompt_valid=valid)
+    return dataclasses.replace(batch, points=points, boxes=boxes, prompt_valid=valid)
 
 
 def finished_run(config: Config, workdir: Path) -> RunResult | None:
@@ -330,7 +330,9 @@ class _Loop:
         host = parallel.to_host(state)  # one device draws
         trace = jax.tree.map(lambda x: np.asarray(x)[0], self.trace(host, self.host_teacher, first, self.host_key))
         rows, columns = first.valid_size[0].tolist()
-        picture = reporting.loop_picture(first.image[0], trace, first.prompt_valid[0], photo=(rows, columns))
+        picture = reporting.loop_picture(
+            np.asarray(first.image[0]), trace, np.asarray(first.prompt_valid[0]), photo=(rows, columns)
+        )
         reporting.save_picture(self.workdir / "pictures" / f"{done:07d}.png", picture)
         self._pause()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -34,13 +33,13 @@ CONFIG = Config(
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
-    """Every program is compiled once for the whole module, subprocesses included."""
-    before = os.environ.get("EDGESAM_JAX_CACHE")
-    os.environ["EDGESAM_JAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    os.environ.pop("EDGESAM_JAX_CACHE")
-    if before is not None:
-        os.environ["EDGESAM_JAX_CACHE"] = before
+    """Programs are compiled once for the whole module, subprocesses included, and without costly optimisation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGESAM_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
     jax.config.update("jax_compilation_cache_dir", None)
 
 
