@@ -180,7 +180,7 @@ class TwoWayLayer(nn.Module):
 class TwoWayTransformer(nn.Module):
     """``depth`` two-way layers and a last token-to-image attention.
 
-    ``tokens`` (b p t c) are also their own positions; ``image`` (b 1|p s c), ``image_pe`` (s c), ``token_mask`` (b p t).
+    ``tokens`` (b p t c) are their own positions too; ``image`` (b 1|p s c), ``image_pe`` (s c), ``token_mask`` (b p t).
     Returns tokens (b p t c), image tokens (b p s c) and the attention maps by their published names.
     """
 
@@ -195,7 +195,8 @@ class TwoWayTransformer(nn.Module):
     def __call__(
         self, tokens: Array, image: Array, image_pe: Array, token_mask: Array
     ) -> tuple[Array, Array, dict[str, Array]]:
-        token_pe, maps = tokens, {}
+        token_pe = tokens
+        maps: dict[str, Array] = {}
         for i in range(self.depth):
             layer = TwoWayLayer(
                 self.heads, self.mlp_dim, self.downsample, i == 0, self.lora_rank, self.dtype, name=f"layers_{i}"

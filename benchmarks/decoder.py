@@ -1,0 +1,148 @@
+"""The mask decoder against our torch model (eager) and ONNX Runtime: one box, and many points of one image.
+
+    python -m benchmarks.decoder [--prompts 1 64] [--chunk 0 1 4] [--rounds 5] [--onnx] [--gradient]
+
+The prediction is printed first: work and traffic counted from the shapes, over the rates that this machine shows in the
+same run.  ``--gradient`` times forward and backward; XLA's temporary memory is printed beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from benchmarks import timing
+from convert.names import to_tree
+from convert.torch_model import TorchSam
+from edgesam_jax.config import SamConfig
+from edgesam_jax.models.sam import MODELS, decode
+from edgesam_jax.types import Prompts
+
+
+def flops_per_prompt(config: SamConfig, tokens: int, moved: bool) -> float:
+    """Floating point operations of one more prompt on an image that is already there.
+
+    ``moved``: the image's projections are applied on the side of the tokens (``models/transformer.py``); otherwise each
+    prompt projects the image anew, as the published code does.
+    """
+    c, s, d = config.embed_dim, config.grid**2, config.decoder
+    inner = c // d.attention_downsample
+    columns = min(inner, tokens * d.heads) if moved else inner
+    # First layer: 4 products with the image (keys, values, queries, output), of which only the last is per prompt when
+    # the others are done once per image.  Later layers 4, the last attention 2.
+    products = (1 if moved else 4) + 4 * (d.depth - 1) + 2
+    attention = products * 2 * s * c * columns
+    upscaling = 2 * s * (c * c + 4 * (c // 4) * (c // 2)) + 2 * 16 * s * (c // 8) * d.num_mask_tokens
+    token_side = tokens * 2 * (2 * c * d.mlp_dim + 8 * c * c) * d.depth
+    return attention + upscaling + token_side
+
+
+def bytes_per_prompt(config: SamConfig) -> float:
+    """Least traffic of one prompt if no two steps on the image were fused: each map written once and read once."""
+    s, c = config.grid**2, config.embed_dim
+    maps = config.decoder.depth * s * c + 4 * s * (c // 4) + 16 * s * (c // 8) + 16 * s * config.decoder.num_mask_tokens
+    return 2 * 4 * maps
+
+
+def make_prompts(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """One box, or ``count`` points with SAM's padding token: coordinates (p 2 2), labels (p 2)."""
+    corners = np.sort(rng.uniform(0, 1000, (count, 2, 2)), axis=1).astype(np.float32)
+    return corners, np.tile(np.array([2, 3] if count == 1 else [1, -1]), (count, 1))
+
+
+def onnx_run(model: TorchSam, *inputs: torch.Tensor) -> Callable[[], object]:
+    """The torch decoder exported and run by ONNX Runtime on the same inputs."""
+    import onnxruntime
+
+    class Decode(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, embedding: torch.Tensor, coords: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return self.model.decode_tokens(embedding, coords, labels)[0]
+
+    buffer = io.BytesIO()
+    program = torch.onnx.export(Decode().eval(), inputs, dynamo=True, verbose=False)
+    assert program is not None
+    program.save(buffer)
+    session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
+    feed = {i.name: x.numpy() for i, x in zip(session.get_inputs(), inputs, strict=True)}
+    return lambda: session.run(None, feed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, nargs="+", default=[1, 64])
+    parser.add_argument("--chunk", type=int, nargs="+", default=[0, 1, 4], help="prompts decoded at once; 0: all")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--onnx", action="store_true")
+    parser.add_argument("--gradient", action="store_true", help="forward and backward, weights and embedding")
+    args = parser.parse_args()
+
+    config, rng = MODELS["edge_sam"], np.random.default_rng(0)
+    model = TorchSam(config).eval()
+    tree, _ = to_tree({k: v.numpy() for k, v in model.state_dict().items()})
+    variables = jax.tree.map(jnp.asarray, {"params": tree["params"], "constants": tree["constants"]})
+    variables["params"] = {k: v for k, v in variables["params"].items() if k != "image_encoder"}
+    embedding = rng.normal(size=(1, config.grid, config.grid, config.embed_dim)).astype(np.float32)
+    image = torch.from_numpy(embedding.transpose(0, 3, 1, 2).copy()).requires_grad_(args.gradient)
+    rate, bandwidth = timing.machine()
+    passes = 3 if args.gradient else 1
+    print(f"this machine now: {rate / 1e9:.0f} GFLOP/s, copy {bandwidth / 1e9:.0f} GB/s, {timing.cores()} cores")
+
+    for count in args.prompts:
+        tokens = 1 + config.decoder.num_mask_tokens + 2
+        published, ours = (count * flops_per_prompt(config, tokens, moved) for moved in (False, True))
+        ours += 3 * 2 * config.grid**2 * config.embed_dim * config.embed_dim // config.decoder.attention_downsample
+        traffic = count * bytes_per_prompt(config)
+        print(
+            f"\n{count} prompt(s): as published {published / 1e9:.1f} GFLOP, ours {ours / 1e9:.1f} GFLOP "
+            f"(floor {passes * ours / rate:.3f} s), unfused traffic {traffic / 1e9:.2f} GB "
+            f"({passes * traffic / bandwidth:.3f} s)"
+        )
+        coords, labels = make_prompts(count, rng)
+        prompts = Prompts(
+            jnp.asarray(coords)[None], jnp.asarray(labels, jnp.int32)[None], jnp.ones((1, count, 2), bool)
+        )
+        torch_inputs = (torch.from_numpy(coords), torch.from_numpy(labels))
+
+        def eager(inputs: tuple[torch.Tensor, torch.Tensor] = torch_inputs) -> torch.Tensor:
+            with torch.set_grad_enabled(args.gradient):
+                logits = model.decode_tokens(image, *inputs)[0]
+                if args.gradient:
+                    logits.square().mean().backward()
+            return logits.detach()
+
+        contenders: dict[str, Callable[[], object]] = {"torch eager": eager}
+        for chunk in sorted({c for c in args.chunk if c < count}):
+
+            def logits(v: dict, e: jax.Array, p: Prompts, chunk: int = chunk) -> jax.Array:
+                return decode(config, v, e, p, chunk=chunk).logits
+
+            def loss(v: dict, e: jax.Array, p: Prompts, f: Callable = logits) -> jax.Array:
+                return jnp.mean(f(v, e, p) ** 2)
+
+            function = jax.grad(loss, argnums=(0, 1)) if args.gradient else logits
+            inputs = (variables, jnp.asarray(embedding), prompts)
+            compiled = jax.jit(function).lower(*inputs).compile()
+            memory = timing.temporary_bytes(compiled) / 1e6
+            name = f"jax, chunk {chunk or 'all'} ({memory:.0f} MB)"
+            run = contenders[name] = timing.compiled_run(compiled, *inputs)
+            if not args.gradient:
+                expected = eager().numpy()
+                error = np.sqrt(np.mean((np.asarray(run())[0] - expected) ** 2) / np.mean(expected**2))
+                assert error < 1e-4, f"{name} differs from torch by {error:.1e} relative RMS"
+        if args.onnx and not args.gradient:
+            contenders["ONNX Runtime"] = onnx_run(model, image, *torch_inputs)
+        timing.report(timing.in_turn(contenders, args.rounds), "torch eager")
+
+
+if __name__ == "__main__":
+    main()
