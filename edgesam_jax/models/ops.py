@@ -1,0 +1,335 @@
+"""Operations whose training form is written out: GELU, batch norm, convolutions.
+
+What XLA derives for them is slow on a CPU.  It copies an expensive producer (the erf polynomial, nine shifted
+products) into every consumer instead of storing it once; it reduces shifted products over (b h w) one scalar at a
+time; it lays matrices out transposed for a kernel's gradient; and its grouped convolution is 3 to 13 times slower than
+nine shifted multiply-adds.  So the backward passes are closed forms, and values that several consumers read are stored
+once.  ``docs/performance.md`` has the figures.
+
+``on_cpu`` chooses the form.  Elsewhere the forward is XLA's own grouped convolution and nothing keeps XLA from fusing;
+the backward stays written out.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+def on_cpu() -> bool:
+    """Whether programs are compiled for the CPU: the one place where the form of an operation is chosen."""
+    return jax.default_backend() == "cpu"
+
+
+def stored(x: Array) -> Array:
+    """``x``, computed once and kept in memory on a CPU; XLA would compute it again for each of its readers."""
+    return lax.optimization_barrier(x) if on_cpu() else x
+
+
+def _taps(k: int, stride: int, out_shape: tuple[int, ...]) -> list[tuple[slice, slice, slice]]:
+    """Index of the padded input's pixels under each tap of a k x k kernel, row by row."""
+    height, width = out_shape[1:3]
+    down = [slice(i, i + (height - 1) * stride + 1, stride) for i in range(k)]
+    across = [slice(j, j + (width - 1) * stride + 1, stride) for j in range(k)]
+    return [(slice(None), i, j) for i in down for j in across]
+
+
+def _dilate(g: Array, in_shape: tuple[int, ...], k: int, stride: int) -> tuple[Array, tuple[int, int], tuple[int, int]]:
+    """The output's gradient with stride - 1 zeros between pixels, and the padding of rows and columns with which a
+    correlation with the flipped kernel gives the input's gradient."""
+    low = k - 1 - k // 2
+    rows, columns = (
+        (low, full + k - 1 - low - ((small - 1) * stride + 1))
+        for full, small in zip(in_shape[1:3], g.shape[1:3], strict=True)
+    )
+    if stride > 1:
+        inner = (0, 0, stride - 1)
+        g = stored(lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), inner, inner, (0, 0, 0))))
+    return g, rows, columns
+
+
+# -------------------------------------------------------------------------------------------------------------- GELU
+
+
+@jax.custom_vjp
+def gelu(x: Array) -> Array:
+    """Exact GELU, x Phi(x) with the erf: the tanh form is 5e-4 off the published networks."""
+    return (x * _normal_cdf(x)).astype(x.dtype)
+
+
+def _normal_cdf(x: Array) -> Array:
+    return 0.5 * (1.0 + lax.erf(x.astype(jnp.float32) * math.sqrt(0.5)))
+
+
+def _gelu_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
+    x = stored(x)
+    cdf = stored(_normal_cdf(x).astype(x.dtype))
+    return x * cdf, (x, cdf)
+
+
+def _gelu_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array]:
+    x, cdf = saved
+    wide = x.astype(jnp.float32)
+    slope = cdf + wide * jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
+    return (stored((g * slope).astype(x.dtype)),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+# -------------------------------------------------------------------------------------------------------- batch norm
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def batch_norm(
+    x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None
+) -> tuple[Array, Array, Array]:
+    """Normalise (b h w c) with the statistics of the batch over all devices of ``axis_name``.
+
+    Returns the result in x's dtype, and the mean and biased variance (c), through which no gradient flows.
+    """
+    return _batch_norm_forward(x, scale, bias, epsilon, axis_name)[0]
+
+
+def _batch_norm_forward(
+    x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None
+) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    mean, square = jnp.mean(rows, axis=0), jnp.mean(rows * rows, axis=0)
+    if axis_name is not None:
+        mean, square = lax.pmean((mean, square), axis_name)
+    var = jnp.maximum(square - mean * mean, 0.0)
+    inverse = lax.rsqrt(var + epsilon)
+    factor = scale * inverse
+    y = (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(x.dtype)
+    return (y, mean, var), (x, mean, inverse, scale)
+
+
+def _batch_norm_backward(
+    epsilon: float, axis_name: str | None, saved: tuple[Array, ...], cotangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array, Array]:
+    x, mean, inverse, scale = saved
+    c = x.shape[-1]
+    g = stored(cotangents[0])
+    rows, wide = x.reshape(-1, c).astype(jnp.float32), g.reshape(-1, c).astype(jnp.float32)
+    dbias = wide.sum(axis=0)
+    dscale = (wide * (rows - mean)).sum(axis=0) * inverse
+    # What the statistics pass on comes from every device; a parameter's gradient is this device's share.
+    shared = (dbias, dscale) if axis_name is None else lax.pmean((dbias, dscale), axis_name)
+    along_mean, along_x = (v / rows.shape[0] for v in shared)
+    dx = (wide - along_mean - (rows - mean) * (inverse * along_x)) * (scale * inverse)
+    return dx.reshape(x.shape).astype(x.dtype), dscale, dbias
+
+
+batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+
+
+# --------------------------------------------------------------------------------------------- depthwise convolution
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def depthwise_conv(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """Depthwise convolution of (b h w c) with an odd (k k 1 c) kernel, padded by k // 2 on every side."""
+    pad = kernel.shape[0] // 2
+    return _correlate(x, kernel, stride, (pad, pad), (pad, pad))
+
+
+def _correlate(x: Array, kernel: Array, stride: int, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
+    """Depthwise correlation with explicit padding: k*k shifted multiply-adds on a CPU, else a grouped convolution."""
+    k, c = kernel.shape[0], x.shape[-1]
+    if not on_cpu():
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            (rows, columns),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=c,
+        )
+    padded = jnp.pad(x, ((0, 0), rows, columns, (0, 0)))
+    height, width = ((n - k) // stride + 1 for n in padded.shape[1:3])
+    out = jnp.zeros((x.shape[0], height, width, c), x.dtype)
+    taps = kernel.reshape(k * k, c)
+    for n, under in enumerate(_taps(k, stride, out.shape)):
+        out = out + padded[under] * taps[n]
+    return out
+
+
+def _depthwise_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    y = depthwise_conv(x, kernel, stride)
+    return (stored(y) if kernel.shape[0] > 1 else y), (x, kernel)
+
+
+def _depthwise_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    k = kernel.shape[0]
+    if k == 1 and stride == 1:
+        dk = jnp.sum(x.astype(jnp.float32) * g, axis=(0, 1, 2))
+        return g * kernel[0, 0, 0], dk.astype(kernel.dtype).reshape(kernel.shape)
+    g = stored(g)
+    dilated, rows, columns = _dilate(g, x.shape, k, stride)
+    dx = _correlate(dilated, kernel[::-1, ::-1], 1, rows, columns)
+    return stored(dx), _kernel_gradient(x, g, k, stride).astype(kernel.dtype)
+
+
+def _kernel_gradient(x: Array, g: Array, k: int, stride: int) -> Array:
+    """Sum over (b h w) of g times x shifted by each tap, in float32: (k k 1 c)."""
+    b, height, width, c = g.shape
+    pad = k // 2
+    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad + -(x.shape[2] + 2 * pad) % stride), (0, 0)))
+    if not on_cpu():
+        taps = [jnp.sum(x[tap].astype(jnp.float32) * g, axis=(0, 1, 2)) for tap in _taps(k, stride, g.shape)]
+        return jnp.stack(taps).reshape(k, k, 1, c)
+    # Row by row, with k*k sums the size of a row in the cache.  A row holds its columns sorted by their place in the
+    # stride, so that the pixels under one tap are one slice.
+    full, across = x.shape[1], x.shape[2] // stride
+    x = x.reshape(b, full, across, stride, c).swapaxes(2, 3)
+    x = stored(x.reshape(b * full, stride * across * c))
+    g = stored(g.reshape(b * height, width * c))
+
+    def add_row(n: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+        row = lax.dynamic_index_in_dim(g, n, 0, keepdims=False).astype(jnp.float32)
+        first = n // height * full + n % height * stride
+        out = []
+        for i in range(k):
+            for j in range(k):
+                start = (j % stride * across + j // stride) * c
+                under = lax.dynamic_slice(x, (first + i, start), (1, width * c))[0]
+                out.append(sums[i * k + j] + under * row)
+        return tuple(out)
+
+    sums = lax.fori_loop(0, b * height, add_row, (jnp.zeros(width * c, jnp.float32),) * (k * k))
+    return jnp.stack(sums).reshape(k * k, width, c).sum(axis=1).reshape(k, k, 1, c)
+
+
+depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+# ------------------------------------------------------------------------------------------------- dense convolution
+
+
+@jax.custom_vjp
+def pointwise(x: Array, kernel: Array) -> Array:
+    """1x1 convolution: (... c) @ (c d)."""
+    return x @ kernel
+
+
+def _pointwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _pointwise_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    g = stored(g)
+    return g @ kernel.T, _contract_rows(x, g).astype(kernel.dtype)
+
+
+def _contract_rows(x: Array, g: Array) -> Array:
+    """(... c), (... d) -> (c d), summed over all else."""
+    rows = (((0,), (0,)), ((), ()))
+    return lax.dot_general(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]), rows)
+
+
+pointwise.defvjp(_pointwise_forward, _pointwise_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """Convolution of (b h w c) with an odd (k k c d) kernel, padded by k // 2 on every side."""
+    pad = kernel.shape[0] // 2
+    return _convolve(x, kernel, stride, (pad, pad), (pad, pad))
+
+
+def _convolve(x: Array, kernel: Array, stride: int, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (stride, stride), (rows, columns), dimension_numbers=dimensions)
+
+
+def _conv_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return conv(x, kernel, stride), (x, kernel)
+
+
+def _conv_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    if not on_cpu():
+        _, pullback = jax.vjp(lambda a, b: _convolve(a, b, stride, *((kernel.shape[0] // 2,) * 2,) * 2), x, kernel)
+        return pullback(g)
+    k = kernel.shape[0]
+    g = stored(g)
+    dilated, rows, columns = _dilate(g, x.shape, k, stride)
+    dx = _convolve(dilated, kernel[::-1, ::-1].swapaxes(2, 3), 1, rows, columns)
+    # One matrix product per tap.
+    pad = k // 2
+    x = stored(jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0))))
+    taps = [_contract_rows(stored(x[tap]), g) for tap in _taps(k, stride, g.shape)]
+    return dx, jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+
+
+conv.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+# ------------------------------------------------------------------------------------------------- dense convolution
+
+
+@jax.custom_vjp
+def pointwise(x: Array, kernel: Array) -> Array:
+    """1x1 convolution: (... c) @ (c d)."""
+    return x @ kernel
+
+
+def _pointwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _pointwise_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    g = stored(g)
+    return g @ kernel.T, _contract_rows(x, g).astype(kernel.dtype)
+
+
+def _contract_rows(x: Array, g: Array) -> Array:
+    """(... c), (... d) -> (c d), summed over all else."""
+    rows = (((0,), (0,)), ((), ()))
+    return lax.dot_general(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]), rows)
+
+
+pointwise.defvjp(_pointwise_forward, _pointwise_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """Convolution of (b h w c) with an odd (k k c d) kernel, padded by k // 2 on every side."""
+    pad = kernel.shape[0] // 2
+    return _convolve(x, kernel, stride, (pad, pad), (pad, pad))
+
+
+def _convolve(x: Array, kernel: Array, stride: int, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (stride, stride), (rows, columns), dimension_numbers=dimensions)
+
+
+def _conv_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return conv(x, kernel, stride), (x, kernel)
+
+
+def _conv_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    if not on_cpu():
+        _, pullback = jax.vjp(lambda a, b: _convolve(a, b, stride, *((kernel.shape[0] // 2,) * 2,) * 2), x, kernel)
+        return pullback(g)
+    k = kernel.shape[0]
+    g = stored(g)
+    dilated, rows, columns = _dilate(g, x.shape, k, stride)
+    dx = _convolve(dilated, kernel[::-1, ::-1].swapaxes(2, 3), 1, rows, columns)
+    # All pixels under the kernel side by side make the kernel's gradient one matrix product.
+    pad = k // 2
+    x = stored(jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0))))
+    under = jnp.concatenate([x[tap] for tap in _taps(k, stride, g.shape)], axis=-1)
+    return dx, _contract_rows(stored(under), g).reshape(kernel.shape).astype(kernel.dtype)
+
+
+conv.defvjp(_conv_forward, _conv_backward)
