@@ -35,7 +35,7 @@ def case():
 @settings(max_examples=40, deadline=None)
 @given(rows=st.integers(1, 1024), columns=st.integers(1, 1024))
 def test_valid_weights_at_the_published_sizes(rows, columns):
-    """Mask row r weighs 1 iff the photo has 4r+3 rows or more, 1/2 iff 4r+2; embedding row r counts iff 16r+9 or more."""
+    """Mask row r weighs 1 iff the photo has 4r+3 rows, 1/2 iff 4r+2; an embedding row counts from 16r+9 on."""
     size = np.array([[rows, columns]])
     r = np.arange(256)
     row, column = ((np.array(n) >= 4 * r + 3) + 0.5 * (n == 4 * r + 2) for n in (rows, columns))

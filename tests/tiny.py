@@ -38,3 +38,7 @@ def configured(*overrides: str, model: SamConfig = CONV) -> Config:
     from edgesam_jax.config import apply_overrides
 
     return apply_overrides(Config(model=model), overrides)
+
+
+# XLA's optimisations cost more than these models ever repay.
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
