@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import jax
 import numpy as np
 import pytest
@@ -16,6 +14,8 @@ from edgesam_jax.models.init import init_variables
 from edgesam_jax.models.sam import Sam, preprocess
 from edgesam_jax.predictor import Predictor
 from edgesam_jax.types import MaskPrediction, Prompts
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 CONFIG = SamConfig(
     encoder=RepVitConfig(widths=(8, 8, 8, 8), depths=(1, 1, 2, 1)),
@@ -158,12 +158,3 @@ def test_bad_prompts_are_one_clear_line(ready: Predictor, arguments: dict, messa
 def test_what_is_no_rgb_photo_is_refused(model: Model, image: np.ndarray) -> None:
     with pytest.raises(UsageError, match="RGB"):
         Predictor(model).set_image(image)
-
-
-def test_a_model_without_batch_norm_is_served_too(photo: np.ndarray) -> None:
-    from edgesam_jax.config import VitConfig
-
-    config = replace(CONFIG, encoder=VitConfig(width=16, depth=2, heads=2, global_blocks=(1,), window_size=3))
-    predictor = Predictor(Model(config, init_variables(config, 0)))
-    predictor.set_image(photo)
-    assert predictor.predict(box=[10, 5, 60, 40])[0].shape == (1, 48, 80)

@@ -10,12 +10,15 @@ import functools
 import io
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
-from scipy import ndimage, sparse
 
 from edgesam_jax.config import UsageError
+
+if TYPE_CHECKING:  # scipy is loaded where it is used: predict starts half a second sooner without it
+    from scipy import sparse
 
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
@@ -108,6 +111,8 @@ def scale_coords(coords: np.ndarray, old_hw: tuple[int, int], new_hw: tuple[int,
 @functools.lru_cache(maxsize=64)
 def _area_weights(old: int, new: int, frame: int, cells: int) -> sparse.csr_array:
     """Weights (cells old): the share of each cell of the padded frame that each pixel of the photo covers."""
+    from scipy import sparse
+
     edges = np.arange(cells + 1) * (frame / cells) * (old / new)
     rows, columns, values = [], [], []
     for cell in range(cells):
@@ -156,6 +161,8 @@ def interior_point(rng: np.random.Generator, mask: np.ndarray) -> tuple[float, f
 
     Thick: at least 0.6 of the greatest distance from the background.
     """
+    from scipy import ndimage
+
     columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
     if not len(rows):
         return 0.0, 0.0
@@ -184,6 +191,8 @@ def center_point(mask: np.ndarray, protocol: str = "exact") -> tuple[float, floa
     """
     if not mask.any():
         return 0.0, 0.0
+    from scipy import ndimage
+
     padded = np.pad(mask, 1)
     if protocol == "exact":
         depth = ndimage.distance_transform_edt(padded)
