@@ -329,26 +329,6 @@ def test_encoder_only_loss_is_the_mean_over_images():
     assert metrics == {"encoder": loss}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("chunk", [2, 3])
-def test_decoding_in_chunks_changes_nothing(chunk):
-    """Values and gradients; 5 prompts do not divide by either."""
-    batch = make_batch(seed=3, images=2, prompts=5)
-    buffer = prompts.from_boxes(batch.boxes, 1)
-    masks = np.random.default_rng(0).standard_normal((2, 5, MASK, MASK)).astype(np.float32)
-    use = np.array([[True, False, True, True, False]] * 2)
-    probe = np.random.default_rng(1).standard_normal((2, 5, 4, MASK, MASK)).astype(np.float32)
-
-    def run(params, embedding, size):
-        out = decode(CONV, {**STUDENT, "params": params}, embedding, buffer, masks, use, chunk=size)
-        return (out.logits * probe).mean() + out.iou.mean(), out
-
-    both = jax.jit(jax.value_and_grad(run, (0, 1), has_aux=True), static_argnums=2, compiler_options=FAST)
-    whole, pieces = both(STUDENT["params"], EMBEDDING, 0), both(STUDENT["params"], EMBEDDING, chunk)
-    assert any(np.abs(g).max() > 1e-3 for g in jax.tree.leaves(whole[1]))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=2e-5, rtol=1e-4), whole, pieces)
-
-
 def test_invalid_prompts_have_no_part(python_loop):
     """Whatever stands in their rows."""
     config = configured("distill.rounds=1")
