@@ -85,7 +85,7 @@ def total_loss(
     teacher_side = None
     if cfg.targets == "teacher":
         assert teacher_config is not None and teacher is not None
-        seen = batch.teacher_embedding
+        seen: Any = batch.teacher_embedding
         if seen is None:
             seen = Sam(teacher_config).apply(teacher, images, method="encode_image")
         teacher_side = (teacher_config, teacher, lax.stop_gradient(seen))
