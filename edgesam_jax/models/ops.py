@@ -117,7 +117,7 @@ def _batch_norm_backward(
     g = stored(cotangents[0])
     rows, wide = x.reshape(-1, c).astype(jnp.float32), g.reshape(-1, c).astype(jnp.float32)
     dbias = wide.sum(axis=0)
-    dscale = (wide * (rows - mean)).sum(axis=0) * inverse
+    dscale = ((wide * rows).sum(axis=0) - mean * dbias) * inverse
     # What the statistics pass on comes from every device; a parameter's gradient is this device's share.
     shared = (dbias, dscale) if axis_name is None else lax.pmean((dbias, dscale), axis_name)
     along_mean, along_x = (v / rows.shape[0] for v in shared)
@@ -207,6 +207,72 @@ def _kernel_gradient(x: Array, g: Array, k: int, stride: int) -> Array:
 
 
 depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+# ------------------------------------------------------------------------------------------------- dense convolution
+
+
+@jax.custom_vjp
+def pointwise(x: Array, kernel: Array) -> Array:
+    """1x1 convolution: (... c) @ (c d)."""
+    return x @ kernel
+
+
+def _pointwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _pointwise_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    g = stored(g)
+    return g @ kernel.T, _contract_rows(x, g).astype(kernel.dtype)
+
+
+def _contract_rows(x: Array, g: Array) -> Array:
+    """(... c), (... d) -> (c d), summed over all else."""
+    rows = (((0,), (0,)), ((), ()))
+    return lax.dot_general(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]), rows)
+
+
+pointwise.defvjp(_pointwise_forward, _pointwise_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """Convolution of (b h w c) with an odd (k k c d) kernel, padded by k // 2 on every side."""
+    pad = kernel.shape[0] // 2
+    return _convolve(x, kernel, stride, (pad, pad), (pad, pad))
+
+
+def _convolve(x: Array, kernel: Array, stride: int, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (stride, stride), (rows, columns), dimension_numbers=dimensions)
+
+
+def _conv_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return conv(x, kernel, stride), (x, kernel)
+
+
+def _conv_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    if not on_cpu():
+        _, pullback = jax.vjp(lambda a, b: _convolve(a, b, stride, *((kernel.shape[0] // 2,) * 2,) * 2), x, kernel)
+        return pullback(g)
+    k = kernel.shape[0]
+    g = stored(g)
+    dilated, rows, columns = _dilate(g, x.shape, k, stride)
+    dx = _convolve(dilated, kernel[::-1, ::-1].swapaxes(2, 3), 1, rows, columns)
+    # One matrix product per tap; each waits for the one before, or XLA joins them and their operands, at a higher cost.
+    pad = k // 2
+    x = stored(jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0))))
+    taps: list[Array] = []
+    for tap in _taps(k, stride, g.shape):
+        g, taps = lax.optimization_barrier((g, taps))
+        taps.append(_contract_rows(stored(x[tap]), g))
+    return dx, jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+
+
+conv.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 # ------------------------------------------------------------------------------------------------- dense convolution
