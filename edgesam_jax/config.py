@@ -158,6 +158,7 @@ class DistillConfig:
     rounds_from: float = 0.0  # share of the run from which the loop is on
     points_per_round: int = 1
     start: Literal["box", "point", "box_or_point"] = "box_or_point"
+    box_share: float = 0.5  # of box_or_point: the probability of a box (paper and published code: equal)
     coin: Literal["prompt", "batch"] = "prompt"  # paper: each prompt; published code: one coin per batch and device
     point_start: Literal["annotation", "interior"] = "annotation"  # interior: a random pixel of the mask
     box_start_masks: Literal["one", "all"] = "one"  # published code: mask token 0; paper: four granularities

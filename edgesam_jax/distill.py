@@ -68,9 +68,9 @@ def start_prompts(key: Array, keys: Array, batch: Batch, config: DistillConfig, 
     elif config.start == "point":
         is_box = jnp.zeros(shape, bool)
     elif config.coin == "batch":
-        is_box = jnp.broadcast_to(jax.random.bernoulli(key), shape)
+        is_box = jnp.broadcast_to(jax.random.bernoulli(key, config.box_share), shape)
     else:
-        is_box = jax.vmap(lambda k: jax.random.bernoulli(k, shape=shape[1:]))(coin_keys)
+        is_box = jax.vmap(lambda k: jax.random.bernoulli(k, config.box_share, shape[1:]))(coin_keys)
     return prompts.choose(is_box, boxes, clicks), is_box
 
 
