@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,17 @@ def differing_fields(a: Config, b: Config) -> list[str]:
     ]
 
 
-def claim_workdir(config: Config, workdir: Path) -> None:
+@contextlib.contextmanager
+def claim_workdir(config: Config, workdir: Path) -> Iterator[None]:
     """Make the folder and note its config; a folder that holds a run of another config is refused.
+
+    A run that fails before its first checkpoint gives the folder back, so that it can be started with a mended config.
 
     Raises:
       UsageError: another config's run, naming the fields that differ; or a path that is no folder.
     """
     saved = workdir / "config.json"
+    fresh = not saved.exists()
     if saved.exists():
         difference = differing_fields(from_json(Config, saved.read_text(), str(saved)), config)
         if difference:
@@ -73,6 +78,12 @@ def claim_workdir(config: Config, workdir: Path) -> None:
         write_atomically(saved, to_json(config))
     except OSError as error:
         raise UsageError(f"--workdir {workdir}: cannot write there ({error.strerror})") from None
+    try:
+        yield
+    except BaseException:
+        if fresh and not any(workdir.glob("**/checkpoints/*/")):
+            saved.unlink(missing_ok=True)
+        raise
 
 
 # ---------------------------------------------------------------------------------------------------- weights

@@ -86,7 +86,11 @@ def run(config: Config, workdir: Path, stop: Callable[[], bool] = lambda: False)
       FloatingPointError: an arm's loss was NaN or infinite.
     """
     check_arms(config)
-    claim_workdir(config, workdir)
+    with claim_workdir(config, workdir):
+        return _run_arms(config, workdir, stop)
+
+
+def _run_arms(config: Config, workdir: Path, stop: Callable[[], bool]) -> str | None:
     examples, teacher = heldout.heldout_examples(config), load_teacher(config)
     if not examples:
         raise UsageError("study: data.source=images has no masks to evaluate on; use scenes or coco")

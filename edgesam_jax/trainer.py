@@ -141,8 +141,8 @@ def finished_run(config: Config, workdir: Path) -> RunResult | None:
     note = workdir / "run.json"
     if not note.exists():
         return None
-    claim_workdir(config, workdir)
-    values = json.loads(note.read_text())
+    with claim_workdir(config, workdir):  # refuses another config
+        values = json.loads(note.read_text())
     return RunResult(load_model(str(workdir / "model")), values["steps"], values["seconds"], True)
 
 
@@ -170,9 +170,30 @@ def fit(
     check_distillation(config)
     devices = parallel.request_devices(config.train.devices)
     parallel.check_batch(config.data.batch_size, devices)
-    claim_workdir(config, workdir)
     if (done := finished_run(config, workdir)) is not None:
         return done
+    with claim_workdir(config, workdir):
+        state, seconds = _run(config, workdir, devices, initial, data, stop, quiet)
+    step = int(state.step)
+    model = model_of(config, state)
+    finished = step >= config.train.steps
+    if finished:
+        save_model(workdir / "model", model)
+        reporting.save_curves(workdir / "curves.png", {config.name: workdir / "metrics.jsonl"})
+        reporting.write_atomically(workdir / "run.json", json.dumps({"steps": step, "seconds": seconds}))
+    return RunResult(model, step, seconds, finished)
+
+
+def _run(
+    config: Config,
+    workdir: Path,
+    devices: list[jax.Device],
+    initial: Model | None,
+    data: Callable[[int], Iterator[Batch]] | None,
+    stop: Callable[[], bool],
+    quiet: bool,
+) -> tuple[TrainState, float]:
+    """Start or resume, and step; the last state and the seconds spent in steps."""
     teacher = load_teacher(config)
     with TrainCheckpointer(workdir, keep=config.train.keep_checkpoints) as checkpoints:
         latest = checkpoints.latest_step()
@@ -186,21 +207,13 @@ def fit(
             state, extra, _ = checkpoints.restore(state)
             seconds = float(extra["seconds"])
         start = data or (lambda step: batches(config.data, config.model, start_step=step))
-        loop = _Loop(config, workdir, checkpoints, schedule, seconds, int(state.step), quiet)
-        loop.wire(teacher, tx, devices)
-        iterator = start(int(state.step))
+        iterator = start(int(state.step))  # what is wrong with the data shows here, before anything is logged
         try:
-            state = loop.run(parallel.replicate(state, devices), iterator, stop)
+            loop = _Loop(config, workdir, checkpoints, schedule, seconds, int(state.step), quiet)
+            loop.wire(teacher, tx, devices)
+            return loop.run(parallel.replicate(state, devices), iterator, stop), loop.seconds
         finally:
             getattr(iterator, "close", lambda: None)()  # a generator's workers end with it
-    step = int(state.step)
-    model = model_of(config, state)
-    finished = step >= config.train.steps
-    if finished:
-        save_model(workdir / "model", model)
-        reporting.save_curves(workdir / "curves.png", {config.name: workdir / "metrics.jsonl"})
-        reporting.write_atomically(workdir / "run.json", json.dumps({"steps": step, "seconds": loop.seconds}))
-    return RunResult(model, step, loop.seconds, finished)
 
 
 class _Loop:

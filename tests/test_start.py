@@ -11,7 +11,7 @@ from tiny import CONV, REPVIT
 
 from edgesam_jax import start
 from edgesam_jax.checkpoint import Model
-from edgesam_jax.config import Config, DistillConfig, TrainConfig, UsageError
+from edgesam_jax.config import Config, DistillConfig, SamConfig, TrainConfig, UsageError, VitConfig
 from edgesam_jax.models.init import init_variables
 
 ENCODER_ONLY = DistillConfig(mode="encoder_only")
@@ -82,15 +82,29 @@ def test_a_teacher_of_another_frame_is_refused(field, value):
 
 
 def test_workdir_notes_its_config_and_names_differences(tmp_path):
-    config = Config(name="a")
-    start.claim_workdir(config, tmp_path / "new")
-    start.claim_workdir(dataclasses.replace(config, train=TrainConfig(log_every=1, devices=2)), tmp_path / "new")
-    with pytest.raises(UsageError, match=r"name \('a' there, 'b' here\)"):
-        start.claim_workdir(dataclasses.replace(config, name="b"), tmp_path / "new")
-    with pytest.raises(UsageError, match=r"model.encoder.width \(None there, 768 here\)"):
-        from edgesam_jax.config import SamConfig, VitConfig
+    def claim(config: Config, name: str = "new") -> None:
+        with start.claim_workdir(config, tmp_path / name):
+            pass
 
-        start.claim_workdir(dataclasses.replace(config, model=SamConfig(encoder=VitConfig())), tmp_path / "new")
+    config = Config(name="a")
+    claim(config)
+    claim(dataclasses.replace(config, train=TrainConfig(log_every=1, devices=2)))
+    with pytest.raises(UsageError, match=r"name \('a' there, 'b' here\)"):
+        claim(dataclasses.replace(config, name="b"))
+    with pytest.raises(UsageError, match=r"model.encoder.width \(None there, 768 here\)"):
+        claim(dataclasses.replace(config, model=SamConfig(encoder=VitConfig())))
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write there"):
-        start.claim_workdir(config, tmp_path / "file" / "run")
+        claim(config, "file/run")
+
+
+def test_a_run_that_fails_before_its_first_checkpoint_gives_the_folder_back(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(ZeroDivisionError), start.claim_workdir(Config(name="wrong"), folder):
+        assert (folder / "config.json").exists()
+        1 / 0  # noqa: B018
+    with pytest.raises(ZeroDivisionError), start.claim_workdir(Config(name="right"), folder):
+        (folder / "checkpoints" / "1").mkdir(parents=True)
+        1 / 0  # noqa: B018
+    with pytest.raises(UsageError, match="name"), start.claim_workdir(Config(name="wrong"), folder):
+        pass

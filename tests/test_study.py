@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,15 +16,7 @@ from edgesam_jax.config import ArmConfig, Config, DataConfig, DistillConfig, Eva
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.trainer import RunResult
 
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    """Costly optimisation would not pay for three steps."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
+pytestmark = pytest.mark.usefixtures("quick_compile")
 ENCODER_ONLY = ("distill.mode=encoder_only",)
 CONFIG = Config(
     name="small",

@@ -21,6 +21,7 @@ from edgesam_jax.checkpoint import load_model
 from edgesam_jax.config import Config, DataConfig, DistillConfig, EvalConfig, LossConfig, TrainConfig, to_json
 from edgesam_jax.reporting import read_metrics
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 CONFIG = Config(
     name="tiny",
     model=CONV,
@@ -32,14 +33,12 @@ CONFIG = Config(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Programs are compiled once for the whole module, subprocesses included, and without costly optimisation."""
+def cache(tmp_path_factory, quick_compile):
+    """Programs are compiled once for the whole module, subprocesses included."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGESAM_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        jax.config.update("jax_disable_most_optimizations", True)
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
     jax.config.update("jax_compilation_cache_dir", None)
 
 
@@ -104,10 +103,13 @@ def test_two_steps_and_two_more_equal_four_to_the_bit(finished, tmp_path):
     assert logs[0] == logs[1]
 
 
-@pytest.mark.parametrize(("rate", "step", "kept"), [("1e20", "step 2", 1), ("1e39", "step 1", None)])
-def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(config_file, tmp_path, capfd, rate, step, kept):
+@pytest.mark.parametrize(
+    ("rate", "decay", "step", "kept"), [("1e20", "0.0", "step 2", 1), ("3e38", "1e3", "step 1", None)]
+)
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(config_file, tmp_path, capfd, rate, decay, step, kept):
     sets = [
         f"optim.learning_rate={rate}",
+        f"optim.weight_decay={decay}",
         "optim.schedule=constant",
         "train.checkpoint_every=1",
         "train.picture_every=0",
