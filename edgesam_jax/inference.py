@@ -13,16 +13,15 @@ from jax import Array
 
 from edgesam_jax.config import RepVitConfig, SamConfig
 from edgesam_jax.data.transforms import pad_to_square, resize_longest_side
+from edgesam_jax.models.fold import fold
 from edgesam_jax.models.sam import Sam, decode, preprocess
 from edgesam_jax.prompts import from_boxes, from_boxes_and_points, from_points
 from edgesam_jax.types import MaskPrediction
 
-try:
-    from edgesam_jax.models.fold import fold
-except ImportError:
-    fold = None
 
-DECODE_CHUNK = 16  # prompts decoded at a time: a chunk's activations fit the cache of a CPU
+def decode_chunk() -> int:
+    """Prompts decoded at a time: on a CPU one at a time is fastest (docs/performance.md, "Decoder")."""
+    return 1 if jax.default_backend() == "cpu" else 16
 
 
 def for_inference(config: SamConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,7 +30,7 @@ def for_inference(config: SamConfig, variables: Mapping[str, Any]) -> dict[str, 
 
 
 def _folds(config: SamConfig) -> bool:
-    return fold is not None and isinstance(config.encoder, RepVitConfig)
+    return isinstance(config.encoder, RepVitConfig)
 
 
 @functools.lru_cache(maxsize=16)
@@ -76,7 +75,9 @@ def decoder(config: SamConfig) -> Callable[..., MaskPrediction]:
         else:
             prompts = from_boxes_and_points(boxes, coords, labels, slots)
         given = None if mask_input is None else jnp.ones(mask_input.shape[:2], bool)
-        result = decode(config, variables, embedding[None], prompts, mask_input, given, num_masks=4, chunk=DECODE_CHUNK)
+        result = decode(
+            config, variables, embedding[None], prompts, mask_input, given, num_masks=4, chunk=decode_chunk()
+        )
         return jax.tree.map(lambda x: x[0], result)
 
     return run
