@@ -26,7 +26,7 @@ def decode_chunk() -> int:
 
 def for_inference(config: SamConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
     """Variables on the device, batch norms and branches folded where the encoder has them."""
-    return jax.device_put(fold(config, dict(variables)) if _folds(config) else dict(variables))
+    return jax.device_put(fold(config, variables))
 
 
 def _folds(config: SamConfig) -> bool:
