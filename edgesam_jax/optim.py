@@ -29,7 +29,8 @@ def make_schedule(optim: OptimConfig, batch_size: int, steps: int) -> optax.Sche
 
     ``cosine`` falls from the end of the warm-up to ``steps``.  ``cosine_unshifted`` is the published stage 1: its
     cosine runs over all steps, warm-up included, and takes over at its own value, so that with a warm-up of half the
-    run the rate climbs to the base rate and then halves at once.  ``linear`` falls in a straight line, ``constant`` stays.
+    run the rate climbs to the base rate and then halves at once.  ``linear`` falls in a straight line; ``constant``
+    stays.
     """
     base, low, start = scaled_rates(optim, batch_size)
     warmup, kind = optim.warmup_steps, optim.schedule

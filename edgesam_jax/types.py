@@ -1,7 +1,7 @@
 """The data that flows between rooms, and the one vocabulary of dimensions.
 
-``b`` images, ``p`` prompts per image, ``n`` prompt slots per prompt, ``t`` tokens, ``m`` masks, ``h w`` rows and columns,
-``c d`` channels.  Images and features are NHWC.  Coordinates are (x, y) in pixels of the model's square input frame, in
+``b`` images, ``p`` prompts per image, ``n`` prompt slots per prompt, ``t`` tokens, ``m`` masks, ``h w`` rows and
+columns, ``c d`` channels.  Images and features are NHWC.  Coordinates are (x, y) in pixels of the model's square input frame, in
 which a photo fills the top left corner (``valid_size``) and the rest is padding.
 """
 
@@ -34,8 +34,8 @@ class MaskPrediction:
     """What the mask decoder gives.
 
     ``logits`` (b p m h w) float32 at the low resolution, ``iou`` (b p m) float32.  ``targets`` holds the named
-    distillation targets when they are asked for: ``query`` (b p m c) hypernetwork outputs, ``feat`` (b p h w c) upscaled
-    embedding, and the attention maps ``t2t_0 t2i_0 i2t_0 t2t_1 t2i_1 i2t_1 t2i_final``, each (b p heads queries keys).
+    distillation targets when they are asked for: ``query`` (b p m c) hypernetwork outputs, ``feat`` (b p h w c)
+    upscaled embedding, and the attention maps ``t2t_0 t2i_0 i2t_0 t2t_1 t2i_1 i2t_1 t2i_final``, each (b p heads queries keys).
     """
 
     logits: Array
@@ -48,8 +48,8 @@ class Batch:
     """One batch of examples, as the pipeline hands it to a step.
 
     ``image`` (b h w 3) uint8 RGB, zero padded; ``valid_size`` (b 2) int32 rows and columns that hold the photo;
-    ``boxes`` (b p 4) float32 XYXY; ``points`` (b p 2) float32 one point inside each instance; ``prompt_valid`` (b p) bool;
-    ``masks`` (b p s s) bool ground truth at the model's low mask resolution, or None;
+    ``boxes`` (b p 4) float32 XYXY; ``points`` (b p 2) float32 one point inside each instance; ``prompt_valid`` (b p)
+    bool; ``masks`` (b p s s) bool ground truth at the model's low mask resolution, or None;
     ``teacher_embedding`` (b g g c) float or None, where it comes from a store.
     """
 

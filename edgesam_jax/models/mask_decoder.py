@@ -73,7 +73,7 @@ class MaskDecoder(nn.Module):
         if num_masks not in (1, 3, 4):
             raise ValueError(f"num_masks must be 1, 3 or 4, got {num_masks}")
         cfg, c, g = self.config, self.embed_dim, self.grid
-        b, p, n, _ = sparse.shape
+        b, p = sparse.shape[:2]
         chosen = {1: slice(0, 1), 3: slice(1, 4), 4: slice(0, 4)}[num_masks]
 
         normal = nn.initializers.normal(1.0)

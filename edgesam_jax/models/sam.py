@@ -44,8 +44,8 @@ MODELS: dict[str, SamConfig] = {
 class Sam(nn.Module):
     """A promptable segmentation model; which one is ``config``'s.
 
-    ``folded`` expects variables from ``fold.fold``.  ``axis_name`` names the device axis over which batch statistics are
-    averaged in training.
+    ``folded`` expects variables from ``fold.fold``.  ``axis_name`` names the device axis over which batch statistics
+    are averaged in training.
     """
 
     config: SamConfig
