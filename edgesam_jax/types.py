@@ -1,8 +1,8 @@
 """The data that flows between rooms, and the one vocabulary of dimensions.
 
 ``b`` images, ``p`` prompts per image, ``n`` prompt slots per prompt, ``t`` tokens, ``m`` masks, ``h w`` rows and
-columns, ``c d`` channels.  Images and features are NHWC.  Coordinates are (x, y) in pixels of the model's square input frame, in
-which a photo fills the top left corner (``valid_size``) and the rest is padding.
+columns, ``c d`` channels.  Images and features are NHWC.  Coordinates are (x, y) in pixels of the model's square input
+frame, in which a photo fills the top left corner (``valid_size``) and the rest is padding.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class MaskPrediction:
 
     ``logits`` (b p m h w) float32 at the low resolution, ``iou`` (b p m) float32.  ``targets`` holds the named
     distillation targets when they are asked for: ``query`` (b p m c) hypernetwork outputs, ``feat`` (b p h w c)
-    upscaled embedding, and the attention maps ``t2t_0 t2i_0 i2t_0 t2t_1 t2i_1 i2t_1 t2i_final``, each (b p heads queries keys).
+    upscaled embedding, and the attention maps ``t2t_0 t2i_0 i2t_0 t2t_1 t2i_1 i2t_1 t2i_final``, each
+    (b p heads queries keys).
     """
 
     logits: Array

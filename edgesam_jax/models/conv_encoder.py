@@ -1,7 +1,7 @@
 """A small convolutional image encoder: dense 3x3 residual blocks with channel layer norm, one coarse attention.
 
-Ours, not the paper's.  It is the encoder of the embedded tiny teacher: at 128 px a plain ViT stays for long in a minimum
-that ignores the photo, while this one learns object borders within minutes.
+Ours, not the paper's.  It is the encoder of the embedded tiny teacher: at 128 px a plain ViT stays for long in a
+minimum that ignores the photo, while this one learns object borders within minutes.
 """
 
 from __future__ import annotations
