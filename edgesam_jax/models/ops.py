@@ -138,6 +138,11 @@ def depthwise_conv(x: Array, kernel: Array, stride: int = 1) -> Array:
     return _correlate(x, kernel, stride, (pad, pad), (pad, pad))
 
 
+# Loop steps of a depthwise convolution on a CPU.  jax 0.10 removes the barriers of ``stored`` before it fuses, and then
+# computes earlier blocks' sums again for each shift, while the operand and result of a loop are always stored.
+STRIPS = 2 if jax.__version_info__ < (0, 11) else 1
+
+
 def _correlate(x: Array, kernel: Array, stride: int, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
     """Depthwise correlation with explicit padding: k*k shifted multiply-adds on a CPU, else a grouped convolution."""
     k, c = kernel.shape[0], x.shape[-1]
@@ -152,11 +157,25 @@ def _correlate(x: Array, kernel: Array, stride: int, rows: tuple[int, int], colu
         )
     padded = jnp.pad(x, ((0, 0), rows, columns, (0, 0)))
     height, width = ((n - k) // stride + 1 for n in padded.shape[1:3])
-    out = jnp.zeros((x.shape[0], height, width, c), x.dtype)
-    taps = kernel.reshape(k * k, c)
-    for n, under in enumerate(_taps(k, stride, out.shape)):
-        out = out + padded[under] * taps[n]
-    return out
+    shape, taps = (x.shape[0], height, width, c), kernel.reshape(k * k, c)
+
+    def shifted_sum(part: Array, shape: tuple[int, ...]) -> Array:
+        out = jnp.zeros(shape, x.dtype)
+        for n, under in enumerate(_taps(k, stride, shape)):
+            out = out + part[under] * taps[n]
+        return out
+
+    strips = STRIPS if height % STRIPS == 0 else 1
+    if k == 1 or strips == 1:
+        return shifted_sum(padded, shape)
+    strip = (x.shape[0], height // strips, width, c)
+
+    def add_strip(n: Array, out: Array) -> Array:
+        first = n * strip[1]
+        part = lax.dynamic_slice_in_dim(padded, first * stride, (strip[1] - 1) * stride + k, axis=1)
+        return lax.dynamic_update_slice_in_dim(out, shifted_sum(part, strip), first, axis=1)
+
+    return lax.fori_loop(0, strips, add_strip, jnp.zeros(shape, x.dtype))
 
 
 def _depthwise_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:

@@ -10,6 +10,7 @@ from jax import Array
 
 from edgesam_jax.config import RepVitConfig
 from edgesam_jax.models.layers import Conv, ConvBN, LayerNorm, SqueezeExcite, gelu, resize
+from edgesam_jax.models.ops import stored
 
 REPVIT_M1 = RepVitConfig()
 REPVIT_M2 = RepVitConfig(widths=(64, 128, 256, 512), depths=(3, 4, 14, 3))
@@ -19,8 +20,8 @@ REPVIT_M3 = RepVitConfig(widths=(64, 128, 256, 512), depths=(5, 6, 20, 3))
 def block_table(config: RepVitConfig) -> list[tuple[int, int, bool, int]]:
     """One (width, stride, squeeze-excite, stage) per block, in order.
 
-    Squeeze-excite alternates, starting with a stage's first stride-1 block and always off in its last.  Without fusion the
-    last stage keeps the resolution of the one before.
+    Squeeze-excite alternates, starting with a stage's first stride-1 block and always off in its last.  Without fusion
+    the last stage keeps the resolution of the one before.
     """
     table = []
     for stage, (width, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
@@ -61,7 +62,7 @@ class ChannelMixer(nn.Module):
         c = x.shape[-1]
         common = {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
         hidden = gelu(ConvBN(2 * c, **common, name="m_0")(x, train))
-        return x + ConvBN(c, zero_init=True, **common, name="m_2")(hidden, train)
+        return stored(x + ConvBN(c, zero_init=True, **common, name="m_2")(hidden, train))
 
 
 class Block(nn.Module):
@@ -81,10 +82,11 @@ class Block(nn.Module):
             x = ConvBN(x.shape[-1], 3, self.stride, depthwise=True, **common, name="token_mixer_0")(x, train)
             x = ConvBN(self.width, **common, name="token_mixer_2")(x, train)
         else:
-            x = DepthwiseUnit(**common, name="token_mixer_0")(x, train)
+            x = stored(DepthwiseUnit(**common, name="token_mixer_0")(x, train))
             if self.squeeze_excite:
                 x = SqueezeExcite(dtype=self.dtype, name="token_mixer_1")(x)
-        return ChannelMixer(**common, name="channel_mixer")(x, train)
+        # Along the residual stream XLA would compute the sums of all earlier blocks again for every shift of this one.
+        return ChannelMixer(**common, name="channel_mixer")(stored(x), train)
 
 
 class Upsample(nn.Module):
