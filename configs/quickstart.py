@@ -1,7 +1,7 @@
 """The paper's Tables 5a and 5g in miniature: distil the embedded tiny teacher into a tiny RepViT, four ways.
 
-A encoder-only; C and D go on from A in stage 2, without and with the prompt loop; B is encoder-only for as long as A and
-D together took, so that D is held against the same time spent on the simpler recipe.
+A encoder-only; C and D go on from A in stage 2, without and with the prompt loop; B is encoder-only for as long as A
+and D together took, so that D is held against the same time spent on the simpler recipe.
 """
 
 from edgesam_jax.config import (

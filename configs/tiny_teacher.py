@@ -1,9 +1,10 @@
 """The tiny teacher that the package carries: a small SAM trained from scratch on the procedural scenes' own masks.
 
-Four runs, each from the last one's weights.  ``see`` learns to find objects from one prompt on the hardest scenes, with the
-auxiliary grouping loss at first; ``refine`` adds two rounds of points drawn inside the errors; ``more`` draws them
+Four runs, each from the last one's weights.  ``see`` learns to find objects from one prompt on the hardest scenes, with
+the auxiliary grouping loss at first; ``refine`` adds two rounds of points drawn inside the errors; ``more`` draws them
 anywhere in the errors, as the evaluation does; ``finish`` lets three starts in four be points, and the rate go to zero.
-The best of the masks counts for point starts, and the IoU head learns along.  ``docs/results.md`` has the shipped file's log.
+The best of the masks counts for point starts, and the IoU head learns along.  ``docs/results.md`` tells how the shipped
+file was made.
 """
 
 from edgesam_jax.config import (
