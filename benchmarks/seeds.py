@@ -1,9 +1,9 @@
 """Means and spread of a study over several seeds: ``python benchmarks/seeds.py runs/q0 runs/q1 runs/q2``.
 
 Each folder holds the ``table.json`` of one finished study (``python -m edgesam_jax.train --config
-configs/quickstart.py --workdir runs/q1 --set train.seed=1 data.seed=1``).  The evaluation scenes are the same for every
-seed.  Prints a Markdown table of mean (smallest to largest) and, for every pair of trained arms, the paired differences:
-a claim needs one sign in all seeds.
+configs/quickstart.py --workdir runs/q1 --set train.seed=1 data.seed=1``).  The evaluation scenes are the same for
+every seed.  Prints a Markdown table of mean (smallest to largest) and, for every pair of trained arms, the paired
+differences: a claim needs one sign in all seeds.
 """
 
 from __future__ import annotations

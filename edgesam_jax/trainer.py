@@ -129,7 +129,8 @@ def with_prompts(batch: Batch) -> Batch:
     points, boxes, valid = (np.array(v) for v in (batch.points, batch.boxes, batch.prompt_valid))
     points[0, : len(centre)], valid[0, : len(centre)] = centre, True
     boxes[0, : len(centre)] = np.concatenate([centre - half, centre + half], -1)
-    return dataclasses.replace(batch, points=points, boxes=boxes, prompt_valid=valid)
+    changed: dict[str, Any] = {"points": points, "boxes": boxes, "prompt_valid": valid}  # numpy stands for jax here
+    return dataclasses.replace(batch, **changed)
 
 
 def finished_run(config: Config, workdir: Path) -> RunResult | None:
