@@ -20,7 +20,7 @@ def get_config() -> Config:
     return replace(
         base,
         name="edgesam_stage2",
-        data=replace(base.data, source="coco", root="datasets/SA-1B", batch_size=BATCH, max_prompts=16),
+        data=replace(base.data, batch_size=BATCH, max_prompts=16),
         distill=DistillConfig(
             mode="prompt_in_the_loop", rounds=1, points_per_round=1, loss=LossConfig(bce=5.0, dice=5.0)
         ),

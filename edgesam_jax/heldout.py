@@ -29,12 +29,10 @@ def heldout_examples(config: Config) -> list[Example]:
     Raises:
       UsageError: the data set can't be opened or read.
     """
-    if config.data.source == "images":
-        return []
     data = dataclasses.replace(config.data, seed=config.eval.seed, limit=config.eval.images)
     source = open_source(data, config.model.image_size, "heldout")
     count = min(config.eval.images, len(source) or config.eval.images)
-    return [source.load(i) for i in range(count)]
+    return [example for example in (source.load(i) for i in range(count)) if len(example)]
 
 
 def measure(

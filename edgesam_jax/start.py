@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from edgesam_jax.checkpoint import Model
 from edgesam_jax.config import Config, SamConfig, UsageError, from_json, to_json
+from edgesam_jax.data.images import ImagesSource
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.reporting import write_atomically
 
@@ -122,14 +123,11 @@ def check_distillation(config: Config) -> None:
     """
     distill, loss = config.distill, config.distill.loss
     encoder_only, truth = distill.mode == "encoder_only", distill.targets == "ground_truth"
-    photos = config.data.source == "images"
     faults = {
         "distill.targets=ground_truth: distill.mode=encoder_only needs a teacher": encoder_only and truth,
         "distill.loss.encoder: there is no teacher's embedding with distill.targets=ground_truth": truth
         and loss.encoder > 0,
         "teacher: name a checkpoint, or set distill.targets=ground_truth": not truth and not config.teacher,
-        "data.source=images has photos without prompts: use coco or scenes, or distill.mode=encoder_only": photos
-        and not encoder_only,
         "distill.rounds must be 0 or more": distill.rounds < 0,
         "distill.points_per_round must be 1 or more": distill.points_per_round < 1,
         "distill.temperature must be above 0": distill.temperature <= 0,
@@ -138,6 +136,20 @@ def check_distillation(config: Config) -> None:
     for message, wrong in faults.items():
         if wrong:
             raise UsageError(message)
+
+
+def check_prompts(config: Config) -> None:
+    """The prompt loop needs photos with instances.
+
+    Raises:
+      UsageError: a folder of photos without any annotation, or no such folder.
+    """
+    prompted = config.data.source == "images" and config.distill.mode == "prompt_in_the_loop"
+    if prompted and not ImagesSource(config.data.root).annotated:
+        raise UsageError(
+            f"data.root={config.data.root}: no photo in it has annotations, so there is nothing to prompt with: put"
+            " SA-1B's JSON files beside the photos, use data.source=coco, or distill.mode=encoder_only"
+        )
 
 
 def check_teacher(config: Config, teacher: SamConfig) -> None:

@@ -30,7 +30,7 @@ from edgesam_jax.config import Config, LossConfig, SamConfig
 from edgesam_jax.data.pipeline import batches
 from edgesam_jax.data.schema import Example
 from edgesam_jax.optim import make_optimizer
-from edgesam_jax.start import check_distillation, check_teacher, claim_workdir, initial_variables
+from edgesam_jax.start import check_distillation, check_prompts, check_teacher, claim_workdir, initial_variables
 from edgesam_jax.train_step import total_loss
 from edgesam_jax.types import Batch, TrainState
 
@@ -169,6 +169,8 @@ def fit(
       FloatingPointError: the loss or gradient norm was NaN or infinite; the last good checkpoint is kept.
     """
     check_distillation(config)
+    if data is None:
+        check_prompts(config)
     devices = parallel.request_devices(config.train.devices)
     parallel.check_batch(config.data.batch_size, devices)
     if (done := finished_run(config, workdir)) is not None:

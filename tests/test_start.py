@@ -7,11 +7,12 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from tiny import CONV, REPVIT
 
 from edgesam_jax import start
 from edgesam_jax.checkpoint import Model
-from edgesam_jax.config import Config, DistillConfig, SamConfig, TrainConfig, UsageError, VitConfig
+from edgesam_jax.config import Config, DataConfig, DistillConfig, SamConfig, TrainConfig, UsageError, VitConfig
 from edgesam_jax.models.init import init_variables
 
 ENCODER_ONLY = DistillConfig(mode="encoder_only")
@@ -108,3 +109,13 @@ def test_a_run_that_fails_before_its_first_checkpoint_gives_the_folder_back(tmp_
         1 / 0  # noqa: B018
     with pytest.raises(UsageError, match="name"), start.claim_workdir(Config(name="wrong"), folder):
         pass
+
+
+def test_photos_without_annotations_can_not_be_prompted(tmp_path):
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    config = Config(teacher="t", data=DataConfig(source="images", root=str(tmp_path)))
+    with pytest.raises(UsageError, match="no photo in it has annotations"):
+        start.check_prompts(config)
+    start.check_prompts(dataclasses.replace(config, distill=ENCODER_ONLY))
+    (tmp_path / "a.json").write_text('{"image": {"height": 10, "width": 20}, "annotations": []}')
+    start.check_prompts(config)

@@ -42,6 +42,7 @@ class ImagesSource:
         self.without_annotations = len(pairs) - len(annotated)
         if annotated and self.without_annotations:
             _log.warning("%s: %d photos without annotations are left out", folder, self.without_annotations)
+        self.annotated = bool(annotated)
         self._entries = (annotated or pairs)[: limit or None]
 
     def __len__(self) -> int:
