@@ -241,7 +241,8 @@ def leaf_pairs(a, b):
 
 CASES = [
     ("distill.rounds=2",),
-    ("distill.rounds=1", "distill.targets=ground_truth", "distill.loss.iou=1.0"),
+    # Without the IoU head's loss: its target, a measured IoU, jumps whenever a pixel changes sides.
+    ("distill.rounds=1", "distill.targets=ground_truth"),
     ("distill.rounds=0", "distill.targets=ground_truth"),
 ]
 
@@ -266,7 +267,7 @@ def test_gradients_are_finite_differences(overrides):
         direction = jax.tree.map(lambda g: np.asarray(g, np.float64) * (rng.random(g.shape) < keep), gradient)  # noqa: B023
         norm = np.sqrt(sum((d**2).sum() for d in jax.tree.leaves(direction)))
         slope = sum((d * np.asarray(g)).sum() for d, g in leaf_pairs(direction, gradient)) / norm
-        values, h = [], 2e-3 / slope
+        values, h = [], 2e-4 / slope
         for sign in (1, -1):
             moved = jax.tree.map(lambda d: (sign * h / norm * d).astype(np.float32), direction)  # noqa: B023
             params = {k: jax.tree.map(np.add, STUDENT["params"][k], v) for k, v in moved["decoder"].items()}

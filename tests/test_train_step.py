@@ -67,7 +67,7 @@ RUNS = {
     "frozen encoder and LoRA": (
         configured(
             "distill.targets=ground_truth", "distill.freeze_image_encoder=true", "distill.rounds=0", *RATE, model=LORA
-        ), 20, 0.99,
+        ), 20, 0.998,
     ),
 }  # fmt: skip
 
@@ -105,9 +105,9 @@ def test_stored_teacher_embeddings_equal_those_computed_online():
     assert changed(online.params, init_variables(CONV, 0)["params"])
     wrong = train(config, 1, BATCH.replace(teacher_embedding=stored + 1))[2]
     assert abs(wrong[0]["loss"] - a[0]["loss"]) > 0.1
-    for x, y in zip(*map(jax.tree.leaves, (online.params, offline.params)), strict=True):
-        # Adam's first step is the sign of the gradient, which rounding decides where it is nearly zero.
-        assert np.mean(np.abs(x - y) < 1e-4) > 0.95
+    # Adam's first step is the sign of the gradient, which rounding decides where it is nearly zero.
+    distance = jax.tree.map(lambda x, y: np.abs(np.asarray(x) - np.asarray(y)).ravel(), online.params, offline.params)
+    assert np.mean(np.concatenate(jax.tree.leaves(distance)) < 1e-4) > 0.95
 
 
 @pytest.mark.slow
