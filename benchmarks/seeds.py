@@ -26,13 +26,15 @@ def percent(row: Row, column: tuple[str, int], against: str) -> float | None:
     return 100 * values[column[1]] if column[1] < len(values) else None
 
 
-def spread(values: list[float | None]) -> str:
+def spread(values: list[float | None], digits: int = 1) -> str:
     """Mean (smallest to largest)."""
     known = [v for v in values if v is not None]
     if not known:
         return "-"
     mean = sum(known) / len(known)
-    return f"{mean:.1f}" if max(known) - min(known) < 0.05 else f"{mean:.1f} ({min(known):.1f} to {max(known):.1f})"
+    if max(known) - min(known) < 0.05:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ({min(known):.{digits}f} to {max(known):.{digits}f})"
 
 
 def summary(tables: list[list[Row]], against: str) -> str:
@@ -42,7 +44,7 @@ def summary(tables: list[list[Row]], against: str) -> str:
         cells = [spread([percent(row, column, against) for row in rows]) for column in COLUMNS]
         if all(cell == "-" for cell in cells):
             continue
-        cost = [spread([row[key] for row in rows]) for key in ("steps", "seconds")]
+        cost = [spread([row[key] for row in rows], 0) for key in ("steps", "seconds")]
         lines.append(f"| {rows[0]['title']} | {' | '.join(cost + cells)} |")
     return "\n".join(lines)
 
