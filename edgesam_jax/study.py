@@ -93,7 +93,7 @@ def run(config: Config, workdir: Path, stop: Callable[[], bool] = lambda: False)
 def _run_arms(config: Config, workdir: Path, stop: Callable[[], bool]) -> str | None:
     examples, teacher = heldout.heldout_examples(config), load_teacher(config)
     if not examples:
-        raise UsageError(f"data.root={config.data.root}: no photo in it has annotations to evaluate on")
+        raise UsageError("study: data.source=images has no held-out masks to evaluate on; use scenes or coco")
     rows = [Row("", name, {"box": [value]}) for name, value in heldout.trivial_baselines(examples).items()]
     if teacher is not None:
         rows.append(
