@@ -26,7 +26,7 @@ Scores = dict[str, list[float]]  # "box", "center", and these with "_teacher": [
 def heldout_examples(config: Config) -> list[Example]:
     """At most ``eval.images`` annotated photos; none for a folder of SA-1B's photos.
 
-    A hundred full-size masks on each of hundreds of such photos do not fit in memory; ``edgesam_jax.eval`` streams them.
+    A hundred full-size masks on each of hundreds of photos do not fit in memory; ``edgesam_jax.eval`` streams them.
 
     Raises:
       UsageError: the data set can't be opened or read.
