@@ -5,6 +5,7 @@ Everything is NHWC.  What is written by hand for speed is in ``ops.py``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -86,6 +87,18 @@ class Conv(nn.Module):
         return y
 
 
+NORM_EPSILON = 1e-5
+KEEP = 0.9  # share of the old running statistics kept: 1 - torch's momentum
+
+
+def running_statistics(old: Mapping[str, Array], mean: Array, var: Array, count: int) -> dict[str, Array]:
+    """Running ``mean`` and ``var`` after a batch of ``count`` values with that mean and biased variance."""
+    return {
+        "mean": KEEP * old["mean"] + (1 - KEEP) * mean,
+        "var": KEEP * old["var"] + (1 - KEEP) * var * (count / max(count - 1, 1)),
+    }
+
+
 class BatchNorm(nn.Module):
     """Batch norm over (b h w) with torch's bookkeeping: momentum 0.1, and the unbiased variance is the one stored.
 
@@ -95,8 +108,7 @@ class BatchNorm(nn.Module):
     zero_init: bool = False  # the scale starts at 0
     dtype: Dtype = jnp.float32
     axis_name: str | None = None
-    epsilon: float = 1e-5
-    momentum: float = 0.9  # share of the old running value kept: 1 - torch's
+    epsilon: float = NORM_EPSILON
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
@@ -111,9 +123,8 @@ class BatchNorm(nn.Module):
         y, batch_mean, batch_var = ops.batch_norm(x, scale, bias, self.epsilon, self.axis_name)
         if not self.is_initializing():
             count = x.size // c * (1 if self.axis_name is None else jax.lax.axis_size(self.axis_name))
-            keep = self.momentum
-            mean.value = keep * mean.value + (1 - keep) * batch_mean
-            var.value = keep * var.value + (1 - keep) * batch_var * (count / max(count - 1, 1))
+            kept = running_statistics({"mean": mean.value, "var": var.value}, batch_mean, batch_var, count)
+            mean.value, var.value = kept["mean"], kept["var"]
         return y.astype(self.dtype)
 
 

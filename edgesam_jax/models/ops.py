@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,24 @@ def on_cpu() -> bool:
 def stored(x: Array) -> Array:
     """``x``, computed once and kept in memory on a CPU; XLA would compute it again for each of its readers."""
     return lax.optimization_barrier(x) if on_cpu() else x
+
+
+# jax 0.10 removes the barriers of ``stored`` before it fuses.
+BARRIERS_DO_NOT_HOLD = jax.__version_info__ < (0, 11)
+
+
+def _by_itself(f: Callable[[Array], Array], x: Array, kernel: Array, shape: tuple[int, ...]) -> Array:
+    """``f(x)``, of that shape and x's dtype, fused with nothing before or after it on a CPU.
+
+    Where barriers do not hold, it is put into a loop, since what enters and leaves a loop is always stored.  The loop
+    makes one pass, or two with the same result for a ``kernel`` of NaNs: XLA can't tell, and so can't unroll it.
+    """
+    if not (on_cpu() and BARRIERS_DO_NOT_HOLD):
+        return f(x)
+    first = kernel.reshape(-1)[0]
+    passes = 1 + (first != first).astype(jnp.int32)
+    carry = jnp.zeros((), jnp.int32), x, jnp.zeros(shape, x.dtype)
+    return lax.while_loop(lambda c: c[0] < passes, lambda c: (c[0] + 1, c[1], f(c[1])), carry)[2]
 
 
 def _taps(k: int, stride: int, out_shape: tuple[int, ...]) -> list[tuple[slice, slice, slice]]:
@@ -58,24 +77,26 @@ def _dilate(g: Array, in_shape: tuple[int, ...], k: int, stride: int) -> tuple[A
 @jax.custom_vjp
 def gelu(x: Array) -> Array:
     """Exact GELU, x Phi(x) with the erf: the tanh form is 5e-4 off the published networks."""
-    return (x * _normal_cdf(x)).astype(x.dtype)
+    return (x * normal_cdf(x)).astype(x.dtype)
 
 
-def _normal_cdf(x: Array) -> Array:
+def normal_cdf(x: Array) -> Array:
     return 0.5 * (1.0 + lax.erf(x.astype(jnp.float32) * math.sqrt(0.5)))
 
 
-def _gelu_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
+def _gelu_forward(x: Array) -> tuple[Array, Array]:
     x = stored(x)
-    cdf = stored(_normal_cdf(x).astype(x.dtype))
-    return x * cdf, (x, cdf)
+    return stored(gelu(x)), x
 
 
-def _gelu_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array]:
-    x, cdf = saved
+def _gelu_backward(x: Array, g: Array) -> tuple[Array]:
     wide = x.astype(jnp.float32)
-    slope = cdf + wide * jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
-    return (stored((g * slope).astype(x.dtype)),)
+    return (stored((g * gelu_slope(wide, normal_cdf(wide))).astype(x.dtype)),)
+
+
+def gelu_slope(x: Array, cdf: Array) -> Array:
+    """Derivative of GELU from x and its normal distribution function, all float32."""
+    return cdf + x * jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
@@ -95,14 +116,19 @@ def batch_norm(
     return _batch_norm_forward(x, scale, bias, epsilon, axis_name)[0]
 
 
-def _batch_norm_forward(
-    x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None
-) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+def moments(x: Array, axis_name: str | None) -> tuple[Array, Array]:
+    """Mean and biased variance (c) of (b h w c) over the batch of all devices of ``axis_name``."""
     rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
     mean, square = jnp.mean(rows, axis=0), jnp.mean(rows * rows, axis=0)
     if axis_name is not None:
         mean, square = lax.pmean((mean, square), axis_name)
-    var = jnp.maximum(square - mean * mean, 0.0)
+    return mean, jnp.maximum(square - mean * mean, 0.0)
+
+
+def _batch_norm_forward(
+    x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None
+) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+    mean, var = moments(x, axis_name)
     inverse = lax.rsqrt(var + epsilon)
     factor = scale * inverse
     y = (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(x.dtype)
@@ -113,8 +139,15 @@ def _batch_norm_backward(
     epsilon: float, axis_name: str | None, saved: tuple[Array, ...], cotangents: tuple[Array, Array, Array]
 ) -> tuple[Array, Array, Array]:
     x, mean, inverse, scale = saved
+    return norm_gradient(x, mean, inverse, scale, cotangents[0], axis_name)
+
+
+def norm_gradient(
+    x: Array, mean: Array, inverse: Array, scale: Array, g: Array, axis_name: str | None
+) -> tuple[Array, Array, Array]:
+    """Gradients of x (b h w c), scale and bias (c) of a batch norm from the gradient ``g`` of its result."""
     c = x.shape[-1]
-    g = stored(cotangents[0])
+    g = stored(g)
     rows, wide = x.reshape(-1, c).astype(jnp.float32), g.reshape(-1, c).astype(jnp.float32)
     dbias = wide.sum(axis=0)
     dscale = ((wide * rows).sum(axis=0) - mean * dbias) * inverse
@@ -135,15 +168,10 @@ batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 def depthwise_conv(x: Array, kernel: Array, stride: int = 1) -> Array:
     """Depthwise convolution of (b h w c) with an odd (k k 1 c) kernel, padded by k // 2 on every side."""
     pad = kernel.shape[0] // 2
-    return _correlate(x, kernel, stride, (pad, pad), (pad, pad))
+    return correlate(x, kernel, stride, (pad, pad), (pad, pad))
 
 
-# Loop steps of a depthwise convolution on a CPU.  jax 0.10 removes the barriers of ``stored`` before it fuses, and then
-# computes earlier blocks' sums again for each shift, while the operand and result of a loop are always stored.
-STRIPS = 2 if jax.__version_info__ < (0, 11) else 1
-
-
-def _correlate(x: Array, kernel: Array, stride: int, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
+def correlate(x: Array, kernel: Array, stride: int, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
     """Depthwise correlation with explicit padding: k*k shifted multiply-adds on a CPU, else a grouped convolution."""
     k, c = kernel.shape[0], x.shape[-1]
     if not on_cpu():
@@ -159,23 +187,13 @@ def _correlate(x: Array, kernel: Array, stride: int, rows: tuple[int, int], colu
     height, width = ((n - k) // stride + 1 for n in padded.shape[1:3])
     shape, taps = (x.shape[0], height, width, c), kernel.reshape(k * k, c)
 
-    def shifted_sum(part: Array, shape: tuple[int, ...]) -> Array:
+    def shifted_sum(padded: Array) -> Array:
         out = jnp.zeros(shape, x.dtype)
         for n, under in enumerate(_taps(k, stride, shape)):
-            out = out + part[under] * taps[n]
+            out = out + padded[under] * taps[n]
         return out
 
-    strips = STRIPS if height % STRIPS == 0 else 1
-    if k == 1 or strips == 1:
-        return shifted_sum(padded, shape)
-    strip = (x.shape[0], height // strips, width, c)
-
-    def add_strip(n: Array, out: Array) -> Array:
-        first = n * strip[1]
-        part = lax.dynamic_slice_in_dim(padded, first * stride, (strip[1] - 1) * stride + k, axis=1)
-        return lax.dynamic_update_slice_in_dim(out, shifted_sum(part, strip), first, axis=1)
-
-    return lax.fori_loop(0, strips, add_strip, jnp.zeros(shape, x.dtype))
+    return shifted_sum(padded) if k == 1 else _by_itself(shifted_sum, padded, kernel, shape)
 
 
 def _depthwise_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
@@ -191,11 +209,11 @@ def _depthwise_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tu
         return g * kernel[0, 0, 0], dk.astype(kernel.dtype).reshape(kernel.shape)
     g = stored(g)
     dilated, rows, columns = _dilate(g, x.shape, k, stride)
-    dx = _correlate(dilated, kernel[::-1, ::-1], 1, rows, columns)
-    return stored(dx), _kernel_gradient(x, g, k, stride).astype(kernel.dtype)
+    dx = correlate(dilated, kernel[::-1, ::-1], 1, rows, columns)
+    return stored(dx), kernel_gradient(x, g, k, stride).astype(kernel.dtype)
 
 
-def _kernel_gradient(x: Array, g: Array, k: int, stride: int) -> Array:
+def kernel_gradient(x: Array, g: Array, k: int, stride: int) -> Array:
     """Sum over (b h w) of g times x shifted by each tap, in float32: (k k 1 c)."""
     b, height, width, c = g.shape
     pad = k // 2
@@ -244,10 +262,10 @@ def _pointwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Arr
 def _pointwise_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = saved
     g = stored(g)
-    return g @ kernel.T, _contract_rows(x, g).astype(kernel.dtype)
+    return g @ kernel.T, contract_rows(x, g).astype(kernel.dtype)
 
 
-def _contract_rows(x: Array, g: Array) -> Array:
+def contract_rows(x: Array, g: Array) -> Array:
     """(... c), (... d) -> (c d), summed over all else."""
     rows = (((0,), (0,)), ((), ()))
     return lax.dot_general(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]), rows)
@@ -264,6 +282,21 @@ def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
 
 
 def _convolve(x: Array, kernel: Array, stride: int, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
+    k, thin, width = kernel.shape[0], x.shape[-1], kernel.shape[-1]
+    if on_cpu() and BARRIERS_DO_NOT_HOLD and k > 1 and thin < 8:
+        # That compiler is twelve times slower at the convolution of an RGB image than these multiply-adds.
+        padded = jnp.pad(x, ((0, 0), rows, columns, (0, 0)))
+        shape = (x.shape[0], *((n - k) // stride + 1 for n in padded.shape[1:3]), width)
+        taps = kernel.reshape(k * k, thin, width)
+
+        def multiply_add(padded: Array) -> Array:
+            out = jnp.zeros(shape, x.dtype)
+            for n, under in enumerate(_taps(k, stride, shape)):
+                for channel in range(thin):
+                    out = out + padded[under][..., channel, None] * taps[n, channel]
+            return out
+
+        return _by_itself(multiply_add, padded, kernel, shape)
     dimensions = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, kernel, (stride, stride), (rows, columns), dimension_numbers=dimensions)
 
@@ -281,11 +314,14 @@ def _conv_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[A
     g = stored(g)
     dilated, rows, columns = _dilate(g, x.shape, k, stride)
     dx = _convolve(dilated, kernel[::-1, ::-1].swapaxes(2, 3), 1, rows, columns)
-    # All pixels under the kernel side by side make the kernel's gradient one matrix product.
     pad = k // 2
     x = stored(jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0))))
-    under = jnp.concatenate([x[tap] for tap in _taps(k, stride, g.shape)], axis=-1)
-    return dx, _contract_rows(stored(under), g).reshape(kernel.shape).astype(kernel.dtype)
+    under = [x[tap] for tap in _taps(k, stride, g.shape)]
+    if x.shape[-1] < 8:  # too thin for products of their own: all pixels under the kernel side by side
+        dk = contract_rows(stored(jnp.concatenate(under, axis=-1)), g)
+    else:
+        dk = jnp.stack([contract_rows(pixels, g) for pixels in under])
+    return dx, dk.reshape(kernel.shape).astype(kernel.dtype)
 
 
 conv.defvjp(_conv_forward, _conv_backward)

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
 from edgesam_jax.config import RepVitConfig
-from edgesam_jax.models.layers import Conv, ConvBN, LayerNorm, SqueezeExcite, gelu, resize
+from edgesam_jax.models import fused, ops
+from edgesam_jax.models.layers import (
+    NORM_EPSILON,
+    Conv,
+    ConvBN,
+    LayerNorm,
+    SqueezeExcite,
+    gelu,
+    resize,
+    running_statistics,
+)
 from edgesam_jax.models.ops import stored
 
 REPVIT_M1 = RepVitConfig()
@@ -34,6 +45,19 @@ def block_table(config: RepVitConfig) -> list[tuple[int, int, bool, int]]:
     return table
 
 
+def _conv_bn(module: Any, name: str) -> tuple[Array, fused.Norm]:
+    """Kernel, in the module's dtype, and norm of its child ``name``, a ``ConvBN``."""
+    params = module.get_variable("params", name)
+    return params["c"]["kernel"].astype(module.dtype), (params["bn"]["scale"], params["bn"]["bias"])
+
+
+def _record(module: Any, name: str, moments: fused.Moments, x: Array) -> None:
+    """Take the moments of a batch whose devices have the shape of ``x`` into the running statistics of a ``ConvBN``."""
+    count = x.size // x.shape[-1] * (1 if module.axis_name is None else jax.lax.axis_size(module.axis_name))
+    old = module.get_variable("batch_stats", name)["bn"]
+    module.put_variable("batch_stats", name, {"bn": running_statistics(old, *moments, count)})
+
+
 class DepthwiseUnit(nn.Module):
     """RepVGG-style depthwise unit: 3x3 + 1x1 + identity; one biased 3x3 convolution when folded."""
 
@@ -46,8 +70,20 @@ class DepthwiseUnit(nn.Module):
         c = x.shape[-1]
         if self.folded:
             return Conv(c, 3, depthwise=True, use_bias=True, dtype=self.dtype, name="conv")(x)
+        if train and not self.is_initializing():
+            return self._train(x.astype(self.dtype))
         common = {"depthwise": True, "dtype": self.dtype, "axis_name": self.axis_name}
         return ConvBN(c, 3, **common, name="conv")(x, train) + ConvBN(c, 1, **common, name="conv1")(x, train) + x
+
+    def _train(self, x: Array) -> Array:
+        """The same with the batch's statistics, written out in ``fused.py``."""
+        (kernel, norm), (point, point_norm) = (_conv_bn(self, name) for name in ("conv", "conv1"))
+        y, moments, point_moments = fused.depthwise_unit(
+            x, kernel, point[0, 0, 0], norm, point_norm, NORM_EPSILON, self.axis_name
+        )
+        _record(self, "conv", moments, x)
+        _record(self, "conv1", point_moments, x)
+        return y
 
 
 class ChannelMixer(nn.Module):
@@ -61,8 +97,20 @@ class ChannelMixer(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         c = x.shape[-1]
         common = {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
+        if train and not self.folded and not self.is_initializing():
+            return self._train(x.astype(self.dtype))
         hidden = gelu(ConvBN(2 * c, **common, name="m_0")(x, train))
         return stored(x + ConvBN(c, zero_init=True, **common, name="m_2")(hidden, train))
+
+    def _train(self, x: Array) -> Array:
+        """The same with the batch's statistics, written out in ``fused.py``."""
+        (wide, norm), (narrow, last_norm) = (_conv_bn(self, name) for name in ("m_0", "m_2"))
+        inner = stored(ops.pointwise(x, wide[0, 0]))
+        y, moments = fused.norm_gelu_pointwise(inner, norm, narrow[0, 0], NORM_EPSILON, self.axis_name)
+        out, mean, var = ops.batch_norm(stored(y), *last_norm, NORM_EPSILON, self.axis_name)
+        _record(self, "m_0", moments, inner)
+        _record(self, "m_2", (mean, var), out)
+        return stored(x + out)
 
 
 class Block(nn.Module):

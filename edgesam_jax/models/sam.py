@@ -134,5 +134,5 @@ def decode(
     def join(x: Array) -> Array:
         return x.swapaxes(0, 1).reshape(b, pieces * chunk, *x.shape[3:])[:, :p]
 
-    out = jax.lax.map(jax.checkpoint(apply), jax.tree.map(split, arguments))
+    out = jax.lax.map(jax.checkpoint(apply, prevent_cse=False), jax.tree.map(split, arguments))
     return jax.tree.map(join, out)

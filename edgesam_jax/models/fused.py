@@ -1,0 +1,129 @@
+"""The two halves of a RepViT block in training, each with one backward pass for all that it does.
+
+A chain of separate convolutions, norms and GELUs keeps every step's result for the backward pass.  Most of them are one
+pass over memory away from another that is kept anyway: here a block keeps six maps of its width in place of fourteen,
+and reads and writes less in both directions (docs/performance.md, "Training steps at full size").
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from edgesam_jax.models import ops
+from edgesam_jax.models.ops import stored
+
+Moments = tuple[Array, Array]  # mean and biased variance (c)
+Norm = tuple[Array, Array]  # scale and bias (c)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def depthwise_unit(
+    x: Array, kernel: Array, point: Array, norm: Norm, point_norm: Norm, epsilon: float, axis_name: str | None
+) -> tuple[Array, Moments, Moments]:
+    """norm(3x3 depthwise) + norm(1x1 depthwise) + x, of x (b h w c): RepViT's token mixer.
+
+    ``kernel`` is (k k 1 c), ``point`` (c).  Returns the sum in x's dtype and the moments of the two convolutions'
+    results, through which no gradient flows.  The 1x1 convolution only scales channels: its result is never formed.
+    """
+    return _unit_forward(x, kernel, point, norm, point_norm, epsilon, axis_name)[0]
+
+
+def _unit_forward(
+    x: Array, kernel: Array, point: Array, norm: Norm, point_norm: Norm, epsilon: float, axis_name: str | None
+) -> tuple[tuple[Array, Moments, Moments], tuple[object, ...]]:
+    y = stored(ops.depthwise_conv(x, kernel))
+    (mean, var), (x_mean, x_var) = ops.moments(y, axis_name), ops.moments(x, axis_name)
+    point_mean, point_var = point * x_mean, point * point * x_var
+    inverse, point_inverse = lax.rsqrt(var + epsilon), lax.rsqrt(point_var + epsilon)
+    factor, point_factor = norm[0] * inverse, point_norm[0] * point_inverse
+    shift = norm[1] - mean * factor + point_norm[1] - point_mean * point_factor
+    wide, y_wide = x.astype(jnp.float32), y.astype(jnp.float32)
+    out = (y_wide * factor + wide * (point_factor * point + 1.0) + shift).astype(x.dtype)
+    saved = x, y, kernel, point, norm[0], point_norm[0], mean, inverse, x_mean, point_inverse
+    return (out, (mean, var), (point_mean, point_var)), saved
+
+
+def _unit_backward(
+    epsilon: float, axis_name: str | None, saved: tuple[Array, ...], cotangents: tuple[Array, Moments, Moments]
+) -> tuple[Array, Array, Array, Norm, Norm]:
+    x, y, kernel, point, scale, point_scale, mean, inverse, x_mean, point_inverse = saved
+    c = x.shape[-1]
+    g = stored(cotangents[0])
+    g_rows, x_rows, y_rows = (v.reshape(-1, c).astype(jnp.float32) for v in (g, x, y))
+    n = len(g_rows)
+    total, along_y, along_x = (v.sum(axis=0) for v in (g_rows, g_rows * y_rows, g_rows * x_rows))
+    dscale = (along_y - mean * total) * inverse
+    along_x = along_x - x_mean * total
+    dpoint_scale = along_x * (point * point_inverse)
+    # What the statistics pass on comes from every device; a parameter's gradient is this device's share.
+    shared = total, dscale, along_x
+    if axis_name is not None:
+        shared = lax.pmean(shared, axis_name)
+    mean_total, mean_scale, mean_point = shared[0] / n, shared[1] / n, shared[2] * point * point_inverse / n
+    # The norm undoes the 1x1 convolution's scale but for its epsilon; summed over pixels this would be all rounding.
+    dpoint = shared[2] * point_scale * point_inverse**3 * epsilon
+
+    dy = (g_rows - mean_total - (y_rows - mean) * (inverse * mean_scale)) * (scale * inverse)
+    dy = stored(dy.reshape(x.shape).astype(x.dtype))
+    pad = kernel.shape[0] // 2
+    through = ops.correlate(dy, kernel[::-1, ::-1], 1, (pad, pad), (pad, pad))
+    # d loss / d (1x1 convolution's result) = (g - mean_total - (x - x_mean) slope) gain
+    gain, slope = point_scale * point_inverse, point * point_inverse * mean_point
+    dx = g_rows + (g_rows - mean_total - (x_rows - x_mean) * slope) * (gain * point)
+    dx = (stored(through).reshape(-1, c).astype(jnp.float32) + dx).reshape(x.shape).astype(x.dtype)
+    dkernel = ops.kernel_gradient(x, dy, kernel.shape[0], 1).astype(kernel.dtype)
+    return stored(dx), dkernel, dpoint.astype(point.dtype), (dscale, total), (dpoint_scale, total)
+
+
+depthwise_unit.defvjp(_unit_forward, _unit_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def norm_gelu_pointwise(
+    x: Array, norm: Norm, kernel: Array, epsilon: float, axis_name: str | None
+) -> tuple[Array, Moments]:
+    """1x1 convolution of gelu(batch norm of x (b h w c)): the inside of RepViT's channel mixer, kernel (c d).
+
+    Returns (b h w d) and the moments of x, through which no gradient flows.  What enters the convolution is computed
+    again in the backward pass.
+    """
+    return _mixer_forward(x, norm, kernel, epsilon, axis_name)[0]
+
+
+def _mixer_forward(
+    x: Array, norm: Norm, kernel: Array, epsilon: float, axis_name: str | None
+) -> tuple[tuple[Array, Moments], tuple[object, ...]]:
+    mean, var = ops.moments(x, axis_name)
+    inverse = lax.rsqrt(var + epsilon)
+    normed = _normed(x, norm, mean, inverse)
+    hidden = stored((normed * ops.normal_cdf(normed)).astype(x.dtype))
+    return (hidden @ kernel, (mean, var)), (x, norm, kernel, mean, inverse)
+
+
+def _normed(x: Array, norm: Norm, mean: Array, inverse: Array) -> Array:
+    factor = norm[0] * inverse
+    return x.astype(jnp.float32) * factor + (norm[1] - mean * factor)
+
+
+def _mixer_backward(
+    epsilon: float,
+    axis_name: str | None,
+    saved: tuple[Array, Norm, Array, Array, Array],
+    cotangents: tuple[Array, Moments],
+) -> tuple[Array, Norm, Array]:
+    x, norm, kernel, mean, inverse = saved
+    g = stored(cotangents[0])
+    normed = _normed(x, norm, mean, inverse)
+    cdf = stored(ops.normal_cdf(normed).astype(x.dtype))
+    hidden = stored((normed * cdf).astype(x.dtype))
+    dkernel = ops.contract_rows(hidden, g).astype(kernel.dtype)
+    dnormed = ((g @ kernel.T) * ops.gelu_slope(normed, cdf)).astype(x.dtype)
+    dx, dscale, dbias = ops.norm_gradient(x, mean, inverse, norm[0], dnormed, axis_name)
+    return dx, (dscale, dbias), dkernel
+
+
+norm_gelu_pointwise.defvjp(_mixer_forward, _mixer_backward)
