@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from dataclasses import replace
 import numpy as np
 
 from benchmarks import timing
+from edgesam_jax import allocator
 from edgesam_jax.config import Config, DataConfig, DistillConfig, OptimConfig, TrainConfig
 from edgesam_jax.models.sam import MODELS
 
@@ -165,7 +167,9 @@ def main() -> None:
     results = {}
     for name in ("torch", "jax"):
         command = [sys.executable, "-m", "benchmarks.train_step", *sys.argv[1:], "--contender", name]
-        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        # The train command gives itself the same setting.
+        environment = os.environ | ({allocator.SETTING: allocator.TUNABLES} if name == "jax" else {})
+        out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
         results[name] = json.loads(out.strip().splitlines()[-1])
         r = results[name]
         print(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from edgesam_jax import allocator
 from edgesam_jax.config import Config, UsageError, apply_overrides, load_config
 
 
@@ -82,4 +83,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    allocator.restart_with_huge_pages()
     sys.exit(main())
