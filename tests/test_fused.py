@@ -97,3 +97,22 @@ def test_a_block_in_training_is_its_modules_one_after_the_other(monkeypatch):
         monkeypatch.setattr(module, "is_initializing", lambda self: True)
     slow = train()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), fast, slow)
+
+
+def test_a_block_trains_in_bfloat16_as_in_float32_but_for_rounding():
+    x = draw(2, 6, 7, 8)
+    block, half = (repvit.Block(8, 0, squeeze_excite=True, dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    variables = jax.tree.map(lambda v: v + 0.3 * jnp.abs(draw(*v.shape)), block.init(jax.random.key(0), x, True))
+
+    def gradients(block):
+        def loss(params):
+            y, updated = block.apply(variables | {"params": params}, x, True, mutable=["batch_stats"])
+            return jnp.mean(jnp.square(y.astype(jnp.float32))), updated
+
+        return jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+
+    wide, narrow = gradients(block), gradients(half)
+    size = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(wide[0]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.03 * size), narrow[0], wide[0])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.03, atol=0.03), narrow[1], wide[1])
+    assert {leaf.dtype for leaf in jax.tree.leaves(narrow)} == {jnp.dtype("float32")}

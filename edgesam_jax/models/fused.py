@@ -37,6 +37,7 @@ def _unit_forward(
 ) -> tuple[tuple[Array, Moments, Moments], tuple[object, ...]]:
     y = stored(ops.depthwise_conv(x, kernel))
     (mean, var), (x_mean, x_var) = ops.moments(y, axis_name), ops.moments(x, axis_name)
+    point = point.astype(jnp.float32)
     point_mean, point_var = point * x_mean, point * point * x_var
     inverse, point_inverse = lax.rsqrt(var + epsilon), lax.rsqrt(point_var + epsilon)
     factor, point_factor = norm[0] * inverse, point_norm[0] * point_inverse
@@ -76,7 +77,7 @@ def _unit_backward(
     dx = g_rows + (g_rows - mean_total - (x_rows - x_mean) * slope) * (gain * point)
     dx = (stored(through).reshape(-1, c).astype(jnp.float32) + dx).reshape(x.shape).astype(x.dtype)
     dkernel = ops.kernel_gradient(x, dy, kernel.shape[0], 1).astype(kernel.dtype)
-    return stored(dx), dkernel, dpoint.astype(point.dtype), (dscale, total), (dpoint_scale, total)
+    return stored(dx), dkernel, dpoint.astype(kernel.dtype), (dscale, total), (dpoint_scale, total)
 
 
 depthwise_unit.defvjp(_unit_forward, _unit_backward)
