@@ -83,7 +83,7 @@ def get_config() -> Config:
                 overrides=(
                     "data.seed=3",
                     "train.seed=3",
-                    "train.steps=1250",
+                    "train.steps=1600",
                     "distill.box_share=0.25",
                     "optim.learning_rate=1.6e-3",
                     "optim.min_learning_rate=1e-5",

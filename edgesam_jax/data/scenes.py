@@ -82,7 +82,8 @@ def scene(seed: int, index: int, size: int = 128, difficulty: float = 1.0) -> Ex
 def _draw_scene(rng: np.random.Generator, size: int, difficulty: float, index: int) -> Example:
     pixels, mean = _background(rng, size, difficulty)
     canvas = _Canvas(rng, size, difficulty, pixels, np.zeros((size, size), np.int16))
-    colours, objects = [mean], []
+    colours = [mean]
+    objects: list[_Parts] = []
     centres: list[np.ndarray] = []
     for _ in range(2 + int(rng.integers(0, 3 + round(2 * difficulty)))):
         tries = rng.random((3 if difficulty < 0.5 else 2, 2)) * 0.8 + 0.1
@@ -128,8 +129,11 @@ def _contrasting(rng: np.random.Generator, near: list[np.ndarray], difficulty: f
     return tries[int(np.argmax(gaps))]
 
 
-def _object(canvas: _Canvas, centre: np.ndarray, colours: list[np.ndarray]) -> list[int]:
-    """Draw one object with its parts; returns the labels of its surfaces."""
+_Parts = list[list[int]]  # labels of the surfaces of each part of an object; together they are the object
+
+
+def _object(canvas: _Canvas, centre: np.ndarray, colours: list[np.ndarray]) -> _Parts:
+    """Draw one object; returns its parts."""
     rng, size = canvas.rng, canvas.size
     hollow = rng.random() < 0.1 + 0.3 * canvas.difficulty
     family = shapes.HOLLOW if hollow else shapes.COMPACT
@@ -148,10 +152,13 @@ def _object(canvas: _Canvas, centre: np.ndarray, colours: list[np.ndarray]) -> l
         return []
     drawn = shapes.draw(body, matrix, centre, window)
     canvas.shade(window, drawn)
-    labels = [canvas.paint(window, drawn, colour, light)]
-    if kind < 0.85:
-        labels += _marking(canvas, body, matrix, centre, window, drawn, colour, light, hollow)
-    return labels
+    parts = [[canvas.paint(window, drawn, colour, light)]]
+    if hollow or 0.45 <= kind < 0.6:
+        if kind < 0.85:
+            parts.append([_marking(canvas, matrix, centre, window, drawn, colour, light, hollow)])
+    else:
+        parts += _inserts(canvas, matrix, centre, window, drawn, colour, light)
+    return parts
 
 
 def _angle(rng: np.random.Generator) -> float:
@@ -163,33 +170,66 @@ def _angle(rng: np.random.Generator) -> float:
 
 def _attachments(
     canvas: _Canvas, body: shapes.Shape, matrix: np.ndarray, centre: np.ndarray, colour: np.ndarray, light: float
-) -> list[int]:
-    """A body with one or two smaller shapes at its contour."""
+) -> _Parts:
+    """A body with one or two smaller shapes at its contour, and perhaps others within."""
     rng = canvas.rng
     layers = [(body, matrix, centre, colour)]
     contour = body[0][1] @ matrix + centre
     radius = float(np.sqrt(abs(np.linalg.det(matrix))))
     for _ in range(1 + int(rng.random() < 0.45)):
         part = shapes.COMPACT[rng.integers(len(shapes.COMPACT))](rng)
-        scale = radius * (0.38 + 0.3 * rng.random())
+        scale = radius * (0.45 + 0.3 * rng.random())
         place = contour[rng.integers(len(contour))]
         place = place + (place - centre) * (0.05 + 0.2 * rng.random())
         tint = _contrasting(rng, [colour], canvas.difficulty)
         layer = (part, shapes.rotation(rng.random() * 6.2832, scale, scale * 0.85), place, tint)
         layers.insert(0 if rng.random() < 0.5 else len(layers), layer)
-    labels = []
+    parts: _Parts = []
     for shape, frame, place, tint in layers:
         window = shapes.window_of(shape, frame, place, canvas.size)
         if window[2] > window[0] and window[3] > window[1]:
             drawn = shapes.draw(shape, frame, place, window)
             canvas.shade(window, drawn)
-            labels.append(canvas.paint(window, drawn, tint, light))
-    return labels
+            own = [canvas.paint(window, drawn, tint, light)]
+            within = []
+            if shape is body and rng.random() < 0.75:
+                within = _inserts(canvas, frame, place, window, drawn, tint, light)
+            parts += [own + [label for part in within[:1] for label in part], *within]
+    return parts
+
+
+def _inserts(
+    canvas: _Canvas,
+    matrix: np.ndarray,
+    centre: np.ndarray,
+    window: shapes.Window,
+    drawn: Image.Image,
+    colour: np.ndarray,
+    light: float,
+) -> _Parts:
+    """One or two smaller shapes one within the other, at the middle of a body: a hub in a wheel, a pane in a window.
+
+    A click there may mean each of them or the whole, while their boxes differ: what makes points ambiguous in
+    photographs (SAM section 3).  The first part includes the second.
+    """
+    rng = canvas.rng
+    parts: _Parts = []
+    for _ in range(1 + int(rng.random() < 0.5)):
+        scale = 0.45 + 0.2 * rng.random()
+        shape = shapes.COMPACT[rng.integers(len(shapes.COMPACT))](rng)
+        centre = centre + 0.12 * (rng.random(2) - 0.5) @ matrix
+        matrix = shapes.rotation(0.2 * (rng.random() - 0.5), scale, scale) @ matrix
+        drawn = ImageChops.multiply(drawn, shapes.draw(shape, matrix, centre, window))
+        colour = _contrasting(rng, [colour], canvas.difficulty)
+        label = canvas.paint(window, drawn, colour, light)
+        for outer in parts:
+            outer.append(label)
+        parts.append([label])
+    return parts
 
 
 def _marking(
     canvas: _Canvas,
-    body: shapes.Shape,
     matrix: np.ndarray,
     centre: np.ndarray,
     window: shapes.Window,
@@ -197,8 +237,8 @@ def _marking(
     colour: np.ndarray,
     light: float,
     hollow: bool,
-) -> list[int]:
-    """A band, a window or another half, clipped to the body."""
+) -> int:
+    """A band, a patch or another half, clipped to the body; returns its label."""
     rng = canvas.rng
     draw = rng.random()
     if hollow or draw < 0.35:  # everything on one side of a line
@@ -213,27 +253,30 @@ def _marking(
         shift, scale = 0.5 * (rng.random(2) - 0.5), 0.38 + 0.22 * rng.random()
     frame = shapes.rotation(rng.random() * 6.2832, scale, scale) @ matrix
     mark_drawn = ImageChops.multiply(drawn, shapes.draw(mark, frame, centre + shift @ matrix, window))
-    return [canvas.paint(window, mark_drawn, _contrasting(rng, [colour], canvas.difficulty), light)]
+    return canvas.paint(window, mark_drawn, _contrasting(rng, [colour], canvas.difficulty), light)
 
 
-def _annotate(image: np.ndarray, canvas: _Canvas, objects: list[list[int]], index: int) -> Example:
+def _annotate(image: np.ndarray, canvas: _Canvas, objects: list[_Parts], index: int) -> Example:
     """Masks of the visible objects and parts."""
     smallest = MIN_AREA * canvas.unit**2
     masks: list[np.ndarray] = []
     granularity: list[int] = []
     areas = np.bincount(canvas.labels.ravel(), minlength=canvas.surfaces + 1)
-    for labels in objects:
+    for parts in objects:
+        labels = sorted({label for part in parts for label in part})
         if not labels or areas[labels].sum() < smallest:
             continue
         # Labels of one object are consecutive: they were painted one after the other.
         whole = (canvas.labels >= labels[0]) & (canvas.labels <= labels[-1])
         masks.append(whole)
         granularity.append(OBJECT)
-        for label in labels:
-            part = canvas.labels == label
-            if areas[label] >= smallest and not _alike(part, whole):
-                masks.append(part)
+        kept = [whole]
+        for part in parts:
+            mask = np.isin(canvas.labels, part)
+            if areas[part].sum() >= smallest and not any(_alike(mask, larger) for larger in kept):
+                masks.append(mask)
                 granularity.append(PART)
+                kept.append(mask)
     stacked = np.stack(masks) if masks else np.zeros((0, *canvas.labels.shape), bool)
     points = np.zeros((len(stacked), 2), np.float32)
     for point, mask in zip(points, stacked, strict=True):
@@ -251,6 +294,8 @@ def _annotate(image: np.ndarray, canvas: _Canvas, objects: list[list[int]], inde
 
 def _alike(part: np.ndarray, whole: np.ndarray) -> bool:
     """The part is nearly the whole, or its box nearly the whole's: the box would not say which is meant."""
+    if (part & ~whole).any():
+        return False
     if part.sum() > 0.8 * whole.sum():
         return True
     x0, y0, x1, y1 = boxes_of(np.stack([part, whole])).T
