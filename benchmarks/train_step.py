@@ -168,7 +168,7 @@ def main() -> None:
     for name in ("torch", "jax"):
         command = [sys.executable, "-m", "benchmarks.train_step", *sys.argv[1:], "--contender", name]
         # The train command gives itself the same setting.
-        environment = os.environ | ({allocator.SETTING: allocator.TUNABLES} if name == "jax" else {})
+        environment = os.environ | (allocator.settings() if name == "jax" else {})
         out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
         results[name] = json.loads(out.strip().splitlines()[-1])
         r = results[name]

@@ -13,9 +13,7 @@ from edgesam_jax.config import Config, load_config
 def get_config() -> Config:
     """A of 2,000 steps; C and D of 300 from there; B for the time of A and D."""
     base = load_config(Path(__file__).with_name("quickstart.py"))
-    arms = [
-        replace(arm, overrides=(*arm.overrides, "train.steps=300")) if arm.init_from else arm for arm in base.study
-    ]
+    arms = [replace(arm, overrides=(*arm.overrides, "train.steps=300")) if arm.init_from else arm for arm in base.study]
     return replace(
         base,
         name="quickstart_saturated",

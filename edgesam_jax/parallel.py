@@ -18,7 +18,6 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from edgesam_jax.config import Config, SamConfig, UsageError
-from edgesam_jax.models import ops
 from edgesam_jax.train_step import train_step
 from edgesam_jax.types import Batch, TrainState
 
@@ -111,9 +110,7 @@ def make_train_step(
         train_step, config=config, teacher_config=teacher_config, tx=tx, axis_name=None if alone else AXIS
     )
     if alone:
-        # By default the CPU compiler orders a program for concurrency, at the price of up to a third more memory.
-        options = {"xla_cpu_enable_concurrency_optimized_scheduler": False} if ops.on_cpu() else None
-        return jax.jit(body, donate_argnums=0, compiler_options=options)
+        return jax.jit(body, donate_argnums=0)
     chosen = None if jax.process_count() > 1 else list(devices)
     return jax.pmap(
         body, axis_name=AXIS, in_axes=(None, None, 0, None), out_axes=None, donate_argnums=0, devices=chosen

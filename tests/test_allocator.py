@@ -38,6 +38,17 @@ def test_a_setting_of_the_users_own_stays():
     assert out == ["before", f"{pid} ['a b', '--set', 'x=1'] "]
 
 
+def test_flags_of_the_users_own_are_kept(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
+    assert allocator.settings()["XLA_FLAGS"] == f"--xla_a=1 {allocator.SCHEDULER}"
+    own = allocator.SCHEDULER.replace("false", "true")
+    monkeypatch.setenv("XLA_FLAGS", own)
+    assert allocator.settings()["XLA_FLAGS"] == own
+    monkeypatch.setattr(allocator, "KNOWN_TO", ())
+    monkeypatch.delenv("XLA_FLAGS")
+    assert allocator.settings() == {allocator.SETTING: allocator.TUNABLES}
+
+
 def test_other_c_libraries_are_left_alone(monkeypatch):
     monkeypatch.delenv(allocator.SETTING, raising=False)
     monkeypatch.setattr(allocator.platform, "libc_ver", lambda: ("", ""))
