@@ -100,8 +100,7 @@ def _mixer_forward(
 ) -> tuple[tuple[Array, Moments], tuple[object, ...]]:
     mean, var = ops.moments(x, axis_name)
     inverse = lax.rsqrt(var + epsilon)
-    normed = _normed(x, norm, mean, inverse)
-    hidden = stored((normed * ops.normal_cdf(normed)).astype(x.dtype))
+    hidden = stored(ops.gelu(_normed(x, norm, mean, inverse)).astype(x.dtype))
     return (hidden @ kernel, (mean, var)), (x, norm, kernel, mean, inverse)
 
 

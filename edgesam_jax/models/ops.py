@@ -33,15 +33,16 @@ def stored(x: Array) -> Array:
 
 # jax 0.10 removes the barriers of ``stored`` before it fuses.
 BARRIERS_DO_NOT_HOLD = jax.__version_info__ < (0, 11)
+THIN = 8  # channels below which a dense convolution is too thin for matrix products
 
 
 def _by_itself(f: Callable[[Array], Array], x: Array, kernel: Array, shape: tuple[int, ...]) -> Array:
-    """``f(x)``, of that shape and x's dtype, fused with nothing before or after it on a CPU.
+    """``f(x)``, of that shape and x's dtype, fused with nothing before or after it; for the CPU only.
 
     Where barriers do not hold, it is put into a loop, since what enters and leaves a loop is always stored.  The loop
     makes one pass, or two with the same result for a ``kernel`` of NaNs: XLA can't tell, and so can't unroll it.
     """
-    if not (on_cpu() and BARRIERS_DO_NOT_HOLD):
+    if not BARRIERS_DO_NOT_HOLD:
         return f(x)
     first = kernel.reshape(-1)[0]
     passes = 1 + (first != first).astype(jnp.int32)
@@ -283,7 +284,7 @@ def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
 
 def _convolve(x: Array, kernel: Array, stride: int, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
     k, thin, width = kernel.shape[0], x.shape[-1], kernel.shape[-1]
-    if on_cpu() and BARRIERS_DO_NOT_HOLD and k > 1 and thin < 8:
+    if on_cpu() and BARRIERS_DO_NOT_HOLD and k > 1 and thin < THIN:
         # That compiler is twelve times slower at the convolution of an RGB image than these multiply-adds.
         padded = jnp.pad(x, ((0, 0), rows, columns, (0, 0)))
         shape = (x.shape[0], *((n - k) // stride + 1 for n in padded.shape[1:3]), width)
@@ -317,7 +318,7 @@ def _conv_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[A
     pad = k // 2
     x = stored(jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0))))
     under = [x[tap] for tap in _taps(k, stride, g.shape)]
-    if x.shape[-1] < 8:  # too thin for products of their own: all pixels under the kernel side by side
+    if x.shape[-1] < THIN:  # all pixels under the kernel side by side
         dk = contract_rows(stored(jnp.concatenate(under, axis=-1)), g)
     else:
         dk = jnp.stack([contract_rows(pixels, g) for pixels in under])
