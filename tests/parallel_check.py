@@ -68,7 +68,7 @@ def check(config: Config) -> None:
 
 
 def main() -> None:
-    """The encoder with its batch statistics, and the prompt loop with everything that draws random numbers."""
+    """The encoder with its batch statistics, the prompt loop with a teacher, and with everything that draws numbers."""
     assert len(jax.devices()) == 4
     # SGD-like steps: Adam's division would turn rounding of a vanishing gradient into a full-size step.
     base = Config(
@@ -79,6 +79,7 @@ def main() -> None:
     )
     loop = DistillConfig(rounds=1, min_disagreement=1)
     check(dataclasses.replace(base, distill=dataclasses.replace(loop, mode="encoder_only")))
+    check(dataclasses.replace(base, distill=loop))
     truth = dataclasses.replace(
         loop,
         targets="ground_truth",
