@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,8 @@ from jax import Array, lax
 
 from edgesam_jax import losses, prompts
 from edgesam_jax.config import Config, DistillConfig, SamConfig
-from edgesam_jax.models.sam import decode
+from edgesam_jax.models.sam import decode, join_prompts, split_prompts
+from edgesam_jax.optim import hold_frozen
 from edgesam_jax.types import Batch, Prompts
 
 POINT_SLOTS_AT_START = 1
@@ -35,7 +38,29 @@ class LoopCarry:
     previous: Array  # (b p s s) logits fed back as a mask prompt
     previous_valid: Array  # (b p)
     terms: dict[str, Array]
+    gradient: Any  # of the rounds so far, by what learns, in float32; None where none is asked for
     trace: Trace
+
+
+@struct.dataclass
+class Asked:
+    """What is decoded in one round, and how much it counts; every leaf starts with (b p)."""
+
+    prompts: Prompts
+    previous: Array | None
+    previous_valid: Array | None
+    single: Array  # only mask token 0 counts
+    weights: Array
+    masks: Array | None
+
+
+@struct.dataclass
+class Answer:
+    """Loss terms (b p), and the masks that are compared (b p s s): the student's logits, the target."""
+
+    terms: dict[str, Array]
+    own: Array
+    want: Array
 
 
 def encoder_only_loss(student: Array, teacher: Array, batch: Batch, config: Config) -> tuple[Array, dict[str, Array]]:
@@ -107,46 +132,93 @@ def prompt_in_the_loop_loss(
 
     Returns:
       loss, its terms and other metrics (sums over this device's prompts, already weighted), and the last round's trace.
+      Only the loss has a gradient.
     """
+    decoder = {part: variables["params"][part] for part in ("prompt_encoder", "mask_decoder")}
+    seen = None if teacher is None else teacher[1:]
+    given = variables["constants"], seen, batch, weights, key, keys
+    return _loop(config, None if teacher is None else teacher[0], decoder, embedding, given)
+
+
+# What one round passes to the next has no gradient (new points are drawn, masks fed back are held), so the gradient of
+# a round, and of a few prompts in it, is complete as soon as their loss is.  It is taken there and then, while what
+# they computed is at hand: JAX's own reverse pass would keep all of it for all rounds, or compute it again.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _loop(
+    config: Config, teacher_config: SamConfig | None, decoder: Any, embedding: Array, given: tuple[Any, ...]
+) -> tuple[Array, dict[str, Array], Trace]:
+    return _rounds(config, teacher_config, decoder, embedding, given, differentiate=False)[0]
+
+
+def _loop_forward(
+    config: Config, teacher_config: SamConfig | None, decoder: Any, embedding: Array, given: tuple[Any, ...]
+) -> tuple[tuple[Array, dict[str, Array], Trace], Any]:
+    return _rounds(config, teacher_config, decoder, embedding, given, differentiate=True)
+
+
+def _loop_backward(
+    config: Config, teacher_config: SamConfig | None, gradient: tuple[Any, Array], cotangents: tuple[Array, Any, Any]
+) -> tuple[Any, Array, None]:
+    decoder, embedding = jax.tree.map(lambda g: (cotangents[0] * g).astype(g.dtype), gradient)
+    return decoder, embedding, None
+
+
+_loop.defvjp(_loop_forward, _loop_backward)
+
+
+def _rounds(
+    config: Config,
+    teacher_config: SamConfig | None,
+    decoder: Any,
+    embedding: Array,
+    given: tuple[Any, ...],
+    differentiate: bool,
+) -> tuple[tuple[Array, dict[str, Array], Trace], tuple[Any, Array] | None]:
+    """The result of ``prompt_in_the_loop_loss`` and, if asked for, the loss's gradient by decoder and embedding."""
+    constants, teacher, batch, weights, key, keys = given
     cfg, model = config.distill, config.model
     size, cell = model.mask_size, model.image_size / model.mask_size
     b, p = batch.prompt_valid.shape
     valid = losses.valid_weights(batch.valid_size, size, model.image_size)
     inside = valid == 1.0
     rounds = cfg.rounds + 1
+    scale = 1 / rounds if cfg.loss_over_rounds == "mean" else 1.0
     slots = cfg.rounds * cfg.points_per_round
     keys = jax.vmap(lambda k: jax.random.split(k, 3))(keys)
     first, is_box = start_prompts(key, keys[:, 0], batch, cfg, slots)
     single = is_box if cfg.box_start_masks == "one" else jnp.zeros_like(is_box)
     feedback = jax.vmap(lambda k: jax.random.bernoulli(k, cfg.mask_feedback, (p,)))(keys[:, 1])
+    learning = decoder, embedding
+
+    def compare(learning: tuple[Any, Array], asked: Asked, i: Array | int) -> tuple[Array, Answer]:
+        """Decode with student and teacher in round i: the prompts' part of the loss, and what it is made of."""
+        params, seen = hold_frozen(learning[0], config), learning[1]
+        if cfg.freeze_image_encoder:
+            seen = lax.stop_gradient(seen)
+        drawn = asked.prompts, asked.previous, asked.previous_valid
+        student = decode(model, {"params": params, "constants": constants}, seen, *drawn)
+        if teacher is None:
+            assert asked.masks is not None
+            target, chosen = asked.masks[:, :, None], jnp.zeros(asked.single.shape, jnp.int32)
+            terms = _ground_truth_terms(student, target, valid, inside, asked.single, i == 0, cfg)
+            want = asked.masks
+        else:
+            assert teacher_config is not None
+            teacher_variables, teacher_embedding = teacher
+            answer = decode(teacher_config, teacher_variables, teacher_embedding, *drawn)
+            chosen = jnp.where(asked.single, 0, answer.iou.argmax(axis=-1))
+            terms = _teacher_terms(student, answer, valid, asked.single, cfg)
+            want = _pick(answer.logits > 0, chosen)
+        totals = {name: jnp.sum(asked.weights * v.astype(jnp.float32)) for name, v in terms.items()}
+        return scale * _total(totals, cfg), Answer(terms, _pick(student.logits, chosen), want)
 
     def one_round(i: Array | int, carry: LoopCarry) -> LoopCarry:
-        mask_input = (carry.previous, carry.previous_valid) if cfg.mask_feedback else (None, None)
-        student = decode(
-            model, variables, embedding, carry.prompts, *mask_input, num_masks=4, chunk=config.train.prompt_chunk
+        previous, previous_valid = (carry.previous, carry.previous_valid) if cfg.mask_feedback else (None, None)
+        asked = Asked(carry.prompts, previous, previous_valid, single, weights, batch.masks)
+        gradient, answer = _in_chunks(
+            functools.partial(compare, i=i), learning, asked, config.train.prompt_chunk, carry.gradient
         )
-        if teacher is None:
-            assert batch.masks is not None
-            target, chosen = batch.masks[:, :, None], jnp.zeros((b, p), jnp.int32)
-            terms = _ground_truth_terms(student, target, valid, inside, single, i == 0, cfg)
-        else:
-            teacher_config, teacher_variables, teacher_embedding = teacher
-            answer = lax.stop_gradient(
-                decode(
-                    teacher_config,
-                    teacher_variables,
-                    teacher_embedding,
-                    carry.prompts,
-                    *mask_input,
-                    num_masks=4,
-                    chunk=config.train.prompt_chunk,
-                )
-            )
-            target = answer.logits > 0
-            chosen = jnp.where(single, 0, answer.iou.argmax(axis=-1))
-            terms = _teacher_terms(student, answer, valid, single, cfg)
-        own = _pick(student.logits, chosen)
-        want = target[:, :, 0] if teacher is None else _pick(target, chosen)
+        own, want = answer.own, answer.want
         agreement = losses.measured_iou((own > 0)[:, :, None], want[:, :, None], inside)[:, :, 0]
         round_keys = jax.vmap(lambda k: jax.random.fold_in(k, i))(keys[:, 2])
         coords, labels, drawn = prompts.sample_disagreement(
@@ -159,7 +231,7 @@ def prompt_in_the_loop_loss(
             min_disagreement=cfg.min_disagreement,
             law=cfg.sampling,
         )
-        terms |= {"agreement": agreement, "drawn": drawn.mean(axis=-1)}
+        terms = answer.terms | {"agreement": agreement, "drawn": drawn.mean(axis=-1)}
         totals = {
             name: carry.terms[name] + jnp.sum(weights * lax.convert_element_type(v, jnp.float32))
             for name, v in terms.items()
@@ -171,7 +243,7 @@ def prompt_in_the_loop_loss(
             more = prompts.append(carry.prompts, slot, coords, labels, drawn)
             following = jax.tree.map(lambda new, old: jnp.where(i < cfg.rounds, new, old), more, carry.prompts)
         trace = Trace(carry.prompts, own > 0, want, ((own > 0) != want) & inside[:, None])
-        return LoopCarry(following, lax.stop_gradient(own), feedback, totals, trace)
+        return LoopCarry(following, own, feedback, totals, gradient, trace)
 
     blank = jnp.zeros((b, p, size, size), bool)
     names = ["bce", "dice", "iou", "agreement", "drawn"]
@@ -180,14 +252,36 @@ def prompt_in_the_loop_loss(
         jnp.zeros((b, p, size, size), jnp.float32),
         jnp.zeros((b, p), bool),
         {name: jnp.zeros(()) for name in names},
+        jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), learning) if differentiate else None,
         Trace(first, blank, blank, blank),
     )
     carry = lax.fori_loop(0, rounds, one_round, carry)
-    scale = 1 / rounds if cfg.loss_over_rounds == "mean" else 1.0
     metrics = {name: carry.terms[name] / rounds for name in ("agreement", "drawn")}
     metrics |= {name: carry.terms[name] * scale for name in ("bce", "dice", "iou")}
-    loss = sum(getattr(cfg.loss, name) * metrics[name] for name in ("bce", "dice", "iou"))
-    return jnp.asarray(loss), metrics, carry.trace
+    gradient = jax.tree.map(lambda x, g: g.astype(x.dtype), learning, carry.gradient) if differentiate else None
+    return (_total(metrics, cfg), metrics, carry.trace), gradient
+
+
+def _total(terms: dict[str, Array], cfg: DistillConfig) -> Array:
+    return jnp.asarray(sum(getattr(cfg.loss, name) * terms[name] for name in ("bce", "dice", "iou")))
+
+
+def _in_chunks(
+    f: Callable[[Any, Any], tuple[Array, Answer]], learning: Any, asked: Asked, chunk: int, gradient: Any
+) -> tuple[Any, Answer]:
+    """``gradient`` plus f's by ``learning`` (None: unwanted), and f's answer; ``chunk`` prompts at a time (0: all)."""
+
+    def one(gradient: Any, piece: Asked) -> tuple[Any, Answer]:
+        if gradient is None:
+            return None, f(learning, piece)[1]
+        more, answer = jax.grad(f, has_aux=True)(learning, piece)
+        return jax.tree.map(jnp.add, gradient, more), answer
+
+    p = asked.single.shape[1]
+    if not chunk or chunk >= p:
+        return one(gradient, asked)
+    gradient, answers = lax.scan(one, gradient, split_prompts(asked, chunk))
+    return gradient, cast(Answer, join_prompts(answers, p))
 
 
 def _pick(masks: Array, chosen: Array) -> Array:

@@ -88,6 +88,12 @@ def labels(params: Any, config: Config) -> Any:
     return jax.tree_util.tree_map_with_path(label, params)
 
 
+def hold_frozen(params: Any, config: Config) -> Any:
+    """``params``, without a gradient for the leaves that do not learn."""
+    kinds = labels(params, config)
+    return jax.tree.map(lambda x, kind: jax.lax.stop_gradient(x) if kind == FROZEN else x, params, kinds)
+
+
 def make_optimizer(config: Config, params: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """AdamW for a run of ``config``: clipping by the global norm of the trained leaves, decay mask, schedule.
 

@@ -12,7 +12,7 @@ from jax import Array, lax
 from edgesam_jax import distill, losses
 from edgesam_jax.config import Config, SamConfig
 from edgesam_jax.models.sam import Sam, preprocess
-from edgesam_jax.optim import FROZEN, labels
+from edgesam_jax.optim import hold_frozen
 from edgesam_jax.types import Batch, TrainState
 
 
@@ -36,13 +36,12 @@ def train_step(
 
     def loss_fn(params: Any) -> tuple[Array, tuple[Any, dict[str, Array]]]:
         # Nothing is computed for leaves that do not learn, and grad_norm is the norm that clipping sees.
-        params = jax.tree.map(lambda x, kind: lax.stop_gradient(x) if kind == FROZEN else x, params, kinds)
+        params = hold_frozen(params, config)
         loss, batch_stats, metrics, _ = total_loss(
             params, state, teacher, batch, key, config=config, teacher_config=teacher_config, axis_name=axis_name
         )
         return loss, (batch_stats, metrics)
 
-    kinds = labels(state.params, config)
     grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
     if axis_name is not None:
         # The one place where devices meet.  Losses are normalised by global counts, so the mean is the global gradient.

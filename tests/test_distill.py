@@ -121,7 +121,7 @@ def python_loop(monkeypatch):
         return carry
 
     monkeypatch.setattr(distill.lax, "fori_loop", loop)
-    monkeypatch.setattr(distill, "decode", lambda model, *args, num_masks, chunk: DECODE(*args))
+    monkeypatch.setattr(distill, "decode", lambda model, *args: DECODE(*args))
     monkeypatch.setattr(distill.prompts, "sample_disagreement", SAMPLE)
 
 

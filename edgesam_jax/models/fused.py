@@ -127,3 +127,36 @@ def _mixer_backward(
 
 
 norm_gelu_pointwise.defvjp(_mixer_forward, _mixer_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def scale_gelu(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    """gelu(layer norm) of (... c) whose last axis has mean 0 already: in the mask decoder, what is upscaled."""
+    return _scale_gelu_forward(x, scale, bias, epsilon)[0]
+
+
+def _scale_gelu_forward(
+    x: Array, scale: Array, bias: Array, epsilon: float
+) -> tuple[Array, tuple[Array, Array, Array, Array]]:
+    wide = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    inverse = lax.rsqrt(jnp.mean(wide * wide, -1) + epsilon)
+    normed = stored((wide * inverse[:, None]).astype(x.dtype))
+    y = stored(ops.gelu(normed.astype(jnp.float32) * scale + bias).astype(x.dtype))
+    return y.reshape(x.shape), (normed, inverse, scale, bias)
+
+
+def _scale_gelu_backward(
+    epsilon: float, saved: tuple[Array, Array, Array, Array], g: Array
+) -> tuple[Array, Array, Array]:
+    kept, inverse, scale, bias = saved
+    normed = kept.astype(jnp.float32)
+    out = normed * scale + bias
+    slope = stored(g.reshape(normed.shape) * ops.gelu_slope(out, ops.normal_cdf(out)))
+    along = stored(slope * normed)
+    # A product with a vector: for a sum along the last axis XLA would write the scale out for every row first.
+    shared = along @ (scale / len(scale))
+    dx = (slope * scale - normed * shared[:, None]) * inverse[:, None]
+    return dx.reshape(g.shape).astype(kept.dtype), along.sum(0), slope.sum(0)
+
+
+scale_gelu.defvjp(_scale_gelu_forward, _scale_gelu_backward)

@@ -9,7 +9,8 @@ from flax import linen as nn
 from jax import Array
 
 from edgesam_jax.config import DecoderConfig
-from edgesam_jax.models.layers import MLP, LayerNorm, gelu
+from edgesam_jax.models import fused, ops
+from edgesam_jax.models.layers import MLP, gelu
 from edgesam_jax.models.transformer import TwoWayTransformer
 from edgesam_jax.types import MaskPrediction
 
@@ -17,18 +18,35 @@ from edgesam_jax.types import MaskPrediction
 class UpscaleConv(nn.Module):
     """Transposed 2x2 convolution with stride 2 and bias, before its pixels are put in place: (... c) -> (... 2 2 o).
 
-    What follows it is pointwise, so the pixels of a cell can stay together until the very end.
+    What follows it is pointwise, so the pixels of a cell can stay together until the very end.  ``zero_mean`` takes the
+    mean over the features off the result, by taking it off the weights: half of the layer norm that follows.
     """
 
     features: int
     dtype: Any = jnp.float32
+    zero_mean: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (2, 2, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        if self.zero_mean:
+            kernel, bias = (v - v.mean(-1, keepdims=True) for v in (kernel, bias))
         flat = kernel.astype(self.dtype).transpose(2, 0, 1, 3).reshape(x.shape[-1], -1)
-        return (x @ flat).reshape(*x.shape[:-1], 2, 2, self.features) + bias
+        return ops.pointwise(x, flat).reshape(*x.shape[:-1], 2, 2, self.features) + bias.astype(self.dtype)
+
+
+class ScaleGelu(nn.Module):
+    """gelu(layer norm), with the norm's parameters, of what has mean 0 already."""
+
+    dtype: Any = jnp.float32
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return fused.scale_gelu(x.astype(self.dtype), scale, bias, self.epsilon)
 
 
 def place_pixels(x: Array, grid: int) -> Array:
@@ -96,8 +114,8 @@ class MaskDecoder(nn.Module):
         )
         tokens, image, maps = transformer(tokens, image, image_pe.reshape(g * g, c).astype(self.dtype), mask)
 
-        x = UpscaleConv(c // 4, self.dtype, name="output_upscaling_0")(image)
-        x = gelu(LayerNorm(dtype=self.dtype, name="output_upscaling_1")(x))
+        x = UpscaleConv(c // 4, self.dtype, zero_mean=True, name="output_upscaling_0")(image)
+        x = ScaleGelu(self.dtype, name="output_upscaling_1")(x)
         upscaled = gelu(UpscaleConv(c // 8, self.dtype, name="output_upscaling_3")(x))  # (b p s 2 2 2 2 c/8)
 
         indices = range(cfg.num_mask_tokens)

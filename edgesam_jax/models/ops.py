@@ -1,4 +1,4 @@
-"""Operations whose training form is written out: GELU, batch norm, convolutions.
+"""Operations whose training form is written out: GELU, softmax, norms, convolutions, products with image tokens.
 
 What XLA derives for them is slow on a CPU.  It copies an expensive producer (the erf polynomial, nine shifted
 products) into every consumer instead of storing it once; it reduces shifted products over (b h w) one scalar at a
@@ -101,6 +101,132 @@ def gelu_slope(x: Array, cdf: Array) -> Array:
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+# ----------------------------------------------------------------------------------------------- softmax, layer norm
+
+
+@jax.custom_vjp
+def softmax(x: Array) -> Array:
+    """Softmax over the last axis."""
+    return jax.nn.softmax(x)
+
+
+def _softmax_forward(x: Array) -> tuple[Array, Array]:
+    probs = jax.nn.softmax(x)
+    return probs, probs
+
+
+def _softmax_backward(probs: Array, g: Array) -> tuple[Array]:
+    return (probs * (g - jnp.sum(probs * g, axis=-1, keepdims=True)),)
+
+
+softmax.defvjp(_softmax_forward, _softmax_backward)
+
+
+@jax.custom_vjp
+def softmax_of_rows(x: Array) -> Array:
+    """Softmax over the few rows of (... r s): sums of rows, where XLA would reduce with a stride."""
+    return _softmax_of_rows_forward(x)[0]
+
+
+def _softmax_of_rows_forward(x: Array) -> tuple[Array, Array]:
+    powers = jnp.exp(x - _over_rows(jnp.maximum, x))
+    probs = powers / _over_rows(jnp.add, powers)
+    return probs, probs
+
+
+def _softmax_of_rows_backward(probs: Array, g: Array) -> tuple[Array]:
+    return (probs * (g - _over_rows(jnp.add, probs * g)),)
+
+
+def _over_rows(f: Callable[[Array, Array], Array], x: Array) -> Array:
+    """(... r s) -> (... 1 s)."""
+    return functools.reduce(f, [x[..., i : i + 1, :] for i in range(x.shape[-2])])
+
+
+softmax_of_rows.defvjp(_softmax_of_rows_forward, _softmax_of_rows_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    """Layer norm of (... c) in float32, with the two-pass variance: E[x^2] - E[x]^2 costs parity."""
+    return _layer_norm_forward(x, scale, bias, epsilon)[0]
+
+
+def _layer_norm_forward(
+    x: Array, scale: Array, bias: Array, epsilon: float
+) -> tuple[Array, tuple[Array, Array, Array, Array]]:
+    wide = x.astype(jnp.float32)
+    centred = wide - wide.mean(-1, keepdims=True)
+    inverse = lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + epsilon)
+    normed = centred * inverse
+    return (normed * scale + bias).astype(x.dtype), (normed.astype(x.dtype), inverse, scale, bias)
+
+
+def _layer_norm_backward(
+    epsilon: float, saved: tuple[Array, Array, Array, Array], g: Array
+) -> tuple[Array, Array, Array]:
+    normed, inverse, scale, _ = saved
+    wide, along = g.astype(jnp.float32), normed.astype(jnp.float32)
+    rows = tuple(range(g.ndim - 1))
+    dbias, dscale = wide.sum(rows), (wide * along).sum(rows)
+    scaled = wide * scale
+    dx = scaled - scaled.mean(-1, keepdims=True) - along * jnp.mean(scaled * along, -1, keepdims=True)
+    return (dx * inverse).astype(g.dtype), dscale, dbias
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+# ------------------------------------------------------------------------------------------ products with image tokens
+
+# An image has thousands of tokens, a prompt's side under a hundred rows.  XLA derives products that transpose the
+# image; these three are each other's derivatives, and only ever transpose the small side.  Leading axes are the same in all.
+
+
+@jax.custom_vjp
+def image_scores(image: Array, rows: Array) -> Array:
+    """(... s c), (... r c) -> (... r s)."""
+    return jnp.einsum("...sc,...rc->...sr", image, rows).swapaxes(-1, -2)
+
+
+@jax.custom_vjp
+def image_mix(weights: Array, image: Array) -> Array:
+    """(... r s), (... s c) -> (... r c)."""
+    return jnp.einsum("...rs,...sc->...rc", weights, image)
+
+
+@jax.custom_vjp
+def image_spread(weights: Array, rows: Array) -> Array:
+    """(... r s), (... r c) -> (... s c)."""
+    return jnp.einsum("...sr,...rc->...sc", weights.swapaxes(-1, -2), rows)
+
+
+image_scores.defvjp(
+    lambda image, rows: (image_scores(image, rows), (image, rows)),
+    lambda saved, g: (image_spread(g, saved[1]), image_mix(g, saved[0])),
+)
+image_mix.defvjp(
+    lambda weights, image: (image_mix(weights, image), (weights, image)),
+    lambda saved, g: (image_scores(saved[1], g), image_spread(saved[0], g)),
+)
+image_spread.defvjp(
+    lambda weights, rows: (image_spread(weights, rows), (weights, rows)),
+    lambda saved, g: (image_scores(g, saved[1]), image_mix(saved[0], g)),
+)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def share(image: Array, prompts: int) -> Array:
+    """(b 1 s c) for each of ``prompts`` -> (b p s c)."""
+    return jnp.broadcast_to(image, (len(image), prompts, *image.shape[2:]))
+
+
+share.defvjp(
+    lambda image, prompts: (share(image, prompts), None),
+    lambda prompts, _, g: (functools.reduce(jnp.add, [g[:, i : i + 1] for i in range(prompts)]),),
+)
 
 
 # -------------------------------------------------------------------------------------------------------- batch norm

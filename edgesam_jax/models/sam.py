@@ -114,7 +114,7 @@ def decode(
 ) -> MaskPrediction:
     """``Sam.decode_masks``, at most ``chunk`` prompts of each image at a time (0: all at once).
 
-    A chunk's work fits the cache and is recomputed in the backward pass, so memory does not grow with the prompts.
+    A chunk's work fits the cache, and memory does not grow with the prompts.
     """
 
     def apply(arguments: tuple[Prompts, Array | None, Array | None]) -> MaskPrediction:
@@ -122,17 +122,30 @@ def decode(
         return cast(MaskPrediction, result)
 
     arguments = (prompts, mask_input, mask_input_valid)
-    b, p = prompts.labels.shape[:2]
+    p = prompts.labels.shape[1]
     if not chunk or chunk >= p:
         return apply(arguments)
-    pieces = -(-p // chunk)
+    out = jax.lax.map(apply, split_prompts(arguments, chunk))
+    return cast(MaskPrediction, join_prompts(out, p))
+
+
+def split_prompts(tree: Any, chunk: int) -> Any:
+    """Leaves (b p ...) -> (pieces b chunk ...); the last piece is filled up with zeros."""
 
     def split(x: Array) -> Array:
+        b, p = x.shape[:2]
+        pieces = -(-p // chunk)
         x = jnp.pad(x, ((0, 0), (0, pieces * chunk - p), *((0, 0),) * (x.ndim - 2)))
         return x.reshape(b, pieces, chunk, *x.shape[2:]).swapaxes(0, 1)
 
-    def join(x: Array) -> Array:
-        return x.swapaxes(0, 1).reshape(b, pieces * chunk, *x.shape[3:])[:, :p]
+    return jax.tree.map(split, tree)
 
-    out = jax.lax.map(jax.checkpoint(apply, prevent_cse=False), jax.tree.map(split, arguments))
-    return jax.tree.map(join, out)
+
+def join_prompts(tree: Any, prompts: int) -> Any:
+    """Undo ``split_prompts``: leaves (pieces b chunk ...) -> (b prompts ...)."""
+
+    def join(x: Array) -> Array:
+        pieces, b, chunk = x.shape[:3]
+        return x.swapaxes(0, 1).reshape(b, pieces * chunk, *x.shape[3:])[:, :prompts]
+
+    return jax.tree.map(join, tree)

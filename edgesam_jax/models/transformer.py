@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from edgesam_jax.models import ops
 from edgesam_jax.models.layers import LayerNorm
 
 MASKED = -1e9  # added to the scores of tokens that are not there
@@ -63,7 +64,7 @@ class Attention(nn.Module):
         wv, bv = Projection(self.inner, self.lora_rank, self.dtype, name="v_proj")(c)
         wo, bo = Projection(c, 0, self.dtype, name="out_proj")(self.inner)
         q, k, v = (x.astype(self.dtype) for x in (q, k, v))
-        (_, p, tq, _), (_, images, tk, _) = q.shape, k.shape
+        (b, p, tq, _), (_, images, tk, _) = q.shape, k.shape
 
         if tq <= tk:
             queries = self._split(q @ wq + bq)
@@ -71,7 +72,7 @@ class Attention(nn.Module):
                 # The bias of the keys adds one number to all scores of a query, which the softmax ignores.
                 moved = jnp.einsum("bpqhd,chd->bphqc", queries, self._split(wk))
                 probs = self._softmax(_image_scores(k, moved), key_mask)
-                mixed = _multiply("bphqk,bpkc->bphqc", probs, v)
+                mixed = ops.image_mix(probs.reshape(b, p, -1, tk), v).reshape(b, p, self.heads, tq, c)
                 out = jnp.einsum("bphqc,chd->bpqhd", mixed, self._split(wv)) + self._split(bv)
             else:
                 keys, values = self._split(k @ wk + bk), self._split(v @ wv + bv)
@@ -90,7 +91,7 @@ class Attention(nn.Module):
         probs = self._softmax(scores, key_mask, keys_last=False)
         if tk * self.heads < self.inner:
             moved = jnp.einsum("bpkhd,hdc->bphkc", values, wo.reshape(self.heads, -1, c))
-            out = jnp.einsum("bphkq,bphkc->bpqc", probs, moved)
+            out = ops.image_spread(probs.reshape(b, images, -1, tq), moved.reshape(b, images, -1, c))
         else:
             out = jnp.einsum("bphkq,bpkhd->bpqhd", probs, values)
             out = out.reshape(*out.shape[:3], -1) @ wo
@@ -105,18 +106,13 @@ class Attention(nn.Module):
         if key_mask is not None:
             keep = key_mask[:, :, None, None, :] if keys_last else key_mask[:, :, None, :, None]
             scores = jnp.where(keep, scores, MASKED)
-        return jax.nn.softmax(scores, axis=-1 if keys_last else -2).astype(self.dtype)
+        return (ops.softmax if keys_last else ops.softmax_of_rows)(scores).astype(self.dtype)
 
 
 def _image_scores(image: Array, tokens: Array) -> Array:
-    """(b p|1 s c), (b p h t c) -> (b p h t s).
-
-    In this order of the product XLA transposes the result; in the other one it would transpose the image.
-    """
-    shared = image.shape[1] == 1
-    if shared:
-        return jnp.einsum("bsc,bphtc->bspht", image[:, 0], tokens).transpose(0, 2, 3, 4, 1)
-    return jnp.einsum("bpsc,bphtc->bpsht", image, tokens).transpose(0, 1, 3, 4, 2)
+    """(b p s c), (b p h t c) -> (b p h t s)."""
+    b, p, h, t, c = tokens.shape
+    return ops.image_scores(image, tokens.reshape(b, p, h * t, c)).reshape(b, p, h, t, -1)
 
 
 def _multiply(spec: str, a: Array, b: Array) -> Array:
@@ -173,6 +169,8 @@ class TwoWayLayer(nn.Module):
         tokens = norm("norm3")(tokens + FeedForward(self.mlp_dim, self.dtype, name="mlp")(tokens))
 
         out, i2t = attend(inner, "cross_attn_image_to_token")(keys, tokens + token_pe, tokens, token_mask)
+        if once:
+            image = ops.share(image, out.shape[1])
         image = norm("norm4")(image + out)
         return tokens, image, {"t2t": t2t, "t2i": t2i, "i2t": i2t}
 
