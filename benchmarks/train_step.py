@@ -1,18 +1,19 @@
 """One training step of RepViT-M1 at full size against torch autograd on our torch model.
 
-    python -m benchmarks.train_step --stage 1|2 [--rounds 3] [--chunk 4] [--size 1024]
+    python -m benchmarks.train_step --stage 1|2 [--rounds 5] [--chunk 2] [--size 1024] [--jax-python PYTHON]
 
 Stage 1: forward, feature loss, backward and AdamW of the encoder, 1 image.  Stage 2: 1 image, 16 prompts, one loop (two
 decode rounds of student and teacher, new points where they differ), the teacher's embedding given, as in the published
-recipe.  Each contender runs in a process of its own, so that its peak memory is its own; they do not take
-turns, so the figure wants an otherwise idle machine.
+recipe.  Each contender is a process of its own, so that its peak memory is its own, and they take turns step by step,
+so that whatever else the machine does disturbs both.  ``--jax-python`` is the interpreter of our side where torch is
+not to be had for it.
 Prints the floor first: the work of the forward pass, three times.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import os
 import resource
 import subprocess
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from statistics import median
 
 import numpy as np
 
@@ -30,6 +32,7 @@ from edgesam_jax.models.sam import MODELS
 
 ENCODER_GFLOP, PROMPT_GFLOP = 40.1, 3.5  # forward; the decoder's published order of operations (docs/performance.md)
 PROMPTS = 16
+PAUSE = 0.5  # seconds between turns: the other side's threads wait awake for a while before they sleep
 
 
 def arrays(size: int) -> dict[str, np.ndarray]:
@@ -141,45 +144,70 @@ def torch_step(stage: int, size: int, chunk: int) -> Callable[[], float]:
     return run
 
 
+def contend(run: Callable[[], float]) -> None:
+    """A step, then one for each line of the standard input: prints the seconds of each, and last the peak memory."""
+
+    def timed() -> float:
+        begin = time.perf_counter()
+        run()
+        return time.perf_counter() - begin
+
+    print(timed(), flush=True)
+    for _ in sys.stdin:
+        print(timed(), flush=True)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", type=int, choices=(1, 2), required=True)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--chunk", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--chunk", type=int, default=2)
     parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--jax-python", default=sys.executable)
     parser.add_argument("--contender", choices=("jax", "torch"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.contender:
-        run = (jax_step if args.contender == "jax" else torch_step)(args.stage, args.size, args.chunk)
-        begin = time.perf_counter()
-        run()
-        first, seconds = time.perf_counter() - begin, []
-        for _ in range(args.rounds):
-            begin = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - begin)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(json.dumps({"first": first, "median": sorted(seconds)[len(seconds) // 2], "peak_gb": peak}))
+        contend((jax_step if args.contender == "jax" else torch_step)(args.stage, args.size, args.chunk))
         return
     share = (args.size / 1024) ** 2
     decode = 0 if args.stage == 1 else PROMPTS * 2 * PROMPT_GFLOP * (3 + 1)
     print(f"floor: {share * (3 * ENCODER_GFLOP + decode):.0f} GFLOP (forward three times, the teacher's decoder once)")
-    results = {}
-    for name in ("torch", "jax"):
-        command = [sys.executable, "-m", "benchmarks.train_step", *sys.argv[1:], "--contender", name]
-        # The train command gives itself the same setting.
-        environment = os.environ | (allocator.settings() if name == "jax" else {})
-        out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-        results[name] = json.loads(out.strip().splitlines()[-1])
-        r = results[name]
-        print(
-            f"{name:6s} first {r['first']:.1f} s, then median {r['median']:.2f} s, peak {r['peak_gb']:.2f} GB",
-            flush=True,
-        )
-    ours, theirs = results["jax"], results["torch"]
-    print(
-        f"jax / torch: time {ours['median'] / theirs['median']:.2f}, memory {ours['peak_gb'] / theirs['peak_gb']:.2f}"
-    )
+    with contextlib.ExitStack() as stack:
+        processes = {}
+        for name, python in (("torch", sys.executable), ("jax", args.jax_python)):
+            command = [python, "-m", "benchmarks.train_step", *sys.argv[1:], "--contender", name]
+            # The train command gives itself the same setting.
+            environment = os.environ | (allocator.settings() if name == "jax" else {})
+            process = subprocess.Popen(
+                command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            processes[name] = stack.enter_context(process)
+            print(f"{name:6s} first step {answer(process):.1f} s", flush=True)
+        times: dict[str, list[float]] = {name: [] for name in processes}
+        for _ in range(args.rounds):
+            for name, process in processes.items():
+                assert process.stdin
+                time.sleep(PAUSE)
+                process.stdin.write("\n")
+                process.stdin.flush()
+                times[name].append(answer(process))
+        peaks = {}
+        for name, process in processes.items():
+            assert process.stdin
+            process.stdin.close()
+            peaks[name] = answer(process)
+            print(
+                f"{name:6s} median {median(times[name]):.2f} s, best {min(times[name]):.2f}, peak {peaks[name]:.2f} GB"
+            )
+    ratios = [a / b for a, b in zip(times["jax"], times["torch"], strict=True)]
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    print(f"jax / torch: time {median(ratios):.2f} ({spread}), memory {peaks['jax'] / peaks['torch']:.2f}")
+
+
+def answer(process: subprocess.Popen[str]) -> float:
+    assert process.stdout
+    return float(process.stdout.readline())
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ TUNABLES = ":".join(
     for name, value in {
         "hugetlb": 1,  # transparent huge pages by madvise
         "mmap_max": 0,  # large blocks from the heap too, which is kept
+        "arena_max": 1,  # one heap: those of single threads are given back as soon as they are empty
         "trim_threshold": 4_000_000_000,
         "top_pad": 1 << 28,
     }.items()

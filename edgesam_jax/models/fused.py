@@ -70,13 +70,11 @@ def _unit_backward(
 
     dy = (g_rows - mean_total - (y_rows - mean) * (inverse * mean_scale)) * (scale * inverse)
     dy = stored(dy.reshape(x.shape).astype(x.dtype))
-    pad = kernel.shape[0] // 2
-    through = ops.correlate(dy, kernel[::-1, ::-1], 1, (pad, pad), (pad, pad))
+    through, dkernel = ops.same_size_gradients(x, kernel, dy)
     # d loss / d (1x1 convolution's result) = (g - mean_total - (x - x_mean) slope) gain
     gain, slope = point_scale * point_inverse, point * point_inverse * mean_point
     dx = g_rows + (g_rows - mean_total - (x_rows - x_mean) * slope) * (gain * point)
     dx = (stored(through).reshape(-1, c).astype(jnp.float32) + dx).reshape(x.shape).astype(x.dtype)
-    dkernel = ops.kernel_gradient(x, dy, kernel.shape[0], 1).astype(kernel.dtype)
     return stored(dx), dkernel, dpoint.astype(kernel.dtype), (dscale, total), (dpoint_scale, total)
 
 

@@ -58,18 +58,36 @@ def _taps(k: int, stride: int, out_shape: tuple[int, ...]) -> list[tuple[slice, 
     return [(slice(None), i, j) for i in down for j in across]
 
 
-def _dilate(g: Array, in_shape: tuple[int, ...], k: int, stride: int) -> tuple[Array, tuple[int, int], tuple[int, int]]:
-    """The output's gradient with stride - 1 zeros between pixels, and the padding of rows and columns with which a
-    correlation with the flipped kernel gives the input's gradient."""
-    low = k - 1 - k // 2
-    rows, columns = (
-        (low, full + k - 1 - low - ((small - 1) * stride + 1))
-        for full, small in zip(in_shape[1:3], g.shape[1:3], strict=True)
-    )
-    if stride > 1:
-        inner = (0, 0, stride - 1)
-        g = stored(lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), inner, inner, (0, 0, 0))))
-    return g, rows, columns
+def _spread(
+    tap: Callable[[Array, int, int], Array], padded: Array, shape: tuple[int, ...], k: int, stride: int
+) -> Array:
+    """The input's gradient (b h w c) of a convolution with a stride, from ``_pad_for_spread`` of its output's.
+
+    ``tap(x, i, j)`` takes a piece of ``padded`` through the kernel's tap in row i and column j.  Pixels at one place in
+    the stride see the same few taps: no zeros are put between the pixels, as a correlation would need them.
+    """
+    pad, (rows, columns) = k // 2, (-(-n // stride) for n in shape[1:3])
+    low = (k - 1 - pad) // stride
+    places = []
+    for down in range(stride):
+        for right in range(stride):
+            total = jnp.zeros((), padded.dtype)
+            for i in range((down + pad) % stride, k, stride):
+                for j in range((right + pad) % stride, k, stride):
+                    first, across = low + (down + pad - i) // stride, low + (right + pad - j) // stride
+                    total = total + tap(padded[:, first : first + rows, across : across + columns], i, j)
+            places.append(jnp.broadcast_to(total, (shape[0], rows, columns, shape[3])))
+    x = jnp.stack(places, axis=3).reshape(shape[0], rows, columns, stride, stride, shape[3])
+    x = x.swapaxes(2, 3).reshape(shape[0], rows * stride, columns * stride, shape[3])
+    return x[:, : shape[1], : shape[2]]
+
+
+def _pad_for_spread(g: Array, shape: tuple[int, ...], k: int, stride: int) -> Array:
+    """The output's gradient with the zeros around it that ``_spread`` to an input of ``shape`` reads."""
+    pad = k // 2
+    low, high = (k - 1 - pad) // stride, (stride - 1 + pad) // stride
+    sides = [(low, -(-full // stride) + high - small) for full, small in zip(shape[1:3], g.shape[1:3], strict=True)]
+    return jnp.pad(g, ((0, 0), *sides, (0, 0)))
 
 
 # -------------------------------------------------------------------------------------------------------------- GELU
@@ -182,7 +200,7 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 # ------------------------------------------------------------------------------------------ products with image tokens
 
 # An image has thousands of tokens, a prompt's side under a hundred rows.  XLA derives products that transpose the
-# image; these three are each other's derivatives, and only ever transpose the small side.  Leading axes are the same in all.
+# image; these three are each other's derivatives, and only transpose the small side.  Leading axes are the same in all.
 
 
 @jax.custom_vjp
@@ -335,39 +353,51 @@ def _depthwise_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tu
         dk = jnp.sum(x.astype(jnp.float32) * g, axis=(0, 1, 2))
         return g * kernel[0, 0, 0], dk.astype(kernel.dtype).reshape(kernel.shape)
     g = stored(g)
-    dilated, rows, columns = _dilate(g, x.shape, k, stride)
-    dx = correlate(dilated, kernel[::-1, ::-1], 1, rows, columns)
-    return stored(dx), kernel_gradient(x, g, k, stride).astype(kernel.dtype)
+    if stride == 1:
+        dx, dk = same_size_gradients(x, kernel, g)
+        return stored(dx), dk
+    taps = kernel[:, :, 0]
+    spread = lambda padded: _spread(lambda g, i, j: g * taps[i, j], padded, x.shape, k, stride)  # noqa: E731
+    dx = _by_itself(spread, stored(_pad_for_spread(g, x.shape, k, stride)), kernel, x.shape)
+    pad = ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0))
+    return stored(dx), _products_under_taps(jnp.pad(x, pad), g, k, stride).astype(kernel.dtype)
 
 
-def kernel_gradient(x: Array, g: Array, k: int, stride: int) -> Array:
-    """Sum over (b h w) of g times x shifted by each tap, in float32: (k k 1 c)."""
+def same_size_gradients(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
+    """Gradients of x and kernel of a depthwise convolution with stride 1, from the output's."""
+    k = kernel.shape[0]
+    padded = stored(jnp.pad(g, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0))))
+    dx = correlate(padded, kernel[::-1, ::-1], 1, (0, 0), (0, 0))
+    # x under the taps of g is g under the taps of x, the other way round: one padded picture serves both gradients.
+    return dx, _products_under_taps(padded, x, k, 1)[::-1, ::-1].astype(kernel.dtype)
+
+
+def _products_under_taps(x: Array, g: Array, k: int, stride: int) -> Array:
+    """Sum over (b h w) of g times the padded x under each tap, in float32: (k k 1 c)."""
     b, height, width, c = g.shape
-    pad = k // 2
-    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad + -(x.shape[2] + 2 * pad) % stride), (0, 0)))
     if not on_cpu():
         taps = [jnp.sum(x[tap].astype(jnp.float32) * g, axis=(0, 1, 2)) for tap in _taps(k, stride, g.shape)]
         return jnp.stack(taps).reshape(k, k, 1, c)
     # Row by row, with k*k sums the size of a row in the cache.  A row holds its columns sorted by their place in the
     # stride, so that the pixels under one tap are one slice.
-    full, across = x.shape[1], x.shape[2] // stride
-    x = x.reshape(b, full, across, stride, c).swapaxes(2, 3)
-    x = stored(x.reshape(b * full, stride * across * c))
-    g = stored(g.reshape(b * height, width * c))
+    across = -(-x.shape[2] // stride)
+    if stride > 1:
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, across * stride - x.shape[2]), (0, 0)))
+        x = x.reshape(b, -1, across, stride, c).swapaxes(2, 3).reshape(b, -1, stride * across, c)
+    x, g = stored(x), stored(g)
 
     def add_row(n: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
-        row = lax.dynamic_index_in_dim(g, n, 0, keepdims=False).astype(jnp.float32)
-        first = n // height * full + n % height * stride
+        image, row = n // height, n % height
+        ours = lax.dynamic_slice(g, (image, row, 0, 0), (1, 1, width, c))[0, 0].astype(jnp.float32)
         out = []
         for i in range(k):
             for j in range(k):
-                start = (j % stride * across + j // stride) * c
-                under = lax.dynamic_slice(x, (first + i, start), (1, width * c))[0]
-                out.append(sums[i * k + j] + under * row)
+                first = (image, row * stride + i, j % stride * across + j // stride, 0)
+                out.append(sums[i * k + j] + lax.dynamic_slice(x, first, (1, 1, width, c))[0, 0] * ours)
         return tuple(out)
 
-    sums = lax.fori_loop(0, b * height, add_row, (jnp.zeros(width * c, jnp.float32),) * (k * k))
-    return jnp.stack(sums).reshape(k * k, width, c).sum(axis=1).reshape(k, k, 1, c)
+    sums = lax.fori_loop(0, b * height, add_row, (jnp.zeros((width, c), jnp.float32),) * (k * k))
+    return jnp.stack(sums).sum(axis=1).reshape(k, k, 1, c)
 
 
 depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
@@ -439,16 +469,39 @@ def _conv_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[A
         return pullback(g)
     k = kernel.shape[0]
     g = stored(g)
-    dilated, rows, columns = _dilate(g, x.shape, k, stride)
-    dx = _convolve(dilated, kernel[::-1, ::-1].swapaxes(2, 3), 1, rows, columns)
     pad = k // 2
-    x = stored(jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0))))
-    under = [x[tap] for tap in _taps(k, stride, g.shape)]
-    if x.shape[-1] < THIN:  # all pixels under the kernel side by side
-        dk = contract_rows(stored(jnp.concatenate(under, axis=-1)), g)
+    if stride == 1:
+        dx = _convolve(g, kernel[::-1, ::-1].swapaxes(2, 3), 1, (pad, pad), (pad, pad))
     else:
-        dk = jnp.stack([contract_rows(pixels, g) for pixels in under])
+        padded = _pad_for_spread(g, x.shape, k, stride)
+        through = stored(padded @ kernel.reshape(-1, kernel.shape[-1]).T)  # all taps at once: (... k*k*c)
+        through = through.reshape(*padded.shape[:3], k, k, -1)
+        dx = _spread(lambda piece, i, j: piece[..., i, j, :], through, x.shape, k, stride)
+    x = stored(jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0))))
+    if x.shape[-1] < THIN:
+        dk = _thin_kernel_gradient(x, g, k, stride)
+    else:
+        dk = jnp.stack([contract_rows(x[tap], g) for tap in _taps(k, stride, g.shape)])
     return dx, dk.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _thin_kernel_gradient(x: Array, g: Array, k: int, stride: int) -> Array:
+    """Of the padded x (b h w c), the pixels under a row of the kernel side by side: (k, k*c, d).
+
+    They are taken from cells of ``stride`` pixels, which lie in memory as they are read.
+    """
+    b, height, width, _ = g.shape
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % stride), (0, 0)))
+    cells = x.reshape(b, x.shape[1], -1, stride * x.shape[3])
+    out = []
+    for i in range(k):
+        rows = cells[:, i : i + (height - 1) * stride + 1 : stride]
+        under = [
+            rows[:, :, j // stride : j // stride + width, : min(stride, k - j) * x.shape[3]]
+            for j in range(0, k, stride)
+        ]
+        out.append(contract_rows(stored(jnp.concatenate(under, axis=-1)), g))
+    return jnp.stack(out)
 
 
 conv.defvjp(_conv_forward, _conv_backward)
