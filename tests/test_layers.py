@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from edgesam_jax.models import layers, ops
+from edgesam_jax.models import fused, layers, ops
 
 
 def normal(seed, *shape):
@@ -228,3 +228,54 @@ def test_layer_norm_is_exact_far_from_zero():
     wide = x.astype(np.float64)
     want = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+# -------------------------------------------------------------------------------------------- the decoder's operations
+
+
+def rows_by_autodiff(x):
+    return jax.nn.softmax(x, axis=-2)
+
+
+def layer_norm_by_autodiff(x, scale, bias):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / jnp.sqrt(jnp.mean(centred**2, -1, keepdims=True) + 1e-6) * scale + bias
+
+
+def scale_gelu_by_autodiff(x, scale, bias):
+    normed = x / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
+    return jax.nn.gelu(normed * scale + bias, approximate=False)
+
+
+IMAGE, WEIGHTS, ROWS = (2, 3, 11, 5), (2, 3, 4, 11), (2, 3, 4, 5)
+OPERATIONS = {
+    "softmax": (ops.softmax, jax.nn.softmax, [(2, 3, 4)]),
+    "softmax_of_rows": (ops.softmax_of_rows, rows_by_autodiff, [(2, 4, 7)]),
+    "layer_norm": (lambda *a: ops.layer_norm(*a, 1e-6), layer_norm_by_autodiff, [(2, 3, 8), (8,), (8,)]),
+    "scale_gelu": (lambda *a: fused.scale_gelu(*a, 1e-6), scale_gelu_by_autodiff, [(2, 3, 8), (8,), (8,)]),
+    "image_scores": (ops.image_scores, lambda x, r: jnp.einsum("bpsc,bprc->bprs", x, r), [IMAGE, ROWS]),
+    "image_mix": (ops.image_mix, lambda w, x: jnp.einsum("bprs,bpsc->bprc", w, x), [WEIGHTS, IMAGE]),
+    "image_spread": (ops.image_spread, lambda w, r: jnp.einsum("bprs,bprc->bpsc", w, r), [WEIGHTS, ROWS]),
+    "share": (lambda x: ops.share(x, 3), lambda x: jnp.repeat(x, 3, axis=1), [(2, 1, 6, 4)]),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_written_out_gradients_are_those_of_autodiff(name):
+    written, plain, shapes = OPERATIONS[name]
+    arguments = [normal(i, *shape) for i, shape in enumerate(shapes)]
+    everything = tuple(range(len(shapes)))
+
+    def run(f):
+        def weighed(*a):
+            y = f(*a)
+            return jnp.sum(y * normal(9, *y.shape)), y
+
+        return jax.value_and_grad(weighed, everything, has_aux=True)(*arguments)
+
+    assert_close(run(written), run(plain))
+
+
+def test_softmax_of_rows_stands_far_values():
+    x = np.array([[1e4, -1e9], [1e4, 3.0], [-1e9, 3.0]], np.float32)
+    np.testing.assert_allclose(ops.softmax_of_rows(x), jax.nn.softmax(x, axis=0), atol=1e-7)
