@@ -174,18 +174,16 @@ def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
 
 def _layer_norm_forward(
     x: Array, scale: Array, bias: Array, epsilon: float
-) -> tuple[Array, tuple[Array, Array, Array, Array]]:
+) -> tuple[Array, tuple[Array, Array, Array]]:
     wide = x.astype(jnp.float32)
     centred = wide - wide.mean(-1, keepdims=True)
     inverse = lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + epsilon)
     normed = centred * inverse
-    return (normed * scale + bias).astype(x.dtype), (normed.astype(x.dtype), inverse, scale, bias)
+    return (normed * scale + bias).astype(x.dtype), (normed.astype(x.dtype), inverse, scale)
 
 
-def _layer_norm_backward(
-    epsilon: float, saved: tuple[Array, Array, Array, Array], g: Array
-) -> tuple[Array, Array, Array]:
-    normed, inverse, scale, _ = saved
+def _layer_norm_backward(epsilon: float, saved: tuple[Array, Array, Array], g: Array) -> tuple[Array, Array, Array]:
+    normed, inverse, scale = saved
     wide, along = g.astype(jnp.float32), normed.astype(jnp.float32)
     rows = tuple(range(g.ndim - 1))
     dbias, dscale = wide.sum(rows), (wide * along).sum(rows)
@@ -237,7 +235,10 @@ image_spread.defvjp(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def share(image: Array, prompts: int) -> Array:
-    """(b 1 s c) for each of ``prompts`` -> (b p s c)."""
+    """(b 1 s c) for each of ``prompts`` -> (b p s c).
+
+    The gradient adds prompt by prompt: XLA would sum along a strided axis, and within the products that follow.
+    """
     return jnp.broadcast_to(image, (len(image), prompts, *image.shape[2:]))
 
 
