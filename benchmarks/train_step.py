@@ -32,7 +32,7 @@ from edgesam_jax.models.sam import MODELS
 
 ENCODER_GFLOP, PROMPT_GFLOP = 40.1, 3.5  # forward; the decoder's published order of operations (docs/performance.md)
 PROMPTS = 16
-PAUSE = 0.5  # seconds between turns: the other side's threads wait awake for a while before they sleep
+PAUSE = 0.5  # seconds between turns, for threads of the other side that still wait awake
 
 
 def arrays(size: int) -> dict[str, np.ndarray]:

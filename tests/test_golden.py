@@ -68,4 +68,4 @@ def test_torch_still_gives_the_stored_values(golden):
     pytest.importorskip("torch")
     config, stored, _, _ = golden
     for name, value in make_golden.torch_outputs(config).items():
-        np.testing.assert_allclose(value, stored[name], atol=2e-5 * max(1.0, stored[name].std()), err_msg=name)
+        np.testing.assert_allclose(value, stored[name], atol=1e-4 * max(1.0, stored[name].std()), err_msg=name)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from edgesam_jax.models import fused, layers, ops
+from edgesam_jax.models import fused, image_tokens, layers, ops
 
 
 def normal(seed, *shape):
@@ -249,14 +249,14 @@ def scale_gelu_by_autodiff(x, scale, bias):
 
 IMAGE, WEIGHTS, ROWS = (2, 3, 11, 5), (2, 3, 4, 11), (2, 3, 4, 5)
 OPERATIONS = {
-    "softmax": (ops.softmax, jax.nn.softmax, [(2, 3, 4)]),
-    "softmax_of_rows": (ops.softmax_of_rows, rows_by_autodiff, [(2, 4, 7)]),
+    "softmax": (lambda x: image_tokens.softmax(x, -1), jax.nn.softmax, [(2, 3, 4)]),
+    "softmax of rows": (lambda x: image_tokens.softmax(x, -2), rows_by_autodiff, [(2, 4, 7)]),
     "layer_norm": (lambda *a: ops.layer_norm(*a, 1e-6), layer_norm_by_autodiff, [(2, 3, 8), (8,), (8,)]),
     "scale_gelu": (lambda *a: fused.scale_gelu(*a, 1e-6), scale_gelu_by_autodiff, [(2, 3, 8), (8,), (8,)]),
-    "image_scores": (ops.image_scores, lambda x, r: jnp.einsum("bpsc,bprc->bprs", x, r), [IMAGE, ROWS]),
-    "image_mix": (ops.image_mix, lambda w, x: jnp.einsum("bprs,bpsc->bprc", w, x), [WEIGHTS, IMAGE]),
-    "image_spread": (ops.image_spread, lambda w, r: jnp.einsum("bprs,bprc->bpsc", w, r), [WEIGHTS, ROWS]),
-    "share": (lambda x: ops.share(x, 3), lambda x: jnp.repeat(x, 3, axis=1), [(2, 1, 6, 4)]),
+    "image_scores": (image_tokens.image_scores, lambda x, r: jnp.einsum("bpsc,bprc->bprs", x, r), [IMAGE, ROWS]),
+    "image_mix": (image_tokens.image_mix, lambda w, x: jnp.einsum("bprs,bpsc->bprc", w, x), [WEIGHTS, IMAGE]),
+    "image_spread": (image_tokens.image_spread, lambda w, r: jnp.einsum("bprs,bprc->bpsc", w, r), [WEIGHTS, ROWS]),
+    "share": (lambda x: image_tokens.share(x, 3), lambda x: jnp.repeat(x, 3, axis=1), [(2, 1, 6, 4)]),
 }
 
 
@@ -276,6 +276,7 @@ def test_written_out_gradients_are_those_of_autodiff(name):
     assert_close(run(written), run(plain))
 
 
-def test_softmax_of_rows_stands_far_values():
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_softmax_stands_far_values(axis):
     x = np.array([[1e4, -1e9], [1e4, 3.0], [-1e9, 3.0]], np.float32)
-    np.testing.assert_allclose(ops.softmax_of_rows(x), jax.nn.softmax(x, axis=0), atol=1e-7)
+    np.testing.assert_allclose(image_tokens.softmax(x, axis), jax.nn.softmax(x, axis=axis), atol=1e-7)

@@ -1,4 +1,4 @@
-"""Operations whose training form is written out: GELU, softmax, norms, convolutions, products with image tokens.
+"""Operations whose training form is written out: GELU, norms, convolutions.
 
 What XLA derives for them is slow on a CPU.  It copies an expensive producer (the erf polynomial, nine shifted
 products) into every consumer instead of storing it once; it reduces shifted products over (b h w) one scalar at a
@@ -121,49 +121,7 @@ def gelu_slope(x: Array, cdf: Array) -> Array:
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-# ----------------------------------------------------------------------------------------------- softmax, layer norm
-
-
-@jax.custom_vjp
-def softmax(x: Array) -> Array:
-    """Softmax over the last axis."""
-    return jax.nn.softmax(x)
-
-
-def _softmax_forward(x: Array) -> tuple[Array, Array]:
-    probs = jax.nn.softmax(x)
-    return probs, probs
-
-
-def _softmax_backward(probs: Array, g: Array) -> tuple[Array]:
-    return (probs * (g - jnp.sum(probs * g, axis=-1, keepdims=True)),)
-
-
-softmax.defvjp(_softmax_forward, _softmax_backward)
-
-
-@jax.custom_vjp
-def softmax_of_rows(x: Array) -> Array:
-    """Softmax over the few rows of (... r s): sums of rows, where XLA would reduce with a stride."""
-    return _softmax_of_rows_forward(x)[0]
-
-
-def _softmax_of_rows_forward(x: Array) -> tuple[Array, Array]:
-    powers = jnp.exp(x - _over_rows(jnp.maximum, x))
-    probs = powers / _over_rows(jnp.add, powers)
-    return probs, probs
-
-
-def _softmax_of_rows_backward(probs: Array, g: Array) -> tuple[Array]:
-    return (probs * (g - _over_rows(jnp.add, probs * g)),)
-
-
-def _over_rows(f: Callable[[Array, Array], Array], x: Array) -> Array:
-    """(... r s) -> (... 1 s)."""
-    return functools.reduce(f, [x[..., i : i + 1, :] for i in range(x.shape[-2])])
-
-
-softmax_of_rows.defvjp(_softmax_of_rows_forward, _softmax_of_rows_backward)
+# -------------------------------------------------------------------------------------------------------- layer norm
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -193,59 +151,6 @@ def _layer_norm_backward(epsilon: float, saved: tuple[Array, Array, Array], g: A
 
 
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
-
-
-# ------------------------------------------------------------------------------------------ products with image tokens
-
-# An image has thousands of tokens, a prompt's side under a hundred rows.  XLA derives products that transpose the
-# image; these three are each other's derivatives, and only transpose the small side.  Leading axes are the same in all.
-
-
-@jax.custom_vjp
-def image_scores(image: Array, rows: Array) -> Array:
-    """(... s c), (... r c) -> (... r s)."""
-    return jnp.einsum("...sc,...rc->...sr", image, rows).swapaxes(-1, -2)
-
-
-@jax.custom_vjp
-def image_mix(weights: Array, image: Array) -> Array:
-    """(... r s), (... s c) -> (... r c)."""
-    return jnp.einsum("...rs,...sc->...rc", weights, image)
-
-
-@jax.custom_vjp
-def image_spread(weights: Array, rows: Array) -> Array:
-    """(... r s), (... r c) -> (... s c)."""
-    return jnp.einsum("...sr,...rc->...sc", weights.swapaxes(-1, -2), rows)
-
-
-image_scores.defvjp(
-    lambda image, rows: (image_scores(image, rows), (image, rows)),
-    lambda saved, g: (image_spread(g, saved[1]), image_mix(g, saved[0])),
-)
-image_mix.defvjp(
-    lambda weights, image: (image_mix(weights, image), (weights, image)),
-    lambda saved, g: (image_scores(saved[1], g), image_spread(saved[0], g)),
-)
-image_spread.defvjp(
-    lambda weights, rows: (image_spread(weights, rows), (weights, rows)),
-    lambda saved, g: (image_scores(g, saved[1]), image_mix(saved[0], g)),
-)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def share(image: Array, prompts: int) -> Array:
-    """(b 1 s c) for each of ``prompts`` -> (b p s c).
-
-    The gradient adds prompt by prompt: XLA would sum along a strided axis, and within the products that follow.
-    """
-    return jnp.broadcast_to(image, (len(image), prompts, *image.shape[2:]))
-
-
-share.defvjp(
-    lambda image, prompts: (share(image, prompts), None),
-    lambda prompts, _, g: (functools.reduce(jnp.add, [g[:, i : i + 1] for i in range(prompts)]),),
-)
 
 
 # -------------------------------------------------------------------------------------------------------- batch norm
@@ -358,7 +263,10 @@ def _depthwise_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tu
         dx, dk = same_size_gradients(x, kernel, g)
         return stored(dx), dk
     taps = kernel[:, :, 0]
-    spread = lambda padded: _spread(lambda g, i, j: g * taps[i, j], padded, x.shape, k, stride)  # noqa: E731
+
+    def spread(padded: Array) -> Array:
+        return _spread(lambda piece, i, j: piece * taps[i, j], padded, x.shape, k, stride)
+
     dx = _by_itself(spread, stored(_pad_for_spread(g, x.shape, k, stride)), kernel, x.shape)
     pad = ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0))
     return stored(dx), _products_under_taps(jnp.pad(x, pad), g, k, stride).astype(kernel.dtype)

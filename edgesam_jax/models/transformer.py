@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from edgesam_jax.models import ops
+from edgesam_jax.models import image_tokens
 from edgesam_jax.models.layers import LayerNorm
 
 MASKED = -1e9  # added to the scores of tokens that are not there
@@ -72,7 +72,7 @@ class Attention(nn.Module):
                 # The bias of the keys adds one number to all scores of a query, which the softmax ignores.
                 moved = jnp.einsum("bpqhd,chd->bphqc", queries, self._split(wk))
                 probs = self._softmax(_image_scores(k, moved), key_mask)
-                mixed = ops.image_mix(probs.reshape(b, p, -1, tk), v).reshape(b, p, self.heads, tq, c)
+                mixed = image_tokens.image_mix(probs.reshape(b, p, -1, tk), v).reshape(b, p, self.heads, tq, c)
                 out = jnp.einsum("bphqc,chd->bpqhd", mixed, self._split(wv)) + self._split(bv)
             else:
                 keys, values = self._split(k @ wk + bk), self._split(v @ wv + bv)
@@ -91,7 +91,7 @@ class Attention(nn.Module):
         probs = self._softmax(scores, key_mask, keys_last=False)
         if tk * self.heads < self.inner:
             moved = jnp.einsum("bpkhd,hdc->bphkc", values, wo.reshape(self.heads, -1, c))
-            out = ops.image_spread(probs.reshape(b, images, -1, tq), moved.reshape(b, images, -1, c))
+            out = image_tokens.image_spread(probs.reshape(b, images, -1, tq), moved.reshape(b, images, -1, c))
         else:
             out = jnp.einsum("bphkq,bpkhd->bpqhd", probs, values)
             out = out.reshape(*out.shape[:3], -1) @ wo
@@ -106,13 +106,13 @@ class Attention(nn.Module):
         if key_mask is not None:
             keep = key_mask[:, :, None, None, :] if keys_last else key_mask[:, :, None, :, None]
             scores = jnp.where(keep, scores, MASKED)
-        return (ops.softmax if keys_last else ops.softmax_of_rows)(scores).astype(self.dtype)
+        return image_tokens.softmax(scores, -1 if keys_last else -2).astype(self.dtype)
 
 
 def _image_scores(image: Array, tokens: Array) -> Array:
     """(b p s c), (b p h t c) -> (b p h t s)."""
     b, p, h, t, c = tokens.shape
-    return ops.image_scores(image, tokens.reshape(b, p, h * t, c)).reshape(b, p, h, t, -1)
+    return image_tokens.image_scores(image, tokens.reshape(b, p, h * t, c)).reshape(b, p, h, t, -1)
 
 
 def _multiply(spec: str, a: Array, b: Array) -> Array:
@@ -170,7 +170,7 @@ class TwoWayLayer(nn.Module):
 
         out, i2t = attend(inner, "cross_attn_image_to_token")(keys, tokens + token_pe, tokens, token_mask)
         if once:
-            image = ops.share(image, out.shape[1])
+            image = image_tokens.share(image, out.shape[1])
         image = norm("norm4")(image + out)
         return tokens, image, {"t2t": t2t, "t2i": t2i, "i2t": i2t}
 
