@@ -11,8 +11,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.coco import CocoSource, decode_mask, find_annotations
+from edgesam_jax.data.coco import CocoSource, find_annotations
 from edgesam_jax.data.images import ImagesSource
+from edgesam_jax.data.records import decode_mask
 from edgesam_jax.data.scenes import scene
 
 H, W = 48, 64

@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.coco import decode_example, load_sized, usable
-from edgesam_jax.data.schema import Example
+from edgesam_jax.data.records import Record, decode_record, read_file, usable
+from edgesam_jax.data.schema import BadExample, Example
 from edgesam_jax.data.sources import Keep
-from edgesam_jax.data.transforms import PHOTO_SUFFIXES, load_image
+from edgesam_jax.data.transforms import PHOTO_SUFFIXES
 
 _log = logging.getLogger(__name__)
 
@@ -53,13 +52,13 @@ class ImagesSource:
         return self._entries[index][0]
 
     def load(self, index: int, keep: Keep | None = None) -> Example:
+        return decode_record(self.record(index), keep)
+
+    def record(self, index: int) -> Record:
         photo, annotation_file = self._entries[index]
         if annotation_file is None:
-            return decode_example(load_image(photo), [], photo.stem, str(photo), None)
-        image, annotations = _read(annotation_file)
-        pixels = load_sized(photo, int(image["height"]), int(image["width"]), str(annotation_file))
-        image_id = image.get("image_id", photo.stem)
-        return decode_example(pixels, annotations, image_id, str(annotation_file), keep)
+            return Record(read_file(photo), str(photo), photo.stem)
+        return sa1b_record(read_file(photo), str(photo), read_file(annotation_file), str(annotation_file))
 
 
 def _annotations_of(photo: Path, root: Path) -> Path | None:
@@ -73,15 +72,19 @@ def _annotations_of(photo: Path, root: Path) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def sa1b_record(photo: bytes, name: str, annotations: bytes, where: str) -> Record:
+    """A record of a photo and the text of SA-1B's JSON for it.
+
+    Raises:
+      BadExample: not SA-1B's format.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        image, annotations = content["image"], content["annotations"]
-        wanted = [a for a in annotations if usable(a)]
-        if not {"height", "width"} <= set(image):
-            raise KeyError("height or width")
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}; check the file") from None
+        content = json.loads(annotations)
+        image = content["image"]
+        wanted = [a for a in content["annotations"] if usable(a)]
+        size = int(image["height"]), int(image["width"])
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise UsageError(f"{path}: not SA-1B's format ({type(error).__name__}: {error}); mend or remove it") from None
-    return image, wanted
+        raise BadExample(
+            "annotations damaged", f"{where}: not SA-1B's format ({type(error).__name__}: {error}); mend or remove it"
+        ) from None
+    return Record(photo, name, image.get("image_id", Path(name).stem), wanted, where, size)

@@ -6,7 +6,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from edgesam_jax.config import UsageError
+
 OBJECT, PART = 0, 1
+
+
+class BadExample(UsageError):
+    """A photo or annotation that can't be used.  ``kind`` is what a run that skips it counts it under."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[type[BadExample], tuple[str, str]]:  # an exception pickles by one argument only
+        return BadExample, (self.kind, str(self))
 
 
 @dataclass

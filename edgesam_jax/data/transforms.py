@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from edgesam_jax.config import UsageError
+from edgesam_jax.data.schema import BadExample
 
 if TYPE_CHECKING:  # scipy is loaded where it is used: predict starts half a second sooner without it
     from scipy import sparse
@@ -34,15 +35,15 @@ def load_image(source: str | Path | bytes, name: str = "", orient: bool = True) 
       name: what to call the photo in an error; the path by default.
 
     Raises:
-      UsageError: no such file, not an image, damaged or cut short, or too large to be decoded safely.
+      BadExample: no such file, not an image, damaged or cut short, or too large to be decoded safely.
     """
     name = name or ("image" if isinstance(source, bytes) else str(source))
     if not isinstance(source, bytes):
         path = Path(source)
         if not path.exists():
-            raise UsageError(f"{name}: no such file")
+            raise BadExample("file missing", f"{name}: no such file")
         if not path.is_file():
-            raise UsageError(f"{name}: not a file")
+            raise BadExample("file missing", f"{name}: not a file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # photos of 90 to 180 megapixels are large, but fine
@@ -50,14 +51,16 @@ def load_image(source: str | Path | bytes, name: str = "", orient: bool = True) 
                 image.load()
                 return _rgb(_oriented(image) if orient else image)
     except Image.DecompressionBombError:
-        raise UsageError(f"{name}: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; shrink it first") from None
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise BadExample("photo too large", f"{name}: more than {most:,} pixels; shrink it first") from None
     except MemoryError:
-        raise UsageError(f"{name}: too large for this machine's memory; shrink it first") from None
+        raise BadExample("photo too large", f"{name}: too large for this machine's memory; shrink it first") from None
     except PermissionError:
-        raise UsageError(f"{name}: not allowed to read it; change its permissions") from None
+        raise BadExample("file unreadable", f"{name}: not allowed to read it; change its permissions") from None
     except Exception as error:  # each decoder has its own: OSError, SyntaxError, ValueError, struct.error, zlib.error
         reason = "not an image that can be read" if "cannot identify" in str(error) else f"damaged image ({error})"
-        raise UsageError(f"{name}: {reason}; use a JPEG, PNG, WebP, BMP or TIFF file") from None
+        message = f"{name}: {reason}; use a JPEG, PNG, WebP, BMP or TIFF file"
+        raise BadExample("photo damaged", message) from None
 
 
 def _oriented(image: Image.Image) -> Image.Image:
