@@ -17,7 +17,7 @@ from edgesam_jax.config import (
 from edgesam_jax.models.sam import MODELS
 
 STAGE_1 = ("distill.mode=encoder_only",)
-STAGE_2 = ("optim.learning_rate=1e-3", "optim.warmup_steps=0", "train.steps=140")
+STAGE_2 = ("optim.learning_rate=1e-3", "optim.warmup_steps=0", "train.steps=110")
 
 
 def get_config() -> Config:
@@ -30,7 +30,7 @@ def get_config() -> Config:
         distill=DistillConfig(rounds=1, loss=LossConfig(bce=5.0, dice=5.0)),
         optim=OptimConfig(learning_rate=3e-3, warmup_steps=40, b2=0.99, weight_decay=0.02, clip_norm=1.0),
         # One device: XLA spreads a step over the cores by itself, as fast as two pmap devices on two cores.
-        train=TrainConfig(steps=400, log_every=10, picture_every=140, checkpoint_every=140, devices=1),
+        train=TrainConfig(steps=320, log_every=10, picture_every=110, checkpoint_every=110, devices=1),
         eval=EvalConfig(images=100, batch_size=16, refine=2),
         study=(
             ArmConfig("A", "A  encoder-only", overrides=STAGE_1),
