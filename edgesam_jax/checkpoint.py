@@ -119,6 +119,13 @@ def _digest(tree: Any) -> str:
     return digest.hexdigest()
 
 
+def encoder_digest(model: Model) -> str:
+    """SHA-256 of what an embedding depends on: the image encoder's weights and its config."""
+    parts = {name: tree["image_encoder"] for name, tree in model.variables.items() if "image_encoder" in tree}
+    kept = dataclasses.asdict(model.config.encoder), model.config.image_size, model.config.embed_dim
+    return hashlib.sha256(f"{_digest(parts)} {json.dumps(kept)}".encode()).hexdigest()
+
+
 # ---------------------------------------------------------------------------------------------------- loading
 
 

@@ -117,13 +117,46 @@ class SamConfig:
 # ---------------------------------------------------------------------------------------------------- training
 
 
+SourceName = Literal["scenes", "coco", "images", "tars", "prepared"]
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """One data set of several; the fields are those of ``DataConfig``."""
+
+    source: SourceName = "images"
+    root: str = ""
+    annotations: str = ""
+    subset: tuple[str, ...] = ()
+    split: str = ""
+    unlabelled: Literal["none", "grid", "superpixels"] = "none"
+    limit: int = 0
+    weight: float = 1.0  # photos drawn from it, relative to the others
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Changes of the photo that teacher and student both see; off by default, as in the published recipe.
+
+    The paper names augmentation as open (section 6).  All need the teacher online: a store holds embeddings of the
+    unchanged photos.
+    """
+
+    flip: float = 0.0  # probability of mirroring left and right
+    scale: float = 0.0  # s: the photo is zoomed by 1 - s to 1 + s; above 1 a window of it fills the frame
+    colour: float = 0.0  # s: brightness, contrast and saturation by 1 - s to 1 + s each
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where examples come from and how many prompts each image carries."""
 
-    source: Literal["scenes", "coco", "images"] = "scenes"
-    root: str = ""  # folder of the photographs (coco, images)
+    source: SourceName = "scenes"
+    root: str = ""  # folder of the photographs (coco, images), of SA-1B's tars, or that prepare or TFDS wrote
     annotations: str = ""  # COCO-format JSON; empty: found under root
+    subset: tuple[str, ...] = ()  # of tars: "sa_000020", or a range "sa_000020..sa_000029"; empty: all
+    split: str = ""  # of prepared data; empty: the only one, or "train"
+    unlabelled: Literal["none", "grid", "superpixels"] = "none"  # prompts where the photos have no annotations
     batch_size: int = 8  # images per step over all devices
     max_prompts: int = 16  # instances drawn per image, without replacement
     workers: int = 0  # 0: in the main process
@@ -132,6 +165,11 @@ class DataConfig:
     shuffle: bool = True
     box_jitter: float = 0.0  # std of corner noise as a share of the side, clipped to 20 px (reference: 0.1, off)
     min_area: float = 0.0  # smallest mask kept, in pixels of the resized frame
+    mask_nms: float = 1.0  # masks covered by larger ones to more than this share are dropped; 1: off
+    mixture: tuple[MixtureConfig, ...] = ()  # not empty: these data sets in place of source, root, annotations, limit
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    embeddings: str = ""  # store of the teacher's embeddings (edgesam_jax.embed); empty: the teacher runs online
+    max_bad_share: float = 0.01  # of photos that can't be used, after the first 1,000; beyond it a run stops
     scene_difficulty: float = 0.5  # scenes only, 0 to 1: number and hollowness of objects, texture, lack of contrast
 
 

@@ -12,17 +12,28 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tensorboardX import SummaryWriter
 
+from edgesam_jax.files import write_atomically
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, POSITIVE
 
 GREEN, RED, BLUE, YELLOW = (60, 200, 90), (230, 60, 60), (70, 130, 240), (250, 210, 50)
 GAP = 4  # pixels between the panels of a picture
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside, then rename: a reader never sees half a file."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text)
-    os.replace(beside, path)
+class RowLog:
+    """A file of rows, one JSON object a line, each with its ``step``; rows beyond ``last`` are dropped at the start.
+
+    The file appears with its first row.
+    """
+
+    def __init__(self, path: Path, last: int) -> None:
+        self.path = path
+        if path.exists():
+            kept = [row for row in read_metrics(path) if row["step"] <= last]
+            write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 class MetricsLog:
@@ -35,21 +46,17 @@ class MetricsLog:
 
     def __init__(self, folder: Path, start: int = 0) -> None:
         self.path = folder / "metrics.jsonl"
-        kept = [row for row in read_metrics(self.path) if row["step"] <= start]
-        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = self.path.open("a")
+        self._rows = RowLog(self.path, start)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add one row; ``step`` counts finished steps from 0."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        self._rows.write({"step": step, **values})
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flush and close both."""
-        self._file.close()
+        """Flush and close."""
         self._board.close()
 
 

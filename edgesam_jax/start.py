@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from edgesam_jax.checkpoint import Model
-from edgesam_jax.config import Config, SamConfig, UsageError, from_json, to_json
-from edgesam_jax.data.images import ImagesSource
+from edgesam_jax.checkpoint import Model, encoder_digest
+from edgesam_jax.config import AugmentConfig, Config, SamConfig, UsageError, from_json, to_json
+from edgesam_jax.data.embeddings import read_header
+from edgesam_jax.data.sources import Part
+from edgesam_jax.files import write_atomically
 from edgesam_jax.models.init import init_variables
-from edgesam_jax.reporting import write_atomically
 
 DECODER_PARTS = ("prompt_encoder", "mask_decoder")
 LORA_LEAVES = ("lora_A", "lora_B")  # a checkpoint without them starts them afresh
@@ -138,17 +139,43 @@ def check_distillation(config: Config) -> None:
             raise UsageError(message)
 
 
-def check_prompts(config: Config) -> None:
-    """The prompt loop needs photos with instances.
+def check_data(config: Config, parts: Sequence[Part]) -> None:
+    """The prompt loop needs instances, ground truth as a target needs true masks.
 
     Raises:
-      UsageError: a folder of photos without any annotation, or no such folder.
+      UsageError: a data set without them, named by its field.
     """
-    prompted = config.data.source == "images" and config.distill.mode == "prompt_in_the_loop"
-    if prompted and not ImagesSource(config.data.root).annotated:
+    loop, truth = config.distill.mode == "prompt_in_the_loop", config.distill.targets == "ground_truth"
+    roots = [f"data.mixture[{i}].root={m.root}" for i, m in enumerate(config.data.mixture)]
+    for part, where in zip(parts, roots or [f"data.root={config.data.root}"], strict=True):
+        if loop and not part.source.annotated:
+            raise UsageError(
+                f"{where}: no photo in it has annotations, so there is nothing to prompt with: set"
+                " data.unlabelled=superpixels (or grid), put annotations beside the photos, use data.source=coco, or"
+                " distill.mode=encoder_only"
+            )
+        if truth and not part.source.true_masks:
+            raise UsageError(f"{where}: it has no masks of its own; distill.targets=ground_truth needs them")
+
+
+def check_store(config: Config, teacher: Model | None) -> None:
+    """A store must be of the teacher that the config names, and of photos as they are.
+
+    Raises:
+      UsageError: another teacher, size or shape; no teacher at all; or augmentation, which a store can't follow.
+    """
+    if not config.data.embeddings:
+        return
+    where = f"data.embeddings={config.data.embeddings}"
+    if config.data.augment != AugmentConfig():
+        raise UsageError(f"{where}: a store holds embeddings of unchanged photos; switch data.augment off, or use none")
+    if teacher is None or config.distill.targets != "teacher":
+        raise UsageError(f"{where}: there is no teacher to learn from; name it, or leave the store out")
+    header = read_header(Path(config.data.embeddings))
+    if header.teacher != encoder_digest(teacher):
         raise UsageError(
-            f"data.root={config.data.root}: no photo in it has annotations, so there is nothing to prompt with: put"
-            " SA-1B's JSON files beside the photos, use data.source=coco, or distill.mode=encoder_only"
+            f"{where}: made with another teacher ({header.source or header.teacher[:12]}), or with other weights of"
+            f" {config.teacher}; embed with this one"
         )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from edgesam_jax import heldout, inference, reporting
+from edgesam_jax import files, heldout, inference, reporting
 from edgesam_jax.checkpoint import Model
 from edgesam_jax.config import ArmConfig, Config, UsageError, apply_overrides
 from edgesam_jax.data.schema import Example
@@ -115,8 +115,8 @@ def _run_arms(config: Config, workdir: Path, stop: Callable[[], bool]) -> str | 
         trained.append(Row(arm.name, arm.title, scores, result.step, result.seconds))
     rows += sorted(trained, key=lambda row: row.name)
     text = table(config, rows, len(examples), sum(map(len, examples)))
-    reporting.write_atomically(workdir / "table.md", text + "\n")
-    reporting.write_atomically(workdir / "table.json", json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+    files.write_atomically(workdir / "table.md", text + "\n")
+    files.write_atomically(workdir / "table.json", json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
     titles = {arm.name: arm.title for arm in config.study}
     reporting.save_curves(workdir / "curves.png", {titles[n]: workdir / n / "metrics.jsonl" for n in sorted(titles)})
     models = {"teacher": teacher} if teacher is not None else {}
@@ -143,7 +143,7 @@ def single(config: Config, workdir: Path, stop: Callable[[], bool] = lambda: Fal
     rows = [Row("", name, {"box": [value]}) for name, value in heldout.trivial_baselines(examples).items()]
     rows.append(Row(config.name, config.name, scores, result.step, result.seconds))
     text = table(config, rows, len(examples), sum(map(len, examples)))
-    reporting.write_atomically(workdir / "table.md", text + "\n")
+    files.write_atomically(workdir / "table.md", text + "\n")
     return f"{done}\n\n{text}"
 
 
@@ -159,7 +159,7 @@ def _scores(
         if kept["settings"] == settings:
             return kept["scores"]
     scores = heldout.measure(config, model.config, model.variables, examples, teacher, title)
-    reporting.write_atomically(cache, json.dumps({"settings": settings, "scores": scores}, indent=2))
+    files.write_atomically(cache, json.dumps({"settings": settings, "scores": scores}, indent=2))
     return scores
 
 

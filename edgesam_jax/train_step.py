@@ -87,7 +87,7 @@ def total_loss(
         seen: Any = batch.teacher_embedding
         if seen is None:
             seen = Sam(teacher_config).apply(teacher, images, method="encode_image")
-        teacher_side = (teacher_config, teacher, lax.stop_gradient(seen))
+        teacher_side = (teacher_config, teacher, lax.stop_gradient(seen.astype(jnp.float32)))
 
     if cfg.mode == "encoder_only":
         assert teacher_side is not None

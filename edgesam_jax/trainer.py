@@ -11,8 +11,9 @@ import functools
 import json
 import math
 import signal
+import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,15 +25,25 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from edgesam_jax import heldout, parallel, reporting
+from edgesam_jax import files, heldout, parallel, reporting
 from edgesam_jax.checkpoint import Model, TrainCheckpointer, load_model, save_model, score_kind
-from edgesam_jax.config import Config, LossConfig, SamConfig
-from edgesam_jax.data.pipeline import batches
+from edgesam_jax.config import Config, LossConfig, SamConfig, UsageError
+from edgesam_jax.data.pipeline import Batches, batches
 from edgesam_jax.data.schema import Example
+from edgesam_jax.data.sources import open_parts
 from edgesam_jax.optim import make_optimizer
-from edgesam_jax.start import check_distillation, check_prompts, check_teacher, claim_workdir, initial_variables
+from edgesam_jax.start import (
+    check_data,
+    check_distillation,
+    check_store,
+    check_teacher,
+    claim_workdir,
+    initial_variables,
+)
 from edgesam_jax.train_step import total_loss
 from edgesam_jax.types import Batch, TrainState
+
+ENOUGH_TO_JUDGE = 1000  # photos drawn before data.max_bad_share is asked
 
 
 @dataclass
@@ -112,7 +123,7 @@ def picture_trace(
     distill = dataclasses.replace(
         config.distill, mode="prompt_in_the_loop", freeze_image_encoder=True, loss=LossConfig()
     )
-    if config.data.source == "images":  # no points and masks of its own: see with_prompts
+    if config.data.source == "images" or config.data.mixture:  # maybe no points and masks of its own: see with_prompts
         distill = dataclasses.replace(distill, start="box")
     config = dataclasses.replace(config, distill=distill)
     return total_loss(state.params, state, teacher, batch, key, config=config, teacher_config=teacher_config)[3]
@@ -169,8 +180,6 @@ def fit(
       FloatingPointError: the loss or gradient norm was NaN or infinite; the last good checkpoint is kept.
     """
     check_distillation(config)
-    if data is None:
-        check_prompts(config)
     devices = parallel.request_devices(config.train.devices)
     parallel.check_batch(config.data.batch_size, devices)
     if (done := finished_run(config, workdir)) is not None:
@@ -183,7 +192,7 @@ def fit(
     if finished:
         save_model(workdir / "model", model)
         reporting.save_curves(workdir / "curves.png", {config.name: workdir / "metrics.jsonl"})
-        reporting.write_atomically(workdir / "run.json", json.dumps({"steps": step, "seconds": seconds}))
+        files.write_atomically(workdir / "run.json", json.dumps({"steps": step, "seconds": seconds}))
     return RunResult(model, step, seconds, finished)
 
 
@@ -198,6 +207,7 @@ def _run(
 ) -> tuple[TrainState, float]:
     """Start or resume, and step; the last state and the seconds spent in steps."""
     teacher = load_teacher(config)
+    check_store(config, teacher)
     with TrainCheckpointer(workdir, keep=config.train.keep_checkpoints) as checkpoints:
         latest = checkpoints.latest_step()
         if initial is None and config.train.init_from and latest is None:
@@ -209,14 +219,26 @@ def _run(
         if latest is not None:
             state, extra, _ = checkpoints.restore(state)
             seconds = float(extra["seconds"])
-        start = data or (lambda step: batches(config.data, config.model, start_step=step))
-        iterator = start(int(state.step))  # what is wrong with the data shows here, before anything is logged
+        # What is wrong with the data shows here, before anything is logged.
+        iterator = data(int(state.step)) if data else _open_data(config, int(state.step))
         try:
             loop = _Loop(config, workdir, checkpoints, schedule, seconds, int(state.step), quiet)
             loop.wire(teacher, tx, devices)
             return loop.run(parallel.replicate(state, devices), iterator, stop), loop.seconds
         finally:
             getattr(iterator, "close", lambda: None)()  # a generator's workers end with it
+
+
+def _open_data(config: Config, step: int) -> Batches:
+    """This process's share of the batches that the config names.
+
+    Raises:
+      UsageError: a data set that can't be opened, or does not fit what is to be learnt.
+    """
+    parts = open_parts(config.data, config.model.image_size)
+    check_data(config, parts)
+    shard = jax.process_index(), jax.process_count()
+    return batches(config.data, config.model, step, parts=parts, shard=shard)
 
 
 class _Loop:
@@ -235,6 +257,9 @@ class _Loop:
         self.config, self.workdir, self.checkpoints, self.schedule = config, workdir, checkpoints, schedule
         self.seconds = seconds
         self.log = reporting.MetricsLog(workdir, start)
+        own = f".{jax.process_index()}" if jax.process_index() else ""
+        self.skipped_log = reporting.RowLog(workdir / f"skipped{own}.jsonl", start - 1)
+        self.skipped: Counter[str] = Counter()
         self.bar = tqdm(
             total=config.train.steps, initial=start, unit="step", desc=f"{config.name} (compiling)",
             smoothing=0.05, dynamic_ncols=True, disable=quiet,
@@ -262,6 +287,8 @@ class _Loop:
         try:
             while done < train.steps and not leaving:
                 batch = next(data)
+                if isinstance(data, Batches):
+                    self._note_skipped(data)
                 now = phase(self.config, done)
                 if now != self.now:
                     self._read(keep=0)
@@ -284,6 +311,22 @@ class _Loop:
         finally:
             self.bar.close()
             self.log.close()
+            if self.skipped:
+                kinds = ", ".join(f"{kind} {count}" for kind, count in self.skipped.most_common())
+                note = f"note: {self.skipped.total()} photos were skipped ({kinds}); {self.skipped_log.path} lists them"
+                print(note, file=sys.stderr, flush=True)
+
+    def _note_skipped(self, data: Batches) -> None:
+        """List what was skipped for the batch at hand; too much of it ends the run."""
+        for skipped in data.take_skipped():
+            self.skipped_log.write(dataclasses.asdict(skipped))
+        self.skipped = data.counts
+        most = self.config.data.max_bad_share
+        if data.counts.total() + data.used >= ENOUGH_TO_JUDGE and data.bad_share > most:
+            raise UsageError(
+                f"{data.bad_share:.1%} of the photos can't be used, more than data.max_bad_share={most}:"
+                f" see {self.skipped_log.path}, mend the data set or raise the share"
+            )
 
     def _read(self, keep: int) -> None:
         """Wait for all but the last ``keep`` steps, check them, and log."""
@@ -314,6 +357,7 @@ class _Loop:
                 row = {name: float(np.mean([v[name] for v in self.window if name in v])) for name in names}
                 row["learning_rate"] = float(self.schedule(done - 1))
                 row["seconds"] = self.seconds
+                row["skipped"] = self.skipped.total()
                 self.log.write(done, row)
                 self.bar.set_postfix(loss=f"{row['loss']:.4g}", lr=f"{row['learning_rate']:.2g}")
                 self.window = []

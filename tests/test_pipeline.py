@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgesam_jax.config import DataConfig, RepVitConfig, SamConfig, UsageError
-from edgesam_jax.data.pipeline import BatchSource, batches, example_arrays
+from edgesam_jax.config import AugmentConfig, DataConfig, MixtureConfig, RepVitConfig, SamConfig, UsageError
+from edgesam_jax.data.augment import augment, mirror, recolour, zoom
+from edgesam_jax.data.pipeline import BatchSource, batches, check_size, example_arrays, order
 from edgesam_jax.data.scenes import scene
-from edgesam_jax.data.schema import Example
-from edgesam_jax.data.sources import open_source, select
+from edgesam_jax.data.schema import BadExample, Example, boxes_of
+from edgesam_jax.data.sources import Part, open_parts, open_source, select
+from edgesam_jax.data.transforms import suppress_masks
 
 MODEL = SamConfig(image_size=64, encoder=RepVitConfig(stem_strides=(2, 1)))
 DATA = DataConfig(batch_size=3, max_prompts=4)
@@ -23,15 +25,17 @@ FIELDS = ("image", "valid_size", "boxes", "points", "prompt_valid", "masks")
 class Photos:
     """A small data set of odd sizes, whose images tell their number; the workers of a test import it."""
 
-    def __init__(self, count=5, broken=-1):
-        self.count, self.broken = count, broken
+    annotated = true_masks = True
+
+    def __init__(self, count=5, broken=(), error=None):
+        self.count, self.broken, self.error = count, broken, error
 
     def __len__(self):
         return self.count
 
     def load(self, index, keep=None):
-        if index == self.broken:
-            raise UsageError("broken.jpg: damaged image")
+        if index in self.broken:
+            raise self.error or BadExample("photo damaged", f"broken_{index}.jpg: damaged image")
         example = scene(4, index, 64)
         rows = 40 + 4 * index
         image = np.full((rows, 64, 3), index, np.uint8)
@@ -75,17 +79,17 @@ def test_prompts_belong_to_their_image():
 @given(seed=st.integers(0, 999), start=st.integers(0, 50), shuffle=st.booleans(), size=st.integers(1, 4))
 def test_a_run_resumes_at_any_step(seed, start, shuffle, size):
     data = replace(DATA, seed=seed, shuffle=shuffle, batch_size=size, box_jitter=0.1)
-    whole = BatchSource(data, MODEL, Photos())
-    resumed = batches(data, MODEL, start_step=start, source=Photos())
+    whole = BatchSource(data, MODEL, [Part(Photos())])
+    resumed = batches(data, MODEL, start_step=start, parts=[Part(Photos())])
     for step, batch in zip(range(start, start + 2), resumed, strict=False):
-        assert all((getattr(batch, name) == array).all() for name, array in whole[step].items())
+        assert all((getattr(batch, name) == array).all() for name, array in whole[step].arrays.items())
 
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 999), count=st.integers(1, 7), size=st.integers(1, 5))
 def test_every_epoch_has_each_photo_once(seed, count, size):
     data = replace(DATA, seed=seed, batch_size=size)
-    stream = batches(data, MODEL, source=Photos(count))
+    stream = batches(data, MODEL, parts=[Part(Photos(count))])
     numbers = np.concatenate([b.image[:, 0, 0, 0] for b in islice(stream, -(-2 * count // size))])
     for epoch in range(2):
         assert sorted(numbers[epoch * count : (epoch + 1) * count]) == list(range(count))
@@ -93,7 +97,7 @@ def test_every_epoch_has_each_photo_once(seed, count, size):
 
 def test_epochs_and_seeds_differ_in_order_unless_told_not_to():
     def order(**changes):
-        stream = batches(replace(DATA, batch_size=12, **changes), MODEL, source=Photos(12))
+        stream = batches(replace(DATA, batch_size=12, **changes), MODEL, parts=[Part(Photos(12))])
         return [b.image[:, 0, 0, 0].tolist() for b in islice(stream, 2)]
 
     first, second = order()
@@ -104,7 +108,7 @@ def test_epochs_and_seeds_differ_in_order_unless_told_not_to():
 def test_prompts_are_drawn_without_replacement_and_anew_each_epoch():
     data = replace(DATA, batch_size=1, max_prompts=3, shuffle=False)
     drawn = []
-    for batch in islice(batches(data, MODEL, source=Photos(1)), 12):
+    for batch in islice(batches(data, MODEL, parts=[Part(Photos(1))]), 12):
         boxes = [tuple(box) + (tuple(point)) for box, point in zip(batch.boxes[0], batch.points[0], strict=True)]
         assert batch.prompt_valid.all() and len(set(boxes)) == 3
         drawn.append(frozenset(boxes))
@@ -114,7 +118,7 @@ def test_prompts_are_drawn_without_replacement_and_anew_each_epoch():
 def test_small_instances_are_dropped_even_if_none_is_left():
     sizes = [batch.prompt_valid.sum() for batch in (next(batches(replace(DATA, min_area=a), MODEL)) for a in (0, 200))]
     assert sizes[1] < sizes[0]
-    batch = next(batches(replace(DATA, min_area=1e6), MODEL, source=Photos()))
+    batch = next(batches(replace(DATA, min_area=1e6), MODEL, parts=[Part(Photos())]))
     assert not batch.prompt_valid.any() and not batch.masks.any() and batch.image.any()
 
 
@@ -163,12 +167,145 @@ def test_workers_give_the_same_batches():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_photo_reaches_the_caller_by_name(workers):
+def test_an_error_that_is_not_about_one_photo_reaches_the_caller(workers):
     data = replace(DATA, workers=workers, shuffle=False, batch_size=1)
-    stream = batches(data, MODEL, source=Photos(3, broken=1))
+    stream = batches(data, MODEL, parts=[Part(Photos(3, broken=(1,), error=UsageError("the disk is gone")))])
     next(stream)
-    with pytest.raises(UsageError, match=r"broken\.jpg"):
+    with pytest.raises(UsageError, match="the disk is gone"):
         next(stream)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_photo_that_can_not_be_used_is_replaced_and_reported(workers):
+    data = replace(DATA, workers=workers, shuffle=False, batch_size=5)
+    parts = [Part(Photos(5, broken=(1, 3)))]
+    stream = batches(data, MODEL, parts=parts)
+    drawn = []
+    for step in range(3):
+        drawn.append(next(stream))
+        skipped = stream.take_skipped()
+        assert {"broken_1.jpg", "broken_3.jpg"} <= {row.message.split(":")[0] for row in skipped}
+        assert {(row.kind, row.step) for row in skipped} == {("photo damaged", step)}
+        assert len(stream.ids) == 5 and stream.ids[0] == 0 and not {1, 3} & set(stream.ids)
+        assert drawn[-1].image[:, 0, 0, 0].tolist() == stream.ids
+    assert not stream.take_skipped() and stream.counts["photo damaged"] >= 6
+    assert stream.bad_share == stream.counts.total() / (stream.counts.total() + 15)
+    stream.close()
+    resumed = batches(replace(data, workers=0), MODEL, start_step=2, parts=parts)
+    assert same(next(resumed), drawn[2])
+
+
+def test_a_data_set_of_nothing_but_bad_photos_is_given_up():
+    with pytest.raises(UsageError, match=r"broken_\d\.jpg: damaged image \(20 photos in a row"):
+        next(batches(DATA, MODEL, parts=[Part(Photos(3, broken=(0, 1, 2)))]))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    height=st.integers(1, 80),
+    width=st.integers(1, 80),
+    scale=st.sampled_from([1, 300]),
+)
+def test_photos_of_no_use_are_refused(height, width, scale):
+    image = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (height, width * scale, 3), (0, 0, 0))
+    example = Example(image, np.zeros((0, 1, 1), bool), np.zeros((0, 4)), np.zeros((0, 2)))
+    longest, shortest = max(image.shape[:2]), min(image.shape[:2])
+    if longest > 16384:
+        with pytest.raises(BadExample, match="shrink"):
+            check_size(example)
+    elif longest > 64 * shortest:
+        with pytest.raises(BadExample, match="crop"):
+            check_size(example)
+    else:
+        check_size(example)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 99), processes=st.sampled_from([1, 2, 3, 6]), step=st.integers(0, 9))
+def test_processes_share_the_global_batch(seed, processes, step):
+    data = replace(DATA, seed=seed, batch_size=6, box_jitter=0.1)
+    parts = [Part(Photos(5, broken=(2,)))]
+    whole = BatchSource(data, MODEL, parts)[step]
+    shares = [BatchSource(data, MODEL, parts, (i, processes))[step] for i in range(processes)]
+    assert [i for share in shares for i in share.ids] == whole.ids
+    assert [row for share in shares for row in share.skipped] == whole.skipped
+    for name, array in whole.arrays.items():
+        assert (np.concatenate([share.arrays[name] for share in shares]) == array).all()
+    with pytest.raises(UsageError, match="divide over 4 processes"):
+        batches(data, MODEL, parts=parts, shard=(0, 4))
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**40), first=st.floats(0.2, 5), counts=st.tuples(st.integers(1, 30), st.integers(1, 30)))
+def test_a_mixture_keeps_its_weights_and_the_epochs_of_its_parts(seed, first, counts):
+    parts = [Part(Photos(counts[0]), first), Part(Photos(counts[1]), 1.0)]
+    draw = order(parts, replace(DATA, seed=seed))
+    drawn = [draw(position) for position in range(600)]
+    for number, count in enumerate(counts):
+        own = [index for part, index in drawn if part == number]
+        assert len(own) == pytest.approx(600 * (first, 1.0)[number] / (first + 1), abs=2)
+        for epoch in range(len(own) // count):
+            assert sorted(own[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+def test_a_mixture_is_opened_from_its_config(tmp_path):
+    mixture = (MixtureConfig("scenes", limit=3, weight=2.0), MixtureConfig("scenes", limit=2))
+    data = replace(DATA, mixture=mixture)
+    assert [(len(part.source), part.weight) for part in open_parts(data, 64)] == [(3, 2.0), (2, 1.0)]
+    assert next(batches(data, MODEL)).image.any()
+    with pytest.raises(UsageError, match=r"mixture\[0\]\.weight=0"):
+        open_parts(replace(data, mixture=(MixtureConfig("scenes", weight=0),)), 64)
+
+
+def test_covered_masks_are_dropped():
+    masks = np.zeros((4, 8, 8), bool)
+    masks[0, 2:4, 2:4] = True  # wholly inside the second
+    masks[1, 1:7, 1:7] = True
+    masks[2, 0, :4] = True  # apart
+    masks[3, 6:8, 1:7] = True  # half of it inside the second
+    for share, expected in ((0.0, [1, 2]), (0.4, [1, 2]), (0.5, [1, 2, 3]), (0.99, [1, 2, 3]), (1.0, [0, 1, 2, 3])):
+        assert suppress_masks(masks, share).tolist() == expected
+    data = replace(DATA, mask_nms=0.5, max_prompts=30)
+    kept = BatchSource(data, MODEL, [Part(Photos(1))])[0].arrays["prompt_valid"].sum(1)
+    every = BatchSource(replace(data, mask_nms=1.0), MODEL, [Part(Photos(1))])[0].arrays["prompt_valid"].sum(1)
+    assert (kept > 0).all() and (kept < every).all()  # scenes have parts on objects
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    index=st.integers(0, 50), seed=st.integers(0, 999), scale=st.floats(0, 0.6), flip=st.sampled_from([0.0, 0.5, 1.0])
+)
+def test_augmented_boxes_and_points_still_belong_to_their_masks(index, seed, scale, flip):
+    example = select(scene(5, index, 64), lambda areas, hw: np.flatnonzero(areas))
+    config = AugmentConfig(flip=flip, scale=scale, colour=0.3)
+    changed = augment(example, config, np.random.default_rng(seed))
+    again = augment(example, config, np.random.default_rng(seed))
+    assert (changed.image == again.image).all() and (changed.masks == again.masks).all()
+    assert len(changed) == len(changed.boxes) == len(changed.points) == len(changed.annotation_ids)
+    assert changed.masks.shape[1:] == changed.image.shape[:2]
+    assert np.abs(changed.boxes - boxes_of(changed.masks)).max(initial=0) <= 1
+    x, y = changed.points.T.astype(int)
+    inside = changed.masks[np.arange(len(changed)), y, x]
+    before = example.masks[np.arange(len(example)), *example.points.T[::-1].astype(int)]
+    assert inside.all() or not before.all()
+
+
+def test_augmentation_is_what_it_says():
+    example = Photos(1).load(0)
+    rng = np.random.default_rng(0)
+    assert augment(example, AugmentConfig(), rng) is example and rng.random() == np.random.default_rng(0).random()
+    mirrored = mirror(example)
+    assert (mirrored.masks[:, :, ::-1] == example.masks).all()
+    twice = mirror(mirrored)
+    assert all((getattr(twice, name) == getattr(example, name)).all() for name in ("image", "masks", "boxes", "points"))
+    rows, columns = example.image.shape[:2]
+    assert zoom(example, 0.5, rng).image.shape == (2 * rows, 2 * columns, 3)
+    assert zoom(example, 0.5, rng).masks.sum() == example.masks.sum()
+    assert zoom(example, 2.0, rng).image.shape == (rows // 2, columns // 2, 3)
+    assert recolour(example, np.array([0.0, 1.0, 1.0])).image.max() == 0
+    batch = next(batches(replace(DATA, augment=AugmentConfig(flip=1.0), shuffle=False, batch_size=1), MODEL))
+    plain = next(batches(replace(DATA, shuffle=False, batch_size=1), MODEL))
+    assert (batch.image == plain.image[:, :, ::-1]).all()
 
 
 def test_closing_ends_the_background_thread():

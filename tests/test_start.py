@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -12,7 +13,17 @@ from tiny import CONV, REPVIT
 
 from edgesam_jax import start
 from edgesam_jax.checkpoint import Model
-from edgesam_jax.config import Config, DataConfig, DistillConfig, SamConfig, TrainConfig, UsageError, VitConfig
+from edgesam_jax.config import (
+    Config,
+    DataConfig,
+    DistillConfig,
+    MixtureConfig,
+    SamConfig,
+    TrainConfig,
+    UsageError,
+    VitConfig,
+)
+from edgesam_jax.data.sources import Part, open_parts
 from edgesam_jax.models.init import init_variables
 
 ENCODER_ONLY = DistillConfig(mode="encoder_only")
@@ -114,8 +125,25 @@ def test_a_run_that_fails_before_its_first_checkpoint_gives_the_folder_back(tmp_
 def test_photos_without_annotations_can_not_be_prompted(tmp_path):
     Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
     config = Config(teacher="t", data=DataConfig(source="images", root=str(tmp_path)))
-    with pytest.raises(UsageError, match="no photo in it has annotations"):
-        start.check_prompts(config)
-    start.check_prompts(dataclasses.replace(config, distill=ENCODER_ONLY))
+
+    def check(config):
+        start.check_data(config, open_parts(config.data, 64))
+
+    with pytest.raises(UsageError, match=r"data\.root=.*no photo in it has annotations"):
+        check(config)
+    mixed = dataclasses.replace(config.data, mixture=(MixtureConfig("scenes"), MixtureConfig(root=str(tmp_path))))
+    with pytest.raises(UsageError, match=r"data\.mixture\[1\]\.root=.*no photo in it has annotations"):
+        check(dataclasses.replace(config, data=mixed))
+    check(dataclasses.replace(config, distill=ENCODER_ONLY))
     (tmp_path / "a.json").write_text('{"image": {"height": 10, "width": 20}, "annotations": []}')
-    start.check_prompts(config)
+    check(config)
+
+
+def test_guessed_masks_are_no_ground_truth():
+    class Guessed:
+        annotated, true_masks = True, False
+
+    check = functools.partial(start.check_data, parts=[Part(Guessed())])
+    check(Config(teacher="t"))
+    with pytest.raises(UsageError, match="no masks of its own"):
+        check(Config(distill=DistillConfig(targets="ground_truth")))

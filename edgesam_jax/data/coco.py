@@ -35,6 +35,8 @@ class CocoSource:
       limit: keep the first so many photos; 0 for all.
     """
 
+    annotated = true_masks = True
+
     def __init__(self, root: str | Path, annotations: str | Path = "", limit: int = 0) -> None:
         folder = Path(root)
         if not root or not folder.is_dir():

@@ -1,11 +1,14 @@
-"""Batches of fixed shape, the same for the same (seed, step) whatever the number of workers.
+"""Batches of fixed shape, the same for the same (seed, step) whatever the number of workers or processes.
 
-There is no iterator state to save: a run resumes by its step number.
+There is no iterator state to save: a run resumes by its step number.  Which photo stands where is a pure function of
+the step, also over the ends of epochs and for mixtures; a photo that can't be used is replaced by another one, drawn by
+its place, and reported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -13,14 +16,17 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from edgesam_jax.config import DataConfig, SamConfig, UsageError
-from edgesam_jax.data.schema import Example
-from edgesam_jax.data.sources import Source, Split, open_source
+from edgesam_jax.data.augment import augment
+from edgesam_jax.data.embeddings import EmbeddingStore
+from edgesam_jax.data.schema import BadExample, Example
+from edgesam_jax.data.sources import Part, Source, Split, open_parts
 from edgesam_jax.data.transforms import (
     jitter_boxes,
     low_res_masks,
     pad_to_square,
     resize_longest_side,
     scale_coords,
+    suppress_masks,
     target_size,
 )
 
@@ -30,11 +36,76 @@ if TYPE_CHECKING:  # workers import this module, and must not start JAX
 Arrays = dict[str, np.ndarray]
 _AHEAD = 2  # batches prepared while a step runs
 _ENDLESS = 1 << 40  # steps; longer than any run
+_TRIES = 20  # photos drawn in place of one that can't be used, before the run is given up
+MAX_SIDE = 16384  # px of a photo; beyond it decoding alone takes a gigabyte
+MAX_RATIO = 64  # of the sides: beyond it the shorter one is less than a cell of the embedding
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A photo that was replaced by another: in which batch, why, and what the message would have been."""
+
+    step: int
+    kind: str
+    message: str
+
+
+@dataclass
+class Loaded:
+    """A batch with what the step doesn't need: the ids of its photos, and what was skipped.
+
+    It also hides the arrays from grain, which would put them in shared memory and leave some there when a run ends
+    early.
+    """
+
+    arrays: Arrays
+    ids: list[int | str]
+    skipped: list[Skipped]
+
+
+class Batches(Iterator["Batch"]):
+    """Endless batches; ``ids`` are those of the last one's photos, ``counts`` what was skipped so far, by kind."""
+
+    def __init__(self, loaded: Iterator[Loaded]) -> None:
+        self._loaded = loaded
+        self._new: list[Skipped] = []
+        self.ids: list[int | str] = []
+        self.counts: Counter[str] = Counter()
+        self.used = 0
+
+    def __next__(self) -> Batch:
+        from edgesam_jax.types import Batch
+
+        loaded = next(self._loaded)
+        self.ids, self.used = loaded.ids, self.used + len(loaded.ids)
+        self.counts.update(skipped.kind for skipped in loaded.skipped)
+        self._new += loaded.skipped
+        return Batch(**cast(dict[str, Any], loaded.arrays))
+
+    def take_skipped(self) -> list[Skipped]:
+        """What was skipped since the last call."""
+        new, self._new = self._new, []
+        return new
+
+    @property
+    def bad_share(self) -> float:
+        """Skipped photos among all that were drawn."""
+        bad = self.counts.total()
+        return bad / max(1, bad + self.used)
+
+    def close(self) -> None:
+        """End the background thread or the workers."""
+        self._loaded.close()  # type: ignore[attr-defined]
 
 
 def batches(
-    data: DataConfig, model: SamConfig, start_step: int = 0, split: Split = "train", source: Source | None = None
-) -> Iterator[Batch]:
+    data: DataConfig,
+    model: SamConfig,
+    start_step: int = 0,
+    split: Split = "train",
+    parts: list[Part] | None = None,
+    shard: tuple[int, int] = (0, 1),
+) -> Batches:
     """Endless batches of numpy arrays, from ``start_step`` on.
 
     Each epoch has its own order by ``data.seed``; batches run on across the ends of epochs.  With ``data.workers`` > 0
@@ -43,16 +114,18 @@ def batches(
     Args:
       data, model: the configs; ``model`` gives the size of the frame and of the mask targets.
       split: "heldout" draws scenes that training never sees.
-      source: use this one instead of the one that ``data`` names.
+      parts: use these instead of those that ``data`` names.
+      shard: (this process, processes): each reads its own rows of the global batch, and nothing else.
 
     Raises:
-      UsageError: the source can't be opened (at once), or an example can't be read (when its batch is due).
+      UsageError: the source can't be opened (at once), or too many photos in a row can't be used (when they are due).
     """
     if data.batch_size < 1 or data.max_prompts < 1:
         raise UsageError("data.batch_size and data.max_prompts must be at least 1")
-    source = source if source is not None else open_source(data, model.image_size, split)
-    steps = BatchSource(data, model, source)
-    return _in_processes(steps, start_step, data.workers) if data.workers else _in_thread(steps, start_step)
+    if data.batch_size % shard[1]:
+        raise UsageError(f"data.batch_size={data.batch_size} does not divide over {shard[1]} processes")
+    steps = BatchSource(data, model, parts or open_parts(data, model.image_size, split), shard)
+    return Batches(_in_processes(steps, start_step, data.workers) if data.workers else _in_thread(steps, start_step))
 
 
 def example_arrays(
@@ -86,67 +159,109 @@ def example_arrays(
 class BatchSource:
     """Random access to batches by step; what workers carry."""
 
-    def __init__(self, data: DataConfig, model: SamConfig, source: Source) -> None:
-        self._data, self._model, self._source = data, model, source
-        self._order: tuple[int, np.ndarray] | None = None  # the epoch at hand
+    def __init__(self, data: DataConfig, model: SamConfig, parts: list[Part], shard: tuple[int, int] = (0, 1)) -> None:
+        self._data, self._model, self._parts, self._shard = data, model, parts, shard
+        # Made where they are used: grain brings JAX along, and a store's index is larger than its path.
+        self._order: Callable[[int], tuple[int, int]] | None = None
+        self._store: EmbeddingStore | None = None
 
     def __len__(self) -> int:
         return _ENDLESS
 
-    def __getitem__(self, step: int) -> Arrays:
-        first = int(step) * self._data.batch_size
-        samples = [self._sample(first + k) for k in range(self._data.batch_size)]
-        return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+    def __getitem__(self, step: int) -> Loaded:
+        step, own = int(step), self._data.batch_size // self._shard[1]
+        first = step * self._data.batch_size + self._shard[0] * own
+        skipped: list[Skipped] = []
+        ids, samples = zip(*(self._sample(first + k, step, skipped) for k in range(own)), strict=True)
+        return Loaded({name: np.stack([sample[name] for sample in samples]) for name in samples[0]}, [*ids], skipped)
 
-    def _sample(self, position: int) -> Arrays:
+    def _sample(self, position: int, step: int, skipped: list[Skipped]) -> tuple[int | str, Arrays]:
+        """The example at a position of the endless sequence, or another in its place."""
+        if self._order is None:
+            self._order = order(self._parts, self._data)
+        which, index = self._order(position)
+        source = self._parts[which].source
+        others = np.random.default_rng([self._data.seed, 2, position])
+        for _ in range(_TRIES):
+            try:
+                return self._read(source, index, position)
+            except BadExample as error:
+                skipped.append(Skipped(step, error.kind, str(error)))
+            index = int(others.integers(len(source) or _ENDLESS))
+        raise UsageError(f"{skipped[-1].message} ({_TRIES} photos in a row could not be used; see the data set)")
+
+    def _read(self, source: Source, index: int, position: int) -> tuple[int | str, Arrays]:
         data, model = self._data, self._model
         rng = np.random.default_rng([data.seed, 1, position])
 
         def keep(areas: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
             rows, columns = target_size(*hw, model.image_size)
             large = np.flatnonzero(areas * (rows / hw[0]) * (columns / hw[1]) >= data.min_area)
-            return large if len(large) <= data.max_prompts else rng.permutation(large)[: data.max_prompts]
+            # Which masks cover which is known only when all are decoded.
+            few = len(large) <= data.max_prompts or data.mask_nms < 1
+            return large if few else rng.permutation(large)[: data.max_prompts]
 
-        return example_arrays(self._source.load(self._index(position), keep), data, model, rng)
-
-    def _index(self, position: int) -> int:
-        """Which example stands at a position of the endless sequence."""
-        size = len(self._source)
-        if not size:
-            return position
-        epoch, place = divmod(position, size)
-        if not self._data.shuffle:
-            return place
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng([self._data.seed, 0, epoch]).permutation(size))
-        return int(self._order[1][place])
-
-
-def _batch(arrays: Arrays) -> Batch:
-    from edgesam_jax.types import Batch
-
-    return Batch(**cast(dict[str, Any], arrays))
+        example = source.load(index, keep)
+        check_size(example)
+        if data.mask_nms < 1:
+            chosen = suppress_masks(example.masks, data.mask_nms)
+            if len(chosen) > data.max_prompts:
+                chosen = rng.permutation(chosen)[: data.max_prompts]
+            example = example.take(chosen)
+        example = augment(example, data.augment, rng)
+        arrays = example_arrays(example, data, model, rng)
+        if data.embeddings:
+            if self._store is None:
+                self._store = EmbeddingStore(data.embeddings)
+            arrays["teacher_embedding"] = self._store.read(example.key, example.image_id)
+        return example.image_id, arrays
 
 
-def _in_thread(steps: BatchSource, start: int) -> Iterator[Batch]:
+def check_size(example: Example) -> None:
+    """Refuse photos that leave nothing to see, or that only a mistake makes so large.
+
+    Raises:
+      BadExample: a side of more than ``MAX_SIDE`` pixels, or sides that differ by more than ``MAX_RATIO``.
+    """
+    height, width = example.image.shape[:2]
+    if max(height, width) > MAX_SIDE:
+        raise BadExample("photo too large", f"photo {example.image_id}: {width}x{height} pixels; shrink it first")
+    if max(height, width) > MAX_RATIO * min(height, width):
+        raise BadExample("photo too thin", f"photo {example.image_id}: {width}x{height} pixels; crop it first")
+
+
+def order(parts: list[Part], data: DataConfig) -> Callable[[int], tuple[int, int]]:
+    """Position in the endless sequence -> (part, index of its example).
+
+    Every part goes round in epochs of its own, each in its own order; parts take turns by their weights.
+    """
+    import grain
+
+    def positions(number: int, part: Part) -> grain.MapDataset:
+        size = len(part.source)
+        dataset = grain.MapDataset.range(size or _ENDLESS)
+        if size and data.shuffle:
+            dataset = dataset.seed((data.seed + 7919 * number) % 2**32).shuffle()
+        return dataset.repeat().map(lambda index: (number, int(index)))
+
+    endless = [positions(number, part) for number, part in enumerate(parts)]
+    if len(endless) == 1:
+        return endless[0].__getitem__
+    return grain.MapDataset.mix(endless, [part.weight for part in parts]).__getitem__
+
+
+def _in_thread(steps: BatchSource, start: int) -> Iterator[Loaded]:
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="data")
-    pending: list[Future[Arrays]] = []
+    pending: list[Future[Loaded]] = []
     try:
         step = start
         while True:
             while len(pending) < _AHEAD:
                 pending.append(executor.submit(steps.__getitem__, step))
                 step += 1
-            yield _batch(pending.pop(0).result())
+            yield pending.pop(0).result()
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
-
-
-@dataclass
-class _Parcel:
-    """Hides the arrays from grain, which would put them in shared memory and leave some there when a run ends early."""
-
-    arrays: Arrays
 
 
 class _From:
@@ -158,11 +273,11 @@ class _From:
     def __len__(self) -> int:
         return len(self._steps) - self._start
 
-    def __getitem__(self, index: int) -> _Parcel:
-        return _Parcel(self._steps[self._start + int(index)])
+    def __getitem__(self, index: int) -> Loaded:
+        return self._steps[self._start + int(index)]
 
 
-def _in_processes(steps: BatchSource, start: int, workers: int) -> Iterator[Batch]:
+def _in_processes(steps: BatchSource, start: int, workers: int) -> Iterator[Loaded]:
     import grain
     from absl import flags
 
@@ -173,7 +288,6 @@ def _in_processes(steps: BatchSource, start: int, workers: int) -> Iterator[Batc
     processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD)
     prefetched = iter(dataset.mp_prefetch(processes))
     try:
-        for parcel in prefetched:
-            yield _batch(parcel.arrays)
+        yield from prefetched
     finally:
         prefetched.close()

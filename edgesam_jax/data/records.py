@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from edgesam_jax.data.embeddings import photo_key
 from edgesam_jax.data.schema import OBJECT, BadExample, Example
 from edgesam_jax.data.sources import Keep
 from edgesam_jax.data.transforms import interior_point, load_image
@@ -79,16 +80,23 @@ def decode_record(record: Record, keep: Keep | None = None) -> Example:
     boxes, points = np.zeros((n, 4), np.float32), np.zeros((n, 2), np.float32)
     ids = np.array([a.get("id", i) for i, a in enumerate(annotations)], np.int64)
     for i, annotation in enumerate(annotations):
-        x, y, w, h = annotation["bbox"]
-        boxes[i] = x, y, x + w, y + h
+        boxes[i] = box_of(annotation["bbox"])
         if "segmentation" in annotation:
             where = f"{record.where}, annotation {ids[i]}"
             masks[i] = decode_mask(annotation["segmentation"], height, width, where)
         else:
-            masks[i, max(0, int(y)) : int(np.ceil(y + h)), max(0, int(x)) : int(np.ceil(x + w))] = True
+            x0, y0, x1, y1 = boxes[i]
+            masks[i, max(0, int(y0)) : int(np.ceil(y1)), max(0, int(x0)) : int(np.ceil(x1))] = True
         given = annotation.get("point_coords")
         points[i] = given[0] if given and numbers(given[0], 2) else point_in(masks[i], record.image_id, int(ids[i]))
-    return Example(pixels, masks, boxes, points, record.image_id, ids, np.full(n, OBJECT, np.int8))
+    granularity, key = np.full(n, OBJECT, np.int8), photo_key(record.photo)
+    return Example(pixels, masks, boxes, points, record.image_id, ids, granularity, key)
+
+
+def box_of(bbox: Sequence[float]) -> np.ndarray:
+    """XYWH -> XYXY (4) float32."""
+    x, y, w, h = bbox
+    return np.array([x, y, x + w, y + h], np.float32)
 
 
 def point_in(mask: np.ndarray, image_id: int | str, annotation_id: int) -> tuple[float, float]:
@@ -164,6 +172,6 @@ def numbers(value: Any, length: int) -> bool:
 
 
 def area_of(annotation: dict[str, Any]) -> float:
-    """In pixels of the photo; the box's where the file has none."""
+    """In pixels of the photo; the box's where the file has none.  As precise as prepared data has it."""
     area = annotation.get("area")
-    return area if isinstance(area, int | float) else annotation["bbox"][2] * annotation["bbox"][3]
+    return float(np.float32(area if isinstance(area, int | float) else annotation["bbox"][2] * annotation["bbox"][3]))

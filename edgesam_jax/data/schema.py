@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class Example:
     ``image`` (h w 3) uint8 RGB; ``masks`` (n h w) bool; ``boxes`` (n 4) float32 XYXY with continuous edges: a mask of
     one pixel at the origin has the box 0 0 1 1; ``points`` (n 2) float32 XY, one inside each instance, in pixel indices
     as SAM counts them (its prompt encoder adds the half pixel); ``annotation_ids`` (n) int64; ``granularity`` (n) int8:
-    0 a whole object, 1 a part of one.
+    0 a whole object, 1 a part of one.  ``key`` finds the photo's embedding in a store; empty where there is no file.
     """
 
     image: np.ndarray
@@ -39,9 +39,21 @@ class Example:
     image_id: int | str = 0
     annotation_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     granularity: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int8))
+    key: bytes = b""
 
     def __len__(self) -> int:
         return len(self.masks)
+
+    def take(self, chosen: np.ndarray) -> Example:
+        """The same photo with these instances, in this order."""
+        return replace(
+            self,
+            masks=self.masks[chosen],
+            boxes=self.boxes[chosen],
+            points=self.points[chosen],
+            annotation_ids=self.annotation_ids[chosen],
+            granularity=self.granularity[chosen],
+        )
 
 
 def boxes_of(masks: np.ndarray) -> np.ndarray:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from typing import Literal, Protocol
 
 import numpy as np
 
-from edgesam_jax.config import DataConfig
+from edgesam_jax.config import DataConfig, UsageError
 from edgesam_jax.data.scenes import held_out_seed, scene
 from edgesam_jax.data.schema import Example
 
@@ -17,7 +18,14 @@ Keep = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 
 
 class Source(Protocol):
-    """Random access to examples.  Sources pickle, so that workers can have them, and hold no open files."""
+    """Random access to examples.  Sources pickle, so that workers can have them, and hold no open files.
+
+    ``annotated`` says whether examples have instances to prompt with, ``true_masks`` whether their masks are ground
+    truth rather than the inside of a box or a guess.
+    """
+
+    annotated: bool
+    true_masks: bool
 
     def __len__(self) -> int:
         """How many examples make an epoch; 0 if they never end."""
@@ -27,7 +35,7 @@ class Source(Protocol):
         """Read one example; ``keep`` chooses instances before their masks are decoded.
 
         Raises:
-          UsageError: a photo or an annotation that can't be read; it is named.
+          BadExample: a photo or an annotation that can't be read; it is named.
         """
         ...
 
@@ -36,20 +44,13 @@ def select(example: Example, keep: Keep | None) -> Example:
     """The example with the instances that ``keep`` wants."""
     if keep is None:
         return example
-    chosen = keep(example.masks.sum((1, 2)), (example.image.shape[0], example.image.shape[1]))
-    return Example(
-        image=example.image,
-        masks=example.masks[chosen],
-        boxes=example.boxes[chosen],
-        points=example.points[chosen],
-        image_id=example.image_id,
-        annotation_ids=example.annotation_ids[chosen],
-        granularity=example.granularity[chosen],
-    )
+    return example.take(keep(example.masks.sum((1, 2)), (example.image.shape[0], example.image.shape[1])))
 
 
 class ScenesSource:
     """The procedural scenes; ``heldout`` ones come from seeds that training never uses."""
+
+    annotated = true_masks = True
 
     def __init__(self, seed: int, size: int, difficulty: float = 1.0, split: Split = "train", limit: int = 0) -> None:
         self._seed = held_out_seed(seed) if split == "heldout" else seed
@@ -62,6 +63,31 @@ class ScenesSource:
         return select(scene(self._seed, index, self._size, self._difficulty), keep)
 
 
+@dataclass(frozen=True)
+class Part:
+    """A source and its weight in a mixture."""
+
+    source: Source
+    weight: float = 1.0
+
+
+def open_parts(data: DataConfig, image_size: int, split: Split = "train") -> list[Part]:
+    """The parts of the mixture that a config names, or its only source as one.
+
+    Raises:
+      UsageError: see ``open_source``; or a weight that is not above 0.
+    """
+    if not data.mixture:
+        return [Part(open_source(data, image_size, split))]
+    parts = []
+    for number, entry in enumerate(data.mixture):
+        if not entry.weight > 0:
+            raise UsageError(f"data.mixture[{number}].weight={entry.weight}: it must be above 0")
+        own = {f.name: getattr(entry, f.name) for f in fields(entry) if f.name != "weight"}
+        parts.append(Part(open_source(replace(data, mixture=(), **own), image_size, split), entry.weight))
+    return parts
+
+
 def open_source(data: DataConfig, image_size: int, split: Split = "train") -> Source:
     """The source that a config names.
 
@@ -70,12 +96,29 @@ def open_source(data: DataConfig, image_size: int, split: Split = "train") -> So
     Raises:
       UsageError: a folder or annotation file that is missing, empty or damaged.
     """
+    source = _open(data, image_size, split)
+    if data.unlabelled != "none" and not source.annotated:
+        from edgesam_jax.data.unlabelled import GuessedSource
+
+        return GuessedSource(source, data.unlabelled)
+    return source
+
+
+def _open(data: DataConfig, image_size: int, split: Split) -> Source:
     if data.source == "scenes":
         return ScenesSource(data.seed, image_size, data.scene_difficulty, split, data.limit)
     if data.source == "coco":
         from edgesam_jax.data.coco import CocoSource
 
         return CocoSource(data.root, data.annotations, data.limit)
+    if data.source == "tars":
+        from edgesam_jax.data.tars import TarsSource
+
+        return TarsSource(data.root, data.subset, limit=data.limit)
+    if data.source == "prepared":
+        from edgesam_jax.data.prepared import PreparedSource
+
+        return PreparedSource(data.root, data.split, data.limit)
     from edgesam_jax.data.images import ImagesSource
 
     return ImagesSource(data.root, data.limit)

@@ -147,6 +147,22 @@ def low_res_masks(masks: np.ndarray, new_hw: tuple[int, int], image_size: int, m
     return out
 
 
+def suppress_masks(masks: np.ndarray, share: float) -> np.ndarray:
+    """Indices, in their order, of the masks (n h w) that larger ones leave visible.
+
+    From large to small; a mask goes if more than ``share`` of it is covered by those that stayed.  Source: the
+    published training option MASK_NMS.
+    """
+    areas = masks.sum((1, 2))
+    covered = np.zeros(masks.shape[1:], bool)
+    kept = []
+    for i in np.argsort(-areas, kind="stable"):
+        if areas[i] and (masks[i] & covered).sum() <= share * areas[i]:
+            kept.append(i)
+            covered |= masks[i]
+    return np.array(sorted(kept), np.int64)
+
+
 def jitter_boxes(rng: np.random.Generator, boxes: np.ndarray, hw: tuple[int, int], std: float) -> np.ndarray:
     """Boxes (n 4) XYXY with noise on every corner: N(0, std * side) clipped to 20 px, kept in the photo and not empty.
 

@@ -1,0 +1,130 @@
+"""Annotations of one's own: labelme's JSON, and PNGs whose values tell instances apart."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from edgesam_jax.data.records import Record, numbers, read_file
+from edgesam_jax.data.schema import BadExample, boxes_of
+from edgesam_jax.data.transforms import load_image
+
+CORNERS = 64  # of a circle
+AREAS = ("polygon", "rectangle", "oriented_rectangle", "circle", "mask")
+
+
+def labelme_record(photo: bytes, name: str, content: dict[str, Any], where: str) -> Record:
+    """A record of a photo and labelme's JSON for it.  Shapes of one label and group are one instance.
+
+    Points and lines have no inside and are left out; so are shapes with fewer corners than they need.
+
+    Raises:
+      BadExample: not labelme's format.
+    """
+    try:
+        height, width = content.get("imageHeight"), content.get("imageWidth")
+        if not (isinstance(height, int) and isinstance(width, int)):
+            height, width = load_image(photo, name, orient=False).shape[:2]
+        groups: dict[Any, list[Any]] = {}
+        for number, shape in enumerate(content["shapes"]):
+            if shape.get("shape_type", "polygon") in AREAS:
+                group = shape.get("group_id")
+                key = number if group is None else (shape["label"], group)
+                code = _shape(shape, height, width)
+                if code is not None:
+                    groups.setdefault(key, []).append(code)
+        annotations = [
+            _annotation(i, coco_mask.merge(codes), (height, width)) for i, codes in enumerate(groups.values())
+        ]
+    except BadExample:
+        raise
+    except Exception as error:  # pycocotools raises bare Exceptions too
+        raise BadExample(
+            "annotations damaged", f"{where}: not labelme's format ({type(error).__name__}: {error}); mend or remove it"
+        ) from None
+    return Record(photo, name, Path(name).stem, [a for a in annotations if a["area"]], where, (height, width))
+
+
+def _shape(shape: dict[str, Any], height: int, width: int) -> Any:
+    """The run-length code of one labelme shape; None if it has no inside."""
+    kind, points = shape.get("shape_type", "polygon"), shape["points"]
+    if not all(numbers(list(p), 2) for p in points):
+        raise ValueError("a corner is not two numbers")
+    (x0, y0), (x1, y1) = points[0], points[1] if len(points) > 1 else points[0]
+    if kind == "mask":  # the crop between two corners, both included
+        crop = np.asarray(Image.open(io.BytesIO(base64.b64decode(shape["mask"])))) > 0
+        whole = np.zeros((height, width), np.uint8)
+        top, left = int(y0), int(x0)
+        if top < 0 or left < 0 or top + crop.shape[0] > height or left + crop.shape[1] > width:
+            raise ValueError("a mask reaches beyond the photo")
+        whole[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
+        return coco_mask.encode(np.asfortranarray(whole))
+    if kind == "rectangle":
+        corners = [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
+    elif kind == "circle":
+        angles = np.arange(CORNERS) * (2 * np.pi / CORNERS)
+        radius = np.hypot(x1 - x0, y1 - y0)
+        corners = np.stack([x0 + radius * np.cos(angles), y0 + radius * np.sin(angles)], -1).tolist()
+    else:
+        corners = points
+    if len(corners) < 3:
+        return None
+    return coco_mask.merge(coco_mask.frPyObjects([np.ravel(corners).tolist()], height, width))
+
+
+def png_record(photo: bytes, name: str, masks: Path) -> Record:
+    """A record of a photo and its instance masks.
+
+    ``masks`` is one PNG of the photo's size whose values (or colours) tell instances apart, 0 or black for none; or a
+    folder with one PNG for each instance, anything above 0 inside.
+
+    Raises:
+      BadExample: a PNG that can't be read, or masks of different sizes.
+    """
+    if masks.is_dir():
+        found = [_values(path) > 0 for path in sorted(masks.glob("*.png"))]
+        if len({mask.shape for mask in found}) > 1:
+            raise BadExample("annotations damaged", f"{masks}: its masks differ in size; mend or remove them")
+        ids: Sequence[int] = range(len(found))
+    else:
+        values = _values(masks)
+        ids = [int(v) for v in np.unique(values) if v]
+        found = [values == v for v in ids]
+    if not found:
+        return Record(photo, name, Path(name).stem, [], str(masks))
+    height, width = found[0].shape
+    codes = [coco_mask.encode(np.asfortranarray(mask.view(np.uint8))) for mask in found]
+    annotations = [_annotation(i, code, (height, width)) for i, code in zip(ids, codes, strict=True)]
+    return Record(photo, name, Path(name).stem, [a for a in annotations if a["area"]], str(masks), (height, width))
+
+
+def _values(path: Path) -> np.ndarray:
+    """The values of a mask picture (h w): its levels or palette's numbers, or its colours as numbers."""
+    try:
+        with Image.open(io.BytesIO(read_file(path))) as picture:
+            values = np.asarray(picture if picture.mode in ("1", "L", "P", "I;16", "I") else picture.convert("RGB"))
+    except BadExample:
+        raise
+    except Exception as error:  # each decoder has its own
+        raise BadExample("annotations damaged", f"{path}: damaged picture ({error}); mend or remove it") from None
+    if values.ndim == 3:
+        values = values.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+    return values.astype(np.int64)
+
+
+def _annotation(number: int, code: Any, size: tuple[int, int]) -> dict[str, Any]:
+    mask = coco_mask.decode(code)
+    x0, y0, x1, y1 = boxes_of(mask[None] > 0)[0].tolist()
+    return {
+        "id": number,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": float(coco_mask.area(code)),
+        "segmentation": {"counts": code["counts"].decode(), "size": list(size)},
+    }

@@ -1,0 +1,217 @@
+"""Prepared data sets: ArrayRecord shards in TFDS's layout, photos as the bytes they came in.
+
+    ROOT/NAME-SPLIT.array_record-00000-of-00010    records, read one by one at random
+    ROOT/features.json, ROOT/dataset_info.json     what TFDS needs: ``tfds.builder_from_directory(ROOT)`` reads it too
+    ROOT/prepared.json                             where it came from, checksums, what was left out
+
+Reads and writes without TensorFlow.  TFDS's own ``segment_anything`` is read as well.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgesam_jax.config import UsageError
+from edgesam_jax.data.records import Record, box_of, decode_record
+from edgesam_jax.data.schema import BadExample, Example
+from edgesam_jax.data.sources import Keep
+
+MANIFEST = "prepared.json"
+FORMAT = 1
+
+
+def load_tfds() -> Any:
+    """The ``tensorflow_datasets`` module; imported where it is used, since it takes half a second."""
+    import tensorflow_datasets
+
+    return tensorflow_datasets
+
+
+@functools.cache
+def features() -> Any:
+    """The schema of a record.  ``image_id`` is JSON (a number or a text); ``counts`` is empty without a mask."""
+    tfds = load_tfds()
+    f = tfds.features
+    return f.FeaturesDict(
+        {
+            "image": {
+                "content": f.Image(shape=(None, None, 3)),
+                "file_name": f.Text(),
+                "image_id": f.Text(),
+                "height": np.int64,
+                "width": np.int64,
+            },
+            "annotations": f.Sequence(
+                {
+                    "id": np.int64,
+                    "category_id": np.int64,
+                    "area": np.float32,
+                    "box": f.Tensor(shape=(4,), dtype=np.float32),  # XYXY in pixels
+                    "point_coords": f.Tensor(shape=(1, 2), dtype=np.float32),
+                    "segmentation": {"counts": f.Text(), "size": f.Tensor(shape=(2,), dtype=np.int64)},
+                }
+            ),
+        }
+    )
+
+
+def encode(record: Record) -> bytes:
+    """A record with complete annotations (``prepare.complete``) as the bytes of a ``tf.train.Example``."""
+    assert record.size is not None
+    height, width = record.size
+    annotations = [
+        {
+            "id": int(a["id"]),
+            "category_id": int(a.get("category_id", 0)),
+            "area": float(a["area"]),
+            "box": box_of(a["bbox"]).tolist(),
+            "point_coords": [[float(v) for v in a["point_coords"][0]]],
+            "segmentation": {
+                "counts": a["segmentation"]["counts"] if "segmentation" in a else "",
+                "size": [height, width],
+            },
+        }
+        for a in record.annotations
+    ]
+    image = {
+        "content": io.BytesIO(record.photo),
+        "file_name": Path(record.name).name,
+        "image_id": json.dumps(record.image_id),
+        "height": height,
+        "width": width,
+    }
+    return _serializer().serialize_example(features().encode_example({"image": image, "annotations": annotations}))
+
+
+@functools.cache
+def _serializer() -> Any:
+    from tensorflow_datasets.core import example_serializer
+
+    return example_serializer.ExampleSerializer(features().get_serialized_info())
+
+
+class PreparedSource:
+    """A data set that ``edgesam_jax.prepare`` or TFDS wrote.
+
+    Args:
+      root: the folder with ``dataset_info.json``.
+      split: the split's name, or empty where there is only one.
+      limit: keep the first so many photos; 0 for all.
+
+    Raises:
+      UsageError: no such folder, one that TFDS can't read, or shards that are missing.
+    """
+
+    def __init__(self, root: str | Path, split: str = "", limit: int = 0) -> None:
+        folder = Path(root)
+        if not root or not folder.is_dir():
+            raise UsageError(f"data root {str(root)!r}: no such folder; give the folder that prepare wrote")
+        if not (folder / "dataset_info.json").is_file():
+            unfinished = (
+                "its preparation has not ended: run the same command again" if any(folder.iterdir()) else "empty"
+            )
+            raise UsageError(f"{folder}: no dataset_info.json in it; {unfinished}, or name another folder")
+        self._root, self._split = str(root), split
+        manifest = read_manifest(folder)
+        self.annotated = bool(manifest.get("annotated", True))
+        self.true_masks = bool(manifest.get("true_masks", True))
+        self._data: Any = None
+        whole = len(self._open())
+        self._length = min(limit or whole, whole)
+        if not self._length:
+            raise UsageError(f"{folder}: no record in it")
+
+    def _open(self) -> Any:
+        """The records, opened once in each process."""
+        if self._data is None:
+            tfds = load_tfds()
+            try:
+                builder = tfds.builder_from_directory(self._root)
+                splits = list(builder.info.splits)
+                split = self._split or (splits[0] if len(splits) == 1 else "train")
+                if split not in splits:
+                    raise UsageError(f"{self._root}: no split {split!r}; it has {', '.join(splits)}")
+                content = {"image": {"content": tfds.decode.SkipDecoding()}}
+                self._data = builder.as_data_source(split=split, decoders=content)
+            except UsageError:
+                raise
+            except Exception as error:  # TFDS's and ArrayRecord's are many
+                first = (str(error).splitlines() or [""])[0][:200]
+                raise UsageError(f"{self._root}: not a data set that can be read ({first}); prepare it again") from None
+        return self._data
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_data": None}
+
+    def __len__(self) -> int:
+        return self._length
+
+    def load(self, index: int, keep: Keep | None = None) -> Example:
+        return decode_record(self.record(index), keep)
+
+    def record(self, index: int) -> Record:
+        data = self._open()
+        try:
+            stored = data[index]
+            image, columns = stored["image"], stored["annotations"]
+            size = int(image["height"]), int(image["width"])
+            name = image["file_name"].decode()
+            annotations = [_annotation(row, size) for row in _rows(columns, len(columns["id"]))]
+        except Exception as error:  # a damaged shard: ArrayRecord's, protobuf's and TFDS's errors
+            first = (str(error).splitlines() or [""])[0][:120]
+            raise BadExample("record damaged", f"{self._root}: record {index} is damaged ({first})") from None
+        given = image["image_id"]
+        image_id = json.loads(given) if isinstance(given, bytes) else int(given)
+        where = f"{self._root}: record {index} ({name})"
+        return Record(bytes(image["content"]), where, image_id, annotations, where, size)
+
+
+def _rows(columns: Any, count: int) -> list[Any]:
+    """A sequence of features, stored as columns, as one dict for each element."""
+    if isinstance(columns, dict):
+        inner = {name: _rows(column, count) for name, column in columns.items()}
+        return [{name: column[i] for name, column in inner.items()} for i in range(count)]
+    return list(columns)
+
+
+def _annotation(row: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """A stored annotation in COCO's form."""
+    if "box" in row:
+        x0, y0, x1, y1 = map(float, row["box"])
+    else:  # TFDS: ymin xmin ymax xmax as shares of the sides
+        y0, x0, y1, x1 = (round(float(v) * side, 3) for v, side in zip(row["bbox"], (*size, *size), strict=True))
+    found = {
+        "id": int(row["id"]),
+        "area": float(row["area"]),
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "point_coords": np.asarray(row["point_coords"], np.float64).reshape(-1, 2).tolist(),
+    }
+    counts = row["segmentation"]["counts"].decode()
+    if counts:
+        found["segmentation"] = {"counts": counts, "size": [int(v) for v in row["segmentation"]["size"]]}
+    return found
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """``prepared.json``; empty for a data set that TFDS wrote.
+
+    Raises:
+      UsageError: it is damaged, or of a later version.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    try:
+        manifest = json.loads(path.read_text())
+        version = manifest["format"]
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{path}: damaged; prepare the data set again") from None
+    if version != FORMAT:
+        raise UsageError(f"{path}: of format {version}, this version reads {FORMAT}; prepare the data set again")
+    return manifest

@@ -1,0 +1,214 @@
+"""SA-1B's tars, read in place: ``sa_1.jpg`` and ``sa_1.json`` are members, found by an index that is made once.
+
+The index of ``sa_000020.tar`` is ``sa_000020.tar.index.npz`` beside it, or in the cache folder where that can't be
+written.  It holds where each pair lies in the tar, so that reading one photo is two reads of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import sys
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from tqdm import tqdm
+
+from edgesam_jax.config import UsageError
+from edgesam_jax.data.images import json_record
+from edgesam_jax.data.records import Record, decode_record
+from edgesam_jax.data.schema import BadExample, Example
+from edgesam_jax.data.sources import Keep
+
+FORMAT = 1
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """Where the photos of a tar lie: ``names`` (n) without suffix; ``places`` (n 4) int64: offset and size of the
+    photo, and of its JSON (size 0: it has none)."""
+
+    names: np.ndarray
+    places: np.ndarray
+
+
+class TarsSource:
+    """Photos with annotations in SA-1B's tars, tar by tar in the order of their names.
+
+    Args:
+      root: folder of the tars, or one tar.
+      subset: names of the tars, ``sa_000020`` or ``sa_000020.tar``; a range is ``sa_000020..sa_000029``.  Empty: all.
+      ids: photos to keep, as numbers or names (``sa_1``); empty: all.
+      limit: keep the first so many photos; 0 for all.
+
+    Raises:
+      UsageError: no such folder or tar, a tar that is damaged or cut short, or nothing left to read.
+    """
+
+    annotated = true_masks = True
+
+    def __init__(
+        self, root: str | Path, subset: Sequence[str] = (), ids: Sequence[int | str] = (), limit: int = 0
+    ) -> None:
+        self._tars = find_tars(Path(root), subset)
+        indices = [open_index(tar) for tar in tqdm(self._tars, "tars", unit="tar", leave=False, disable=None)]
+        places, names = [], []
+        for number, index in enumerate(indices):
+            rows = np.concatenate([np.full((len(index.places), 1), number), index.places], axis=1)
+            annotated = index.places[:, 3] > 0
+            places.append(rows[annotated])
+            names.append(index.names[annotated])
+        self._places, self._names = np.concatenate(places), np.concatenate(names)
+        self.without_annotations = sum(len(index.names) for index in indices) - len(self._names)
+        if len(ids):
+            wanted = {f"sa_{i}" if isinstance(i, int) or i.isdigit() else i for i in ids}
+            found = np.isin(self._names, list(wanted))
+            if found.sum() < len(wanted):
+                absent = sorted(wanted - set(self._names[found].tolist()))
+                raise UsageError(f"{root}: {len(absent)} of the photos asked for are not in its tars: {absent[0]}, ...")
+            self._places, self._names = self._places[found], self._names[found]
+        if limit:
+            self._places, self._names = self._places[:limit], self._names[:limit]
+        if not len(self._names):
+            raise UsageError(f"{root}: no photo with annotations in its {len(self._tars)} tars")
+        if self.without_annotations:
+            _log.warning("%s: %d photos without annotations are left out", root, self.without_annotations)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def load(self, index: int, keep: Keep | None = None) -> Example:
+        return decode_record(self.record(index), keep)
+
+    def record(self, index: int) -> Record:
+        number, *places = self._places[index].tolist()
+        tar, name = self._tars[number], str(self._names[index])
+        try:
+            with tar.open("rb", buffering=0) as file:
+                photo, annotations = (_read(file.fileno(), *places[k : k + 2]) for k in (0, 2))
+        except OSError as error:
+            raise BadExample("file unreadable", f"{tar}: {error.strerror or error}; check the file") from None
+        where = f"{tar}/{name}"
+        return json_record(photo, f"{where}.jpg", annotations, f"{where}.json")
+
+
+def _read(descriptor: int, offset: int, size: int) -> bytes:
+    """So many bytes from an offset; what is beyond the file's end is missing."""
+    pieces = []
+    while size and (piece := os.pread(descriptor, size, offset)):
+        pieces.append(piece)
+        offset, size = offset + len(piece), size - len(piece)
+    return b"".join(pieces)
+
+
+def find_tars(root: Path, subset: Sequence[str]) -> list[Path]:
+    """The tars of a folder that ``subset`` names, in the order of their names.
+
+    Raises:
+      UsageError: no tar, or not all that are named.
+    """
+    if root.is_file():
+        found = [root]
+    elif root.is_dir():
+        found = sorted(root.glob("*.tar"))
+    else:
+        raise UsageError(f"data root {str(root)!r}: no such file or folder; give the folder of the tars")
+    if not found:
+        raise UsageError(f"{root}: no *.tar in it")
+    if not subset:
+        return found
+    by_name = {path.stem: path for path in found}
+    wanted = [name for entry in subset for name in tar_names(entry)]
+    absent = [name for name in wanted if name not in by_name]
+    if absent:
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        raise UsageError(f"{root}: these tars of the subset are not there: {', '.join(absent[:3])}{more}")
+    return [by_name[name] for name in wanted]
+
+
+def tar_names(entry: str) -> list[str]:
+    """``sa_000020..sa_000029`` -> the ten names; any other entry is one name.
+
+    Raises:
+      UsageError: a range that is none.
+    """
+    first, dots, last = entry.partition("..")
+    if not dots:
+        return [entry.removesuffix(".tar")]
+    ends = [re.fullmatch(r"(\D*)(\d+)", end.removesuffix(".tar")) for end in (first, last)]
+    if ends[0] and ends[1] and ends[0][1] == ends[1][1] and int(ends[0][2]) <= int(ends[1][2]):
+        numbers = range(int(ends[0][2]), int(ends[1][2]) + 1)
+        return [f"{ends[0][1]}{number:0{len(ends[0][2])}d}" for number in numbers]
+    raise UsageError(f"subset {entry!r}: write a range as sa_000020..sa_000029")
+
+
+def open_index(tar: Path) -> TarIndex:
+    """Read the index of a tar, or make it: one pass over the tar's headers.
+
+    Raises:
+      UsageError: not a tar, or one that is cut short.
+    """
+    status = tar.stat()
+    state = f"{FORMAT} {status.st_size} {status.st_mtime_ns}"
+    places = [tar.with_name(f"{tar.name}.index.npz"), _cache_folder() / f"{_digest(tar)}.npz"]
+    for path in places:
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                if str(kept["state"]) == state:
+                    return TarIndex(kept["names"], kept["places"])
+        except (OSError, ValueError, KeyError, EOFError):
+            continue
+    index = make_index(tar)
+    for path in places:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside = path.with_name(f".{path.name}.{os.getpid()}.npz")
+            np.savez_compressed(beside, state=state, names=index.names, places=index.places)
+            beside.replace(path)
+            break
+        except OSError:
+            continue
+    return index
+
+
+def make_index(tar: Path) -> TarIndex:
+    """Go over a tar's headers; members are matched by the last part of their names.
+
+    Raises:
+      UsageError: not a tar, or one that is cut short.
+    """
+    photos: dict[str, tuple[int, int]] = {}
+    annotations: dict[str, tuple[int, int]] = {}
+    try:
+        with tarfile.open(tar, "r:") as file:
+            bar = tqdm(file, f"indexing {tar.name}", unit="file", leave=False, disable=None, file=sys.stderr)
+            for member in bar:
+                name = PurePosixPath(member.name)
+                kind = {".jpg": photos, ".jpeg": photos, ".json": annotations}.get(name.suffix.lower())
+                if member.isfile() and kind is not None and not name.name.startswith("."):
+                    kind[name.stem] = member.offset_data, member.size
+            assert file.fileobj is not None
+            file.fileobj.seek(file.offset)
+            ended = file.fileobj.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)  # a tar ends with empty blocks
+    except (tarfile.TarError, OSError) as error:
+        raise UsageError(f"{tar}: not a tar that can be read ({error}); download it again") from None
+    if not ended:
+        raise UsageError(f"{tar}: cut short; download it again")
+    names = sorted(photos, key=lambda name: photos[name])
+    places = [(*photos[name], *annotations.get(name, (0, 0))) for name in names]
+    return TarIndex(np.array(names, np.str_), np.array(places, np.int64).reshape(-1, 4))
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "edgesam_jax" / "tars"
+
+
+def _digest(tar: Path) -> str:
+    return hashlib.sha256(str(tar.resolve()).encode()).hexdigest()[:32]

@@ -1,0 +1,253 @@
+"""Fill a store with a teacher's image embeddings, so that training need not run the teacher's encoder.
+
+    python -m edgesam_jax.embed --teacher weights/sam_vit_h_4b8939.pth --source prepared --root DATA --output STORE
+    ... --part 2/8     on the third of eight processes or hosts that share STORE's file system (the first is 0/8)
+
+Shards that are complete are kept: the same command, on any number of processes, goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
+
+import numpy as np
+from tqdm import tqdm
+
+from edgesam_jax.config import DataConfig, SourceName, UsageError
+from edgesam_jax.data.embeddings import STORE, StoredType, StoreHeader, photo_key, read_header, shard_name, write_shard
+from edgesam_jax.data.records import decode_record
+from edgesam_jax.data.schema import BadExample
+from edgesam_jax.data.sources import open_source
+from edgesam_jax.data.transforms import pad_to_square, resize_longest_side
+from edgesam_jax.files import write_atomically, written_beside
+
+if TYPE_CHECKING:
+    from edgesam_jax.checkpoint import Model
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a call did: photos embedded, kinds and messages of those left out, and shards still to be done by others."""
+
+    embedded: int
+    skipped: list[tuple[str, str]]
+    remaining: int
+
+
+def framed(source: Any, index: int, size: int) -> tuple[bytes, np.ndarray, tuple[int, int]]:
+    """Key, padded frame (size size 3) and filled (rows, columns) of a photo, as the training pipeline frames it.
+
+    Raises:
+      BadExample: the photo can't be decoded.
+    """
+    record = source.record(index)
+    example = decode_record(replace(record, annotations=()))
+    resized, filled = resize_longest_side(example.image, size)
+    return photo_key(record.photo), pad_to_square(resized, size), filled
+
+
+def header_of(teacher: Model, data: DataConfig, photos: int, dtype: StoredType, per_shard: int) -> StoreHeader:
+    """What a store of this teacher for this data set says of itself."""
+    from edgesam_jax.checkpoint import encoder_digest
+
+    config = teacher.config
+    fields = {name: getattr(data, name) for name in ("source", "root", "annotations", "subset", "split", "limit")}
+    return StoreHeader(
+        teacher=encoder_digest(teacher), source=str(teacher.metadata.get("source", "")), image_size=config.image_size,
+        shape=(config.grid, config.grid, config.embed_dim), dtype=dtype, photos=photos, shards=-(-photos // per_shard),
+        data=hashlib.sha256(json.dumps([fields, photos]).encode()).hexdigest(),
+    )  # fmt: skip
+
+
+def embed(
+    teacher: Model,
+    data: DataConfig,
+    output: Path,
+    dtype: StoredType = "float16",
+    per_shard: int = 256,
+    batch_size: int = 1,
+    part: tuple[int, int] = (0, 1),
+) -> Report:
+    """Write this part's shards that are not there yet.
+
+    Raises:
+      UsageError: the data set can't be opened; the folder holds another store, or can't be written.
+    """
+    from edgesam_jax import inference
+
+    source = open_source(data, teacher.config.image_size)
+    if not len(source) or not hasattr(source, "record"):
+        raise UsageError(f"--source {data.source}: it has no photos to embed; train with the teacher online")
+    header = header_of(teacher, data, len(source), dtype, per_shard)
+    claim(output, header)
+    names = [shard_name(number, header.shards) for number in range(header.shards)]
+    own = [n for n in range(part[0], header.shards, part[1]) if not (output / names[n]).is_file()]
+    ranges = {n: range(n * per_shard, min((n + 1) * per_shard, len(source))) for n in own}
+    variables = inference.for_inference(teacher.config, teacher.variables) if own else None
+    encode = inference.encoder(teacher.config)
+    skipped: list[tuple[str, str]] = []
+    embedded = 0
+    with tqdm(total=sum(map(len, ranges.values())), unit="photo", desc="embed", dynamic_ncols=True) as bar:
+        for number, indices in ranges.items():
+            keys: list[bytes] = []
+            pieces = [np.zeros((0, *header.shape), np.float32)]
+            for batch in _batches(source, indices, teacher.config.image_size, batch_size, skipped):
+                images = np.zeros((batch_size, *batch[0][1].shape), np.uint8)  # the last batch has empty places
+                sizes = np.ones((batch_size, 2), np.int32)
+                for row, (_, image, filled) in enumerate(batch):
+                    images[row], sizes[row] = image, filled
+                pieces.append(np.asarray(encode(variables, images, sizes), np.float32)[: len(batch)])
+                keys += [key for key, _, _ in batch]
+                bar.update(len(batch))
+            try:
+                with written_beside(output / names[number]) as path:
+                    write_shard(path, header, keys, np.concatenate(pieces))
+            except OSError as error:
+                raise UsageError(
+                    f"--output {output}: writing failed ({error.strerror or error}); complete shards stay: run the same"
+                    " command again"
+                ) from None
+            embedded += len(keys)
+    remaining = sum(not (output / name).is_file() for name in names)
+    return Report(embedded, skipped, remaining)
+
+
+def _batches(
+    source: Any, indices: Sequence[int], size: int, batch_size: int, skipped: list[tuple[str, str]]
+) -> Iterator[list[tuple[bytes, np.ndarray, tuple[int, int]]]]:
+    """Photos in batches, read by threads while the device works; what can't be used is noted."""
+
+    def read(index: int) -> tuple[bytes, np.ndarray, tuple[int, int]] | BadExample:
+        try:
+            return framed(source, index, size)
+        except BadExample as error:
+            return error
+
+    ahead = 2 * batch_size + 2
+    with ThreadPoolExecutor(4, thread_name_prefix="photos") as pool:
+        waiting = [pool.submit(read, index) for index in indices[:ahead]]
+        batch = []
+        for position in range(len(indices)):
+            found = waiting.pop(0).result()
+            if position + ahead < len(indices):
+                waiting.append(pool.submit(read, indices[position + ahead]))
+            if isinstance(found, BadExample):
+                skipped.append((found.kind, str(found)))
+                continue
+            batch.append(found)
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+
+def claim(output: Path, header: StoreHeader) -> None:
+    """Make the folder and note what is stored there; several processes may do so at once.
+
+    Raises:
+      UsageError: it holds another store or other files, or can't be written.
+    """
+    try:
+        if (output / STORE).is_file():
+            there = read_header(output)
+            if there != header:
+                differing = [k for k, v in asdict(there).items() if v != asdict(header)[k]]
+                raise UsageError(f"--output {output}: a store with another {', '.join(differing)}; name another folder")
+            return
+        if output.exists() and any(not p.name.startswith(STORE) for p in output.iterdir()):
+            raise UsageError(f"--output {output}: it holds other files; name a new folder")
+        output.mkdir(parents=True, exist_ok=True)
+        write_atomically(output / STORE, json.dumps(asdict(header), indent=1))
+    except OSError as error:
+        raise UsageError(
+            f"--output {output}: cannot be used ({error.strerror or error}); name another folder"
+        ) from None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (--help shows the flags)")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def _part(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not 0 <= int(index) < int(count):
+        raise ValueError
+    return int(index), int(count)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m edgesam_jax.embed", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--teacher", required=True, help="checkpoint folder, or a published file")
+    parser.add_argument("--source", choices=[n for n in get_args(SourceName) if n != "scenes"], required=True)
+    parser.add_argument("--root", required=True, help="folder of the data set")
+    parser.add_argument("--annotations", default="", help="coco: the JSON file; found under the folder if not given")
+    parser.add_argument("--subset", nargs="+", default=(), help="tars: sa_000020, or sa_000020..sa_000029")
+    parser.add_argument("--split", default="", help="prepared: the split")
+    parser.add_argument("--limit", type=_count, default=0, help="the first so many photos; all if not given")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the store")
+    parser.add_argument("--dtype", choices=get_args(StoredType), default="float16")
+    parser.add_argument("--photos-per-shard", type=_count, default=256)
+    parser.add_argument("--batch-size", type=_count, default=1, help="photos encoded at a time")
+    parser.add_argument("--part", type=_part, default=(0, 1), metavar="I/N", help="this process of so many, from 0/N")
+    return parser
+
+
+def run(given: argparse.Namespace) -> str:
+    """Embed; returns what to say.
+
+    Raises:
+      UsageError: see ``embed``.
+    """
+    # Imported late, so that a wrong flag is answered at once.
+    from edgesam_jax import compile_cache
+    from edgesam_jax.checkpoint import load_model
+
+    compile_cache.enable()
+    data = DataConfig(
+        source=given.source, root=given.root, annotations=given.annotations, subset=tuple(given.subset),
+        split=given.split, limit=given.limit,
+    )  # fmt: skip
+    report = embed(
+        load_model(given.teacher), data, given.output, given.dtype, given.photos_per_shard, given.batch_size, given.part
+    )
+    for kind, message in report.skipped[:20]:
+        print(f"left out ({kind}): {message}", file=sys.stderr)
+    rest = f"; {report.remaining} shards remain for other parts" if report.remaining else ""
+    return f"{report.embedded} photos embedded in {given.output}, {len(report.skipped)} left out{rest}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    try:
+        print(run(_parser().parse_args(argv)))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the shards that are complete", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

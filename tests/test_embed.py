@@ -1,0 +1,237 @@
+"""The store of teacher embeddings: what is read is what was written, and nothing else is taken for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_prepare import coco_folder
+from tiny import CONV, REPVIT
+
+from edgesam_jax import embed, start
+from edgesam_jax.checkpoint import Model, encoder_digest, save_model_file
+from edgesam_jax.config import AugmentConfig, Config, DataConfig, DistillConfig, TrainConfig, UsageError
+from edgesam_jax.data.embeddings import EmbeddingStore, dequantise, photo_key, quantise, read_header, shard_name
+from edgesam_jax.data.pipeline import batches
+from edgesam_jax.data.schema import BadExample
+from edgesam_jax.data.sources import open_source
+from edgesam_jax.inference import encoder, for_inference, frame
+from edgesam_jax.models.init import init_variables
+from edgesam_jax.trainer import fit
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return Model(CONV, init_variables(CONV, 3), {"source": "a tiny one"})
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return coco_folder(tmp_path_factory.mktemp("data") / "coco", 7)
+
+
+@pytest.fixture(scope="module")
+def data(photos):
+    return DataConfig(source="coco", root=str(photos), batch_size=2, max_prompts=3)
+
+
+def own(teacher, image):
+    """The embedding, computed for this photo alone."""
+    framed, size = frame(image, teacher.config.image_size)
+    variables = for_inference(teacher.config, teacher.variables)
+    return np.asarray(encoder(teacher.config)(variables, framed[None], np.array([size], np.int32)))[0]
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 999), spread=st.floats(1e-4, 1e3))
+def test_numbers_survive_storing(seed, spread):
+    x = (np.random.default_rng(seed).normal(size=(2, 3, 3, 5)) * spread).astype(np.float32)
+    x[0, ..., 2] = 0  # a dead channel
+    for dtype, exact in (("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16)):
+        stored, scale = quantise(x, dtype)
+        assert scale is None and stored.itemsize == 2
+        assert (dequantise(stored[0], None, dtype).astype(np.float32) == x[0].astype(exact).astype(np.float32)).all()
+    stored, scale = quantise(x, "int8")
+    assert stored.dtype == np.int8 and scale.shape == (2, 5)
+    for row in range(2):
+        back = dequantise(stored[row], scale[row], "int8")
+        assert (np.abs(back - x[row]) <= scale[row] * 0.5001).all()
+    assert np.isfinite(quantise(np.full((1, 1, 1, 1), 1e6, np.float32), "float16")[0]).all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 1e-3), ("bfloat16", 8e-3), ("int8", 2e-2)])
+def test_training_reads_what_the_teacher_says(tmp_path, teacher, data, dtype, tolerance):
+    report = embed.embed(teacher, data, tmp_path / "store", dtype, per_shard=3, batch_size=2)
+    assert (report.embedded, report.skipped, report.remaining) == (7, [], 0)
+    model = dataclasses.replace(REPVIT, image_size=CONV.image_size)
+    stream = batches(dataclasses.replace(data, embeddings=str(tmp_path / "store")), model)
+    source = open_source(data, 64)
+    by_id = {source.record(i).image_id: own(teacher, source.load(i).image) for i in range(7)}
+    seen = set()
+    for _ in range(5):
+        batch = next(stream)
+        for image_id, embedding in zip(stream.ids, batch.teacher_embedding, strict=True):
+            wanted = by_id[image_id]
+            assert embedding.shape == wanted.shape == (CONV.grid, CONV.grid, CONV.embed_dim)
+            assert np.abs(embedding - wanted).max() <= tolerance * np.abs(wanted).max()
+            seen.add(image_id)
+    assert seen == set(by_id)
+
+
+def test_a_run_from_a_store_is_the_run_with_the_teacher_online(tmp_path, teacher, data):
+    save_model_file(tmp_path / "teacher.msgpack", teacher)
+    store = tmp_path / "store"
+    embed.embed(teacher, data, store, "float16")
+    config = Config(
+        model=dataclasses.replace(REPVIT, image_size=CONV.image_size), teacher=str(tmp_path / "teacher.msgpack"),
+        data=data, distill=DistillConfig(mode="encoder_only"),
+        train=TrainConfig(steps=3, log_every=1, picture_every=0, devices=1),
+    )  # fmt: skip
+    losses = []
+    for name, given_store in (("online", ""), ("stored", str(store))):
+        own_data = dataclasses.replace(data, embeddings=given_store)
+        fit(dataclasses.replace(config, data=own_data), tmp_path / name, quiet=True)
+        rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(row)["loss"] for row in rows])
+    assert len(losses[0]) == 3 and np.allclose(*losses, rtol=2e-3)
+
+
+def test_parts_share_the_work_and_the_result_is_the_same(tmp_path, teacher, data):
+    whole, shared = tmp_path / "whole", tmp_path / "shared"
+    embed.embed(teacher, data, whole, per_shard=2)
+    first = embed.embed(teacher, data, shared, per_shard=2, part=(1, 3))
+    assert first.embedded == 2 and first.remaining == 3
+    with pytest.raises(UsageError, match="3 of 4 shards are missing"):
+        EmbeddingStore(shared)
+    embed.embed(teacher, data, shared, per_shard=2, part=(0, 2))
+    assert embed.embed(teacher, data, shared, per_shard=2).remaining == 0
+    for number in range(4):
+        assert (shared / shard_name(number, 4)).read_bytes() == (whole / shard_name(number, 4)).read_bytes()
+
+
+def test_a_killed_call_goes_on(tmp_path, teacher, photos):
+    save_model_file(tmp_path / "teacher.msgpack", teacher)
+    store = tmp_path / "store"
+    command = [
+        sys.executable, "-m", "edgesam_jax.embed", "--teacher", tmp_path / "teacher.msgpack", "--source", "coco",
+        "--root", photos, "--output", store, "--photos-per-shard", "1",
+    ]  # fmt: skip
+    process = subprocess.Popen([str(c) for c in command], stderr=subprocess.DEVNULL, start_new_session=True)
+    until = time.monotonic() + 120
+    while len(list(store.glob("*.safetensors"))) < 2 and time.monotonic() < until:
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    there = {p: p.stat().st_mtime_ns for p in store.glob("*.safetensors")}
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    assert done.returncode == 0 and "0 left out" in done.stdout, done.stderr
+    assert len(there) >= 2 and all(p.stat().st_mtime_ns == when for p, when in there.items())
+    assert len(EmbeddingStore(store)) == 7 and not list(store.glob(".*"))
+
+
+def test_bad_photos_are_left_out_and_replaced_in_training(tmp_path, teacher):
+    root = coco_folder(tmp_path / "coco", 5)
+    (root / "003.jpg").write_bytes(b"")
+    data = DataConfig(source="coco", root=str(root), batch_size=5, shuffle=False, embeddings=str(tmp_path / "store"))
+    report = embed.embed(teacher, data, tmp_path / "store", per_shard=2)
+    assert report.embedded == 4 and [kind for kind, _ in report.skipped] == ["photo damaged"]
+    store = pickle.loads(pickle.dumps(EmbeddingStore(tmp_path / "store")))
+    assert len(store) == 4 and photo_key(b"") not in store
+    (root / "004.jpg").write_bytes((root / "001.jpg").read_bytes())  # other photo, other size: not the one embedded
+    (root / "005.jpg").write_bytes((root / "005.jpg").read_bytes() + b"\0")
+    stream = batches(data, REPVIT)
+    next(stream)
+    assert set(stream.counts) >= {"photo damaged", "photo of another size", "embedding missing"}
+    assert 3 not in stream.ids and 5 not in stream.ids
+
+
+def test_damage_is_named(tmp_path, teacher, data):
+    store_path = tmp_path / "store"
+    embed.embed(teacher, data, store_path, per_shard=4)
+    keys = [photo_key(open_source(data, 64).record(i).photo) for i in range(7)]
+    path = store_path / shard_name(1, 2)
+    content = bytearray(path.read_bytes())
+    whole = bytes(content)
+    start_of_data = 8 + int.from_bytes(content[:8], "little")
+    content[start_of_data + 100] ^= 0x40
+    path.write_bytes(content)
+    store = EmbeddingStore(store_path)
+    for key in keys[:4]:
+        store.read(key)
+    kinds = []
+    for key in keys[4:]:
+        try:
+            store.read(key)
+        except BadExample as error:
+            assert path.name in str(error)
+            kinds.append(error.kind)
+    assert kinds == ["embedding damaged"]
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UsageError, match=path.name):
+        EmbeddingStore(store_path)
+    path.write_bytes((store_path / shard_name(0, 2)).read_bytes().replace(b"photos", b"phonos"))
+    with pytest.raises(UsageError, match=path.name):
+        EmbeddingStore(store_path)
+
+
+def test_a_store_of_something_else_is_refused(tmp_path, teacher, data):
+    store = tmp_path / "store"
+    embed.embed(teacher, data, store)
+    config = Config(model=REPVIT, teacher="t", data=dataclasses.replace(data, embeddings=str(store)))
+    start.check_store(config, teacher)
+    changed = jax.tree.map(np.array, teacher.variables)
+    leaf = jax.tree.leaves(changed["params"]["image_encoder"])[0]
+    leaf.reshape(-1)[0] += 1e-3
+    with pytest.raises(UsageError, match="another teacher"):
+        start.check_store(config, Model(CONV, changed))
+    decoder = jax.tree.map(np.array, teacher.variables)
+    jax.tree.leaves(decoder["params"]["mask_decoder"])[0].reshape(-1)[0] += 1e-3
+    assert encoder_digest(Model(CONV, decoder)) == encoder_digest(teacher)  # the decoder may differ
+    for other, message in (
+        (dataclasses.replace(config.data, augment=AugmentConfig(flip=0.5)), "augment"),
+        (dataclasses.replace(config.data, embeddings=str(tmp_path)), "no store.json"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            start.check_store(dataclasses.replace(config, data=other), teacher)
+    with pytest.raises(UsageError, match="there is no teacher"):
+        start.check_store(config, None)
+    for changes, message in (
+        ({"dtype": "int8"}, "another dtype"),
+        ({"per_shard": 2}, "another shards"),
+        ({"teacher": Model(CONV, changed)}, "another teacher"),
+        ({"data": dataclasses.replace(data, limit=3)}, "another photos"),
+    ):
+        given = {"teacher": teacher, "data": data, "output": store} | changes
+        with pytest.raises(UsageError, match=message):
+            embed.embed(**given)
+    (store / "store.json").write_text((store / "store.json").read_text().replace("bilinear", "bicubic"))
+    with pytest.raises(UsageError, match="other preprocessing"):
+        read_header(store)
+
+
+def test_wrong_use_is_one_line(tmp_path, capsys, photos):
+    base = ["--teacher", "tiny_teacher", "--source", "coco", "--root", photos, "--output", tmp_path / "out"]
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("")
+    for arguments, message in (
+        ([*base, "--part", "3/3"], "--part"),
+        ([*base, "--dtype", "int4"], "--dtype"),
+        ([*base[:-1], tmp_path / "full"], "holds other files"),
+        (["--teacher", tmp_path / "none", *base[2:]], "no such file"),
+        ([*base[:5], tmp_path / "nowhere", *base[6:]], "no such folder"),
+    ):
+        assert embed.main([str(a) for a in arguments]) == 2, message
+        error = capsys.readouterr().err.splitlines()
+        assert error[-1].startswith("error: ") and message in error[-1], (message, error)

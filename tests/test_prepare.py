@@ -1,0 +1,251 @@
+"""Any source as ArrayRecord in TFDS's layout, and back."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from pycocotools import mask as coco_mask
+from test_tars import write_tar
+
+from edgesam_jax import prepare
+from edgesam_jax.config import DataConfig, SamConfig, UsageError
+from edgesam_jax.data.pipeline import BatchSource
+from edgesam_jax.data.prepared import PreparedSource
+from edgesam_jax.data.records import decode_record
+from edgesam_jax.data.schema import BadExample
+from edgesam_jax.data.sources import Part, open_source
+
+FIELDS = ("image", "masks", "boxes", "points", "annotation_ids")
+
+
+def coco_folder(folder: Path, photos: int = 5) -> Path:
+    """A COCO-format data set: polygons, both run-length codes, a crowd, and PNG beside JPEG."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for number in range(1, photos + 1):
+        height, width = 40 + number % 20, 60 - number % 20
+        name = f"{number:03d}.{'png' if number == 2 else 'jpg'}"
+        Image.fromarray(rng.integers(0, 255, (height, width, 3), np.uint8)).save(folder / name)
+        images.append({"id": number, "file_name": name, "height": height, "width": width})
+        mask = np.zeros((height, width), np.uint8, order="F")
+        mask[10:30, 5 : 20 + number % 20] = 1
+        shapes = [
+            [[3.5, 4.25, 30.1, 5.0, 20.0, 33.3]],
+            {"size": [height, width], "counts": coco_mask.encode(mask)["counts"].decode()},
+            {"size": [height, width], "counts": [0, 5 * height, height * (width - 5)]},
+        ]
+        for k, shape in enumerate(shapes):
+            annotations.append(
+                {"id": 10 * number + k, "image_id": number, "category_id": 3, "bbox": [3.1, 4.2, 20.7, 15.4],
+                 "segmentation": shape, "area": 123.5, "iscrowd": 0}
+            )  # fmt: skip
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 3, "name": "thing"}]}
+    (folder / "instances.json").write_text(json.dumps(content))
+    return folder
+
+
+def run(*arguments: object) -> int:
+    return prepare.main([str(a) for a in arguments])
+
+
+def test_prepared_data_is_the_source_bit_for_bit(tmp_path, capsys):
+    root, output = coco_folder(tmp_path / "coco"), tmp_path / "out"
+    assert run("--source", "coco", "--root", root, "--output", output, "--photos-per-shard", 2, "--workers", 1) == 0
+    assert "5 photos" in capsys.readouterr().out
+    assert sorted(p.name for p in output.iterdir()) == [
+        "dataset_info.json", "features.json",
+        *(f"photos-train.array_record-0000{k}-of-00003" for k in range(3)), "prepared.json",
+    ]  # fmt: skip
+    source = open_source(DataConfig(source="coco", root=str(root)), 64)
+    stored = pickle.loads(pickle.dumps(open_source(DataConfig(source="prepared", root=str(output)), 64)))
+    assert len(stored) == 5 and stored.annotated and stored.true_masks
+    for index in range(5):
+        assert stored.record(index).photo == source.record(index).photo
+        a, b = source.load(index), stored.load(index)
+        assert a.image_id == b.image_id
+        for name in FIELDS:
+            assert np.array_equal(getattr(a, name), getattr(b, name)), name
+    data = DataConfig(batch_size=5, max_prompts=2, min_area=10, box_jitter=0.1)
+    first, second = (BatchSource(data, SamConfig(image_size=64), [Part(s)])[3].arrays for s in (source, stored))
+    assert all((first[name] == second[name]).all() for name in first)
+
+
+def test_tfds_reads_it_by_itself(tmp_path):
+    root, output = coco_folder(tmp_path / "coco"), tmp_path / "out"
+    assert run("--source", "coco", "--root", root, "--output", output, "--name", "mine", "--split", "val") == 0
+    records = tfds.builder_from_directory(output).as_data_source(split="val")
+    assert len(records) == 5
+    first = records[0]
+    assert np.array_equal(first["image"]["content"], np.asarray(Image.open(root / "001.jpg")))
+    assert len(first["annotations"]["id"]) == 3 and "tensorflow" not in sys.modules
+
+
+def test_the_published_layout_of_tfds_is_read(tmp_path):
+    """What TFDS's own segment_anything looks like: other numbers, and boxes as shares of the sides."""
+    f = tfds.features
+    features = f.FeaturesDict(
+        {
+            "image": {
+                "content": f.Image(shape=(None, None, 3), encoding_format="jpeg"),
+                "file_name": f.Text(), "height": np.uint64, "width": np.uint64, "image_id": np.uint64,
+            },
+            "annotations": f.Sequence(
+                {
+                    "area": np.uint64, "bbox": f.BBoxFeature(), "crop_box": f.BBoxFeature(), "id": np.uint64,
+                    "point_coords": f.Tensor(shape=(1, 2), dtype=np.float64), "predicted_iou": np.float64,
+                    "segmentation": {"counts": f.Text(), "size": f.Tensor(shape=(2,), dtype=np.uint64)},
+                    "stability_score": np.float64,
+                }
+            ),
+        }
+    )  # fmt: skip
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.core import example_serializer
+
+    write_tar(tmp_path / "sa_000000.tar", [4])
+    record = open_source(DataConfig(source="tars", root=str(tmp_path)), 64).record(0)
+    annotations = []
+    for a in record.annotations:
+        x, y, w, h = a["bbox"]
+        box = tfds.features.BBox(ymin=y / 30, xmin=x / 40, ymax=(y + h) / 30, xmax=(x + w) / 40)
+        annotations.append(
+            {"area": a["area"], "bbox": box, "crop_box": box, "id": a["id"], "point_coords": a["point_coords"],
+             "predicted_iou": 0.9, "stability_score": 0.95, "segmentation": a["segmentation"]}
+        )  # fmt: skip
+    image = {
+        "content": io.BytesIO(record.photo), "file_name": "sa_4.jpg", "height": 30, "width": 40, "image_id": 4
+    }  # fmt: skip
+    folder = tmp_path / "segment_anything"
+    folder.mkdir()
+    writer = ArrayRecordWriter(str(folder / "segment_anything-train.array_record-00000-of-00001"), "group_size:1")
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    writer.write(serializer.serialize_example(features.encode_example({"image": image, "annotations": annotations})))
+    writer.close()
+    template = tfds.core.ShardedFileTemplate(
+        dataset_name="segment_anything", split="train", filetype_suffix="array_record", data_dir=folder
+    )
+    split = tfds.core.SplitInfo(name="train", shard_lengths=[1], num_bytes=1, filename_template=template)
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder, features=features, split_infos=[split], filename_template=None, check_data=False
+    )
+    a, b = decode_record(record), PreparedSource(folder).load(0)
+    assert a.image_id == b.image_id == 4
+    for name in FIELDS:
+        assert np.array_equal(getattr(a, name), getattr(b, name)), name
+
+
+def test_what_can_not_be_used_is_left_out_and_listed(tmp_path, capsys):
+    root, output = coco_folder(tmp_path / "coco", 8), tmp_path / "out"
+    (root / "001.jpg").write_bytes((root / "001.jpg").read_bytes()[:300])
+    (root / "003.jpg").write_bytes(b"")
+    Image.new("RGB", (9, 9)).save(root / "004.jpg")
+    content = json.loads((root / "instances.json").read_text())
+    content["images"][4] |= {"height": 2, "width": 600}
+    Image.new("RGB", (600, 2)).save(root / "005.jpg")
+    for annotation in content["annotations"]:
+        if annotation["image_id"] == 5:
+            annotation["segmentation"] = [[0, 0, 9, 0, 9, 2]]
+        if annotation["image_id"] == 6 and isinstance(annotation["segmentation"], dict):
+            annotation["segmentation"]["size"] = [7, 7]
+    (root / "instances.json").write_text(json.dumps(content))
+    assert run("--source", "coco", "--root", root, "--output", output, "--photos-per-shard", 3, "--workers", 2) == 0
+    assert "3 photos" in capsys.readouterr().out
+    manifest = json.loads((output / "prepared.json").read_text())
+    assert manifest["skipped"] == {
+        "photo damaged": 2, "photo of another size": 1, "photo too thin": 1, "segmentation damaged": 1
+    }  # fmt: skip
+    assert [s["records"] for s in manifest["shards"]] == [1, 0, 2]
+    stored = PreparedSource(output)
+    assert [stored.record(i).image_id for i in range(len(stored))] == [2, 7, 8]
+
+
+def test_a_preparation_goes_on_where_it_was_killed(tmp_path):
+    root, output = coco_folder(tmp_path / "coco", 60), tmp_path / "out"
+    arguments = ["--source", "coco", "--root", root, "--output", output, "--photos-per-shard", 3, "--workers", 2]
+    command = [sys.executable, "-m", "edgesam_jax.prepare", *map(str, arguments)]
+    for least in (2, 9):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+        until = time.monotonic() + 60
+        while len(list(output.glob("photos-*"))) < least and time.monotonic() < until:
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        with pytest.raises(UsageError, match="has not ended: run the same command again"):
+            PreparedSource(output)
+    kept = {p: p.stat().st_mtime_ns for p in output.glob("photos-*")}
+    assert 9 <= len(kept) < 20
+    assert run(*arguments) == 0
+    noted = [p for p, when in kept.items() if p.stat().st_mtime_ns == when]
+    assert len(noted) >= len(kept) - 4  # renamed but not noted yet: at most one of each worker and kill
+    assert run("--output", output, "--verify") == 0
+    assert not list(output.glob(".*"))
+    stored = PreparedSource(output)
+    assert [stored.record(i).image_id for i in range(60)] == list(range(1, 61))
+    assert run(*arguments) == 0  # and once more does nothing
+
+
+def test_damage_is_found(tmp_path, capsys):
+    root, output = coco_folder(tmp_path / "coco"), tmp_path / "out"
+    assert run("--source", "coco", "--root", root, "--output", output, "--photos-per-shard", 2) == 0
+    shard = sorted(output.glob("photos-*"))[1]
+    content = bytearray(shard.read_bytes())
+    content[200:260] = bytes(60)
+    shard.write_bytes(content)
+    capsys.readouterr()
+    assert run("--output", output, "--verify") == 2
+    assert f"damaged or missing: {shard.name};" in capsys.readouterr().err
+    stored, kinds = PreparedSource(output), []
+    for index in range(5):
+        try:
+            stored.load(index)
+        except BadExample as error:
+            kinds.append((index, error.kind))
+    assert kinds and {kind for _, kind in kinds} <= {"record damaged", "photo damaged"}
+    assert {index for index, _ in kinds} <= {2, 3}
+    shard.unlink()
+    with pytest.raises((UsageError, BadExample)):
+        PreparedSource(output).load(2)
+
+
+def test_wrong_use_is_one_line(tmp_path, capsys):
+    root, output = coco_folder(tmp_path / "coco"), tmp_path / "out"
+    base = ["--source", "coco", "--root", root, "--output", output]
+    assert run(*base) == 0
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("")
+    (tmp_path / "bad").mkdir()
+    coco_folder(tmp_path / "none_good", 1)
+    (tmp_path / "none_good" / "001.jpg").write_bytes(b"")
+    capsys.readouterr()
+    for arguments, message in (
+        ([*base, "--limit", "2"], "holds another preparation"),
+        ([*base[:-1], tmp_path / "full"], "holds other files"),
+        (["--output", output], "--source: say what"),
+        ([*base, "--name", "a-b"], "letters, digits"),
+        ([*base, "--workers", "0"], "--workers"),
+        (["--source", "films", "--output", output], "invalid choice"),
+        (["--source", "coco", "--root", tmp_path / "nowhere", "--output", output], "no such folder"),
+        (["--output", tmp_path / "bad", "--verify"], "no prepared.json"),
+        (["--source", "coco", "--root", tmp_path / "none_good", "--output", tmp_path / "o2"], "none of the 1 photos"),
+    ):
+        assert run(*arguments) == 2, message
+        error = capsys.readouterr().err.splitlines()
+        assert error[-1].startswith("error: ") and message in error[-1], (message, error)
+    for give, message in ((tmp_path / "bad", "empty"), (tmp_path / "x", "no such folder"), (root, "no dataset_info")):
+        with pytest.raises(UsageError, match=message):
+            PreparedSource(give)
+    with pytest.raises(UsageError, match="no split 'val'; it has train"):
+        PreparedSource(output, "val")
