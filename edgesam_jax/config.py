@@ -168,7 +168,7 @@ class DataConfig:
     mask_nms: float = 1.0  # masks covered by larger ones to more than this share are dropped; 1: off
     mixture: tuple[MixtureConfig, ...] = ()  # not empty: these data sets in place of source, root, annotations, limit
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    embeddings: str = ""  # store of the teacher's embeddings (edgesam_jax.embed); empty: the teacher runs online
+    embeddings: tuple[str, ...] = ()  # stores of the teacher's embeddings (edgesam_jax.embed); empty: it runs online
     max_bad_share: float = 0.01  # of photos that can't be used, after the first 1,000; beyond it a run stops
     scene_difficulty: float = 0.5  # scenes only, 0 to 1: number and hollowness of objects, texture, lack of contrast
 
@@ -344,6 +344,8 @@ def _literal(hint: Any, text: str, where: str) -> Any:
     """The plain value that a command-line text stands for."""
     if hint is str or (typing.get_origin(hint) is Literal and all(isinstance(v, str) for v in typing.get_args(hint))):
         return text
+    if hint == tuple[str, ...] and text[:1] not in ("(", "["):  # a list of texts needs no quotes
+        return [part for part in text.split(",") if part]
     try:
         return ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
     except (ValueError, SyntaxError):

@@ -164,19 +164,20 @@ def check_store(config: Config, teacher: Model | None) -> None:
     Raises:
       UsageError: another teacher, size or shape; no teacher at all; or augmentation, which a store can't follow.
     """
-    if not config.data.embeddings:
-        return
-    where = f"data.embeddings={config.data.embeddings}"
-    if config.data.augment != AugmentConfig():
-        raise UsageError(f"{where}: a store holds embeddings of unchanged photos; switch data.augment off, or use none")
-    if teacher is None or config.distill.targets != "teacher":
-        raise UsageError(f"{where}: there is no teacher to learn from; name it, or leave the store out")
-    header = read_header(Path(config.data.embeddings))
-    if header.teacher != encoder_digest(teacher):
-        raise UsageError(
-            f"{where}: made with another teacher ({header.source or header.teacher[:12]}), or with other weights of"
-            f" {config.teacher}; embed with this one"
-        )
+    for root in config.data.embeddings:
+        where = f"data.embeddings={root}"
+        if config.data.augment != AugmentConfig():
+            raise UsageError(
+                f"{where}: a store holds embeddings of unchanged photos; switch data.augment off, or use no store"
+            )
+        if teacher is None or config.distill.targets != "teacher":
+            raise UsageError(f"{where}: there is no teacher to learn from; name it, or leave the store out")
+        header = read_header(Path(root))
+        if header.teacher != encoder_digest(teacher):
+            raise UsageError(
+                f"{where}: made with another teacher ({header.source or header.teacher[:12]}), or with other weights of"
+                f" {config.teacher}; embed with this one"
+            )
 
 
 def check_teacher(config: Config, teacher: SamConfig) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from edgesam_jax.config import (
     ArmConfig,
     Config,
+    DataConfig,
     OptimConfig,
     RepVitConfig,
     SamConfig,
@@ -81,7 +82,8 @@ def test_every_field_can_be_set_from_text(data):
     value = data.draw(strategy(hint))
     if isinstance(value, str):
         value = value.strip()  # the text after "=" is stripped
-    text = value if isinstance(value, str) else repr(value)
+    plain = [dataclasses.asdict(v) for v in value] if path == "data.mixture" else value
+    text = value if isinstance(value, str) else repr(plain)
     assert read(apply_overrides(Config(), [f"{path}={text}"]), path) == value
 
 
@@ -186,3 +188,9 @@ def test_geometry():
 def test_config_needs_the_standard_library_only():
     code = "import sys, edgesam_jax.config; assert not {'jax', 'numpy', 'flax'} & set(sys.modules), 'too much imported'"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_list_of_texts_needs_no_quotes():
+    data = DataConfig()
+    for text, value in (("a..b", ("a..b",)), ("a,b", ("a", "b")), ("('a', 'b,c')", ("a", "b,c")), ("", ())):
+        assert apply_overrides(data, [f"subset={text}"]).subset == value

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import ml_dtypes
@@ -22,7 +23,7 @@ from tiny import CONV, REPVIT
 
 from edgesam_jax import embed, start
 from edgesam_jax.checkpoint import Model, encoder_digest, save_model_file
-from edgesam_jax.config import AugmentConfig, Config, DataConfig, DistillConfig, TrainConfig, UsageError
+from edgesam_jax.config import AugmentConfig, Config, DataConfig, DistillConfig, MixtureConfig, TrainConfig, UsageError
 from edgesam_jax.data.embeddings import EmbeddingStore, dequantise, photo_key, quantise, read_header, shard_name
 from edgesam_jax.data.pipeline import batches
 from edgesam_jax.data.schema import BadExample
@@ -76,7 +77,7 @@ def test_training_reads_what_the_teacher_says(tmp_path, teacher, data, dtype, to
     report = embed.embed(teacher, data, tmp_path / "store", dtype, per_shard=3, batch_size=2)
     assert (report.embedded, report.skipped, report.remaining) == (7, [], 0)
     model = dataclasses.replace(REPVIT, image_size=CONV.image_size)
-    stream = batches(dataclasses.replace(data, embeddings=str(tmp_path / "store")), model)
+    stream = batches(dataclasses.replace(data, embeddings=(str(tmp_path / "store"),)), model)
     source = open_source(data, 64)
     by_id = {source.record(i).image_id: own(teacher, source.load(i).image) for i in range(7)}
     seen = set()
@@ -100,7 +101,7 @@ def test_a_run_from_a_store_is_the_run_with_the_teacher_online(tmp_path, teacher
         train=TrainConfig(steps=3, log_every=1, picture_every=0, devices=1),
     )  # fmt: skip
     losses = []
-    for name, given_store in (("online", ""), ("stored", str(store))):
+    for name, given_store in (("online", ()), ("stored", (str(store),))):
         own_data = dataclasses.replace(data, embeddings=given_store)
         fit(dataclasses.replace(config, data=own_data), tmp_path / name, quiet=True)
         rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
@@ -144,7 +145,7 @@ def test_a_killed_call_goes_on(tmp_path, teacher, photos):
 def test_bad_photos_are_left_out_and_replaced_in_training(tmp_path, teacher):
     root = coco_folder(tmp_path / "coco", 5)
     (root / "003.jpg").write_bytes(b"")
-    data = DataConfig(source="coco", root=str(root), batch_size=5, shuffle=False, embeddings=str(tmp_path / "store"))
+    data = DataConfig(source="coco", root=str(root), batch_size=5, shuffle=False, embeddings=(str(tmp_path / "store"),))
     report = embed.embed(teacher, data, tmp_path / "store", per_shard=2)
     assert report.embedded == 4 and [kind for kind, _ in report.skipped] == ["photo damaged"]
     store = pickle.loads(pickle.dumps(EmbeddingStore(tmp_path / "store")))
@@ -155,6 +156,20 @@ def test_bad_photos_are_left_out_and_replaced_in_training(tmp_path, teacher):
     next(stream)
     assert set(stream.counts) >= {"photo damaged", "photo of another size", "embedding missing"}
     assert 3 not in stream.ids and 5 not in stream.ids
+
+
+def test_a_mixture_reads_from_several_stores(tmp_path, teacher):
+    """Each photo is found wherever it is stored, by what it is."""
+    roots = [coco_folder(tmp_path / name, count) for name, count in (("a", 2), ("b", 5))]
+    stores = []
+    for root in roots:
+        stores.append(str(tmp_path / f"{root.name}_store"))
+        embed.embed(teacher, DataConfig(source="coco", root=str(root)), Path(stores[-1]))
+    mixture = tuple(MixtureConfig("coco", root=str(root)) for root in roots)
+    data = DataConfig(mixture=mixture, batch_size=14, embeddings=tuple(stores))
+    stream = batches(data, REPVIT)
+    assert next(stream).teacher_embedding.shape[0] == 14 and not stream.counts
+    next(batches(dataclasses.replace(data, embeddings=tuple(stores[:1])), REPVIT))
 
 
 def test_damage_is_named(tmp_path, teacher, data):
@@ -189,7 +204,7 @@ def test_damage_is_named(tmp_path, teacher, data):
 def test_a_store_of_something_else_is_refused(tmp_path, teacher, data):
     store = tmp_path / "store"
     embed.embed(teacher, data, store)
-    config = Config(model=REPVIT, teacher="t", data=dataclasses.replace(data, embeddings=str(store)))
+    config = Config(model=REPVIT, teacher="t", data=dataclasses.replace(data, embeddings=(str(store),)))
     start.check_store(config, teacher)
     changed = jax.tree.map(np.array, teacher.variables)
     leaf = jax.tree.leaves(changed["params"]["image_encoder"])[0]
@@ -201,7 +216,7 @@ def test_a_store_of_something_else_is_refused(tmp_path, teacher, data):
     assert encoder_digest(Model(CONV, decoder)) == encoder_digest(teacher)  # the decoder may differ
     for other, message in (
         (dataclasses.replace(config.data, augment=AugmentConfig(flip=0.5)), "augment"),
-        (dataclasses.replace(config.data, embeddings=str(tmp_path)), "no store.json"),
+        (dataclasses.replace(config.data, embeddings=(str(tmp_path),)), "no store.json"),
     ):
         with pytest.raises(UsageError, match=message):
             start.check_store(dataclasses.replace(config, data=other), teacher)

@@ -119,8 +119,8 @@ def kept_steps(workdir: Path) -> list[int]:
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(config_file, tmp_path, capfd, monkeypatch):
-    def poisoned(data, model, start_step=0):
-        for number, batch in enumerate(batches(data, model, start_step), start_step + 1):
+    def poisoned(data, model, start_step=0, **given):
+        for number, batch in enumerate(batches(data, model, start_step, **given), start_step + 1):
             bad = np.nan if number == 3 else 0
             yield dataclasses.replace(batch, boxes=batch.boxes + bad, points=batch.points + bad)
 

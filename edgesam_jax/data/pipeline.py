@@ -163,7 +163,7 @@ class BatchSource:
         self._data, self._model, self._parts, self._shard = data, model, parts, shard
         # Made where they are used: grain brings JAX along, and a store's index is larger than its path.
         self._order: Callable[[int], tuple[int, int]] | None = None
-        self._store: EmbeddingStore | None = None
+        self._stores: list[EmbeddingStore] = []
 
     def __len__(self) -> int:
         return _ENDLESS
@@ -211,9 +211,9 @@ class BatchSource:
         example = augment(example, data.augment, rng)
         arrays = example_arrays(example, data, model, rng)
         if data.embeddings:
-            if self._store is None:
-                self._store = EmbeddingStore(data.embeddings)
-            arrays["teacher_embedding"] = self._store.read(example.key, example.image_id)
+            self._stores = self._stores or [EmbeddingStore(root) for root in data.embeddings]
+            store = next((store for store in self._stores if example.key in store), self._stores[0])
+            arrays["teacher_embedding"] = store.read(example.key, example.image_id)
         return example.image_id, arrays
 
 
