@@ -63,7 +63,7 @@ def save_model(path: str | Path, model: Model) -> Path:
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         fresh.mkdir()
-        with _quiet(), _orbax().StandardCheckpointer() as checkpointer:
+        with _quiet(), _orbax().StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
             checkpointer.save(fresh / "variables", model.variables)
         (fresh / "config.json").write_text(_header(model, _digest(model.variables)))
         if path.exists():
@@ -244,6 +244,15 @@ def _orbax() -> Any:
     import orbax.checkpoint
 
     return orbax.checkpoint
+
+
+def _alone() -> Any:
+    """Options for a process of a job that saves by itself: Orbax would wait for the others."""
+    own = jax.process_index()
+    return _orbax().options.MultiprocessingOptions(
+        primary_host=own, active_processes={own} if jax.process_count() > 1 else None,
+        barrier_sync_key_prefix=f"alone{own}" if jax.process_count() > 1 else None,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

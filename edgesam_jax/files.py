@@ -10,8 +10,8 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write beside, then rename: a reader never sees half a file."""
-    beside = path.with_name(path.name + ".part")
+    """Write beside, then rename: a reader never sees half a file, and several processes may write the same."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     beside.write_text(text)
     os.replace(beside, path)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,28 +25,63 @@ AXIS = "data"
 TrainStep = Callable[[TrainState, Any, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def start_processes() -> None:
-    """Join the other processes of a job if the environment names them; else do nothing.
+def start_processes(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
+    """Join the other processes of a job, if there are any.  Call it before anything touches a device.
 
-    ``JAX_COORDINATOR_ADDRESS`` (host:port), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` say who is who; the address
-    ``auto`` leaves all three to JAX's cluster detection (TPU pods, SLURM).  Call it before anything touches a device.
+    Who is who: the arguments; else ``JAX_COORDINATOR_ADDRESS`` (host:port), ``JAX_NUM_PROCESSES`` and
+    ``JAX_PROCESS_ID``; else what SLURM or a TPU slice of several hosts says, by JAX's own detection (an address
+    ``auto`` asks for that anywhere).
 
     Raises:
-      UsageError: an address without the other two, or numbers that are none.
+      UsageError: an address without the other two, or numbers that are none; or the others can't be reached.
     """
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
-    if not address:
-        return
-    if address == "auto":
-        jax.distributed.initialize()
-        return
+    address = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
     try:
-        count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
-    except (KeyError, ValueError):
+        if address == "auto" or (not address and in_cluster(os.environ)):
+            jax.distributed.initialize()
+            return
+        if not address:
+            if processes or process >= 0:
+                raise UsageError("--processes and --process need --coordinator HOST:PORT, of the first process")
+            return
+        count = processes or int(os.environ["JAX_NUM_PROCESSES"])
+        index = process if process >= 0 else int(os.environ["JAX_PROCESS_ID"])
+        if not 0 <= index < count:
+            raise UsageError(f"--process {index} of --processes {count}: they count from 0")
+    except (KeyError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
         raise UsageError(
-            "JAX_COORDINATOR_ADDRESS is set: set the numbers JAX_NUM_PROCESSES and JAX_PROCESS_ID too"
+            f"coordinator {address}: set --processes and --process, or the numbers JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from None
-    jax.distributed.initialize(address, count, index)
+    try:
+        jax.distributed.initialize(address, count, index)
+    except Exception as error:  # grpc's and XLA's
+        first = (str(error).splitlines() or [""])[0][:200]
+        raise UsageError(f"coordinator {address}: the {count} processes could not meet there ({first})") from None
+
+
+def in_cluster(environment: Mapping[str, str]) -> bool:
+    """Whether SLURM or a TPU slice started this process beside others."""
+    slurm = "SLURM_PROCID" in environment and environment.get("SLURM_NTASKS", "1") not in ("", "1")
+    return slurm or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+
+
+def is_first() -> bool:
+    """Whether this is the process that prints and writes what people read.  Touches no device where it is alone."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def agree_to_stop(step: int, stop: Callable[[], bool]) -> bool:
+    """Whether to leave after a step: in a job of several processes all leave after the same one.
+
+    There JAX's preemption service hears SIGTERM, on whichever host it arrives; it costs no wait on a device.
+    """
+    if jax.process_count() == 1:
+        return stop()
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.reached_preemption_sync_point(step))
 
 
 def request_devices(count: int) -> list[jax.Device]:

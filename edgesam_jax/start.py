@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from edgesam_jax import parallel
 from edgesam_jax.checkpoint import Model, encoder_digest
 from edgesam_jax.config import AugmentConfig, Config, SamConfig, UsageError, from_json, to_json
 from edgesam_jax.data.embeddings import read_header
@@ -77,13 +78,14 @@ def claim_workdir(config: Config, workdir: Path) -> Iterator[None]:
             )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(saved, to_json(config))
+        if parallel.is_first():
+            write_atomically(saved, to_json(config))
     except OSError as error:
         raise UsageError(f"--workdir {workdir}: cannot write there ({error.strerror})") from None
     try:
         yield
     except BaseException:
-        if fresh and not any(workdir.glob("**/checkpoints/*/")):
+        if fresh and parallel.is_first() and not any(workdir.glob("**/checkpoints/*/")):
             saved.unlink(missing_ok=True)
         raise
 

@@ -48,13 +48,16 @@ ENOUGH_TO_JUDGE = 1000  # photos drawn before data.max_bad_share is asked
 
 @dataclass
 class StopSignal:
-    """SIGTERM and SIGINT ask the loop to save and leave; a second one has its usual effect."""
+    """SIGTERM and SIGINT ask the loop to save and leave; a second one has its usual effect.
+
+    A job of several processes leaves them to JAX: see ``parallel.agree_to_stop``.
+    """
 
     received: int = 0
     _before: dict[int, Any] = field(default_factory=dict)
 
     def __enter__(self) -> StopSignal:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in () if jax.distributed.is_initialized() else (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -189,7 +192,7 @@ def fit(
     step = int(state.step)
     model = model_of(config, state)
     finished = step >= config.train.steps
-    if finished:
+    if finished and parallel.is_first():
         save_model(workdir / "model", model)
         reporting.save_curves(workdir / "curves.png", {config.name: workdir / "metrics.jsonl"})
         files.write_atomically(workdir / "run.json", json.dumps({"steps": step, "seconds": seconds}))
@@ -256,13 +259,14 @@ class _Loop:
     ) -> None:
         self.config, self.workdir, self.checkpoints, self.schedule = config, workdir, checkpoints, schedule
         self.seconds = seconds
-        self.log = reporting.MetricsLog(workdir, start)
+        self.first = parallel.is_first()
+        self.log = reporting.MetricsLog(workdir, start) if self.first else None
         own = f".{jax.process_index()}" if jax.process_index() else ""
         self.skipped_log = reporting.RowLog(workdir / f"skipped{own}.jsonl", start - 1)
         self.skipped: Counter[str] = Counter()
         self.bar = tqdm(
             total=config.train.steps, initial=start, unit="step", desc=f"{config.name} (compiling)",
-            smoothing=0.05, dynamic_ncols=True, disable=quiet,
+            smoothing=0.05, dynamic_ncols=True, disable=quiet or not self.first,
         )  # fmt: skip
         self.pending: deque[tuple[int, dict[str, jax.Array]]] = deque()
         self.window: list[dict[str, float]] = []
@@ -283,7 +287,8 @@ class _Loop:
     def run(self, state: TrainState, data: Iterator[Batch], stop: Callable[[], bool]) -> TrainState:
         """Step until the end or until asked to stop; the state returned is saved."""
         train, every = self.config.train, self.config.eval.every
-        done, leaving = int(state.step), stop()
+        done = int(state.step)
+        leaving = parallel.agree_to_stop(done, stop)
         try:
             while done < train.steps and not leaving:
                 batch = next(data)
@@ -300,17 +305,18 @@ class _Loop:
                 self.pending.append((done, metrics))
                 # Reading the metrics of the step before the last leaves the device one step of work ahead.
                 self._read(keep=1)
-                leaving = stop()
+                leaving = parallel.agree_to_stop(done, stop)
                 if leaving or done == train.steps or done % train.checkpoint_every == 0:
                     self._save(done, state)
-                if train.picture_every and (done % train.picture_every == 0 or done == train.steps):
+                if self.first and train.picture_every and (done % train.picture_every == 0 or done == train.steps):
                     self._picture(done, state, batch)
                 if every and done % every == 0 and done < train.steps:
                     self._evaluate(done, state)
             return state
         finally:
             self.bar.close()
-            self.log.close()
+            if self.log:
+                self.log.close()
             if self.skipped:
                 kinds = ", ".join(f"{kind} {count}" for kind, count in self.skipped.most_common())
                 note = f"note: {self.skipped.total()} photos were skipped ({kinds}); {self.skipped_log.path} lists them"
@@ -358,7 +364,8 @@ class _Loop:
                 row["learning_rate"] = float(self.schedule(done - 1))
                 row["seconds"] = self.seconds
                 row["skipped"] = self.skipped.total()
-                self.log.write(done, row)
+                if self.log:
+                    self.log.write(done, row)
                 self.bar.set_postfix(loss=f"{row['loss']:.4g}", lr=f"{row['learning_rate']:.2g}")
                 self.window = []
 
@@ -407,5 +414,6 @@ class _Loop:
                 self.config, model.config, model.variables, self.examples, self.teacher_model, title
             )
             named = {f"eval/{prompt}+{i}": v for prompt, values in scores.items() for i, v in enumerate(values)}
-            self.log.write(done, named)
+            if self.log:
+                self.log.write(done, named)
         self._pause()

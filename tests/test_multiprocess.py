@@ -1,0 +1,131 @@
+"""Real processes on one machine, talking over gloo: however a job is cut, it computes the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from multiprocess_check import STEPS, prepare
+
+from edgesam_jax import parallel
+from edgesam_jax.checkpoint import load_model
+from edgesam_jax.config import UsageError
+
+SCRIPT = Path(__file__).with_name("multiprocess_check.py")
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+def job(workdir: Path, processes: int, devices: int, stop: int = 0, broken: int = -1, timeout: float = 600):
+    """Run a job to its end: the exit code and the errors of each process."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "SLURM", "XLA_FLAGS"))}
+    environment |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "EDGESAM_JAX_CACHE": "off"}
+    address = f"localhost:{free_port()}"
+    running = []
+    for index in range(processes):
+        command = [sys.executable, SCRIPT, workdir, address, processes, index, devices, stop]
+        command += ["break"] if index == broken else []
+        with (workdir.parent / f"{workdir.name}.{index}.err").open("w") as errors:
+            running.append(
+                subprocess.Popen([str(c) for c in command], env=environment, stderr=errors, stdout=subprocess.DEVNULL)
+            )
+    until = time.monotonic() + timeout
+    try:
+        codes = [process.wait(max(1, until - time.monotonic())) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    return codes, [(workdir.parent / f"{workdir.name}.{i}.err").read_text() for i in range(processes)]
+
+
+def losses(workdir: Path) -> np.ndarray:
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    return np.array([row["loss"] for row in rows])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("jobs")
+    prepare(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """One process with four devices."""
+    codes, errors = job(folder / "1x4", 1, 4)
+    assert codes == [0], errors
+    return folder / "1x4"
+
+
+def assert_same(one: Path, other: Path) -> None:
+    np.testing.assert_allclose(losses(other), losses(one), rtol=1e-5)
+    a, b = (load_model(path / "model").variables for path in (one, other))
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(y, x, rtol=1e-4, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
+def test_however_a_job_is_cut_it_computes_the_same(folder, whole, processes, devices):
+    workdir = folder / f"{processes}x{devices}"
+    codes, errors = job(workdir, processes, devices)
+    assert codes == [0] * processes, errors
+    assert_same(whole, workdir)
+    assert sorted(p.name for p in (workdir / "pictures").iterdir()) == ["0000004.png"]
+    assert not list(workdir.rglob("*.part"))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_processes_and_devices(folder, whole):
+    workdir = folder / "resumed"
+    codes, errors = job(workdir, 2, 2, stop=2)
+    assert codes == [143, 143] and "saved; the same command goes on" in errors[0], errors
+    codes, errors = job(workdir, 1, 1)
+    assert codes == [0], errors
+    assert_same(whole, workdir)
+
+
+@pytest.mark.slow
+def test_one_failing_process_ends_the_job(folder):
+    broken = 1
+    began = time.monotonic()
+    codes, errors = job(folder / "broken", 2, 1, broken=broken, timeout=300)
+    assert codes[broken] == 2 and errors[broken].splitlines()[-1] == "error: the disk of this host is gone"
+    assert codes[1 - broken] != 0, errors
+    assert time.monotonic() - began < 200
+
+
+def test_clusters_are_recognised():
+    for environment, expected in (
+        ({}, False),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, False),  # an interactive shell, or a job of one task
+        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, True),
+    ):
+        assert parallel.in_cluster(environment) is expected
+
+
+def test_wrong_numbers_are_refused():
+    for given, message in (
+        (("", 2, 0), "need --coordinator"),
+        (("localhost:1", 2, 2), "they count from 0"),
+        (("localhost:1", 2, -1), "set --processes and --process"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            parallel.start_processes(*given)
