@@ -3,7 +3,8 @@
     python -m edgesam_jax.embed --teacher weights/sam_vit_h_4b8939.pth --source prepared --root DATA --output STORE
     ... --part 2/8     on the third of eight processes or hosts that share STORE's file system (the first is 0/8)
 
-Shards that are complete are kept: the same command, on any number of processes, goes on where it was stopped.
+Shards that are complete are kept: the same command, on any number of processes, goes on where it was stopped.  What
+could not be used is listed in ``STORE/skipped-2-of-8.jsonl``, one file for each part.
 """
 
 from __future__ import annotations
@@ -12,22 +13,25 @@ import argparse
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from tqdm import tqdm
 
 from edgesam_jax.config import DataConfig, SourceName, UsageError
+from edgesam_jax.data.chosen import digest, read_ids
 from edgesam_jax.data.embeddings import STORE, StoredType, StoreHeader, photo_key, read_header, shard_name, write_shard
 from edgesam_jax.data.records import decode_record
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.data.sources import open_source
+from edgesam_jax.data.sources import left_out, open_source
 from edgesam_jax.data.transforms import pad_to_square, resize_longest_side
 from edgesam_jax.files import write_atomically, written_beside
+from edgesam_jax.flags import Parser, count
 
 if TYPE_CHECKING:
     from edgesam_jax.checkpoint import Model
@@ -60,6 +64,8 @@ def header_of(teacher: Model, data: DataConfig, photos: int, dtype: StoredType, 
 
     config = teacher.config
     fields = {name: getattr(data, name) for name in ("source", "root", "annotations", "subset", "split", "limit")}
+    if data.ids:
+        fields["ids"] = digest(read_ids(Path(data.ids)))
     return StoreHeader(
         teacher=encoder_digest(teacher), source=str(teacher.metadata.get("source", "")), image_size=config.image_size,
         shape=(config.grid, config.grid, config.embed_dim), dtype=dtype, photos=photos, shards=-(-photos // per_shard),
@@ -93,7 +99,8 @@ def embed(
     ranges = {n: range(n * per_shard, min((n + 1) * per_shard, len(source))) for n in own}
     variables = inference.for_inference(teacher.config, teacher.variables) if own else None
     encode = inference.encoder(teacher.config)
-    skipped: list[tuple[str, str]] = []
+    skipped = list(left_out(source).rows) if part[0] == 0 else []
+    listed = output / f"skipped-{part[0]}-of-{part[1]}.jsonl"
     embedded = 0
     with tqdm(total=sum(map(len, ranges.values())), unit="photo", desc="embed", dynamic_ncols=True) as bar:
         for number, indices in ranges.items():
@@ -108,6 +115,7 @@ def embed(
                 keys += [key for key, _, _ in batch]
                 bar.update(len(batch))
             try:
+                list_skipped(listed, skipped)
                 with written_beside(output / names[number]) as path:
                     write_shard(path, header, keys, np.concatenate(pieces))
             except OSError as error:
@@ -118,6 +126,14 @@ def embed(
             embedded += len(keys)
     remaining = sum(not (output / name).is_file() for name in names)
     return Report(embedded, skipped, remaining)
+
+
+def list_skipped(path: Path, skipped: Sequence[tuple[str, str]]) -> None:
+    """Add to a list what is not in it yet; a shard that is done again adds nothing."""
+    lines = [json.dumps({"kind": kind, "message": message}) for kind, message in skipped]
+    there = path.read_text().splitlines() if path.is_file() else []
+    if not set(lines) <= set(there):
+        write_atomically(path, "".join(f"{line}\n" for line in dict.fromkeys(there + lines)))
 
 
 def _batches(
@@ -173,18 +189,6 @@ def claim(output: Path, header: StoreHeader) -> None:
         ) from None
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (--help shows the flags)")
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
 def _part(text: str) -> tuple[int, int]:
     index, _, count = text.partition("/")
     if not 0 <= int(index) < int(count):
@@ -193,8 +197,8 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m edgesam_jax.embed", description=__doc__, allow_abbrev=False,
+    parser = Parser(
+        prog="python -m edgesam_jax.embed", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--teacher", required=True, help="checkpoint folder, or a published file")
@@ -203,11 +207,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--annotations", default="", help="coco: the JSON file; found under the folder if not given")
     parser.add_argument("--subset", nargs="+", default=(), help="tars: sa_000020, or sa_000020..sa_000029")
     parser.add_argument("--split", default="", help="prepared: the split")
-    parser.add_argument("--limit", type=_count, default=0, help="the first so many photos; all if not given")
+    parser.add_argument("--limit", type=count, default=0, help="the first so many photos; all if not given")
+    parser.add_argument("--ids", default="", metavar="FILE", help="the photos of this list, one a line")
     parser.add_argument("--output", type=Path, required=True, help="folder of the store")
     parser.add_argument("--dtype", choices=get_args(StoredType), default="float16")
-    parser.add_argument("--photos-per-shard", type=_count, default=256)
-    parser.add_argument("--batch-size", type=_count, default=1, help="photos encoded at a time")
+    parser.add_argument("--photos-per-shard", type=count, default=256)
+    parser.add_argument("--batch-size", type=count, default=1, help="photos encoded at a time")
     parser.add_argument("--part", type=_part, default=(0, 1), metavar="I/N", help="this process of so many, from 0/N")
     return parser
 
@@ -225,13 +230,14 @@ def run(given: argparse.Namespace) -> str:
     compile_cache.enable()
     data = DataConfig(
         source=given.source, root=given.root, annotations=given.annotations, subset=tuple(given.subset),
-        split=given.split, limit=given.limit,
+        split=given.split, limit=given.limit, ids=given.ids,
     )  # fmt: skip
     report = embed(
         load_model(given.teacher), data, given.output, given.dtype, given.photos_per_shard, given.batch_size, given.part
     )
-    for kind, message in report.skipped[:20]:
-        print(f"left out ({kind}): {message}", file=sys.stderr)
+    if report.skipped:
+        found = ", ".join(f"{kind} {count}" for kind, count in Counter(kind for kind, _ in report.skipped).items())
+        print(f"note: left out: {found}; {given.output}/skipped-*.jsonl list them", file=sys.stderr)
     rest = f"; {report.remaining} shards remain for other parts" if report.remaining else ""
     return f"{report.embedded} photos embedded in {given.output}, {len(report.skipped)} left out{rest}"
 

@@ -4,6 +4,9 @@
 
 Every photo and mask is decoded once on the way: what can't be used is left out, counted by kind and listed in
 ``OUTPUT/prepared.json``.  The same command goes on where it was stopped; shards that are complete are kept.
+
+``--sample 1000 --seed 0`` takes so many photos at random and writes which to ``OUTPUT/ids.txt``; ``--ids FILE``, and
+``data.ids=FILE`` in training, take those of such a list.
 """
 
 from __future__ import annotations
@@ -19,20 +22,23 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from edgesam_jax.config import DataConfig, SourceName, UsageError
+from edgesam_jax.data.chosen import digest, draw, ids_text, photo_ids, read_ids
 from edgesam_jax.data.pipeline import check_size
 from edgesam_jax.data.prepared import FORMAT, MANIFEST, encode, features, load_tfds
 from edgesam_jax.data.records import Record, area_of, decode_record
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.data.sources import open_source
+from edgesam_jax.data.sources import left_out, open_source
 from edgesam_jax.files import sha256_of, write_atomically, written_beside
+from edgesam_jax.flags import Parser, count
 
+IDS = "ids.txt"  # which photos were drawn
 NOTES = ".shards"  # what is known of the shards while not all are there
 
 
@@ -92,7 +98,10 @@ def write_shard(data: DataConfig, output: Path, shard: Shard) -> Written:
         try:
             for index in range(shard.first, shard.last):
                 try:
-                    record = complete(source.record(index))
+                    record = source.record(index)
+                    if source.annotated and not record.annotations:
+                        raise BadExample("no annotations", f"{record.where}: none that can be used; remove the photo")
+                    record = complete(record)
                 except BadExample as error:
                     skipped.append((error.kind, str(error)))
                     continue
@@ -135,9 +144,16 @@ def finished(output: Path, shard: Shard) -> Written | None:
 
 
 def prepare(
-    data: DataConfig, output: Path, name: str = "photos", split: str = "train", per_shard: int = 256, workers: int = 1
+    data: DataConfig,
+    output: Path,
+    name: str = "photos",
+    split: str = "train",
+    per_shard: int = 256,
+    workers: int = 1,
+    sample: int = 0,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Write the data set; returns the manifest.
+    """Write the data set, or ``sample`` of its photos drawn by ``seed``; returns the manifest.
 
     Raises:
       UsageError: the source can't be opened, the folder holds something else or can't be written, or nothing in the
@@ -150,9 +166,19 @@ def prepare(
         "data": {k: getattr(data, k) for k in ("source", "root", "annotations", "subset", "limit")},
         "name": name, "split": split, "photos_per_shard": per_shard, "photos": len(source),
     }  # fmt: skip
+    if data.ids:
+        settings["ids"] = digest(read_ids(Path(data.ids)))
+    ids = draw(photo_ids(source, f"{data.source} {data.root}"), sample, seed) if sample else []
+    if sample:
+        settings |= {"sample": sample, "seed": seed, "photos": sample}
     settings = json.loads(json.dumps(settings))
     if (manifest := _claim(output, settings)) is not None:
         return manifest
+    if sample:
+        about = f"source: {' '.join([data.source, *data.subset])}", f"drawn: {sample} of {len(source)}, seed {seed}"
+        write_atomically(output / IDS, ids_text(ids, about))
+        data = dataclasses.replace(data, ids=str(output / IDS))
+        source = _source(data)
     shards = shards_of(len(source), per_shard, name, split)
     done = {shard: written for shard in shards if (written := finished(output, shard)) is not None}
     if done:
@@ -222,6 +248,7 @@ def _finish(source: Any, output: Path, settings: dict[str, Any], done: list[Writ
     skipped = [row for written in done for row in written.skipped]
     if not records:
         raise UsageError(f"none of the {len(source)} photos can be used: {skipped[0][1]}")
+    skipped = left_out(source).rows + skipped
     template = tfds.core.ShardedFileTemplate(
         dataset_name=settings["name"], split=settings["split"], filetype_suffix="array_record", data_dir=output
     )
@@ -269,21 +296,9 @@ def verify(output: Path) -> list[str]:
     ]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (--help shows the flags)")
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m edgesam_jax.prepare", description=__doc__, allow_abbrev=False,
+    parser = Parser(
+        prog="python -m edgesam_jax.prepare", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     kinds = [name for name in get_args(SourceName) if name not in ("scenes", "prepared")]
@@ -291,12 +306,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--root", default="", help="its folder")
     parser.add_argument("--annotations", default="", help="coco: the JSON file; found under the folder if not given")
     parser.add_argument("--subset", nargs="+", default=(), help="tars: sa_000020, or sa_000020..sa_000029")
-    parser.add_argument("--limit", type=_count, default=0, help="the first so many photos; all if not given")
+    parser.add_argument("--limit", type=count, default=0, help="the first so many photos; all if not given")
+    parser.add_argument("--ids", default="", metavar="FILE", help="the photos of this list, one a line")
+    parser.add_argument(
+        "--sample", type=count, default=0, metavar="N", help="N photos at random; OUTPUT/ids.txt says which"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of --sample")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--name", default="photos", help="name of the data set in TFDS's file names")
     parser.add_argument("--split", default="train", help="name of the split")
-    parser.add_argument("--photos-per-shard", type=_count, default=256)
-    parser.add_argument("--workers", type=_count, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--photos-per-shard", type=count, default=256)
+    parser.add_argument("--workers", type=count, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--verify", action="store_true", help="check the checksums of OUTPUT and do nothing else")
     return parser
 
@@ -318,9 +338,11 @@ def run(given: argparse.Namespace) -> str:
         raise UsageError(f"--name {given.name} --split {given.split}: use letters, digits and _ alone")
     data = DataConfig(
         source=given.source, root=given.root, annotations=given.annotations, subset=tuple(given.subset),
-        limit=given.limit,
+        limit=given.limit, ids=given.ids,
     )  # fmt: skip
-    manifest = prepare(data, given.output, given.name, given.split, given.photos_per_shard, given.workers)
+    manifest = prepare(
+        data, given.output, given.name, given.split, given.photos_per_shard, given.workers, given.sample, given.seed
+    )
     left = ", ".join(f"{kind} {count}" for kind, count in manifest["skipped"].items())
     size = sum(shard["bytes"] for shard in manifest["shards"]) / 1e9
     return (

@@ -1,7 +1,7 @@
 import contextlib
 import json
-import logging
 import pickle
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -64,11 +64,15 @@ def write_coco(root, count=3, folder="images", change=None):
     return content
 
 
+def kinds(source) -> dict[str, int]:
+    return dict(Counter(kind for kind, _ in source.left_out.rows))
+
+
 @pytest.mark.parametrize("folder", ["", "images", "train2017", "val2017"])
 def test_photos_are_found_and_read(tmp_path, folder):
     content = write_coco(tmp_path, folder=folder)
     source = pickle.loads(pickle.dumps(CocoSource(tmp_path)))  # workers get a copy
-    assert len(source) == 3 and source.missing == [] and source.categories == {1: "thing"}
+    assert len(source) == 3 and source.left_out.rows == [] and source.categories == {1: "thing"}
     for i in range(3):
         pixels, masks = photo(i)
         example = source.load(i)
@@ -114,17 +118,16 @@ def test_crowds_and_useless_annotations_are_left_out(tmp_path):
 
     write_coco(tmp_path, change=change)
     source = CocoSource(tmp_path)
-    assert len(source) == 1 and source.without_annotations == 2
-    assert len(source.load(0)) == len(photo(0)[1]) - 3
+    assert len(source) == 1 and len(source.load(0)) == len(photo(0)[1]) - 3
+    assert kinds(source) == {"annotation empty": 2, "no annotations": 2} and source.left_out.damaged == 1
 
 
-def test_missing_photos_are_counted_and_named(tmp_path, caplog):
+def test_missing_photos_are_counted_and_named(tmp_path):
     write_coco(tmp_path)
     (tmp_path / "images" / "1.png").unlink()
-    with caplog.at_level(logging.WARNING):
-        source = CocoSource(tmp_path)
-    assert len(source) == 2 and source.missing == ["1.png"]
-    assert "1 photos" in caplog.text and "1.png" in caplog.text
+    source = CocoSource(tmp_path)
+    assert len(source) == 2 and kinds(source) == {"file missing": 1} and not source.left_out.damaged
+    assert "1 entries" in source.left_out.note and "1.png" in source.left_out.note
     for i in (0, 2):
         (tmp_path / "images" / f"{i}.png").unlink()
     with pytest.raises(UsageError, match=r"none of the 3 photos .*0\.png"):
@@ -169,8 +172,9 @@ def test_annotations_are_found_or_the_choice_is_left_to_the_user(tmp_path):
         ("[]", "not in COCO format"),
         ('{"images": [], "annotations": {}}', "not in COCO format"),
         ('{"images": [{"id": 1}], "annotations": []}', "no 'height'"),
-        ('{"images": [], "annotations": [7]}', "no 'image_id'"),
-        ('{"images": [], "annotations": []}', "no photo in it"),
+        ('{"images": [], "annotations": [7]}', "not an object"),
+        ('{"images": [], "annotations": []}', "no photo in it can be used: it lists none"),
+        ("[" * 100_000, "not valid JSON"),
         (
             '{"images": [{"id": 1, "height": 2, "width": 2}], "annotations": '
             '[{"id": 1, "image_id": 1, "bbox": [0, 0, 1, 1], "segmentation": [[0, 0, 1, 0, 1, 1]]}]}',
@@ -267,11 +271,11 @@ def write_sa1b(root, names):
         (root / f"{name}.json").write_text(json.dumps(content))
 
 
-def test_photos_with_annotations_beside_them(tmp_path, caplog):
+def test_photos_with_annotations_beside_them(tmp_path):
     write_sa1b(tmp_path, ["sa_1", "sa_2"])
     Image.fromarray(photo(3)[0]).save(tmp_path / "other.jpg")
     source = ImagesSource(tmp_path)
-    assert len(source) == 2 and source.without_annotations == 1 and "1 photos" in caplog.text
+    assert len(source) == 2 and kinds(source) == {"no annotations": 1} and "other.jpg" in source.left_out.note
     example = source.load(1)
     assert example.image_id == 71 and (example.masks == photo(1)[1]).all()
     assert example.points[:2].tolist() == [[1.5, 2.5], [2.5, 2.5]]

@@ -148,6 +148,10 @@ def test_bad_photos_are_left_out_and_replaced_in_training(tmp_path, teacher):
     data = DataConfig(source="coco", root=str(root), batch_size=5, shuffle=False, embeddings=(str(tmp_path / "store"),))
     report = embed.embed(teacher, data, tmp_path / "store", per_shard=2)
     assert report.embedded == 4 and [kind for kind, _ in report.skipped] == ["photo damaged"]
+    (tmp_path / "store" / shard_name(1, 3)).unlink()  # done again, it is listed once
+    assert embed.embed(teacher, data, tmp_path / "store", per_shard=2).embedded == 1
+    (row,) = (tmp_path / "store/skipped-0-of-1.jsonl").read_text().splitlines()
+    assert json.loads(row)["kind"] == "photo damaged" and "003.jpg" in row
     store = pickle.loads(pickle.dumps(EmbeddingStore(tmp_path / "store")))
     assert len(store) == 4 and photo_key(b"") not in store
     (root / "004.jpg").write_bytes((root / "001.jpg").read_bytes())  # other photo, other size: not the one embedded
@@ -193,6 +197,13 @@ def test_damage_is_named(tmp_path, teacher, data):
             assert path.name in str(error)
             kinds.append(error.kind)
     assert kinds == ["embedding damaged"]
+    path.unlink()  # while a run has the store open
+    store.expect(keys[4])
+    with pytest.raises(BadExample, match=path.name):
+        store.read(keys[4])
+    path.write_bytes(whole[: start_of_data + 10])
+    with pytest.raises(BadExample, match="damaged"):
+        store.read(keys[4])
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UsageError, match=path.name):
         EmbeddingStore(store_path)

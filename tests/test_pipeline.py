@@ -1,3 +1,4 @@
+import io
 import subprocess
 import sys
 import threading
@@ -8,10 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from pycocotools import mask as coco_mask
 
 from edgesam_jax.config import AugmentConfig, DataConfig, MixtureConfig, RepVitConfig, SamConfig, UsageError
 from edgesam_jax.data.augment import augment, mirror, recolour, zoom
 from edgesam_jax.data.pipeline import BatchSource, batches, check_size, example_arrays, order
+from edgesam_jax.data.records import Record, decode_record
 from edgesam_jax.data.scenes import scene
 from edgesam_jax.data.schema import BadExample, Example, boxes_of
 from edgesam_jax.data.sources import Part, open_parts, open_source, select
@@ -334,3 +338,45 @@ def test_workers_need_no_jax():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class Records:
+    """A data set of files: only their records, so that ``load`` has whole masks and a batch has windows."""
+
+    annotated = true_masks = True
+
+    def __init__(self, records):
+        self.records = records
+
+    def __len__(self):
+        return len(self.records)
+
+    def record(self, index):
+        return self.records[index]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    height=st.integers(2, 90), width=st.integers(2, 90), seed=st.integers(0, 99), orientation=st.sampled_from([1, 6])
+)
+def test_a_batch_of_files_is_that_of_whole_masks(height, width, seed, orientation):
+    rng = np.random.default_rng(seed)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    stored = (width, height) if orientation == 6 else (height, width)
+    Image.fromarray(rng.integers(0, 256, (*stored, 3), np.uint8)).save(buffer, "JPEG", exif=exif)
+    annotations = []
+    for i, density in enumerate((0, 0.02, 0.5, 1)):
+        mask = rng.random((height, width)) < density
+        runs = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))
+        x0, y0, x1, y1 = map(float, boxes_of(mask[None])[0])
+        annotations.append({"id": i, "bbox": [x0, y0, x1 - x0, y1 - y0], "segmentation": runs})
+    record = Record(buffer.getvalue(), "a.jpg", 7, annotations, "a.json", (height, width))
+    data = replace(DATA, batch_size=1, max_prompts=6, box_jitter=0.1)
+    loaded = BatchSource(data, MODEL, [Part(Records([record]))])[0]
+    example = decode_record(record)
+    expected = example_arrays(example, data, MODEL, np.random.default_rng([data.seed, 1, 0]))
+    assert loaded.ids == [7] and example.masks.shape == (4, height, width)
+    for name, array in expected.items():
+        assert np.array_equal(loaded.arrays[name][0], array), name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pickle
@@ -17,13 +16,11 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 from pycocotools import mask as coco_mask
-from test_tars import write_tar
 
 from edgesam_jax import prepare
 from edgesam_jax.config import DataConfig, SamConfig, UsageError
 from edgesam_jax.data.pipeline import BatchSource
 from edgesam_jax.data.prepared import PreparedSource
-from edgesam_jax.data.records import decode_record
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.sources import Part, open_source
 
@@ -91,60 +88,6 @@ def test_tfds_reads_it_by_itself(tmp_path):
     first = records[0]
     assert np.array_equal(first["image"]["content"], np.asarray(Image.open(root / "001.jpg")))
     assert len(first["annotations"]["id"]) == 3 and "tensorflow" not in sys.modules
-
-
-def test_the_published_layout_of_tfds_is_read(tmp_path):
-    """What TFDS's own segment_anything looks like: other numbers, and boxes as shares of the sides."""
-    f = tfds.features
-    features = f.FeaturesDict(
-        {
-            "image": {
-                "content": f.Image(shape=(None, None, 3), encoding_format="jpeg"),
-                "file_name": f.Text(), "height": np.uint64, "width": np.uint64, "image_id": np.uint64,
-            },
-            "annotations": f.Sequence(
-                {
-                    "area": np.uint64, "bbox": f.BBoxFeature(), "crop_box": f.BBoxFeature(), "id": np.uint64,
-                    "point_coords": f.Tensor(shape=(1, 2), dtype=np.float64), "predicted_iou": np.float64,
-                    "segmentation": {"counts": f.Text(), "size": f.Tensor(shape=(2,), dtype=np.uint64)},
-                    "stability_score": np.float64,
-                }
-            ),
-        }
-    )  # fmt: skip
-    from array_record.python.array_record_module import ArrayRecordWriter
-    from tensorflow_datasets.core import example_serializer
-
-    write_tar(tmp_path / "sa_000000.tar", [4])
-    record = open_source(DataConfig(source="tars", root=str(tmp_path)), 64).record(0)
-    annotations = []
-    for a in record.annotations:
-        x, y, w, h = a["bbox"]
-        box = tfds.features.BBox(ymin=y / 30, xmin=x / 40, ymax=(y + h) / 30, xmax=(x + w) / 40)
-        annotations.append(
-            {"area": a["area"], "bbox": box, "crop_box": box, "id": a["id"], "point_coords": a["point_coords"],
-             "predicted_iou": 0.9, "stability_score": 0.95, "segmentation": a["segmentation"]}
-        )  # fmt: skip
-    image = {
-        "content": io.BytesIO(record.photo), "file_name": "sa_4.jpg", "height": 30, "width": 40, "image_id": 4
-    }  # fmt: skip
-    folder = tmp_path / "segment_anything"
-    folder.mkdir()
-    writer = ArrayRecordWriter(str(folder / "segment_anything-train.array_record-00000-of-00001"), "group_size:1")
-    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-    writer.write(serializer.serialize_example(features.encode_example({"image": image, "annotations": annotations})))
-    writer.close()
-    template = tfds.core.ShardedFileTemplate(
-        dataset_name="segment_anything", split="train", filetype_suffix="array_record", data_dir=folder
-    )
-    split = tfds.core.SplitInfo(name="train", shard_lengths=[1], num_bytes=1, filename_template=template)
-    tfds.folder_dataset.write_metadata(
-        data_dir=folder, features=features, split_infos=[split], filename_template=None, check_data=False
-    )
-    a, b = decode_record(record), PreparedSource(folder).load(0)
-    assert a.image_id == b.image_id == 4
-    for name in FIELDS:
-        assert np.array_equal(getattr(a, name), getattr(b, name)), name
 
 
 def test_what_can_not_be_used_is_left_out_and_listed(tmp_path, capsys):

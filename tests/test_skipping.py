@@ -9,8 +9,9 @@ import pytest
 from test_prepare import coco_folder
 from tiny import REPVIT
 
-from edgesam_jax import trainer
+from edgesam_jax import loop, start
 from edgesam_jax.config import Config, DataConfig, DistillConfig, TrainConfig, UsageError
+from edgesam_jax.meter import TIMES
 from edgesam_jax.trainer import fit
 
 
@@ -20,6 +21,9 @@ def config(tmp_path):
     (root / "002.png").write_bytes(b"")
     (root / "005.jpg").unlink()
     (root / "005.jpg").symlink_to(tmp_path / "nowhere")
+    content = json.loads((root / "instances.json").read_text())
+    content["annotations"][3]["bbox"] = "none"
+    (root / "instances.json").write_text(json.dumps(content))
     return Config(
         model=REPVIT,
         data=DataConfig(source="coco", root=str(root), batch_size=3, max_prompts=2),
@@ -35,25 +39,34 @@ def rows(path):
 def test_what_is_skipped_is_listed_once_also_by_a_resumed_run(tmp_path, config, capsys):
     fit(config, tmp_path / "whole", quiet=True)
     listed = rows(tmp_path / "whole/skipped.jsonl")
-    assert listed and {row["kind"] for row in listed} == {"photo damaged"}
-    assert all("002.png" in row["message"] for row in listed) and {row["step"] for row in listed} <= set(range(4))
-    note = capsys.readouterr().err.splitlines()[-1]
-    assert note.startswith(f"note: {len(listed)} photos were skipped (photo damaged {len(listed)})")
-    assert rows(tmp_path / "whole/metrics.jsonl")[-1]["skipped"] == len(listed)
+    opening, due = listed[:2], listed[2:]
+    assert [(row["step"], row["kind"]) for row in opening] == [(0, "annotation damaged"), (0, "file missing")]
+    assert due and {row["kind"] for row in due} == {"photo damaged"}
+    assert all("002.png" in row["message"] for row in due) and {row["step"] for row in due} <= set(range(4))
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert notes[0].startswith("note: 2 entries of the data set are left out (annotation damaged 1, file missing 1)")
+    assert notes[1].startswith(f"note: {len(due)} photos were skipped (photo damaged {len(due)})")
+    assert rows(tmp_path / "whole/metrics.jsonl")[-1]["skipped"] == len(due)
 
     steps = iter(range(99))
     fit(config, tmp_path / "parts", quiet=True, stop=lambda: next(steps) >= 3)  # asked once before the first step
     with (tmp_path / "parts/skipped.jsonl").open("a") as file:
         file.write('{"step": 3, "kind": "seen before the crash", "message": "002.png"}\n{"step": 3, "ki')
     fit(config, tmp_path / "parts", quiet=True)
+    logs = [[{k: v for k, v in row.items() if k not in TIMES} for row in rows(tmp_path / name / "metrics.jsonl")]
+            for name in ("whole", "parts")]  # fmt: skip
+    assert logs[0] == logs[1]
     assert rows(tmp_path / "parts/skipped.jsonl") == [
         {**row, "message": row["message"].replace("whole", "parts")} for row in listed
     ]
 
 
 def test_too_many_bad_photos_stop_the_run(tmp_path, config, monkeypatch):
-    monkeypatch.setattr(trainer, "ENOUGH_TO_JUDGE", 6)
+    monkeypatch.setattr(loop, "ENOUGH_TO_JUDGE", 6)
     with pytest.raises(UsageError, match=r"more than data\.max_bad_share=0\.05: see .*skipped\.jsonl"):
         fit(dataclasses.replace(config, data=dataclasses.replace(config.data, max_bad_share=0.05)), tmp_path / "a")
+    monkeypatch.setattr(start, "ENOUGH_TO_JUDGE", 6)
+    with pytest.raises(UsageError, match=r"coco: 1 of its 6 photos have entries that are damaged, more than"):
+        fit(dataclasses.replace(config, data=dataclasses.replace(config.data, max_bad_share=0.1)), tmp_path / "c")
     generous = dataclasses.replace(config, data=dataclasses.replace(config.data, max_bad_share=0.6))
     assert fit(generous, tmp_path / "b", quiet=True).finished

@@ -5,34 +5,32 @@ Format: https://cocodataset.org/#format-data.  LVIS files, whose images carry a 
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pycocotools.coco import COCO
-
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.records import Record, decode_record, read_file, usable
+from edgesam_jax.data.records import Record, decode_record, fault_of, read_file, usable, whole
 from edgesam_jax.data.schema import Example
-from edgesam_jax.data.sources import Keep
+from edgesam_jax.data.sources import Keep, LeftOut
 
 PHOTO_FOLDERS = ("", "images", "train2017", "val2017", "images/train2017", "images/val2017")
-_log = logging.getLogger(__name__)
 
 
 class CocoSource:
     """Annotated photos of a COCO-format file.
 
-    Crowd annotations and photos without any other annotation are left out (``without_annotations`` counts the photos);
-    so are photos that aren't there (``missing`` names them), unless all are missing.
+    Crowd annotations are left out.  So are entries that are damaged, photos without annotations and photos that aren't
+    there, each with a row in ``left_out``.  Names may not lead out of the folder (``..``, absolute paths); links in it
+    are followed, since who owns the folder made them.
 
     Args:
       root: folder of the photos, or one whose ``images/``, ``train2017/`` or ``val2017/`` holds them.
       annotations: the JSON file; empty to find the only one under ``root``.
       limit: keep the first so many photos; 0 for all.
+
+    Raises:
+      UsageError: no such folder or file, not COCO's format, or not one photo that can be used.
     """
 
     annotated = true_masks = True
@@ -42,34 +40,43 @@ class CocoSource:
         if not root or not folder.is_dir():
             raise UsageError(f"data root {str(root)!r}: no such folder; give the folder of the photos")
         self.annotation_file = Path(annotations) if annotations else find_annotations(folder)
-        index = _read(self.annotation_file)
-        self.categories: dict[int, str] = {c["id"]: c.get("name", "") for c in index.dataset.get("categories", [])}
-        self.missing: list[str] = []
-        self.without_annotations = 0
+        content = _read(self.annotation_file)
+        self.categories: dict[int, str] = {
+            c["id"]: str(c.get("name", "")) for c in content["categories"] if isinstance(c, dict) and whole(c.get("id"))
+        }
+        rows: list[tuple[str, str]] = []
         self._entries: list[tuple[dict[str, Any], Path, list[dict[str, Any]]]] = []
-        for image in index.dataset["images"]:
-            wanted = [a for a in index.imgToAnns.get(image["id"], ()) if not a.get("iscrowd") and usable(a)]
-            if not wanted:
-                self.without_annotations += 1
+        wanted, poorer = _by_image(content["annotations"], str(self.annotation_file), rows)
+        damaged, seen = len(poorer), set()
+        for number, image in enumerate(content["images"]):
+            where = f"{self.annotation_file}: images[{number}]"
+            fault = _image_fault(image) or ("its id is used twice" if image["id"] in seen else "")
+            if fault:
+                kind = "path outside the data root" if fault == OUTSIDE else "image entry damaged"
+                rows.append((kind, f"{where}: {fault}: {str(image)[:80]}; mend or remove it"))
+                damaged += 1
                 continue
-            name = _file_name(image, self.annotation_file)
-            path = next((folder / sub / name for sub in PHOTO_FOLDERS if (folder / sub / name).is_file()), None)
+            seen.add(image["id"])
+            if image["id"] not in wanted:
+                rows.append(("no annotations", f"{where}: no annotation of it can be used ({_file_name(image)})"))
+                continue
+            path = _find(folder, _file_name(image))
             if path is None:
-                self.missing.append(name)
-            else:
-                self._entries.append((image, path, wanted))
-            if limit and len(self._entries) == limit:
+                rows.append(("file missing", f"{where}: {_file_name(image)} is not in {folder}"))
+                continue
+            self._entries.append((image, path, wanted[image["id"]]))
+            if len(self._entries) == limit:
                 break
+        self.left_out = LeftOut(rows, len(content["images"]), damaged)
         if not self._entries:
-            if self.missing:
+            missing = sum(kind == "file missing" for kind, _ in rows)
+            if missing:
                 raise UsageError(
-                    f"{folder}: none of the {len(self.missing)} photos that {self.annotation_file} lists is there, "
-                    f"nor in images/, train2017/ or val2017/ (the first is {self.missing[0]}); give their folder"
+                    f"{folder}: none of the {missing} photos that {self.annotation_file} lists is there, or in images/,"
+                    f" train2017/ or val2017/ ({next(m for k, m in rows if k == 'file missing')}); give their folder"
                 )
-            raise UsageError(f"{self.annotation_file}: no photo in it has an annotation that is not a crowd")
-        if self.missing:
-            named = ", ".join(self.missing[:3]) + (", ..." if len(self.missing) > 3 else "")
-            _log.warning("%s: %d photos of %s are missing: %s", folder, len(self.missing), self.annotation_file, named)
+            reason = self.left_out.note if rows else "it lists none"
+            raise UsageError(f"{self.annotation_file}: no photo in it can be used: {reason}")
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -77,6 +84,10 @@ class CocoSource:
     def path(self, index: int) -> Path:
         """Where a photo lies."""
         return self._entries[index][1]
+
+    def names(self) -> list[str]:
+        """The photos' files as the annotations name them."""
+        return [_file_name(image) for image, _, _ in self._entries]
 
     def annotations(self, index: int) -> list[dict[str, Any]]:
         """The photo's annotations as the file has them, in the order of an unfiltered ``load``."""
@@ -108,34 +119,83 @@ def find_annotations(folder: Path) -> Path:
     raise UsageError(f"{folder}: several annotation files ({names}); name the one to use")
 
 
-def _read(path: Path) -> COCO:
-    """Index a file, having checked what the reader relies on."""
+def _read(path: Path) -> dict[str, Any]:
+    """The content of a file in COCO's format, so far as its two lists go.
+
+    Raises:
+      UsageError: no such file, no JSON, or not these lists.
+    """
     if not path.is_file():
         raise UsageError(f"annotations {path}: no such file")
     try:
-        dataset = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"annotations {path}: not valid JSON ({error})") from None
-    if not (isinstance(dataset, dict) and all(isinstance(dataset.get(k), list) for k in ("images", "annotations"))):
+    if not (isinstance(content, dict) and all(isinstance(content.get(k), list) for k in ("images", "annotations"))):
         raise UsageError(f'annotations {path}: not in COCO format, which has lists "images" and "annotations"')
-    needed = (("images", ("id", "height", "width")), ("annotations", ("image_id", "bbox", "segmentation", "id")))
-    for kind, names in needed:
-        for entry in dataset[kind]:
-            absent = [name for name in names if not isinstance(entry, dict) or name not in entry]
-            if absent:
-                raise UsageError(f"annotations {path}: an entry of {kind!r} has no {absent[0]!r}: {str(entry)[:80]}")
-    for entry in dataset["annotations"]:
-        entry.setdefault("category_id", 0)  # what the index wants, and a class-agnostic file may lack
-    dataset.setdefault("categories", [])
-    index = COCO()
-    index.dataset = dataset
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        index.createIndex()
-    return index
+    if not isinstance(content.get("categories"), list):
+        content["categories"] = []
+    return content
 
 
-def _file_name(image: dict[str, Any], path: Path) -> str:
+def _by_image(
+    annotations: list[Any], where: str, rows: list[tuple[str, str]]
+) -> tuple[dict[int | str, list[dict[str, Any]]], set[Any]]:
+    """The annotations of each image, but for crowds and for what can't be used, which gets a row.
+
+    Returns also the ids of the images that lost one; an annotation that names no image counts as an image.
+    """
+    found: dict[int | str, list[dict[str, Any]]] = {}
+    poorer: set[Any] = set()
+    for number, annotation in enumerate(annotations):
+        fault = fault_of(annotation)
+        image_id: Any = annotation.get("image_id") if isinstance(annotation, dict) else None
+        if not (whole(image_id) or isinstance(image_id, str)):
+            fault, image_id = fault or "no image_id that is a whole number or a text", ("nameless", number)
+        elif not fault and "id" not in annotation:
+            fault = "no 'id'"
+        if isinstance(annotation, dict) and annotation.get("iscrowd"):
+            continue
+        kind = "annotation damaged" if fault else "annotation empty"
+        if fault or not usable(annotation):
+            fault = fault or "no inside"
+            rows.append((kind, f"{where}: annotations[{number}]: {fault}: {str(annotation)[:80]}; mend or remove it"))
+            poorer.add(image_id)
+        else:
+            found.setdefault(image_id, []).append(annotation)
+    return found, poorer
+
+
+OUTSIDE = "its name leads out of the data root"
+
+
+def _image_fault(image: Any) -> str:
+    """What is wrong with an entry of ``images``; empty if nothing is."""
+    if not isinstance(image, dict):
+        return "not an object with fields"
+    absent = [name for name in ("id", "height", "width") if name not in image]
+    if absent:
+        return f"no {absent[0]!r}"
+    if not (whole(image["id"]) or isinstance(image["id"], str)):
+        return "its id is neither a whole number nor a text"
+    if not all(whole(image[side]) and image[side] > 0 for side in ("height", "width")):
+        return "its height or width is not a whole number above 0"
+    name = _file_name(image)
+    if not name or "\0" in name or len(name) > 1000:
+        return "neither file_name nor coco_url says which file"
+    path = PurePosixPath(name)
+    return OUTSIDE if path.is_absolute() or ".." in path.parts else ""
+
+
+def _file_name(image: dict[str, Any]) -> str:
+    """The name of the photo's file; LVIS has an address only."""
     name = image.get("file_name") or str(image.get("coco_url", "")).rsplit("/", 1)[-1]
-    if not name:
-        raise UsageError(f"annotations {path}: image {image['id']} has neither file_name nor coco_url")
-    return str(name)
+    return name if isinstance(name, str) else ""
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    """Where a photo lies, if it does."""
+    try:
+        return next((folder / sub / name for sub in PHOTO_FOLDERS if (folder / sub / name).is_file()), None)
+    except (OSError, ValueError):  # a name that no file can have
+        return None

@@ -9,12 +9,15 @@ bytes; its header repeats ``store.json``, so that a stray shard says what it is.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
+import os
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -26,6 +29,8 @@ STORE = "store.json"
 PREPROCESSING = "sam: longest side to image_size, Pillow bilinear on uint8, normalised, padded with zeros"
 StoredType = Literal["float16", "bfloat16", "int8"]
 KEY_BYTES = 16
+_NUMPY = {"float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}
+_PIECE = 1 << 18  # bytes of a row that are read at a time: as much as a core's cache holds well
 
 
 @dataclass(frozen=True)
@@ -123,8 +128,18 @@ def _header(text: str, path: Path) -> StoreHeader:
     return header
 
 
+@dataclass(frozen=True)
+class _Shard:
+    """Where a shard's rows lie: byte offsets of the first embedding and of the first scale, and each row's checksum."""
+
+    path: Path
+    embedding: int
+    scale: int
+    crc32: np.ndarray
+
+
 class EmbeddingStore:
-    """Reads a complete store.  Pickles, and holds no open files: shards are mapped where they are read.
+    """Reads a complete store.  Pickles, and holds no open files.
 
     Raises:
       UsageError: no store there, shards that are missing or of another store, or a damaged one, named.
@@ -140,30 +155,48 @@ class EmbeddingStore:
                 f"embeddings {root}: {len(absent)} of {count} shards are missing ({shard_name(absent[0], count)});"
                 " run the same edgesam_jax.embed command again"
             )
+        self._shards: list[_Shard] = []
         self._rows: dict[bytes, tuple[int, int]] = {}
         for number in range(count):
-            with self._shard(number) as shard:
-                keys = shard.get_tensor("key")
+            shard, keys = self._open(self._root / shard_name(number, count))
+            self._shards.append(shard)
             self._rows.update((bytes(key), (number, row)) for row, key in enumerate(keys))
 
-    def _shard(self, number: int) -> Any:
+    def _open(self, path: Path) -> tuple[_Shard, np.ndarray]:
+        """A shard's places and its keys, having checked that it is one of this store."""
         from safetensors import SafetensorError, safe_open
 
-        path = self._root / shard_name(number, self.header.shards)
         try:
-            shard = safe_open(path, "np")
-            text = (shard.metadata() or {}).get("edgesam_jax", "")
-        except (SafetensorError, OSError) as error:
+            with safe_open(path, "np") as file:
+                text = (file.metadata() or {}).get("edgesam_jax", "")
+                keys, crc32 = file.get_tensor("key"), file.get_tensor("crc32")
+            # Rows are read by ourselves: safetensors maps the file, and the kernel reads a mapped file in small pieces.
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                places = json.loads(file.read(size))
+            embedding, scale = (
+                8 + size + places[name]["data_offsets"][0] if name in places else 0 for name in ("embedding", "scale")
+            )
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise UsageError(f"embeddings {path}: damaged shard ({error}); remove it and embed again") from None
         if _header(text, path) != self.header:
             raise UsageError(f"embeddings {path}: a shard of another store; remove it and embed again")
-        return shard
+        return _Shard(path, embedding, scale, crc32), keys
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._rows
+
+    def expect(self, key: bytes) -> None:
+        """Have the disk read a photo's embedding, if it is there, while the caller does something else."""
+        place = self._rows.get(key)
+        if place is not None and hasattr(os, "posix_fadvise"):
+            shard, row = self._shards[place[0]], place[1]
+            size = int(np.prod(self.header.shape)) * np.dtype(_NUMPY[self.header.dtype]).itemsize
+            with contextlib.suppress(OSError), shard.path.open("rb", buffering=0) as file:  # reading will tell
+                os.posix_fadvise(file.fileno(), shard.embedding + row * size, size, os.POSIX_FADV_WILLNEED)
 
     def read(self, key: bytes, name: object = "") -> np.ndarray:
         """The embedding (g g c) of a photo: float16, or float32 from the other types.
@@ -174,12 +207,28 @@ class EmbeddingStore:
         place = self._rows.get(key)
         if place is None:
             raise BadExample("embedding missing", f"photo {name}: not in the store {self._root}; embed this data set")
-        number, row = place
-        with self._shard(number) as shard:
-            stored = np.ascontiguousarray(shard.get_slice("embedding")[row])
-            scale = shard.get_slice("scale")[row] if self.header.dtype == "int8" else None
-            intact = zlib.crc32(stored.data) == int(shard.get_slice("crc32")[row])
-        if not intact:
-            path = self._root / shard_name(number, self.header.shards)
-            raise BadExample("embedding damaged", f"embeddings {path}: row {row} is damaged; remove it and embed again")
+        shard, row = self._shards[place[0]], place[1]
+        stored = np.empty(self.header.shape, _NUMPY[self.header.dtype])
+        scale = np.empty(self.header.shape[-1], np.float32) if self.header.dtype == "int8" else None
+        try:
+            with shard.path.open("rb", buffering=0) as file:
+                crc32 = _read(file, shard.embedding + row * stored.nbytes, stored)
+                if scale is not None:
+                    _read(file, shard.scale + row * scale.nbytes, scale)
+        except OSError as error:
+            message = f"embeddings {shard.path}: {error.strerror or error}; check the file"
+            raise BadExample("embedding unreadable", message) from None
+        if crc32 != int(shard.crc32[row]):
+            message = f"embeddings {shard.path}: row {row} is damaged; remove it and embed again"
+            raise BadExample("embedding damaged", message)
         return dequantise(stored, scale, self.header.dtype)
+
+
+def _read(file: io.FileIO, offset: int, array: np.ndarray) -> int:
+    """Fill an array from an offset of a file, as far as that goes; returns the checksum of what was read."""
+    file.seek(offset)
+    rest, crc32 = array.reshape(-1).view(np.uint8).data, 0
+    while rest and (size := file.readinto(rest[:_PIECE])):
+        crc32 = zlib.crc32(rest[:size], crc32)
+        rest = rest[size:]
+    return crc32

@@ -8,26 +8,24 @@ in the folder of the photo.
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.labels import labelme_record, png_record
-from edgesam_jax.data.records import Record, decode_record, read_file, usable
+from edgesam_jax.data.records import Record, decode_record, fault_of, read_file, usable, whole
 from edgesam_jax.data.schema import BadExample, Example
-from edgesam_jax.data.sources import Keep
+from edgesam_jax.data.sources import Keep, LeftOut
 from edgesam_jax.data.transforms import PHOTO_SUFFIXES
 
 MASKS = "masks"  # folder of instance masks
-_log = logging.getLogger(__name__)
 
 
 class ImagesSource:
     """Photos of a folder and its subfolders, in the order of their names.
 
-    Where some photos are annotated, the others are left out (``without_annotations`` counts them).  Where none is, all
-    are kept, with no instances: enough for encoder-only distillation.
+    Where some photos are annotated, the others are left out (``left_out`` lists them).  Where none is, all are kept,
+    with no instances: enough for encoder-only distillation.  Links in the folder are followed.
 
     Args:
       root: the folder.
@@ -47,9 +45,11 @@ class ImagesSource:
             raise UsageError(f"{folder}: no photos in it ({', '.join(sorted(PHOTO_SUFFIXES))})")
         pairs = [(photo, _annotations_of(photo, folder)) for photo in photos]
         annotated = [pair for pair in pairs if pair[1] is not None]
-        self.without_annotations = len(pairs) - len(annotated)
-        if annotated and self.without_annotations:
-            _log.warning("%s: %d photos without annotations are left out", folder, self.without_annotations)
+        bare = [photo for photo, file in pairs if file is None] if annotated else []
+        self.left_out = LeftOut(
+            [("no annotations", f"{photo}: neither a JSON nor masks beside it") for photo in bare], len(pairs)
+        )
+        self._folder = folder
         self.annotated = self.true_masks = bool(annotated)
         self._entries = (annotated or pairs)[: limit or None]
 
@@ -59,6 +59,10 @@ class ImagesSource:
     def path(self, index: int) -> Path:
         """Where a photo lies."""
         return self._entries[index][0]
+
+    def names(self) -> list[str]:
+        """The photos' files below the folder."""
+        return [photo.relative_to(self._folder).as_posix() for photo, _ in self._entries]
 
     def load(self, index: int, keep: Keep | None = None) -> Example:
         return decode_record(self.record(index), keep)
@@ -94,7 +98,7 @@ def json_record(photo: bytes, name: str, annotations: bytes, where: str) -> Reco
     """
     try:
         content = json.loads(annotations)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadExample("annotations damaged", f"{where}: not valid JSON ({error}); mend or remove it") from None
     if isinstance(content, dict) and "shapes" in content:
         return labelme_record(photo, name, content, where)
@@ -108,11 +112,18 @@ def sa1b_record(photo: bytes, name: str, content: Any, where: str) -> Record:
       BadExample: not SA-1B's format.
     """
     try:
-        image = content["image"]
-        wanted = [a for a in content["annotations"] if usable(a)]
-        size = int(image["height"]), int(image["width"])
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        image, annotations = content["image"], list(content["annotations"])
+        sides, image_id = (image["height"], image["width"]), image.get("image_id", Path(name).stem)
+        faults = [fault for annotation in annotations if (fault := fault_of(annotation))]
+        if not all(whole(side) and side > 0 for side in sides):
+            faults.append(f"a size of {sides[1]!r} x {sides[0]!r}")
+        if not (whole(image_id) or isinstance(image_id, str)):
+            faults.append("its image_id is neither a whole number nor a text")
+        if faults:
+            raise ValueError(faults[0])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadExample(
             "annotations damaged", f"{where}: not SA-1B's format ({type(error).__name__}: {error}); mend or remove it"
         ) from None
-    return Record(photo, name, image.get("image_id", Path(name).stem), wanted, where, size)
+    size = int(sides[0]), int(sides[1])
+    return Record(photo, name, image_id, [a for a in annotations if usable(a)], where, size)

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from edgesam_jax.data.records import Record, numbers, read_file
+from edgesam_jax.data.records import Record, check_annotated, encode_polygons, numbers, read_file
 from edgesam_jax.data.schema import BadExample, boxes_of
-from edgesam_jax.data.transforms import load_image
+from edgesam_jax.data.transforms import stored_size
 
 CORNERS = 64  # of a circle
 AREAS = ("polygon", "rectangle", "oriented_rectangle", "circle", "mask")
@@ -23,15 +23,17 @@ AREAS = ("polygon", "rectangle", "oriented_rectangle", "circle", "mask")
 def labelme_record(photo: bytes, name: str, content: dict[str, Any], where: str) -> Record:
     """A record of a photo and labelme's JSON for it.  Shapes of one label and group are one instance.
 
-    Points and lines have no inside and are left out; so are shapes with fewer corners than they need.
+    Points and lines have no inside and are left out; so are shapes with fewer corners than they need.  ``imagePath`` is
+    not followed: the photo is the one beside the file.
 
     Raises:
-      BadExample: not labelme's format.
+      BadExample: not labelme's format, or of another size than the photo.
     """
     try:
         height, width = content.get("imageHeight"), content.get("imageWidth")
         if not (isinstance(height, int) and isinstance(width, int)):
-            height, width = load_image(photo, name, orient=False).shape[:2]
+            height, width = stored_size(photo, name)
+        check_annotated((height, width), photo, name, where)
         groups: dict[Any, list[Any]] = {}
         for number, shape in enumerate(content["shapes"]):
             if shape.get("shape_type", "polygon") in AREAS:
@@ -59,11 +61,12 @@ def _shape(shape: dict[str, Any], height: int, width: int) -> Any:
         raise ValueError("a corner is not two numbers")
     (x0, y0), (x1, y1) = points[0], points[1] if len(points) > 1 else points[0]
     if kind == "mask":  # the crop between two corners, both included
-        crop = np.asarray(Image.open(io.BytesIO(base64.b64decode(shape["mask"])))) > 0
-        whole = np.zeros((height, width), np.uint8)
         top, left = int(y0), int(x0)
-        if top < 0 or left < 0 or top + crop.shape[0] > height or left + crop.shape[1] > width:
-            raise ValueError("a mask reaches beyond the photo")
+        with Image.open(io.BytesIO(base64.b64decode(shape["mask"])), formats=("PNG",)) as picture:
+            if top < 0 or left < 0 or top + picture.height > height or left + picture.width > width:
+                raise ValueError("a mask reaches beyond the photo")
+            crop = np.asarray(picture) > 0
+        whole = np.zeros((height, width), np.uint8)
         whole[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
         return coco_mask.encode(np.asfortranarray(whole))
     if kind == "rectangle":
@@ -76,7 +79,7 @@ def _shape(shape: dict[str, Any], height: int, width: int) -> Any:
         corners = points
     if len(corners) < 3:
         return None
-    return coco_mask.merge(coco_mask.frPyObjects([np.ravel(corners).tolist()], height, width))
+    return encode_polygons([np.ravel(corners).tolist()], height, width)
 
 
 def png_record(photo: bytes, name: str, masks: Path) -> Record:
@@ -86,15 +89,15 @@ def png_record(photo: bytes, name: str, masks: Path) -> Record:
     folder with one PNG for each instance, anything above 0 inside.
 
     Raises:
-      BadExample: a PNG that can't be read, or masks of different sizes.
+      BadExample: a PNG that can't be read or is of another size than the photo, or masks of different sizes.
     """
     if masks.is_dir():
-        found = [_values(path) > 0 for path in sorted(masks.glob("*.png"))]
+        found = [_values(path, photo, name) > 0 for path in sorted(masks.glob("*.png"))]
         if len({mask.shape for mask in found}) > 1:
             raise BadExample("annotations damaged", f"{masks}: its masks differ in size; mend or remove them")
         ids: Sequence[int] = range(len(found))
     else:
-        values = _values(masks)
+        values = _values(masks, photo, name)
         ids = [int(v) for v in np.unique(values) if v]
         found = [values == v for v in ids]
     if not found:
@@ -105,18 +108,20 @@ def png_record(photo: bytes, name: str, masks: Path) -> Record:
     return Record(photo, name, Path(name).stem, [a for a in annotations if a["area"]], str(masks), (height, width))
 
 
-def _values(path: Path) -> np.ndarray:
-    """The values of a mask picture (h w): its levels or palette's numbers, or its colours as numbers."""
+def _values(path: Path, photo: bytes, name: str) -> np.ndarray:
+    """The values of a photo's mask picture (h w): its levels or palette's numbers, or its colours as numbers."""
     try:
-        with Image.open(io.BytesIO(read_file(path))) as picture:
+        with Image.open(io.BytesIO(read_file(path)), formats=("PNG",)) as picture:
+            check_annotated((picture.height, picture.width), photo, name, str(path))
             values = np.asarray(picture if picture.mode in ("1", "L", "P", "I;16", "I") else picture.convert("RGB"))
     except BadExample:
         raise
     except Exception as error:  # each decoder has its own
         raise BadExample("annotations damaged", f"{path}: damaged picture ({error}); mend or remove it") from None
     if values.ndim == 3:
-        values = values.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
-    return values.astype(np.int64)
+        red, green, blue = (values[..., k].astype(np.int32) for k in range(3))
+        return (red << 16) | (green << 8) | blue
+    return values
 
 
 def _annotation(number: int, code: Any, size: tuple[int, int]) -> dict[str, Any]:

@@ -8,27 +8,31 @@ its place, and reported.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from PIL import Image
 
-from edgesam_jax.config import DataConfig, SamConfig, UsageError
+from edgesam_jax.config import AugmentConfig, DataConfig, SamConfig, UsageError
 from edgesam_jax.data.augment import augment
-from edgesam_jax.data.embeddings import EmbeddingStore
+from edgesam_jax.data.embeddings import EmbeddingStore, photo_key
+from edgesam_jax.data.records import decode
 from edgesam_jax.data.schema import BadExample, Example
-from edgesam_jax.data.sources import Part, Source, Split, open_parts
+from edgesam_jax.data.sources import Part, Source, Split, left_out, open_parts
 from edgesam_jax.data.transforms import (
+    MAX_SIDE,
     jitter_boxes,
-    low_res_masks,
+    low_res_windows,
     pad_to_square,
     resize_longest_side,
     scale_coords,
     suppress_masks,
     target_size,
 )
+from edgesam_jax.data.windows import Window, crop
 
 if TYPE_CHECKING:  # workers import this module, and must not start JAX
     from edgesam_jax.types import Batch
@@ -37,13 +41,15 @@ Arrays = dict[str, np.ndarray]
 _AHEAD = 2  # batches prepared while a step runs
 _ENDLESS = 1 << 40  # steps; longer than any run
 _TRIES = 20  # photos drawn in place of one that can't be used, before the run is given up
-MAX_SIDE = 16384  # px of a photo; beyond it decoding alone takes a gigabyte
 MAX_RATIO = 64  # of the sides: beyond it the shorter one is less than a cell of the embedding
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A photo that was replaced by another: in which batch, why, and what the message would have been."""
+    """A photo that was replaced by another: in which batch, why, and what the message would have been.
+
+    Also what the data set could not give when it was opened, as of batch 0.
+    """
 
     step: int
     kind: str
@@ -66,9 +72,9 @@ class Loaded:
 class Batches(Iterator["Batch"]):
     """Endless batches; ``ids`` are those of the last one's photos, ``counts`` what was skipped so far, by kind."""
 
-    def __init__(self, loaded: Iterator[Loaded]) -> None:
+    def __init__(self, loaded: Iterator[Loaded], skipped: Sequence[Skipped] = ()) -> None:
         self._loaded = loaded
-        self._new: list[Skipped] = []
+        self._new = list(skipped)
         self.ids: list[int | str] = []
         self.counts: Counter[str] = Counter()
         self.used = 0
@@ -124,8 +130,11 @@ def batches(
         raise UsageError("data.batch_size and data.max_prompts must be at least 1")
     if data.batch_size % shard[1]:
         raise UsageError(f"data.batch_size={data.batch_size} does not divide over {shard[1]} processes")
-    steps = BatchSource(data, model, parts or open_parts(data, model.image_size, split), shard)
-    return Batches(_in_processes(steps, start_step, data.workers) if data.workers else _in_thread(steps, start_step))
+    parts = parts or open_parts(data, model.image_size, split)
+    steps = BatchSource(data, model, parts, shard)
+    loaded = _in_processes(steps, start_step, data.workers) if data.workers else _in_thread(steps, start_step)
+    rows = [row for part in parts for row in left_out(part.source).rows] if (start_step, shard[0]) == (0, 0) else []
+    return Batches(loaded, [Skipped(0, *row) for row in rows])
 
 
 def example_arrays(
@@ -135,10 +144,23 @@ def example_arrays(
 
     Takes the first ``max_prompts`` instances: choosing them is ``BatchSource``'s.  ``rng`` is for box jitter.
     """
-    old = (example.image.shape[0], example.image.shape[1])
-    image, new = resize_longest_side(example.image, model.image_size)
     n = min(len(example), data.max_prompts)
-    boxes = example.boxes[:n]
+    masks = [crop(mask) for mask in example.masks[:n]]
+    return _arrays(example.image, masks, example.boxes[:n], example.points[:n], data, model, rng)
+
+
+def _arrays(
+    photo: np.ndarray | Image.Image,
+    masks: Sequence[Window],
+    boxes: np.ndarray,
+    points: np.ndarray,
+    data: DataConfig,
+    model: SamConfig,
+    rng: np.random.Generator | None,
+) -> Arrays:
+    old = (photo.height, photo.width) if isinstance(photo, Image.Image) else (photo.shape[0], photo.shape[1])
+    image, new = resize_longest_side(photo, model.image_size)
+    n = len(masks)
     if data.box_jitter and rng is not None:
         boxes = jitter_boxes(rng, boxes, old, data.box_jitter)
     arrays = {
@@ -149,10 +171,10 @@ def example_arrays(
         "prompt_valid": np.zeros(data.max_prompts, bool),
         "masks": np.zeros((data.max_prompts, model.mask_size, model.mask_size), bool),
     }
-    arrays["prompt_valid"][:n] = example.masks[:n].any((1, 2))  # an empty mask is nothing to learn from
+    arrays["prompt_valid"][:n] = [bool(mask) for mask in masks]  # an empty mask is nothing to learn from
     arrays["boxes"][:n] = scale_coords(boxes, old, new)
-    arrays["points"][:n] = scale_coords(example.points[:n], old, new)
-    arrays["masks"][:n] = low_res_masks(example.masks[:n], new, model.image_size, model.mask_size)
+    arrays["points"][:n] = scale_coords(points, old, new)
+    arrays["masks"][:n] = low_res_windows(masks, old, new, model.image_size, model.mask_size)
     return arrays
 
 
@@ -194,40 +216,71 @@ class BatchSource:
         data, model = self._data, self._model
         rng = np.random.default_rng([data.seed, 1, position])
 
+        annotated = True
+
+        def check_annotations(name: int | str) -> None:
+            if not annotated:
+                raise BadExample("no annotations", f"photo {name}: it has none that can be used; remove it")
+
         def keep(areas: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+            nonlocal annotated
+            annotated = len(areas) > 0 or not source.annotated
             rows, columns = target_size(*hw, model.image_size)
             large = np.flatnonzero(areas * (rows / hw[0]) * (columns / hw[1]) >= data.min_area)
             # Which masks cover which is known only when all are decoded.
             few = len(large) <= data.max_prompts or data.mask_nms < 1
             return large if few else rng.permutation(large)[: data.max_prompts]
 
-        example = source.load(index, keep)
-        check_size(example)
-        if data.mask_nms < 1:
-            chosen = suppress_masks(example.masks, data.mask_nms)
-            if len(chosen) > data.max_prompts:
-                chosen = rng.permutation(chosen)[: data.max_prompts]
-            example = example.take(chosen)
-        example = augment(example, data.augment, rng)
-        arrays = example_arrays(example, data, model, rng)
+        record = getattr(source, "record", None)
+        if record is not None and data.mask_nms >= 1 and data.augment == AugmentConfig():
+            # Nothing needs the photo as an array or whole masks, which take longer than the rest together.
+            found = record(index)
+            key = photo_key(found.photo) if data.embeddings else b""
+            for store in self._open_stores():
+                store.expect(key)
+            decoded = decode(found, keep)
+            check_annotations(found.image_id)
+            check_sides(found.image_id, *decoded.size)
+            n = data.max_prompts
+            arrays = _arrays(decoded.photo, decoded.masks[:n], decoded.boxes[:n], decoded.points[:n], data, model, rng)
+            image_id = found.image_id
+        else:
+            example = source.load(index, keep)
+            check_annotations(example.image_id)
+            check_size(example)
+            if data.mask_nms < 1:
+                chosen = suppress_masks(example.masks, data.mask_nms)
+                if len(chosen) > data.max_prompts:
+                    chosen = rng.permutation(chosen)[: data.max_prompts]
+                example = example.take(chosen)
+            example = augment(example, data.augment, rng)
+            arrays, image_id, key = example_arrays(example, data, model, rng), example.image_id, example.key
         if data.embeddings:
-            self._stores = self._stores or [EmbeddingStore(root) for root in data.embeddings]
-            store = next((store for store in self._stores if example.key in store), self._stores[0])
-            arrays["teacher_embedding"] = store.read(example.key, example.image_id)
-        return example.image_id, arrays
+            stores = self._open_stores()
+            store = next((store for store in stores if key in store), stores[0])
+            arrays["teacher_embedding"] = store.read(key, image_id)
+        return image_id, arrays
+
+    def _open_stores(self) -> list[EmbeddingStore]:
+        self._stores = self._stores or [EmbeddingStore(root) for root in self._data.embeddings]
+        return self._stores
 
 
 def check_size(example: Example) -> None:
+    """``check_sides`` of an example's photo."""
+    check_sides(example.image_id, *example.image.shape[:2])
+
+
+def check_sides(image_id: int | str, height: int, width: int) -> None:
     """Refuse photos that leave nothing to see, or that only a mistake makes so large.
 
     Raises:
       BadExample: a side of more than ``MAX_SIDE`` pixels, or sides that differ by more than ``MAX_RATIO``.
     """
-    height, width = example.image.shape[:2]
     if max(height, width) > MAX_SIDE:
-        raise BadExample("photo too large", f"photo {example.image_id}: {width}x{height} pixels; shrink it first")
+        raise BadExample("photo too large", f"photo {image_id}: {width}x{height} pixels; shrink it first")
     if max(height, width) > MAX_RATIO * min(height, width):
-        raise BadExample("photo too thin", f"photo {example.image_id}: {width}x{height} pixels; crop it first")
+        raise BadExample("photo too thin", f"photo {image_id}: {width}x{height} pixels; crop it first")
 
 
 def order(parts: list[Part], data: DataConfig) -> Callable[[int], tuple[int, int]]:

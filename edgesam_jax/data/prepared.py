@@ -4,7 +4,7 @@
     ROOT/features.json, ROOT/dataset_info.json     what TFDS needs: ``tfds.builder_from_directory(ROOT)`` reads it too
     ROOT/prepared.json                             where it came from, checksums, what was left out
 
-Reads and writes without TensorFlow.  TFDS's own ``segment_anything`` is read as well.
+Reads and writes without TensorFlow.  Some of TFDS's own data sets are read as well: see ``layouts``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from edgesam_jax.config import UsageError
+from edgesam_jax.data.layouts import Layout, decoders, layout_of
 from edgesam_jax.data.records import Record, box_of, decode_record
 from edgesam_jax.data.schema import BadExample, Example
 from edgesam_jax.data.sources import Keep
@@ -119,10 +121,11 @@ class PreparedSource:
             raise UsageError(f"{folder}: no dataset_info.json in it; {unfinished}, or name another folder")
         self._root, self._split = str(root), split
         manifest = read_manifest(folder)
-        self.annotated = bool(manifest.get("annotated", True))
-        self.true_masks = bool(manifest.get("true_masks", True))
         self._data: Any = None
+        self._layout: Layout
         whole = len(self._open())
+        self.annotated = bool(manifest.get("annotated", True))
+        self.true_masks = bool(manifest.get("true_masks", self._layout.true_masks))
         self._length = min(limit or whole, whole)
         if not self._length:
             raise UsageError(f"{folder}: no record in it")
@@ -137,8 +140,15 @@ class PreparedSource:
                 split = self._split or (splits[0] if len(splits) == 1 else "train")
                 if split not in splits:
                     raise UsageError(f"{self._root}: no split {split!r}; it has {', '.join(splits)}")
-                content = {"image": {"content": tfds.decode.SkipDecoding()}}
-                self._data = builder.as_data_source(split=split, decoders=content)
+                layout = layout_of(builder.info.features)
+                if layout is None:
+                    names = ", ".join(sorted(builder.info.features))
+                    raise UsageError(
+                        f"{self._root}: its features ({names}) are not those of a data set that is read here:"
+                        " segment_anything, coco, lvis or what prepare wrote"
+                    )
+                self._layout = layout
+                self._data = builder.as_data_source(split=split, decoders=decoders(layout, tfds))
             except UsageError:
                 raise
             except Exception as error:  # TFDS's and ArrayRecord's are many
@@ -147,7 +157,7 @@ class PreparedSource:
         return self._data
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_data": None}
+        return {k: v for k, v in self.__dict__.items() if k != "_layout"} | {"_data": None}
 
     def __len__(self) -> int:
         return self._length
@@ -156,46 +166,33 @@ class PreparedSource:
         return decode_record(self.record(index), keep)
 
     def record(self, index: int) -> Record:
+        stored, name = self._stored(index)
+        where = f"{self._root}: record {index} ({name})"
+        try:
+            return self._layout.record(stored, where)
+        except BadExample:
+            raise
+        except Exception as error:  # what TFDS gives is not what its features say; a damaged PNG
+            raise _damaged(self._root, index, error) from None
+
+    def names(self) -> list[str]:
+        """The photos' files.  They are inside the records, so that all of these are read."""
+        bar = tqdm(range(self._length), f"names in {self._root}", unit="record", leave=False, disable=None)
+        return [self._stored(index)[1] for index in bar]
+
+    def _stored(self, index: int) -> tuple[Any, str]:
+        """What TFDS gives for a record, and the name of its photo."""
         data = self._open()
         try:
             stored = data[index]
-            image, columns = stored["image"], stored["annotations"]
-            size = int(image["height"]), int(image["width"])
-            name = image["file_name"].decode()
-            annotations = [_annotation(row, size) for row in _rows(columns, len(columns["id"]))]
+            return stored, self._layout.name(stored)
         except Exception as error:  # a damaged shard: ArrayRecord's, protobuf's and TFDS's errors
-            first = (str(error).splitlines() or [""])[0][:120]
-            raise BadExample("record damaged", f"{self._root}: record {index} is damaged ({first})") from None
-        given = image["image_id"]
-        image_id = json.loads(given) if isinstance(given, bytes) else int(given)
-        where = f"{self._root}: record {index} ({name})"
-        return Record(bytes(image["content"]), where, image_id, annotations, where, size)
+            raise _damaged(self._root, index, error) from None
 
 
-def _rows(columns: Any, count: int) -> list[Any]:
-    """A sequence of features, stored as columns, as one dict for each element."""
-    if isinstance(columns, dict):
-        inner = {name: _rows(column, count) for name, column in columns.items()}
-        return [{name: column[i] for name, column in inner.items()} for i in range(count)]
-    return list(columns)
-
-
-def _annotation(row: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """A stored annotation in COCO's form."""
-    if "box" in row:
-        x0, y0, x1, y1 = map(float, row["box"])
-    else:  # TFDS: ymin xmin ymax xmax as shares of the sides
-        y0, x0, y1, x1 = (round(float(v) * side, 3) for v, side in zip(row["bbox"], (*size, *size), strict=True))
-    found = {
-        "id": int(row["id"]),
-        "area": float(row["area"]),
-        "bbox": [x0, y0, x1 - x0, y1 - y0],
-        "point_coords": np.asarray(row["point_coords"], np.float64).reshape(-1, 2).tolist(),
-    }
-    counts = row["segmentation"]["counts"].decode()
-    if counts:
-        found["segmentation"] = {"counts": counts, "size": [int(v) for v in row["segmentation"]["size"]]}
-    return found
+def _damaged(root: str, index: int, error: Exception) -> BadExample:
+    first = (str(error).splitlines() or [""])[0][:120]
+    return BadExample("record damaged", f"{root}: record {index} is damaged ({first})")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -13,12 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from pycocotools import mask as coco_mask
 
+from edgesam_jax.data import windows
 from edgesam_jax.data.embeddings import photo_key
 from edgesam_jax.data.schema import OBJECT, BadExample, Example
 from edgesam_jax.data.sources import Keep
-from edgesam_jax.data.transforms import interior_point, load_image
+from edgesam_jax.data.transforms import interior_point, load_photo, stored_size
+from edgesam_jax.data.windows import Window
+
+REACH = 1e7  # px: numbers beyond it are no coordinates, and overflow what they are stored in
+MAX_BYTES = 1 << 30  # of a file; no photo, nor what is known of one, is larger
+MAX_MASKS = 1 << 33  # bytes of one photo's masks, a byte a pixel; SA-1B's fullest photos take a third of it
 
 
 @dataclass(frozen=True)
@@ -41,9 +48,11 @@ def read_file(path: Path) -> bytes:
     """The bytes of a photo or of its annotations.
 
     Raises:
-      BadExample: it isn't there, or can't be read.
+      BadExample: it isn't there, can't be read, or is larger than ``MAX_BYTES``.
     """
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise BadExample("file too large", f"{path}: more than a gigabyte; remove it")
         return path.read_bytes()
     except FileNotFoundError:
         raise BadExample("file missing", f"{path}: no such file") from None
@@ -51,7 +60,24 @@ def read_file(path: Path) -> bytes:
         raise BadExample("file unreadable", f"{path}: {error.strerror or error}; check the file") from None
 
 
-def decode_record(record: Record, keep: Keep | None = None) -> Example:
+@dataclass(frozen=True)
+class Decoded:
+    """A record's photo, RGB, and the instances wanted: ``boxes`` (n 4), ``points`` (n 2) and ``ids`` as ``Example`` has
+    them, masks as windows of the photo."""
+
+    photo: Image.Image
+    masks: list[Window]
+    boxes: np.ndarray
+    points: np.ndarray
+    ids: np.ndarray
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the photo."""
+        return self.photo.height, self.photo.width
+
+
+def decode(record: Record, keep: Keep | None = None) -> Decoded:
     """Decode the photo and the masks of the instances that ``keep`` wants.
 
     Annotation tools differ in whether they heed EXIF orientation, so the size that they say decides.  An annotation
@@ -60,37 +86,72 @@ def decode_record(record: Record, keep: Keep | None = None) -> Example:
     Raises:
       BadExample: a photo or a segmentation that is damaged, or of another size.
     """
-    pixels = load_image(record.photo, record.name)
-    if record.size is not None and pixels.shape[:2] != record.size:
-        stored = load_image(record.photo, record.name, orient=False)
-        if stored.shape[:2] != record.size:
-            raise BadExample(
-                "photo of another size",
-                f"{record.name}: it has {pixels.shape[1]}x{pixels.shape[0]} pixels but {record.where} says "
-                f"{record.size[1]}x{record.size[0]}; use the photos that were annotated",
-            )
-        pixels = stored
-    height, width = pixels.shape[:2]
+    photo = load_photo(record.photo, record.name, limited=True)
+    if record.size is not None and (photo.height, photo.width) != record.size:
+        stored = load_photo(record.photo, record.name, orient=False)
+        if (stored.height, stored.width) != record.size:
+            raise _another_size(record.name, (photo.height, photo.width), record.where, record.size)
+        photo = stored
+    height, width = photo.height, photo.width
     annotations = record.annotations
     if keep is not None:
         areas = np.array([area_of(a) for a in annotations], np.float64)
         annotations = [annotations[i] for i in keep(areas, (height, width))]
     n = len(annotations)
-    masks = np.zeros((n, height, width), bool)
+    if n * height * width > MAX_MASKS:
+        raise BadExample("too many masks", f"{record.where}: {n} masks of {width}x{height} pixels; remove some")
+    masks: list[Window] = []
     boxes, points = np.zeros((n, 4), np.float32), np.zeros((n, 2), np.float32)
     ids = np.array([a.get("id", i) for i, a in enumerate(annotations)], np.int64)
     for i, annotation in enumerate(annotations):
         boxes[i] = box_of(annotation["bbox"])
         if "segmentation" in annotation:
             where = f"{record.where}, annotation {ids[i]}"
-            masks[i] = decode_mask(annotation["segmentation"], height, width, where)
+            mask = decode_window(annotation["segmentation"], height, width, where)
         else:
             x0, y0, x1, y1 = boxes[i]
-            masks[i, max(0, int(y0)) : int(np.ceil(y1)), max(0, int(x0)) : int(np.ceil(x1))] = True
-        given = annotation.get("point_coords")
-        points[i] = given[0] if given and numbers(given[0], 2) else point_in(masks[i], record.image_id, int(ids[i]))
-    granularity, key = np.full(n, OBJECT, np.int8), photo_key(record.photo)
-    return Example(pixels, masks, boxes, points, record.image_id, ids, granularity, key)
+            filled = np.zeros((height, width), bool)
+            filled[max(0, int(y0)) : int(np.ceil(y1)), max(0, int(x0)) : int(np.ceil(x1))] = True
+            mask = windows.crop(filled)
+        masks.append(mask)
+        given = given_point(annotation, height, width)
+        points[i] = point_in(mask, record.image_id, int(ids[i])) if given is None else given
+    return Decoded(photo, masks, boxes, points, ids)
+
+
+def decode_record(record: Record, keep: Keep | None = None) -> Example:
+    """``decode`` as an example with whole masks.
+
+    Raises:
+      BadExample: see ``decode``.
+    """
+    found = decode(record, keep)
+    masks = np.zeros((len(found.masks), *found.size), bool)
+    for whole_mask, window in zip(masks, found.masks, strict=True):
+        window.paste(whole_mask)
+    granularity, key = np.full(len(masks), OBJECT, np.int8), photo_key(record.photo)
+    return Example(
+        np.array(found.photo), masks, found.boxes, found.points, record.image_id, found.ids, granularity, key
+    )
+
+
+def check_annotated(size: tuple[int, int], photo: bytes, name: str, where: str) -> None:
+    """Refuse annotations of another size than the photo's, upright or as it is stored, before they take memory.
+
+    Raises:
+      BadExample: another size; or a photo that can't be read.
+    """
+    stored = stored_size(photo, name)
+    if size not in (stored, stored[::-1]):
+        raise _another_size(name, stored, where, size)
+
+
+def _another_size(name: str, found: tuple[int, ...], where: str, size: tuple[int, int]) -> BadExample:
+    return BadExample(
+        "photo of another size",
+        f"{name}: it has {found[1]}x{found[0]} pixels but {where} says {size[1]}x{size[0]}; use the photos that were"
+        " annotated",
+    )
 
 
 def box_of(bbox: Sequence[float]) -> np.ndarray:
@@ -99,13 +160,30 @@ def box_of(bbox: Sequence[float]) -> np.ndarray:
     return np.array([x, y, x + w, y + h], np.float32)
 
 
-def point_in(mask: np.ndarray, image_id: int | str, annotation_id: int) -> tuple[float, float]:
-    """A point well inside a mask (h w), the same whenever the annotation is read."""
-    return interior_point(np.random.default_rng(zlib.crc32(f"{image_id} {annotation_id}".encode())), mask)
+def point_in(mask: Window, image_id: int | str, annotation_id: int) -> tuple[float, float]:
+    """A point (x, y) of the photo well inside a mask, the same whenever the annotation is read."""
+    x, y = interior_point(np.random.default_rng(zlib.crc32(f"{image_id} {annotation_id}".encode())), mask.pixels)
+    return mask.left + x, mask.top + y
+
+
+def given_point(annotation: dict[str, Any], height: int, width: int) -> list[float] | None:
+    """The first point of an annotation, if it has one and that lies in the photo."""
+    given = annotation.get("point_coords")
+    if not (isinstance(given, list) and given and numbers(given[0], 2)):
+        return None
+    x, y = given[0]
+    return given[0] if 0 <= x <= width and 0 <= y <= height else None
 
 
 def decode_mask(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
-    """Mask (height width) bool of polygons, uncompressed RLE or compressed RLE.
+    """``decode_window`` as a whole mask (height width) bool."""
+    mask = np.zeros((height, width), bool)
+    decode_window(segmentation, height, width, where).paste(mask)
+    return mask
+
+
+def decode_window(segmentation: Any, height: int, width: int, where: str) -> Window:
+    """Mask in a photo of (height width) pixels of polygons, uncompressed RLE or compressed RLE.
 
     Raises:
       BadExample: it is none of these, or of another size.
@@ -113,24 +191,35 @@ def decode_mask(segmentation: Any, height: int, width: int, where: str) -> np.nd
     try:
         if isinstance(segmentation, list):
             polygons = [p for p in segmentation if len(p) >= 6]  # fewer than three corners enclose nothing
-            if not np.isfinite(np.concatenate(polygons or [np.zeros(0)]).astype(np.float64)).all():
-                raise ValueError("a corner is not a number")
             if not polygons:
-                return np.zeros((height, width), bool)
-            rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-            return np.asarray(coco_mask.decode(rle), bool)
+                return windows.NOTHING
+            return windows.from_runs(_runs(encode_polygons(polygons, height, width)["counts"]), height)
         if list(segmentation["size"]) != [height, width]:
             raise ValueError(f"size {segmentation['size']} instead of {[height, width]}")
         # pycocotools trusts the runs, and writes past the end of the mask where they are too long.
         runs = _runs(segmentation["counts"])
         if (runs < 0).any() or runs.sum() != height * width:
             raise ValueError(f"runs of {runs.sum()} pixels instead of {height * width}")
-        rle = coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
-        return np.asarray(coco_mask.decode(rle), bool)
+        return windows.from_runs(runs, height)
     except Exception as error:  # pycocotools raises bare Exceptions too
         raise BadExample(
             "segmentation damaged", f"{where}: damaged segmentation ({error}); mend or remove it"
         ) from None
+
+
+def encode_polygons(polygons: list[list[float]], height: int, width: int) -> Any:
+    """Run-length code of the union of polygons, each x y x y ..., of a photo's size.
+
+    Raises:
+      ValueError: a corner that is no number, or so far outside the photo that it must be a mistake: pycocotools takes
+        memory for every pixel of an outline.
+    """
+    corners = np.concatenate(polygons).astype(np.float64)
+    if not np.isfinite(corners).all():
+        raise ValueError("a corner is not a number")
+    if (np.abs(corners) > 4 * max(height, width)).any():
+        raise ValueError("a corner far outside the photo")
+    return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
 
 
 def _runs(counts: list[int] | str | bytes) -> np.ndarray:
@@ -158,20 +247,46 @@ def _runs(counts: list[int] | str | bytes) -> np.ndarray:
     return values
 
 
+def fault_of(annotation: Any) -> str:
+    """What is wrong with an annotation as it came out of a JSON; empty if it can be read."""
+    if not isinstance(annotation, dict):
+        return "not an object with fields"
+    absent = [name for name in ("bbox", "segmentation") if name not in annotation]
+    if absent:
+        return f"no {absent[0]!r}"
+    if not whole(annotation.get("id", 0)):
+        return "its id is no whole number"
+    if not numbers(annotation["bbox"], 4):
+        return "its bbox is not four numbers"
+    if not isinstance(annotation["segmentation"], list | dict):
+        return "its segmentation is neither polygons nor run-length code"
+    return ""
+
+
 def usable(annotation: dict[str, Any]) -> bool:
-    """Has a mask, and a box with an inside."""
+    """Has a mask, and a box with an inside; of an annotation without a fault."""
     box, shape = annotation["bbox"], annotation["segmentation"]
     if isinstance(shape, list) and not any(isinstance(p, list) and len(p) >= 6 for p in shape):
         return False
-    return bool(shape) and numbers(box, 4) and box[2] > 0 and box[3] > 0
+    return bool(shape) and box[2] > 0 and box[3] > 0
+
+
+def whole(value: Any) -> bool:
+    """Is a whole number that int64 holds; 7.0, as tables are exported, is one."""
+    if isinstance(value, float):
+        return value.is_integer() and abs(value) < 1 << 53
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
 
 
 def numbers(value: Any, length: int) -> bool:
-    """Is a list of so many numbers."""
-    return isinstance(value, list) and len(value) == length and all(isinstance(v, int | float) for v in value)
+    """Is a list of so many numbers, none of them beyond ``REACH`` or not finite."""
+    if not (isinstance(value, list) and len(value) == length):
+        return False
+    return all(isinstance(v, int | float) and -REACH < v < REACH for v in value)
 
 
 def area_of(annotation: dict[str, Any]) -> float:
     """In pixels of the photo; the box's where the file has none.  As precise as prepared data has it."""
-    area = annotation.get("area")
-    return float(np.float32(area if isinstance(area, int | float) else annotation["bbox"][2] * annotation["bbox"][3]))
+    area, box = annotation.get("area"), annotation["bbox"]
+    known = isinstance(area, int | float) and 0 <= area < REACH**2
+    return float(np.float32(area if known else box[2] * box[3]))

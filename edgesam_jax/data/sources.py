@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -38,6 +40,32 @@ class Source(Protocol):
           BadExample: a photo or an annotation that can't be read; it is named.
         """
         ...
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What a data set lists but can't give, as found when it was opened.
+
+    ``rows`` the kind and the message of each; ``listed`` the photos that the data set lists, ``damaged`` those of them
+    that are lost, or poorer by an annotation, because an entry is wrong.  A photo that is not there, or that has no
+    annotations, is no damage: people keep parts of data sets.
+    """
+
+    rows: list[tuple[str, str]] = field(default_factory=list)
+    listed: int = 0
+    damaged: int = 0
+
+    @property
+    def note(self) -> str:
+        """How many of each kind, and the first."""
+        kinds = ", ".join(f"{kind} {count}" for kind, count in Counter(kind for kind, _ in self.rows).most_common())
+        return f"{len(self.rows)} entries of the data set are left out ({kinds}), the first: {self.rows[0][1]}"
+
+
+def left_out(source: Source) -> LeftOut:
+    """What a source left out when it was opened; nothing where it can't know yet."""
+    found: LeftOut = getattr(source, "left_out", LeftOut())
+    return found
 
 
 def select(example: Example, keep: Keep | None) -> Example:
@@ -94,9 +122,15 @@ def open_source(data: DataConfig, image_size: int, split: Split = "train") -> So
     Scenes are drawn at ``image_size``.  Photographs have one split only: held-out ones are another ``root``.
 
     Raises:
-      UsageError: a folder or annotation file that is missing, empty or damaged.
+      UsageError: a folder or annotation file that is missing, empty or damaged; or a list of photos that does not fit.
     """
-    source = _open(data, image_size, split)
+    if data.ids:
+        from edgesam_jax.data.chosen import ChosenSource
+
+        whole = _open(replace(data, limit=0), image_size, split)
+        source: Source = ChosenSource(whole, Path(data.ids), f"{data.source} {data.root}", data.limit)
+    else:
+        source = _open(data, image_size, split)
     if data.unlabelled != "none" and not source.annotated:
         from edgesam_jax.data.unlabelled import GuessedSource
 

@@ -7,7 +7,6 @@ written.  It holds where each pair lies in the tar, so that reading one photo is
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
 import sys
@@ -21,12 +20,11 @@ from tqdm import tqdm
 
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.images import json_record
-from edgesam_jax.data.records import Record, decode_record
+from edgesam_jax.data.records import MAX_BYTES, Record, decode_record
 from edgesam_jax.data.schema import BadExample, Example
-from edgesam_jax.data.sources import Keep
+from edgesam_jax.data.sources import Keep, LeftOut
 
 FORMAT = 1
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,10 +39,12 @@ class TarIndex:
 class TarsSource:
     """Photos with annotations in SA-1B's tars, tar by tar in the order of their names.
 
+    Nothing is unpacked: a member's name is only the photo's, whatever path it gives.  ``left_out`` lists the photos
+    without annotations.
+
     Args:
       root: folder of the tars, or one tar.
       subset: names of the tars, ``sa_000020`` or ``sa_000020.tar``; a range is ``sa_000020..sa_000029``.  Empty: all.
-      ids: photos to keep, as numbers or names (``sa_1``); empty: all.
       limit: keep the first so many photos; 0 for all.
 
     Raises:
@@ -53,35 +53,30 @@ class TarsSource:
 
     annotated = true_masks = True
 
-    def __init__(
-        self, root: str | Path, subset: Sequence[str] = (), ids: Sequence[int | str] = (), limit: int = 0
-    ) -> None:
+    def __init__(self, root: str | Path, subset: Sequence[str] = (), limit: int = 0) -> None:
         self._tars = find_tars(Path(root), subset)
         indices = [open_index(tar) for tar in tqdm(self._tars, "tars", unit="tar", leave=False, disable=None)]
-        places, names = [], []
+        places, names, bare = [], [], []
         for number, index in enumerate(indices):
             rows = np.concatenate([np.full((len(index.places), 1), number), index.places], axis=1)
             annotated = index.places[:, 3] > 0
             places.append(rows[annotated])
             names.append(index.names[annotated])
+            bare += [f"{self._tars[number]}/{name}.jpg: no {name}.json" for name in index.names[~annotated]]
         self._places, self._names = np.concatenate(places), np.concatenate(names)
-        self.without_annotations = sum(len(index.names) for index in indices) - len(self._names)
-        if len(ids):
-            wanted = {f"sa_{i}" if isinstance(i, int) or i.isdigit() else i for i in ids}
-            found = np.isin(self._names, list(wanted))
-            if found.sum() < len(wanted):
-                absent = sorted(wanted - set(self._names[found].tolist()))
-                raise UsageError(f"{root}: {len(absent)} of the photos asked for are not in its tars: {absent[0]}, ...")
-            self._places, self._names = self._places[found], self._names[found]
+        listed = sum(len(index.names) for index in indices)
+        self.left_out = LeftOut([("no annotations", message) for message in bare], listed)
         if limit:
             self._places, self._names = self._places[:limit], self._names[:limit]
         if not len(self._names):
             raise UsageError(f"{root}: no photo with annotations in its {len(self._tars)} tars")
-        if self.without_annotations:
-            _log.warning("%s: %d photos without annotations are left out", root, self.without_annotations)
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def names(self) -> list[str]:
+        """The photos' files, without the folders that tars put them in."""
+        return [f"{name}.jpg" for name in self._names.tolist()]
 
     def load(self, index: int, keep: Keep | None = None) -> Example:
         return decode_record(self.record(index), keep)
@@ -89,6 +84,8 @@ class TarsSource:
     def record(self, index: int) -> Record:
         number, *places = self._places[index].tolist()
         tar, name = self._tars[number], str(self._names[index])
+        if max(places[1::2]) > MAX_BYTES:
+            raise BadExample("file too large", f"{tar}/{name}: more than a gigabyte")
         try:
             with tar.open("rb", buffering=0) as file:
                 photo, annotations = (_read(file.fileno(), *places[k : k + 2]) for k in (0, 2))
@@ -191,7 +188,7 @@ def make_index(tar: Path) -> TarIndex:
             for member in bar:
                 name = PurePosixPath(member.name)
                 kind = {".jpg": photos, ".jpeg": photos, ".json": annotations}.get(name.suffix.lower())
-                if member.isfile() and kind is not None and not name.name.startswith("."):
+                if member.isfile() and not member.issparse() and kind is not None and not name.name.startswith("."):
                     kind[name.stem] = member.offset_data, member.size
             assert file.fileobj is not None
             file.fileobj.seek(file.offset)

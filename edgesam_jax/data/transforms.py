@@ -6,9 +6,11 @@ top left corner and the rest is padding.  Normalisation happens on the device (`
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,15 +19,29 @@ from PIL import Image, ImageOps
 
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.schema import BadExample
+from edgesam_jax.data.windows import Window, crop
 
 if TYPE_CHECKING:  # scipy is loaded where it is used: predict starts half a second sooner without it
     from scipy import sparse
 
+_ORIENTATION = 0x0112  # EXIF's tag
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+# Not all that Pillow knows: some formats start other programs.  "JPEG" opens phones' two-picture files too.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "PPM")
+MAX_SIDE, MAX_PIXELS = 16384, 1 << 27  # of a photo in a data set; decoding takes six to nine bytes a pixel at its peak
 
 
 def load_image(source: str | Path | bytes, name: str = "", orient: bool = True) -> np.ndarray:
-    """Read a photo as a person sees it: (h w 3) uint8 RGB.
+    """``load_photo`` as an array (h w 3) uint8 RGB.
+
+    Raises:
+      BadExample: see ``load_photo``.
+    """
+    return np.array(load_photo(source, name, orient))
+
+
+def load_photo(source: str | Path | bytes, name: str = "", orient: bool = True, limited: bool = False) -> Image.Image:
+    """Read a photo as a person sees it: RGB, 8 bits.
 
     EXIF orientation is applied unless ``orient`` is False.  Grey, palette, CMYK and 16-bit pictures are converted;
     alpha is dropped, not composited; 16-bit values are divided by 257.  An animation gives its first picture.
@@ -33,10 +49,29 @@ def load_image(source: str | Path | bytes, name: str = "", orient: bool = True) 
     Args:
       source: a path, or the bytes of a file.
       name: what to call the photo in an error; the path by default.
+      limited: refuse more than ``MAX_SIDE`` or ``MAX_PIXELS``, by the header, before anything is decoded.
 
     Raises:
       BadExample: no such file, not an image, damaged or cut short, or too large to be decoded safely.
     """
+    with _opened(source, name, limited) as image:
+        image.load()
+        return _rgb(_oriented(image) if orient else image)
+
+
+def stored_size(photo: bytes, name: str) -> tuple[int, int]:
+    """(rows, columns) of a data set's photo as it is stored, from its header alone.
+
+    Raises:
+      BadExample: as ``load_photo`` with ``limited``, so far as the header tells.
+    """
+    with _opened(photo, name, limited=True) as image:
+        return image.height, image.width
+
+
+@contextlib.contextmanager
+def _opened(source: str | Path | bytes, name: str, limited: bool) -> Iterator[Image.Image]:
+    """An image of which the header is read; whatever goes wrong with it, also in decoding, is a ``BadExample``."""
     name = name or ("image" if isinstance(source, bytes) else str(source))
     if not isinstance(source, bytes):
         path = Path(source)
@@ -47,9 +82,13 @@ def load_image(source: str | Path | bytes, name: str = "", orient: bool = True) 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # photos of 90 to 180 megapixels are large, but fine
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else path) as image:
-                image.load()
-                return _rgb(_oriented(image) if orient else image)
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else path, formats=FORMATS) as image:
+                if limited and (max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS):
+                    size = f"{image.width}x{image.height}"
+                    raise BadExample("photo too large", f"{name}: {size} pixels; shrink it first")
+                yield image
+    except BadExample:
+        raise
     except Image.DecompressionBombError:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise BadExample("photo too large", f"{name}: more than {most:,} pixels; shrink it first") from None
@@ -65,20 +104,24 @@ def load_image(source: str | Path | bytes, name: str = "", orient: bool = True) 
 
 def _oriented(image: Image.Image) -> Image.Image:
     try:
+        if image.getexif().get(_ORIENTATION, 1) == 1:  # most photos, which exif_transpose would copy
+            return image
         return ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF says nothing about the orientation; the pixels are fine
         return image
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":  # which convert would copy
+        return image
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed range")
     if image.mode.startswith("I"):  # 16 bits, and what Pillow widens to 32
         grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        return np.repeat(((grey + 128) // 257).astype(np.uint8)[..., None], 3, axis=-1)
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
+    return image.convert("RGB")
 
 
 def target_size(height: int, width: int, size: int) -> tuple[int, int]:
@@ -87,13 +130,14 @@ def target_size(height: int, width: int, size: int) -> tuple[int, int]:
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def resize_longest_side(image: np.ndarray, size: int) -> tuple[np.ndarray, tuple[int, int]]:
+def resize_longest_side(image: np.ndarray | Image.Image, size: int) -> tuple[np.ndarray, tuple[int, int]]:
     """Resize (h w 3) uint8 so that its longest side has ``size`` pixels; returns it and its (rows, columns)."""
-    rows, columns = target_size(image.shape[0], image.shape[1], size)
-    if (rows, columns) == image.shape[:2]:
-        return image, (rows, columns)
-    resized = Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR)
-    return np.asarray(resized), (rows, columns)
+    height, width = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
+    rows, columns = target_size(height, width, size)
+    if (rows, columns) == (height, width):
+        return np.asarray(image), (rows, columns)
+    photo = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    return np.asarray(photo.resize((columns, rows), Image.Resampling.BILINEAR)), (rows, columns)
 
 
 def pad_to_square(image: np.ndarray, size: int) -> np.ndarray:
@@ -129,22 +173,48 @@ def _area_weights(old: int, new: int, frame: int, cells: int) -> sparse.csr_arra
     return sparse.csr_array(entries, shape=(cells, old))
 
 
-def low_res_masks(masks: np.ndarray, new_hw: tuple[int, int], image_size: int, mask_size: int) -> np.ndarray:
-    """Masks of the photo as training targets in the padded square frame: (n h w) -> (n mask_size mask_size) bool.
+def _touched(weights: sparse.csr_array, start: int, length: int) -> tuple[int, slice, sparse.csr_array]:
+    """Of all weights, those of the cells that some pixels lie in: the cells' first pixel, the cells, their weights."""
+    from scipy import sparse
+
+    pixels = weights.indices
+    places = weights.indptr[: np.searchsorted(weights.indptr, len(pixels)) + 1]  # cells beyond the photo have none
+    first = np.searchsorted(pixels[places[1:] - 1], start)
+    last = np.searchsorted(pixels[places[:-1]], start + length)
+    low, high = places[first], places[last]
+    begin, end = int(pixels[low]), int(pixels[high - 1]) + 1
+    entries = weights.data[low:high], pixels[low:high] - begin, places[first : last + 1] - low
+    return begin, slice(first, last), sparse.csr_array(entries, shape=(last - first, end - begin))
+
+
+def low_res_windows(
+    masks: Sequence[Window], hw: tuple[int, int], new_hw: tuple[int, int], image_size: int, mask_size: int
+) -> np.ndarray:
+    """Masks of a photo of ``hw`` pixels as training targets in the padded square frame: (n mask_size mask_size) bool.
 
     A cell is set where more than half of its area is mask.  A mask too small for that keeps the cells that hold more
     than half of what its fullest cell holds, so that no instance vanishes.
     """
-    n, height, width = masks.shape
-    out = np.zeros((n, mask_size, mask_size), bool)
-    down = _area_weights(height, new_hw[0], image_size, mask_size)
-    across = _area_weights(width, new_hw[1], image_size, mask_size)
+    out = np.zeros((len(masks), mask_size, mask_size), bool)
+    down = _area_weights(hw[0], new_hw[0], image_size, mask_size)
+    across = _area_weights(hw[1], new_hw[1], image_size, mask_size)
     for target, mask in zip(out, masks, strict=True):
-        share = (across @ (down @ mask.astype(np.float32)).T).T
-        most = float(share.max(initial=0.0))
-        if most > 0:
-            target[:] = share > min(0.5, most / 2)
+        if not mask:
+            continue
+        # Only the cells that the window touches, with all of their pixels: these sums are those of the whole mask.
+        rows, columns = mask.pixels.shape
+        y, y_cells, y_weights = _touched(down, mask.top, rows)
+        x, x_cells, x_weights = _touched(across, mask.left, columns)
+        pixels = np.zeros((y_weights.shape[1], x_weights.shape[1]), np.float32)
+        pixels[mask.top - y :, mask.left - x :][:rows, :columns] = mask.pixels
+        share = (x_weights @ (y_weights @ pixels).T).T
+        target[y_cells, x_cells] = share > min(0.5, float(share.max()) / 2)
     return out
+
+
+def low_res_masks(masks: np.ndarray, new_hw: tuple[int, int], image_size: int, mask_size: int) -> np.ndarray:
+    """``low_res_windows`` of whole masks (n h w)."""
+    return low_res_windows([crop(mask) for mask in masks], masks.shape[1:], new_hw, image_size, mask_size)
 
 
 def suppress_masks(masks: np.ndarray, share: float) -> np.ndarray:

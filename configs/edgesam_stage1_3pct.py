@@ -1,0 +1,24 @@
+"""Stage 1 on 3 % of SA-1B: 30 tars of about 11,000 photos each.
+
+10 epochs as with 1 %, so the steps and the warm-up are 3 times as many.
+The tars are those of 1 % and the 20 that follow; sa_000130 stays out, for validation.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from edgesam_jax.config import Config, load_config
+
+TIMES, TARS = 3, "sa_000020..sa_000049"
+
+
+def get_config() -> Config:
+    """Stage 1 of 1 %, longer."""
+    base = load_config(Path(__file__).with_name("edgesam_stage1.py"))
+    return replace(
+        base,
+        name="edgesam_stage1_3pct",
+        data=replace(base.data, subset=(TARS,)),
+        optim=replace(base.optim, warmup_steps=TIMES * base.optim.warmup_steps),
+        train=replace(base.train, steps=TIMES * base.train.steps),
+    )

@@ -1,0 +1,175 @@
+"""Records as ``edgesam_jax.prepare`` writes them and as TFDS's own data sets have them.
+
+prepared             photo, instances with run-length codes and points
+segment_anything     the same, with boxes as shares of the sides
+coco                 2014 and 2017: boxes only, crowds marked
+coco/2017_panoptic   a PNG whose colours tell segments apart; things are instances, stuff (sky, grass) is left out
+lvis                 a PNG for each instance, drawn by TFDS with corners cut to whole pixels
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from edgesam_jax.data.records import Record, check_annotated
+from edgesam_jax.data.transforms import stored_size
+
+THINGS = 80  # the first so many of the panoptic labels; the others are stuff
+Annotation = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the records of a data set are read.
+
+    ``undecoded`` the paths of its pictures, which are wanted as bytes; ``name`` a photo's file name; ``record`` makes a
+    record of what TFDS gives and of what errors call it.
+    """
+
+    undecoded: tuple[str, ...]
+    true_masks: bool
+    name: Callable[[Mapping[str, Any]], str]
+    record: Callable[[Mapping[str, Any], str], Record]
+
+
+def layout_of(features: Any) -> Layout | None:
+    """The layout with these features (a ``tfds.features.FeaturesDict``); None if it is none of them."""
+    names = set(features)
+    if {"image", "annotations"} <= names:
+        return INSTANCES
+    if {"image", "image/id", "panoptic_image", "panoptic_objects"} <= names:
+        return PANOPTIC
+    if {"image", "image/id", "objects"} <= names:
+        inner = set(features["objects"].feature)
+        if {"id", "area", "bbox"} <= inner:
+            return LVIS if "segmentation" in inner else BOXES
+    return None
+
+
+def decoders(layout: Layout, tfds: Any) -> dict[str, Any]:
+    """TFDS's nested ``decoders`` that leave a layout's pictures as bytes."""
+
+    class Undecoded(tfds.decode.SkipDecoding):  # type: ignore[misc, name-defined]
+        """TFDS's own has no method for the elements of a sequence."""
+
+        def decode_batch_example_np(self, serialized_example: Any) -> Any:
+            return serialized_example
+
+    found: dict[str, Any] = {}
+    for path in layout.undecoded:
+        *outer, last = path.split(".")
+        place = found
+        for name in outer:
+            place = place.setdefault(name, {})
+        place[last] = Undecoded()
+    return found
+
+
+def rows(columns: Any, count: int) -> list[Any]:
+    """A sequence of features, stored as columns, as one dict for each element."""
+    if isinstance(columns, Mapping):
+        inner = {name: rows(column, count) for name, column in columns.items()}
+        return [{name: column[i] for name, column in inner.items()} for i in range(count)]
+    return list(columns)
+
+
+# ------------------------------------------------------------------------------------------ prepared, segment_anything
+
+
+def _instances(stored: Mapping[str, Any], where: str) -> Record:
+    image, columns = stored["image"], stored["annotations"]
+    size = int(image["height"]), int(image["width"])
+    annotations = [_instance(row, size) for row in rows(columns, len(columns["id"]))]
+    given = image["image_id"]
+    image_id = json.loads(given) if isinstance(given, bytes) else int(given)
+    return Record(bytes(image["content"]), where, image_id, annotations, where, size)
+
+
+def _instance(row: Mapping[str, Any], size: tuple[int, int]) -> Annotation:
+    if "box" in row:
+        x0, y0, x1, y1 = map(float, row["box"])
+        bbox = [x0, y0, x1 - x0, y1 - y0]
+    else:
+        bbox = _bbox(row["bbox"], size)
+    points = np.asarray(row["point_coords"], np.float64).reshape(-1, 2).tolist()
+    found = {"id": int(row["id"]), "area": float(row["area"]), "bbox": bbox, "point_coords": points}
+    counts = row["segmentation"]["counts"].decode()
+    if counts:
+        found["segmentation"] = {"counts": counts, "size": [int(v) for v in row["segmentation"]["size"]]}
+    return found
+
+
+def _bbox(shares: Any, size: tuple[int, int]) -> list[float]:
+    """TFDS's ymin xmin ymax xmax, shares of the sides -> XYWH in pixels."""
+    y0, x0, y1, x1 = (round(float(v) * side, 3) for v, side in zip(shares, (*size, *size), strict=True))
+    return [x0, y0, x1 - x0, y1 - y0]
+
+
+# ---------------------------------------------------------------------------------------------------------- coco, lvis
+
+
+def _boxes(stored: Mapping[str, Any], where: str) -> Record:
+    photo = bytes(stored["image"])
+    size = stored_size(photo, where)
+    columns = stored["objects"]
+    things = [row for row in rows(columns, len(columns["id"])) if not row["is_crowd"]]
+    return _record(stored, where, size, [_box(row, size) for row in things])
+
+
+def _panoptic(stored: Mapping[str, Any], where: str) -> Record:
+    photo = bytes(stored["image"])
+    size = stored_size(photo, where)
+    colours = _picture(stored["panoptic_image"], photo, where, "RGB").astype(np.int64)
+    segments = colours[..., 0] | colours[..., 1] << 8 | colours[..., 2] << 16
+    columns = stored["panoptic_objects"]
+    things = [
+        row for row in rows(columns, len(columns["id"])) if not row["is_crowd"] and 0 <= int(row["label"]) < THINGS
+    ]
+    return _record(stored, where, size, [_masked(row, size, segments == int(row["id"])) for row in things])
+
+
+def _lvis(stored: Mapping[str, Any], where: str) -> Record:
+    photo = bytes(stored["image"])
+    size = stored_size(photo, where)
+    columns = stored["objects"]
+    annotations = [
+        _masked(row, size, _picture(row["segmentation"], photo, where, "L") > 0)
+        for row in rows(columns, len(columns["id"]))
+    ]
+    return _record(stored, where, size, annotations)
+
+
+def _record(stored: Mapping[str, Any], where: str, size: tuple[int, int], annotations: list[Annotation]) -> Record:
+    kept = [a for a in annotations if a["bbox"][2] > 0 and a["bbox"][3] > 0 and a.get("area", 1) > 0]
+    return Record(bytes(stored["image"]), where, int(stored["image/id"]), kept, where, size)
+
+
+def _box(row: Mapping[str, Any], size: tuple[int, int]) -> Annotation:
+    return {"id": int(row["id"]), "area": float(row["area"]), "bbox": _bbox(row["bbox"], size)}
+
+
+def _masked(row: Mapping[str, Any], size: tuple[int, int], mask: np.ndarray) -> Annotation:
+    code = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))
+    segmentation = {"counts": code["counts"].decode(), "size": list(size)}
+    return {**_box(row, size), "area": float(mask.sum()), "segmentation": segmentation}
+
+
+def _picture(content: bytes, photo: bytes, where: str, mode: str) -> np.ndarray:
+    """A PNG of a photo's size, (h w) or (h w 3) uint8."""
+    with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
+        check_annotated((picture.height, picture.width), photo, where, f"a mask in {where}")
+        return np.asarray(picture.convert(mode))
+
+
+INSTANCES = Layout(("image.content",), True, lambda stored: stored["image"]["file_name"].decode(), _instances)
+BOXES = Layout(("image",), False, lambda stored: stored["image/filename"].decode(), _boxes)
+PANOPTIC = Layout(("image", "panoptic_image"), True, lambda stored: stored["image/filename"].decode(), _panoptic)
+LVIS = Layout(("image", "objects.segmentation"), True, lambda stored: f"{int(stored['image/id']):012d}.jpg", _lvis)
