@@ -1,0 +1,347 @@
+"""``train --dry-run``: what a run on other machines needs and costs, as tables to read.
+
+The numbers are ``plan.py``'s; here are the flags, the published figures of some accelerators, and what is only an
+estimate: time, and its growth with hosts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgesam_jax.config import Config, UsageError
+
+if TYPE_CHECKING:
+    from edgesam_jax.plan import Plan
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """Published peaks of one device: FLOP/s of dense bfloat16 products, and of float32 ones as JAX does them.
+
+    The latter are TF32 on a GPU and one bfloat16 pass on a TPU.  ``memory`` in bytes; ``per_host`` devices are usual.
+    """
+
+    bfloat16: float
+    float32: float
+    memory: float
+    per_host: int
+
+
+ACCELERATORS = {
+    "a100": Accelerator(312e12, 156e12, 80e9, 8),
+    "h100": Accelerator(989e12, 494e12, 80e9, 8),
+    "h200": Accelerator(989e12, 494e12, 141e9, 8),
+    "tpu-v4": Accelerator(275e12, 275e12, 32e9, 4),
+    "tpu-v5e": Accelerator(197e12, 197e12, 16e9, 4),
+    "tpu-v5p": Accelerator(459e12, 459e12, 95e9, 4),
+    "tpu-v6e": Accelerator(918e12, 918e12, 32e9, 4),
+}
+LATENCY = 50e-6  # seconds that a small sum over hosts takes: a usual figure for a data centre's network
+HOSTS_SHOWN = (1, 2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is planned for; the fields are the flags."""
+
+    for_devices: int = 8
+    for_hosts: int = 0  # 0: as many as such devices usually need
+    accelerator: str = "h100"
+    utilisation: float = 0.3
+    achieved_tflops: float = 0.0  # 0: the accelerator's peak times utilisation
+    bandwidth_gbit: float = 100.0
+    photos: int = 0
+    teacher_model: str = ""
+
+    @property
+    def hosts(self) -> int:
+        """Hosts that the devices are in."""
+        return self.for_hosts or -(-self.for_devices // ACCELERATORS[self.accelerator].per_host)
+
+    def flops(self, config: Config) -> float:
+        """FLOP/s of one device in the step."""
+        return self.achieved_tflops * 1e12 or self.utilisation * self.peak(config)
+
+    def peak(self, config: Config) -> float:
+        """Published peak for the type that the student computes in."""
+        return float(getattr(ACCELERATORS[self.accelerator], config.model.compute_dtype))
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of a dry run, in a group of their own."""
+    group = parser.add_argument_group("dry run", "plans for machines that need not be here; --workdir isn't needed")
+    group.add_argument("--dry-run", action="store_true", help="print shapes, work, memory, disk, time; train nothing")
+    group.add_argument("--for-devices", type=int, default=8, metavar="N", help="devices to plan for, in all hosts")
+    group.add_argument("--for-hosts", type=int, default=0, metavar="M", help="hosts that they are in")
+    group.add_argument("--accelerator", choices=ACCELERATORS, default="h100", help="what the devices are")
+    group.add_argument(
+        "--utilisation", type=float, default=0.3, metavar="SHARE", help="of the published peak that a step achieves"
+    )
+    group.add_argument(
+        "--achieved-tflops", type=float, default=0.0, metavar="T", help="measured on one device, in place of that"
+    )
+    group.add_argument("--bandwidth-gbit", type=float, default=100.0, metavar="G", help="Gbit/s of a host's network")
+    group.add_argument("--photos", type=int, default=0, metavar="N", help="in the data set, where it is not here")
+    group.add_argument(
+        "--teacher-model", default="", metavar="NAME", help="vit_b, vit_l, vit_h: where the file is not here"
+    )
+
+
+def setup_of(args: argparse.Namespace) -> Setup:
+    """The flags, checked.
+
+    Raises:
+      UsageError: a number that can't be; or a flag of the dry run without ``--dry-run``.
+    """
+    setup = Setup(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Setup)})
+    if not args.dry_run and setup != Setup():
+        raise UsageError("--for-devices and the other flags of the dry run need --dry-run")
+    for flag, wrong in {
+        f"--for-devices {setup.for_devices}: at least 1": setup.for_devices < 1,
+        f"--for-hosts {setup.for_hosts}: at least 1": setup.for_hosts < 0,
+        f"--for-devices {setup.for_devices}: they do not divide over {setup.hosts} hosts; change it or --for-hosts": (
+            setup.for_devices >= 1 and setup.for_devices % setup.hosts != 0
+        ),
+        f"--utilisation {setup.utilisation}: above 0, at most 1": not 0 < setup.utilisation <= 1,
+        f"--achieved-tflops {setup.achieved_tflops}: above 0": setup.achieved_tflops < 0,
+        f"--bandwidth-gbit {setup.bandwidth_gbit}: above 0": setup.bandwidth_gbit <= 0,
+        f"--photos {setup.photos}: above 0": setup.photos < 0,
+    }.items():
+        if wrong:
+            raise UsageError(flag)
+    return setup
+
+
+# ----------------------------------------------------------------------------------------------------------- estimate
+
+
+def exchange_seconds(plan: Plan, setup: Setup, hosts: int) -> float:
+    """Seconds that sums over so many hosts take in a step: a ring's traffic, and the waits of batch norm.
+
+    Within a host it counts as free, and nothing is taken to overlap with computing.
+    """
+    traffic = 2 * (hosts - 1) / hosts * plan.step.reduced / (setup.bandwidth_gbit * 1e9 / 8)
+    return traffic + (plan.step.waits * LATENCY if hosts > 1 else 0.0)
+
+
+def step_seconds(plan: Plan, setup: Setup, flops: float, hosts: int) -> float:
+    """Seconds of a step with so many FLOPs on each device."""
+    return flops / setup.flops(plan.config) + exchange_seconds(plan, setup, hosts)
+
+
+def run_seconds(plan: Plan, setup: Setup) -> float:
+    """Seconds of all steps."""
+    steps = plan.config.train.steps
+    return plan.run_flops / setup.flops(plan.config) + steps * exchange_seconds(plan, setup, setup.hosts)
+
+
+# --------------------------------------------------------------------------------------------------------------- text
+
+
+def report(config: Config, setup: Setup) -> str:
+    """The whole text; one for each arm of a study.
+
+    Raises:
+      UsageError: see ``plan.plan`` and ``plan.teacher_config``.
+    """
+    import jax
+
+    # Tracing makes constants: on the CPU, whatever devices this machine has, since they may be busy.
+    jax.config.update("jax_platforms", "cpu")
+    from edgesam_jax import plan as planning
+
+    if not config.study:
+        teacher = planning.teacher_config(config, setup.teacher_model)
+        return describe(planning.plan(config, teacher, setup.for_devices), setup)
+    from edgesam_jax.checkpoint import Model
+    from edgesam_jax.study import arm_config
+    from edgesam_jax.trainer import RunResult
+
+    texts: list[str] = []
+    earlier: dict[str, RunResult] = {}
+    for arm in config.study:  # an arm may last as long as others: as long as they are estimated to
+        own = arm_config(config, arm, earlier)
+        made = planning.plan(own, planning.teacher_config(own, setup.teacher_model), setup.for_devices)
+        earlier[arm.name] = RunResult(Model(own.model, {}), own.train.steps, run_seconds(made, setup), True)
+        texts.append(describe(made, setup))
+    return "\n\n\n".join(texts)
+
+
+def describe(plan: Plan, setup: Setup) -> str:
+    """The text of one plan."""
+    blocks = [
+        _heading(plan, setup), _shapes(plan), _parameters(plan), _work(plan), _memory(plan, setup),
+        _length(plan, setup), _times(plan, setup), _growth(plan, setup),
+    ]  # fmt: skip
+    return "\n\n".join(blocks)
+
+
+def _heading(plan: Plan, setup: Setup) -> str:
+    config = plan.config
+    targets = f"teacher {config.teacher}" if plan.teacher else "ground truth"
+    source = f", its embeddings from {', '.join(config.data.embeddings)}" if config.data.embeddings else ""
+    return (
+        f"{config.name}: {config.distill.mode}, {targets}{source}\n"
+        f"planned for {plan.devices} {setup.accelerator} on {setup.hosts} host{'s' * (setup.hosts > 1)};"
+        " nothing is trained, loaded or written"
+    )
+
+
+def _shapes(plan: Plan) -> str:
+    model, p = plan.config.model, plan.config.data.max_prompts
+    total = plan.config.data.batch_size
+
+    def shape(*sizes: int) -> str:
+        return " x ".join(map(str, sizes))
+
+    each: dict[str, tuple[int, ...]] = {
+        "photos (uint8)": (model.image_size, model.image_size, 3),
+        "embedding": (model.grid, model.grid, model.embed_dim),
+    }
+    if plan.rounds:
+        each["boxes and points"] = (p, 6)
+        each["masks of a round"] = (p, model.decoder.num_mask_tokens, model.mask_size, model.mask_size)
+    rows = [(name, shape(total, *sizes), shape(plan.images, *sizes)) for name, sizes in each.items()]
+    return table(("shapes", "global batch", "on a device"), rows)
+
+
+def _parameters(plan: Plan) -> str:
+    rows = [(name, f"{n:,}", f"{learns:,}") for name, (n, learns) in plan.parameters.items()]
+    own = [value for name, value in plan.parameters.items() if name != "teacher"]
+    rows.insert(len(own), ("student", f"{sum(n for n, _ in own):,}", f"{sum(n for _, n in own):,}"))
+    return table(("parameters", "all", "learn"), rows)
+
+
+def _work(plan: Plan) -> str:
+    whole = plan.step.products
+    rows = [
+        (name, f"{flops / 1e9:,.1f}", f"{flops / plan.images / 1e9:,.1f}", f"{flops / whole:.1%}")
+        for name, flops in (*plan.parts.items(), ("step", whole))
+    ]
+    others = plan.step.others / 1e9
+    return (
+        table(("GFLOP of a step", "on a device", "an image", "share"), rows)
+        + "\nMatrix products and convolutions, a multiply-add as two; other operations: "
+        + f"{others:,.1f} G. All devices: {whole * plan.devices / 1e12:,.1f} TFLOP a step."
+    )
+
+
+def _memory(plan: Plan, setup: Setup) -> str:
+    whole = sum(plan.memory.values())
+    rows = [(name, gigabytes(size)) for name, size in (*plan.memory.items(), ("sum", whole))]
+    limit = ACCELERATORS[setup.accelerator].memory
+    verdict = "fits" if 1.75 * whole < limit else "may not fit" if whole < limit else "does not fit"
+    return (
+        table(("memory of a device", "GB"), rows)
+        + f"\n{setup.accelerator} has {limit / 1e9:.0f} GB: it {verdict}. Activations are read from the program without"
+        " compiling it;\nXLA took 1.1 to 1.7 times as much where it was compared (docs/scale.md)."
+    )
+
+
+def _length(plan: Plan, setup: Setup) -> str:
+    from edgesam_jax import plan as planning
+
+    config, keep = plan.config, plan.config.train.keep_checkpoints + plan.config.train.keep_best
+    photos, unknown = (setup.photos, "") if setup.photos else planning.photos_of(config)
+    drawn = config.train.steps * config.data.batch_size
+    rows = [
+        ("steps", f"{config.train.steps:,} of {config.data.batch_size} photos: {drawn:,} photos"),
+        ("photos in the data", f"{photos:,}" if photos else f"unknown: {unknown}"),
+        ("epochs", f"{drawn / photos:.2f}" if photos else "unknown"),
+        ("disk: checkpoints", f"{gigabytes((keep + 1) * plan.checkpoint)} GB: {keep} kept, 1 being written"),
+        ("disk: model at the end", f"{gigabytes(plan.model_file)} GB"),
+    ]
+    if plan.teacher and config.data.source != "scenes":
+        one = planning.stored_bytes(config)
+        size = f"{gigabytes(one * photos)} GB" if photos else f"{one / 1e6:.2f} MB a photo"
+        dtype = planning.stored_dtype(config)
+        share = plan.parts.get("teacher: encoder", 0.0) / plan.step.products
+        note = "" if config.data.embeddings else f"; not used: it would save {share:.0%} of the FLOPs"
+        rows.append(("disk: teacher's store", f"{size} in {dtype}{note}"))
+    return table(("run", ""), rows)
+
+
+def _times(plan: Plan, setup: Setup) -> str:
+    from edgesam_jax import plan as planning
+
+    config = plan.config
+    names = [setup.accelerator] if setup.achieved_tflops else list(ACCELERATORS)
+    rows = []
+    for name in names:
+        own = dataclasses.replace(setup, accelerator=name)
+        seconds = step_seconds(plan, own, plan.step.products, own.hosts)
+        run = run_seconds(plan, own)
+        photos = config.data.batch_size / seconds
+        row = [name, f"{own.hosts}", f"{own.flops(config) / 1e12:.0f}", f"{seconds:.3g}", f"{photos:,.0f}"]
+        if config.data.embeddings:
+            row.append(f"{photos * planning.stored_bytes(config) / 1e9:.2g}")
+        rows.append((*row, hours(run), f"{run * plan.devices / 3600:,.1f}"))
+    rate = f"{setup.achieved_tflops:g} TFLOP/s, as given."
+    if not setup.achieved_tflops:
+        rate = (
+            f"{setup.utilisation:.0%} of the published {config.model.compute_dtype} peak, which is an"
+            " assumption:\nmeasure a run's own share (MFU) and give it as --utilisation, or --achieved-tflops."
+        )
+    store = ["store GB/s"] if config.data.embeddings else []
+    header = ["estimate of time", "hosts", "TFLOP/s", "s a step", "photos/s", *store, "run", "device-hours"]
+    return (
+        table(header, rows) + f"\nAn estimate, not a measurement: each device at {rate}\nphotos/s is what the data"
+        " pipeline must deliver. Compilation, checkpoints and evaluation come on top."
+    )
+
+
+def _growth(plan: Plan, setup: Setup) -> str:
+    each, total = plan.devices // setup.hosts, plan.config.data.batch_size
+    alone = plan.step.products * plan.devices / each / setup.flops(plan.config)  # seconds of a step on one host
+    steps = plan.run_flops / plan.step.products  # phases that cost less count as fewer
+    rows = []
+    for hosts in sorted({*HOSTS_SHOWN, setup.hosts}):
+        devices, exchange = hosts * each, exchange_seconds(plan, setup, hosts)
+        row = [f"{hosts}", f"{devices}", f"{exchange * 1e3:.1f}"]
+        for divides, seconds, length in (
+            (total % devices == 0, alone / hosts, steps),
+            (True, alone, steps / hosts),
+        ):
+            whole = seconds + exchange
+            known = f"{whole:.3g}", f"{seconds / whole:.0%}", f"{whole * length * devices / 3600:,.1f}"
+            row += known if divides else ("", "", "")
+        rows.append(row)
+    columns = "s a step", "efficiency", "device-h"
+    return (
+        f"growth with hosts of {each} {setup.accelerator}: first at the same batch of {total}, then at one that grows"
+        " with the hosts\n"
+        + table(("hosts", "devices", "exchange ms", *columns, *columns), rows)
+        + f"\nComputing divides by the hosts; each step's {plan.step.reduced / 1e6:.1f} MB of gradients and statistics"
+        f" do not: a ring at {setup.bandwidth_gbit:g} Gbit/s\na host, and {plan.step.waits} sums that wait for one"
+        f" another (batch norm's) at {LATENCY * 1e6:.0f} us. No overlap is assumed.\n"
+        "Hosts of one TPU slice are joined by faster links than that. Empty: the batch does not divide over so many."
+    )
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:,.3f}" if size < 10e9 else f"{size / 1e9:,.1f}"
+
+
+def hours(seconds: float) -> str:
+    if seconds < 3600:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 72 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns of equal width: the first to the left, numbers to the right, a column of words to the left."""
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    words = [i == 0 or header[i] == "" for i in range(len(header))]
+    text = [
+        "  ".join(
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(line, widths, words, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([text[0], "-" * max(map(len, text)), *text[1:]])

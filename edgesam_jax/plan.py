@@ -1,0 +1,325 @@
+"""The size of a run before it starts: shapes, parameters, operations, memory, disk.
+
+Everything comes from an abstract trace of the real training step: no weights, no data and no device are needed, so that
+a laptop can plan for a TPU slice.  ``dry_run.py`` turns this into a text with estimates of time.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from edgesam_jax import cost, parallel, prompts
+from edgesam_jax.checkpoint import load_model
+from edgesam_jax.config import Config, DataConfig, SamConfig, UsageError, from_json
+from edgesam_jax.data.embeddings import STORE, read_header
+from edgesam_jax.data.sources import open_source
+from edgesam_jax.data.tars import find_tars
+from edgesam_jax.distill import POINT_SLOTS_AT_START
+from edgesam_jax.loop import phase
+from edgesam_jax.models import ops
+from edgesam_jax.models.init import abstract_variables
+from edgesam_jax.models.sam import MODELS, Sam, decode
+from edgesam_jax.optim import TRAINED, labels, make_optimizer
+from edgesam_jax.start import check_distillation, check_teacher, of_teacher_needed
+from edgesam_jax.train_step import train_step
+from edgesam_jax.types import Batch, TrainState
+
+STORED_BYTES = {"float16": 2, "bfloat16": 2, "int8": 1}
+BATCHES_HELD = 2  # the step's own, and the next one's, which is dispatched before the step ends
+NECK = ("neck_", "fuse_")
+
+
+# ------------------------------------------------------------------------------------------------------------ teacher
+
+
+def teacher_config(config: Config, named: str = "") -> SamConfig | None:
+    """The teacher's architecture, without its weights: of a checkpoint that is there, else by name.
+
+    Args:
+      named: one of ``MODELS``, or its end (``vit_h``), where the path of the config does not tell.
+
+    Raises:
+      UsageError: no such model; a path that is not there and does not tell; or a teacher that does not fit.
+    """
+    if not config.teacher or config.distill.targets != "teacher":
+        return None
+    path, found = Path(config.teacher), MODELS.get(config.teacher)
+    known = ", ".join(MODELS)
+    if named:
+        found = MODELS.get(named) or MODELS.get(f"sam_{named}")
+        if found is None:
+            raise UsageError(f"--teacher-model {named}: not a model; one of {known}")
+    elif found is None and path.suffix == ".msgpack" and path.is_file():
+        found = load_model(path).config
+    elif found is None and (path / "config.json").is_file():  # of a checkpoint or of a run: the key is the same
+        try:
+            found = from_json(SamConfig, json.dumps(json.loads((path / "config.json").read_text())["model"]))
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(f"teacher={config.teacher}: its config.json is damaged") from None
+    elif found is None:
+        size = re.search(r"vit[-_]?([blh])(?![a-z])", path.name.lower())
+        found = MODELS[f"sam_vit_{size[1]}"] if size else None
+    if found is None:
+        raise UsageError(
+            f"teacher={config.teacher}: not here, and its name does not tell; add --teacher-model: {known}"
+        )
+    check_teacher(config, found)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------ tracing
+
+
+_variables = functools.cache(abstract_variables)  # tracing a ViT-H takes seconds
+
+
+def _array(shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def stored_dtype(config: Config) -> str:
+    """The type in which the store of the config holds embeddings; float16 where it isn't there yet."""
+    root = Path(config.data.embeddings[0]) if config.data.embeddings else Path()
+    return read_header(root).dtype if config.data.embeddings and (root / STORE).is_file() else "float16"
+
+
+def stored_bytes(config: Config) -> int:
+    """Bytes of one photo's embedding in a store."""
+    return config.model.grid**2 * config.model.embed_dim * STORED_BYTES[stored_dtype(config)]
+
+
+def abstract_batch(config: Config, images: int) -> Batch:
+    """Shapes of a batch of so many images, as the pipeline gives it; typed as arrays."""
+    model, p = config.model, config.data.max_prompts
+    side, s = model.image_size, model.mask_size
+    embedding = None
+    if config.data.embeddings:
+        dtype = jnp.float16 if stored_dtype(config) == "float16" else jnp.float32
+        embedding = _array((images, model.grid, model.grid, model.embed_dim), dtype)
+    shapes: dict[str, Any] = {
+        "image": _array((images, side, side, 3), jnp.uint8),
+        "valid_size": _array((images, 2), jnp.int32),
+        "boxes": _array((images, p, 4)),
+        "points": _array((images, p, 2)),
+        "prompt_valid": _array((images, p), jnp.bool_),
+        "masks": _array((images, p, s, s), jnp.bool_),
+        "teacher_embedding": embedding,
+    }
+    return Batch(**shapes)
+
+
+def abstract_state(config: Config) -> TrainState:
+    """Shapes of the training state."""
+    variables = _variables(config.model)
+    tx, _ = make_optimizer(config, variables["params"])
+    step: Any = _array((), jnp.int32)
+    return TrainState(step=step, opt_state=jax.eval_shape(tx.init, variables["params"]), **variables)
+
+
+def trace_step(config: Config, teacher: SamConfig | None, images: int, devices: int = 0) -> Any:
+    """The jaxpr of the step with so many images on one of several devices; 0: it has no others to exchange with."""
+    state = abstract_state(config)
+    tx, _ = make_optimizer(config, state.params)
+    axis = parallel.AXIS if devices else None
+    body = functools.partial(train_step, config=config, teacher_config=teacher, tx=tx, axis_name=axis)
+    variables = _variables(teacher) if teacher else None
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    environment = [(axis, max(devices, 2))] if axis else None  # one device of a host still meets those of others
+    # An accelerator's form of every operation: what a CPU does in its place is the same work in more pieces.
+    with ops.traced_for("gpu"):
+        return jax.make_jaxpr(body, axis_env=environment)(state, variables, abstract_batch(config, images), key)
+
+
+def flops_per_step(config: Config, teacher: SamConfig | None) -> float:
+    """FLOPs of the matrix products and convolutions of one step over the global batch: what MFU is counted with.
+
+    A multiply-add is two.  The count is of the step as it is, with what is computed again on purpose, in the phase of
+    the run that ``config`` stands for (``trainer.phase``).  Takes a second for the tiny models, several for ViT-H.
+    """
+    return cost.work(trace_step(config, teacher, config.data.batch_size)).products
+
+
+def _traced(f: Callable[..., Any], *args: Any) -> cost.Work:
+    with ops.traced_for("gpu"):
+        return cost.work(jax.make_jaxpr(f)(*args))
+
+
+def _encoder_work(model: SamConfig, images: int, train: bool) -> cost.Work:
+    def encode(variables: Any, x: Any) -> Any:
+        return Sam(model).apply(variables, x, train, method="encode_image", mutable=["batch_stats"])
+
+    return _traced(encode, _variables(model), _array((images, model.image_size, model.image_size, 3)))
+
+
+def _decoder_work(model: SamConfig, config: Config, images: int) -> cost.Work:
+    """One round of the prompt loop."""
+    cfg, p = config.distill, config.data.max_prompts
+    slots = POINT_SLOTS_AT_START + cfg.rounds * cfg.points_per_round
+    asked = jax.eval_shape(functools.partial(prompts.from_boxes, slots=slots), _array((images, p, 4)))
+    previous: tuple[Any, ...] = ()
+    if cfg.mask_feedback:
+        previous = _array((images, p, model.mask_size, model.mask_size)), _array((images, p), jnp.bool_)
+    embedding = _array((images, model.grid, model.grid, model.embed_dim))
+    one = functools.partial(decode, model, chunk=config.train.prompt_chunk)
+    return _traced(one, _variables(model), embedding, asked, *previous)
+
+
+# --------------------------------------------------------------------------------------------------------------- plan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one step needs on one of ``devices`` devices, which has ``images`` images of the batch.
+
+    ``parts`` are the step's FLOPs in products by part of the step; ``run_flops`` those of the whole run on this device.
+    ``parameters`` has (all, those that learn) by part of the model.  ``memory`` and the rest of the sizes are bytes.
+    """
+
+    config: Config
+    teacher: SamConfig | None
+    devices: int
+    images: int
+    step: cost.Work
+    parts: dict[str, float]
+    run_flops: float
+    parameters: dict[str, tuple[int, int]]
+    memory: dict[str, int]
+    checkpoint: int
+    model_file: int
+
+    @property
+    def rounds(self) -> int:
+        """Times that a prompt is decoded by student and teacher."""
+        return self.config.distill.rounds + 1 if self.config.distill.mode == "prompt_in_the_loop" else 0
+
+
+def plan(config: Config, teacher: SamConfig | None, devices: int) -> Plan:
+    """Plan a run on so many devices.
+
+    Raises:
+      UsageError: a config that can't be trained, or a batch that does not divide over the devices.
+    """
+    check_distillation(config)
+    pieces = config.train.accumulate
+    if config.data.batch_size % (devices * pieces):
+        cut = f" in {pieces} micro-batches" if pieces > 1 else ""
+        batch = config.data.batch_size
+        raise UsageError(f"data.batch_size={batch} does not divide over {devices} devices{cut}: change it")
+    images = config.data.batch_size // devices
+    heaviest = phase(config, max(0, config.train.steps - 1))
+    program = trace_step(heaviest, teacher, images, devices)
+    step = cost.work(program)
+    state = abstract_state(config)
+    trained = _trained(state.params, config)
+    learns = sum(cost.size_of(leaf) for leaf, yes in zip(jax.tree.leaves(state.params), trained, strict=True) if yes)
+    variables = _bytes(of_teacher_needed(config, _variables(teacher))) if teacher else 0
+    kept = _bytes((state.batch_stats, state.constants))
+    memory = {
+        "parameters": _bytes(state.params),
+        "batch statistics, constants": kept,
+        "optimiser": _bytes(state.opt_state),
+        "gradients": learns,
+        "teacher": variables,
+        f"batch ({BATCHES_HELD} held)": BATCHES_HELD * _bytes(abstract_batch(config, images)),
+        "activations (estimate)": max(0, cost.peak_temporary(program) - learns),
+    }
+    return Plan(
+        config=config, teacher=teacher, devices=devices, images=images, step=step,
+        parts=_parts(heaviest, teacher, images, step),
+        run_flops=_run_flops(config, teacher, images, devices, heaviest, step.products),
+        parameters=_parameters(state.params, trained, teacher),
+        memory=memory, checkpoint=_bytes(state), model_file=_bytes(state.params) + kept,
+    )  # fmt: skip
+
+
+def _bytes(tree: Any) -> int:
+    return sum(cost.size_of(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def _trained(params: Any, config: Config) -> list[bool]:
+    return [label == TRAINED for label in jax.tree.leaves(labels(params, config))]
+
+
+def _parts(config: Config, teacher: SamConfig | None, images: int, step: cost.Work) -> dict[str, float]:
+    """FLOPs by part of the step; the backward pass is what the other parts leave of the whole."""
+    cfg = config.distill
+    loop = cfg.rounds + 1 if cfg.mode == "prompt_in_the_loop" else 0
+    parts: dict[str, float] = {}
+    if teacher and not config.data.embeddings:
+        parts["teacher: encoder"] = _encoder_work(teacher, images, train=False).products
+    if teacher and loop:
+        parts[f"teacher: decoder, {loop} x"] = loop * _decoder_work(teacher, config, images).products
+    parts["student: encoder"] = _encoder_work(config.model, images, train=not cfg.freeze_image_encoder).products
+    if loop:
+        parts[f"student: decoder, {loop} x"] = loop * _decoder_work(config.model, config, images).products
+    parts["student: backward"] = step.products - sum(parts.values())
+    return parts
+
+
+def _run_flops(
+    config: Config, teacher: SamConfig | None, images: int, devices: int, counted: Config, flops: float
+) -> float:
+    """FLOPs of all steps: the loop may start late and the grouping loss stop early, at a share of the run."""
+    steps = config.train.steps
+    shares = {0.0, config.distill.rounds_from, config.distill.loss.grouping_until}
+    starts = sorted({math.ceil(share * steps) for share in shares if share < 1})
+    total = 0.0
+    for start, end in zip(starts, [*starts[1:], steps], strict=True):
+        now = phase(config, start)
+        own = flops if now == counted else cost.work(trace_step(now, teacher, images, devices)).products
+        total += (end - start) * own
+    return total
+
+
+def _parameters(params: Any, trained: list[bool], teacher: SamConfig | None) -> dict[str, tuple[int, int]]:
+    counts: dict[str, tuple[int, int]] = {}
+    for (path, leaf), learns in zip(jax.tree_util.tree_leaves_with_path(params), trained, strict=True):
+        part = str(path[0].key).replace("_", " ")
+        if part == "image encoder" and str(path[1].key).startswith(NECK):
+            part = "neck and fusion"
+        whole, own = counts.get(part, (0, 0))
+        counts[part] = whole + leaf.size, own + leaf.size * learns
+    if teacher:
+        counts["teacher"] = sum(leaf.size for leaf in jax.tree.leaves(_variables(teacher)["params"])), 0
+    return counts
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+
+
+def photos_of(config: Config) -> tuple[int, str]:
+    """Photos of an epoch, and 0 with the reason where they are not known.  Writes nothing, not even a tar's index."""
+    data = config.data
+    entries = [replace(data, mixture=(), **_own(entry)) for entry in data.mixture] or [data]
+    total = 0
+    for entry in entries:
+        if entry.source == "scenes":
+            if not entry.limit:
+                return 0, "generated scenes never end"
+            total += entry.limit
+            continue
+        if not Path(entry.root).exists():
+            return 0, f"data.root={entry.root} is not here: give --photos"
+        try:
+            if entry.source == "tars":
+                tars = find_tars(Path(entry.root), entry.subset)
+                if not all(tar.with_name(f"{tar.name}.index.npz").is_file() for tar in tars):
+                    return 0, f"the tars in {entry.root} have no index yet: give --photos"
+            total += len(open_source(entry, config.model.image_size))
+        except UsageError as error:
+            return 0, str(error)
+    return total, ""
+
+
+def _own(entry: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(entry).items() if name != "weight" and name in vars(DataConfig())}
