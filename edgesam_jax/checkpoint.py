@@ -1,8 +1,8 @@
-"""Weights on disk: inference checkpoints, the single-file form, and training checkpoints with resume.
+"""Weights on disk: inference checkpoints, the single-file form, and the weights of training checkpoints.
 
     DIR/config.json, DIR/variables/                              inference checkpoint (``save_model``)
     NAME.msgpack                                                 the same in one small file (``save_model_file``)
-    WORKDIR/checkpoints/STEP/{variables,optimizer,extra}/        training (``TrainCheckpointer``)
+    WORKDIR/checkpoints/STEP/{variables,optimizer,extra}/        training (``train_checkpoint``)
 
 ``load_model`` reads all of them, and published .pth and .safetensors files.  Orbax is imported where it is used, so
 that a start from a single file does without it.
@@ -24,8 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from edgesam_jax.config import Config, SamConfig, UsageError, from_json, to_json
-from edgesam_jax.types import TrainState
+from edgesam_jax.config import Config, SamConfig, UsageError, from_json
 
 FORMAT = "edgesam_jax/1"
 TINY_TEACHER = "tiny_teacher"
@@ -63,9 +62,9 @@ def save_model(path: str | Path, model: Model) -> Path:
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         fresh.mkdir()
-        with _quiet(), _orbax().StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer:
+        with quiet(), orbax().StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
             checkpointer.save(fresh / "variables", model.variables)
-        (fresh / "config.json").write_text(_header(model, _digest(model.variables)))
+        (fresh / "config.json").write_text(_header(model, digest_of(model.variables)))
         if path.exists():
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
             path.rename(old)
@@ -109,7 +108,7 @@ def _header(model: Model, sha256: str) -> str:
     return json.dumps(content, indent=1)
 
 
-def _digest(tree: Any) -> str:
+def digest_of(tree: Any) -> str:
     """SHA-256 over names, shapes, types and bytes.  Orbax gives flipped bits back without a word."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -122,8 +121,9 @@ def _digest(tree: Any) -> str:
 def encoder_digest(model: Model) -> str:
     """SHA-256 of what an embedding depends on: the image encoder's weights and its config."""
     parts = {name: tree["image_encoder"] for name, tree in model.variables.items() if "image_encoder" in tree}
-    kept = dataclasses.asdict(model.config.encoder), model.config.image_size, model.config.embed_dim
-    return hashlib.sha256(f"{_digest(parts)} {json.dumps(kept)}".encode()).hexdigest()
+    encoder = {name: value for name, value in dataclasses.asdict(model.config.encoder).items() if name != "remat"}
+    kept = encoder, model.config.image_size, model.config.embed_dim
+    return hashlib.sha256(f"{digest_of(parts)} {json.dumps(kept)}".encode()).hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------- loading
@@ -147,7 +147,7 @@ def load_model(path: str | Path) -> Model:
     if path.is_dir():
         if (path / "config.json").is_file() and (path / "variables").is_dir():
             return _load_folder(path)
-        step = _newest_step(path)
+        step = newest_step(path)
         if step is None:
             raise UsageError(f"checkpoint {path}: the folder holds no checkpoint of edgesam_jax")
         return _load_training(step)
@@ -186,7 +186,7 @@ def _load_file(path: Path) -> Model:
 def _load_folder(path: Path) -> Model:
     config, metadata, sha256 = _read_header((path / "config.json").read_text(errors="replace"), path)
     variables = _restore_numpy(path / "variables", path)
-    if _digest(variables) != sha256:
+    if digest_of(variables) != sha256:
         raise UsageError(f"checkpoint {path}: damaged (its arrays do not match their checksum)")
     return Model(config, _float32(variables), metadata)
 
@@ -208,7 +208,7 @@ def _load_training(step: Path) -> Model:
         raise UsageError(f"checkpoint {step}: its config is damaged") from None
     config = from_json(Config, text, f"checkpoint {step}")
     variables = _restore_numpy(step / "variables", step)
-    if _digest(variables) != sha256:
+    if digest_of(variables) != sha256:
         raise UsageError(f"checkpoint {step}: damaged (its arrays do not match their checksum)")
     return Model(config.model, _float32(variables), {"source": str(step), "score": score_kind(config)})
 
@@ -225,13 +225,14 @@ def _float32(variables: dict[str, Any]) -> dict[str, Any]:
     return jax.tree.map(leaf, variables)
 
 
-def _newest_step(path: Path) -> Path | None:
+def newest_step(path: Path, at_most: int | None = None) -> Path | None:
     """The newest complete step folder in a workdir, in its checkpoint folder, or ``path`` if it is one itself."""
     if (path / "extra").is_dir() and (path / "variables").is_dir():
         return path
     for folder in (path / CHECKPOINTS, path):
         if folder.is_dir():
             steps = [p for p in folder.iterdir() if p.name.isdigit() and (p / "variables").is_dir()]
+            steps = [p for p in steps if at_most is None or int(p.name) <= at_most]
             if steps:
                 return max(steps, key=lambda p: int(p.name))
     return None
@@ -240,28 +241,28 @@ def _newest_step(path: Path) -> Path | None:
 # ---------------------------------------------------------------------------------------------------- orbax
 
 
-def _orbax() -> Any:
+def orbax() -> Any:
     import orbax.checkpoint
 
     return orbax.checkpoint
 
 
-def _alone() -> Any:
+def alone() -> Any:
     """Options for a process of a job that saves by itself: Orbax would wait for the others."""
     own = jax.process_index()
-    return _orbax().options.MultiprocessingOptions(
+    return orbax().options.MultiprocessingOptions(
         primary_host=own, active_processes={own} if jax.process_count() > 1 else None,
         barrier_sync_key_prefix=f"alone{own}" if jax.process_count() > 1 else None,
     )  # fmt: skip
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax reports its routine through absl at the warning level."""
+def quiet() -> Iterator[None]:
+    """Orbax reports its routine through absl, and errors with their traces before it raises them."""
     from absl import logging
 
     before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
     try:
         yield
     finally:
@@ -270,9 +271,9 @@ def _quiet() -> Iterator[None]:
 
 def _restore_numpy(folder: Path, where: Path) -> Any:
     """Restore a tree of any structure as numpy arrays, whatever devices wrote it."""
-    ocp = _orbax()
+    ocp = orbax()
     try:
-        with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
+        with quiet(), ocp.PyTreeCheckpointer() as checkpointer:
             index = checkpointer.metadata(folder).item_metadata
             if index is None:
                 raise ValueError("its index cannot be read")
@@ -281,85 +282,3 @@ def _restore_numpy(folder: Path, where: Path) -> Any:
     except Exception as error:  # orbax, tensorstore and json each have their own
         first = (str(error).splitlines() or [""])[0][:200]
         raise UsageError(f"checkpoint {where}: damaged ({type(error).__name__}: {first})") from error
-
-
-class TrainCheckpointer:
-    """Training checkpoints in ``workdir/checkpoints``: the whole state, the config, and the position in the data.
-
-    A step appears under its number only when it is complete.  Saving is synchronous: the state may be donated to
-    the next step right after.
-    """
-
-    def __init__(self, workdir: str | Path, keep: int = 2) -> None:
-        ocp = _orbax()
-        self.directory = Path(workdir).absolute() / CHECKPOINTS
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, create=True)
-        with _quiet():
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
-
-    def save(self, step: int, state: TrainState, config: Config, data: dict[str, Any] | None = None) -> None:
-        """Save ``state`` as ``step`` (nothing is done where that step exists); ``data`` is plain JSON."""
-        if step in self._manager.all_steps():
-            return
-        ocp = _orbax()
-        variables = {name: getattr(state, name) for name in COLLECTIONS}
-        optimizer = {"step": state.step, "opt_state": state.opt_state}
-        sha256 = {"variables": _digest(variables), "optimizer": _digest(optimizer)}
-        if jax.process_count() > 1:  # pmap gives host-local arrays, which orbax refuses in a multi-process job
-            to_global = ocp.utils.fully_replicated_host_local_array_to_global_array
-            variables, optimizer = jax.tree.map(to_global, (variables, optimizer))
-        items = ocp.args.Composite(
-            variables=ocp.args.StandardSave(variables),
-            optimizer=ocp.args.StandardSave(optimizer),
-            extra=ocp.args.JsonSave({"config": to_json(config), "data": data or {}, "sha256": sha256}),
-        )
-        with _quiet():
-            self._manager.save(step, args=items, force=True)
-
-    def latest_step(self) -> int | None:
-        """The newest complete step, or None."""
-        return self._manager.latest_step()
-
-    def restore(self, template: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any], Config]:
-        """Restore the newest (or the named) step as numpy arrays in the structure of ``template``.
-
-        Returns:
-          The state, the data position given to ``save``, and the config it was saved with.
-
-        Raises:
-          UsageError: no checkpoint, a damaged one, or one whose arrays are not those of ``template``.
-        """
-        ocp = _orbax()
-        step = self.latest_step() if step is None else step
-        if step is None:
-            raise UsageError(f"{self.directory}: no checkpoint to resume from")
-        folder = self.directory / str(step)
-        blank = jax.tree.map(lambda x: np.empty(np.shape(x), x.dtype), template)
-        targets = {
-            "variables": {name: getattr(blank, name) for name in COLLECTIONS},
-            "optimizer": {"step": blank.step, "opt_state": blank.opt_state},
-        }
-        try:
-            with _quiet(), ocp.StandardCheckpointer() as checkpointer:
-                parts = {name: checkpointer.restore(folder / name, tree) for name, tree in targets.items()}
-            extra = json.loads((folder / "extra" / "metadata").read_text())
-            for name, tree in parts.items():
-                if _digest(tree) != extra["sha256"][name]:
-                    raise ValueError(f"its {name} do not match their checksum")
-        except Exception as error:
-            first = (str(error).splitlines() or [""])[0][:200]
-            raise UsageError(
-                f"checkpoint {folder}: damaged, or of another model or optimizer ({type(error).__name__}: {first})"
-            ) from error
-        state = dataclasses.replace(template, **parts["variables"], **parts["optimizer"])
-        return state, extra["data"], from_json(Config, extra["config"], f"checkpoint {folder}")
-
-    def close(self) -> None:
-        """Wait for what is under way and release the folder."""
-        self._manager.close()
-
-    def __enter__(self) -> TrainCheckpointer:
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        self.close()

@@ -37,6 +37,7 @@ class RepVitConfig:
     stem_strides: tuple[int, int] = (2, 2)  # (2, 1) doubles every grid: used by the tiny models
     fuse: bool = True  # False: last stage not downsampled, no fusion convolutions
     upsample: Literal["bicubic", "bilinear"] = "bicubic"  # bilinear is what the published exports use
+    remat: bool = False  # recompute each block in the backward pass
 
     @property
     def stride(self) -> int:
@@ -132,6 +133,7 @@ class MixtureConfig:
     unlabelled: Literal["none", "grid", "superpixels"] = "none"
     limit: int = 0
     weight: float = 1.0  # photos drawn from it, relative to the others
+    ids: str = ""
 
 
 @dataclass(frozen=True)
@@ -166,11 +168,14 @@ class DataConfig:
     box_jitter: float = 0.0  # std of corner noise as a share of the side, clipped to 20 px (reference: 0.1, off)
     min_area: float = 0.0  # smallest mask kept, in pixels of the resized frame
     mask_nms: float = 1.0  # masks covered by larger ones to more than this share are dropped; 1: off
-    mixture: tuple[MixtureConfig, ...] = ()  # not empty: these data sets in place of source, root, annotations, limit
+    mixture: tuple[
+        MixtureConfig, ...
+    ] = ()  # not empty: these data sets in place of source, root, annotations, limit, ids
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     embeddings: tuple[str, ...] = ()  # stores of the teacher's embeddings (edgesam_jax.embed); empty: it runs online
     max_bad_share: float = 0.01  # of photos that can't be used, after the first 1,000; beyond it a run stops
     scene_difficulty: float = 0.5  # scenes only, 0 to 1: number and hollowness of objects, texture, lack of contrast
+    ids: str = ""  # a file with the photos to use, one a line (prepare --sample writes it); empty: all
 
 
 @dataclass(frozen=True)
@@ -245,6 +250,13 @@ class TrainConfig:
     keep_checkpoints: int = 2
     init_from: str = ""  # a checkpoint whose weights start the model
     prompt_chunk: int = 0  # prompts decoded at once per image; 0: all.  Bounds memory and fits the cache
+    keep_best: int = 1  # checkpoints kept beside the newest: best by eval's box IoU if eval.every, else by loss
+    fork_from: str = ""  # another run, or one of its checkpoints: go on from its whole state, under this config
+    nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is not finite ends the run, or is no update
+    profile_steps: int = 0  # so many steps are traced by jax.profiler into WORKDIR/profile
+    accumulate: int = 1  # micro-batches per step and device, one after the other; batch_size stays that of a step
+    batch_norm: Literal["global", "device"] = "global"  # whose images share statistics; published stage 2: a device's
+    peak_tflops: float = 0.0  # of one device, for the MFU in the log; 0: known for usual accelerators, else no MFU
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class LoopCarry:
     previous: Array  # (b p s s) logits fed back as a mask prompt
     previous_valid: Array  # (b p)
     terms: dict[str, Array]
+    by_round: dict[str, Array]  # each (rounds,), for people to watch
     gradient: Any  # of the rounds so far, by what learns, in float32; None where none is asked for
     trace: Trace
 
@@ -232,10 +233,10 @@ def _rounds(
             law=cfg.sampling,
         )
         terms = answer.terms | {"agreement": agreement, "drawn": drawn.mean(axis=-1)}
-        totals = {
-            name: carry.terms[name] + jnp.sum(weights * lax.convert_element_type(v, jnp.float32))
-            for name, v in terms.items()
-        }
+        found = {name: jnp.sum(weights * lax.convert_element_type(v, jnp.float32)) for name, v in terms.items()}
+        totals = {name: carry.terms[name] + value for name, value in found.items()}
+        shown = {"loss": _total(found, cfg), "agreement": found["agreement"]}
+        by_round = {name: carry.by_round[name].at[i].set(value) for name, value in shown.items()}
         following = carry.prompts
         if cfg.rounds:
             # The last round's points would have no slot: they are drawn only to keep the body the same, and dropped.
@@ -243,7 +244,7 @@ def _rounds(
             more = prompts.append(carry.prompts, slot, coords, labels, drawn)
             following = jax.tree.map(lambda new, old: jnp.where(i < cfg.rounds, new, old), more, carry.prompts)
         trace = Trace(carry.prompts, own > 0, want, ((own > 0) != want) & inside[:, None])
-        return LoopCarry(following, own, feedback, totals, gradient, trace)
+        return LoopCarry(following, own, feedback, totals, by_round, gradient, trace)
 
     blank = jnp.zeros((b, p, size, size), bool)
     names = ["bce", "dice", "iou", "agreement", "drawn"]
@@ -252,14 +253,17 @@ def _rounds(
         jnp.zeros((b, p, size, size), jnp.float32),
         jnp.zeros((b, p), bool),
         {name: jnp.zeros(()) for name in names},
+        {name: jnp.zeros(rounds) for name in ("loss", "agreement")},
         jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), learning) if differentiate else None,
         Trace(first, blank, blank, blank),
     )
     carry = lax.fori_loop(0, rounds, one_round, carry)
     metrics = {name: carry.terms[name] / rounds for name in ("agreement", "drawn")}
     metrics |= {name: carry.terms[name] * scale for name in ("bce", "dice", "iou")}
+    loss = _total(metrics, cfg)
+    metrics |= {f"round_{i}/{name}": values[i] for name, values in carry.by_round.items() for i in range(rounds)}
     gradient = jax.tree.map(lambda x, g: g.astype(x.dtype), learning, carry.gradient) if differentiate else None
-    return (_total(metrics, cfg), metrics, carry.trace), gradient
+    return (loss, metrics, carry.trace), gradient
 
 
 def _total(terms: dict[str, Array], cfg: DistillConfig) -> Array:

@@ -12,9 +12,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from edgesam_jax.config import DataConfig, UsageError
+from edgesam_jax.flags import Parser
 
 if TYPE_CHECKING:
     from edgesam_jax.data.schema import Example
@@ -25,11 +26,6 @@ SCENES = 200  # held-out scenes, where --limit does not say
 AHEAD = 2  # photos read while the device works
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
 def _count(text: str) -> int:
     value = int(text)
     if value < 0:
@@ -38,9 +34,7 @@ def _count(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m edgesam_jax.eval", description="Score a model on annotated photos.", allow_abbrev=False
-    )
+    parser = Parser(prog="python -m edgesam_jax.eval", description="Score a model on annotated photos.")
     parser.add_argument("--checkpoint", default="tiny_teacher", help="folder or file; default: the embedded tiny model")
     parser.add_argument(
         "--dataset", choices=sorted(DATASETS), required=True, help="folder: photos, each with SA-1B's JSON beside it"
@@ -51,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--detections", help="results JSON of a detector, for --prompt detections")
     parser.add_argument("--refine", type=_count, default=0, metavar="N", help="points added one after another")
     parser.add_argument("--limit", type=_count, default=0, metavar="N", help="the first N photos; 0: all")
+    parser.add_argument("--ids", default="", metavar="FILE", help="the photos of this list, one a line; default: all")
     parser.add_argument("--protocol", choices=("exact", "published"), default="exact")
     parser.add_argument("--seed", type=_count, default=0, help="of the refinement points")
     parser.add_argument("--batch-size", type=_count, default=4, help="photos at a time: speed only, not the result")
@@ -59,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _source(arguments: argparse.Namespace, image_size: int) -> Source:
-    from edgesam_jax.data.sources import open_source
+    from edgesam_jax.data.sources import left_out, open_source
 
     kind = DATASETS[arguments.dataset]
     if kind != "scenes" and not arguments.data_root:
@@ -69,8 +64,12 @@ def _source(arguments: argparse.Namespace, image_size: int) -> Source:
         root=arguments.data_root,
         annotations=arguments.annotations,
         limit=arguments.limit or (SCENES if kind == "scenes" else 0),
+        ids=arguments.ids,
     )
-    return open_source(data, image_size, "heldout")
+    source = open_source(data, image_size, "heldout")
+    if (found := left_out(source)).rows:
+        print(f"note: {found.note}", file=sys.stderr)
+    return source
 
 
 def _examples(source: Source) -> Iterator[Example]:

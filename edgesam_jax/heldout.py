@@ -24,14 +24,14 @@ Scores = dict[str, list[float]]  # "box", "center", and these with "_teacher": [
 
 
 def heldout_examples(config: Config) -> list[Example]:
-    """At most ``eval.images`` annotated photos; none for a folder of SA-1B's photos, or for a mixture.
+    """At most ``eval.images`` scenes or photos of COCO's format; none for SA-1B in any form, or for a mixture.
 
     A hundred full-size masks on each of hundreds of photos do not fit in memory; ``edgesam_jax.eval`` streams them.
 
     Raises:
       UsageError: the data set can't be opened or read.
     """
-    if config.data.source == "images" or config.data.mixture:
+    if config.data.source not in ("scenes", "coco") or config.data.mixture:
         return []
     data = dataclasses.replace(config.data, seed=config.eval.seed, limit=config.eval.images)
     source = open_source(data, config.model.image_size, "heldout")

@@ -22,6 +22,7 @@ from edgesam_jax.train_step import train_step
 from edgesam_jax.types import Batch, TrainState
 
 AXIS = "data"
+COMPILING_MS = 3_600_000  # that processes wait for one another to compile
 TrainStep = Callable[[TrainState, Any, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -84,6 +85,22 @@ def agree_to_stop(step: int, stop: Callable[[], bool]) -> bool:
     return bool(multihost_utils.reached_preemption_sync_point(step))
 
 
+def compile_together(step: Any, arguments: tuple[Any, ...], name: str) -> None:
+    """In a job of several processes, have all compile ``step`` for ``arguments`` before any runs it.
+
+    One that is done sooner would wait for the others inside the first sum over devices, for which they may be given
+    little time (gloo's is 30 s).  JAX keeps what was compiled, so the call that follows finds it.
+
+    Args:
+      name: of the place where they meet; no other call has it.
+    """
+    if jax.process_count() > 1:
+        from orbax.checkpoint import multihost
+
+        step.lower(*arguments).compile()
+        multihost.get_barrier_sync_fn()(key=f"compiled {name}", timeout_ms=COMPILING_MS)
+
+
 def request_devices(count: int) -> list[jax.Device]:
     """The local devices to train on: at most ``count``, or all for 0.
 
@@ -96,18 +113,21 @@ def request_devices(count: int) -> list[jax.Device]:
     return devices[:count] if count and jax.process_count() == 1 else devices
 
 
-def check_batch(batch_size: int, devices: Sequence[jax.Device]) -> int:
-    """Images per device.
+def check_batch(batch_size: int, devices: Sequence[jax.Device], accumulate: int = 1) -> int:
+    """Images that a device works on at once.
 
     Raises:
-      UsageError: the global batch does not divide over all devices of all processes.
+      UsageError: the global batch does not divide over all devices of all processes and their micro-batches.
     """
+    if accumulate < 1:
+        raise UsageError(f"train.accumulate={accumulate}: it must be 1 or more")
     total = len(devices) * jax.process_count()
-    if batch_size % total:
-        raise UsageError(
-            f"data.batch_size={batch_size} does not divide over {total} devices: change it or train.devices"
-        )
-    return batch_size // total
+    if batch_size % (total * accumulate):
+        pieces, fields = f"{total} devices", "train.devices"
+        if accumulate > 1:
+            pieces, fields = f"{pieces} x {accumulate} micro-batches", f"{fields} or train.accumulate"
+        raise UsageError(f"data.batch_size={batch_size} does not divide over {pieces}: change it or {fields}")
+    return batch_size // (total * accumulate)
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
@@ -125,9 +145,10 @@ def shard_batch(batch: Batch, devices: Sequence[jax.Device]) -> Batch:
     return jax.tree.map(lambda x: np.reshape(x, (count, x.shape[0] // count, *x.shape[1:])), batch)
 
 
-def to_host(tree: Any) -> Any:
-    """Replicated arrays as numpy arrays (the first local copy)."""
-    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)) if isinstance(x, jax.Array) else x, tree)
+def to_host(tree: Any, copy: bool = False) -> Any:
+    """Replicated arrays as numpy arrays: the first local one, on CPU maybe that itself unless ``copy``."""
+    as_numpy = np.array if copy else np.asarray
+    return jax.tree.map(lambda x: as_numpy(x.addressable_data(0)) if isinstance(x, jax.Array) else x, tree)
 
 
 def make_train_step(

@@ -17,11 +17,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgesam_jax.config import UsageError
+from edgesam_jax.flags import Parser
 
 if TYPE_CHECKING:
     from edgesam_jax.predictor import Predictor
@@ -30,15 +31,12 @@ Point = tuple[float, float, int]
 OURS = re.compile(r"overlay_\d+\.png|predictions\.json|logits\.npz")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors on one line; ``--box -5,0,20,30`` is a value, to be refused for what is wrong with it."""
+class _Parser(Parser):
+    """``--box -5,0,20,30`` is a value, to be refused for what is wrong with it."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(allow_abbrev=False, **kwargs)
+        super().__init__(**kwargs)
         self._negative_number_matcher = re.compile(r"-[\d.,-]+$")
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -26,14 +26,17 @@ class RowLog:
     """
 
     def __init__(self, path: Path, last: int) -> None:
-        self.path = path
+        self.path, self.count = path, 0
         if path.exists():
             kept = [row for row in read_metrics(path) if row["step"] <= last]
             write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
+            self.count = len(kept)
 
     def write(self, row: Mapping[str, Any]) -> None:
+        """Add a row."""
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        self.count += 1
 
 
 class MetricsLog:
@@ -54,6 +57,10 @@ class MetricsLog:
         self._rows.write({"step": step, **values})
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+
+    def picture(self, step: int, picture: np.ndarray) -> None:
+        """Show a picture (h w 3) uint8 in TensorBoard."""
+        self._board.add_image("prompt loop", picture, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush and close."""

@@ -1,34 +1,42 @@
-"""What a run starts from: random weights, the teacher's decoder, the weights of another checkpoint, its own workdir."""
+"""What a run starts from, in this order: its own workdir, another run, the weights of a checkpoint, nothing."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from edgesam_jax import parallel
-from edgesam_jax.checkpoint import Model, encoder_digest
+from edgesam_jax import parallel, train_checkpoint
+from edgesam_jax.checkpoint import CHECKPOINTS, Model, encoder_digest, load_model, newest_step
 from edgesam_jax.config import AugmentConfig, Config, SamConfig, UsageError, from_json, to_json
 from edgesam_jax.data.embeddings import read_header
-from edgesam_jax.data.sources import Part
+from edgesam_jax.data.sources import Part, left_out
 from edgesam_jax.files import write_atomically
 from edgesam_jax.models.init import init_variables
+from edgesam_jax.optim import make_optimizer
+from edgesam_jax.types import TrainState
 
+ENOUGH_TO_JUDGE = 1000  # photos listed or drawn before data.max_bad_share is asked
 DECODER_PARTS = ("prompt_encoder", "mask_decoder")
 LORA_LEAVES = ("lora_A", "lora_B")  # a checkpoint without them starts them afresh
 
 # Fields that change how a run is watched or where it runs, but not what it computes.
 FREE_FIELDS = {
     "train.devices",
+    "model.encoder.remat",
     "train.log_every",
     "train.picture_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.keep_best",
+    "train.profile_steps",
+    "train.peak_tflops",
     "data.workers",
     "eval.every",
     "eval.images",
@@ -58,6 +66,23 @@ def differing_fields(a: Config, b: Config) -> list[str]:
     ]
 
 
+def check_workdir(config: Config, workdir: Path) -> None:
+    """Refuse a folder that holds a run of another config.
+
+    Raises:
+      UsageError: it does; the fields that differ are named.
+    """
+    saved = workdir / "config.json"
+    if not saved.exists():
+        return
+    difference = differing_fields(from_json(Config, saved.read_text(), str(saved)), config)
+    if difference:
+        raise UsageError(
+            f"--workdir {workdir}: it holds a run with another config: {'; '.join(difference)}."
+            " Use the same config to go on with it, or another folder"
+        )
+
+
 @contextlib.contextmanager
 def claim_workdir(config: Config, workdir: Path) -> Iterator[None]:
     """Make the folder and note its config; a folder that holds a run of another config is refused.
@@ -69,13 +94,7 @@ def claim_workdir(config: Config, workdir: Path) -> Iterator[None]:
     """
     saved = workdir / "config.json"
     fresh = not saved.exists()
-    if saved.exists():
-        difference = differing_fields(from_json(Config, saved.read_text(), str(saved)), config)
-        if difference:
-            raise UsageError(
-                f"--workdir {workdir}: it holds a run with another config: {'; '.join(difference)}."
-                " Use the same config to go on with it, or another folder"
-            )
+    check_workdir(config, workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if parallel.is_first():
@@ -114,7 +133,7 @@ def merge(target: Mapping[str, Any], source: Mapping[str, Any], where: str) -> d
     ]
     if problems:
         raise UsageError(f"{where}: its weights do not fit the model of the config ({'; '.join(problems)})")
-    merged = unflatten_dict({**wanted, **{p: jax.numpy.asarray(v, wanted[p].dtype) for p, v in given.items()}})
+    merged = unflatten_dict({**wanted, **{p: jnp.asarray(v, wanted[p].dtype) for p, v in given.items()}})
     return {name: merged.get(name, {}) for name in target}
 
 
@@ -142,10 +161,10 @@ def check_distillation(config: Config) -> None:
 
 
 def check_data(config: Config, parts: Sequence[Part]) -> None:
-    """The prompt loop needs instances, ground truth as a target needs true masks.
+    """The prompt loop needs instances, ground truth as a target needs true masks, and few entries may be damaged.
 
     Raises:
-      UsageError: a data set without them, named by its field.
+      UsageError: a data set that has not what is needed, named by its field.
     """
     loop, truth = config.distill.mode == "prompt_in_the_loop", config.distill.targets == "ground_truth"
     roots = [f"data.mixture[{i}].root={m.root}" for i, m in enumerate(config.data.mixture)]
@@ -158,6 +177,12 @@ def check_data(config: Config, parts: Sequence[Part]) -> None:
             )
         if truth and not part.source.true_masks:
             raise UsageError(f"{where}: it has no masks of its own; distill.targets=ground_truth needs them")
+        found, most = left_out(part.source), config.data.max_bad_share
+        if found.listed >= ENOUGH_TO_JUDGE and found.damaged > most * found.listed:
+            raise UsageError(
+                f"{where}: {found.damaged} of its {found.listed} photos have entries that are damaged, more than"
+                f" data.max_bad_share={most} allows: mend the data set or raise the share ({found.note})"
+            )
 
 
 def check_store(config: Config, teacher: Model | None) -> None:
@@ -196,6 +221,12 @@ def check_teacher(config: Config, teacher: SamConfig) -> None:
             raise UsageError(f"teacher={config.teacher}: its {name} is {theirs}, the model's {mine}; they must agree")
 
 
+def of_teacher_needed(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The teacher's variables that a step reads: where a store has its embeddings, not those of its encoder."""
+    unread = ("image_encoder",) if config.data.embeddings else ()
+    return {name: {k: v for k, v in parts.items() if k not in unread} for name, parts in variables.items()}
+
+
 def decoder_of(teacher: Model) -> dict[str, Any]:
     """The teacher's prompt encoder and mask decoder, positional constants included."""
     return {
@@ -221,3 +252,56 @@ def initial_variables(config: Config, teacher: Model | None, init_from: Model | 
     if init_from is not None:
         variables = merge(variables, init_from.variables, f"train.init_from={config.train.init_from}")
     return variables
+
+
+# ---------------------------------------------------------------------------------------------------- the start
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """The state to begin with, where the run stood (empty for a new one), and how that came about, in words."""
+
+    state: TrainState
+    position: dict[str, Any]
+    how: str
+
+
+def begin(
+    config: Config,
+    workdir: Path,
+    teacher: Model | None,
+    initial: Model | None = None,
+    at_most: int | None = None,
+) -> Start:
+    """Resume what ``workdir`` holds; else fork ``train.fork_from``; else take weights alone; else start from scratch.
+
+    Args:
+      initial: weights, in place of those that ``train.init_from`` names.
+      at_most: resume the newest checkpoint that is not beyond this step.
+
+    Raises:
+      UsageError: a checkpoint that is missing, damaged or of another model or optimiser; or two ways asked for.
+    """
+    train = config.train
+    if train.fork_from and (train.init_from or initial is not None):
+        raise UsageError("train.fork_from and train.init_from: a run starts from one of them; leave the other empty")
+    own = newest_step(workdir / CHECKPOINTS, at_most)
+    goes_on = own is not None or bool(train.fork_from)
+    where = f"{initial.metadata.get('source', 'given')}, " if initial is not None else f"{train.init_from}, "
+    if not goes_on and initial is None and train.init_from:
+        initial = load_model(train.init_from)
+    variables = initial_variables(config, teacher, None if goes_on else initial)
+    tx, _ = make_optimizer(config, variables["params"])
+    state = TrainState(step=jnp.zeros((), jnp.int32), opt_state=tx.init(variables["params"]), **variables)
+    if own is not None:
+        state, position, _ = train_checkpoint.restore(own, state)
+        return Start(state, position, f"resume {workdir} at step {int(state.step)}")
+    if train.fork_from:
+        state, _, _ = train_checkpoint.restore(train.fork_from, state)
+        return Start(
+            state, {}, f"fork of {train.fork_from} at its step {int(state.step)}, with optimiser, into {workdir}"
+        )
+    if initial is not None:
+        return Start(state, {}, f"init-from {where}weights alone, at step 0, in {workdir}")
+    decoder = teacher is not None and config.distill.init_decoder_from_teacher
+    return Start(state, {}, f"scratch{f', decoder of {config.teacher} where it fits' if decoder else ''}, in {workdir}")

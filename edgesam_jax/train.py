@@ -1,65 +1,88 @@
 """``python -m edgesam_jax.train --config FILE --workdir DIR [--set a.b=c ...]``: train, resume, or run a study.
 
+``--dry-run`` in place of ``--workdir`` says what the run would need (docs/scale.md).
+
 The same command on the same folder goes on where the last one stopped.  On several hosts or processes that share the
 folder, start it once in each: SLURM and TPU slices are recognised, elsewhere ``--coordinator HOST:PORT --processes N
---process I`` say who is who.  Exit codes: 0 done; 1 the loss or a gradient
-was not finite; 2 wrong usage; 128 + the signal's number if SIGTERM or SIGINT asked it to save and leave.
+--process I`` say who is who.  Exit codes: 0 done; 1 the loss or a gradient was not finite; 2 wrong usage, or a full
+disk; 143 or 130 (128 + the signal's number) if SIGTERM or SIGINT asked it to save and leave.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-from edgesam_jax import allocator
+from edgesam_jax import allocator, dry_run
 from edgesam_jax.config import Config, UsageError, apply_overrides, load_config
+from edgesam_jax.flags import Parser
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (--help shows the flags)")
+@dataclass(frozen=True)
+class Command:
+    """What is asked for: ``job`` is for ``parallel.start_processes``; ``replay`` a step; ``planned`` a dry run."""
+
+    config: Config
+    workdir: Path
+    job: tuple[str, int, int] = ("", 0, -1)
+    replay: int | None = None
+    planned: dry_run.Setup | None = None
 
 
-def parse(argv: Sequence[str] | None) -> tuple[Config, Path, tuple[str, int, int]]:
-    """The config with its overrides, the work folder, and what ``parallel.start_processes`` wants to know.
+def parse(argv: Sequence[str] | None) -> Command:
+    """Read the flags, and the config with its overrides.
 
     Raises:
       UsageError: see ``load_config`` and ``apply_overrides``.
     """
-    parser = _Parser(prog="python -m edgesam_jax.train", description="Train, resume, or run a study.")
+    parser = Parser(prog="python -m edgesam_jax.train", description="Train, resume, or run a study.")
     parser.add_argument("--config", required=True, help="a Python file with get_config(), or a saved config.json")
-    parser.add_argument("--workdir", required=True, type=Path, help="folder of the run; an earlier run there goes on")
+    parser.add_argument("--workdir", type=Path, help="folder of the run; an earlier run there goes on")
     parser.add_argument(
         "--set", action="append", default=[], nargs="+", metavar="a.b=c", help="change a field of the config"
     )
     parser.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of the first process of several")
     parser.add_argument("--processes", type=int, default=0, metavar="N", help="how many there are")
     parser.add_argument("--process", type=int, default=-1, metavar="I", help="which of them this is, from 0")
+    parser.add_argument("--replay", type=int, metavar="STEP", help="run the batch again that nonfinite.jsonl names")
+    dry_run.add_flags(parser)
     args = parser.parse_args(argv)
+    setup = dry_run.setup_of(args)
+    if not (args.workdir or args.dry_run):
+        parser.error("the following arguments are required: --workdir")
     config = apply_overrides(load_config(args.config), [text for texts in args.set for text in texts])
-    return config, args.workdir, (args.coordinator, args.processes, args.process)
+    job = args.coordinator, args.processes, args.process
+    return Command(config, args.workdir, job, args.replay, setup if args.dry_run else None)
 
 
-def run(config: Config, workdir: Path, job: tuple[str, int, int] = ("", 0, -1)) -> int:
-    """Train (or run the config's study) and report; returns the exit code.
+def run(command: Command) -> int:
+    """Train (or run the config's study) and report, replay a step, or only plan; returns the exit code.
 
     Raises:
       UsageError: see ``trainer.fit``.
       FloatingPointError: the loss or a gradient was NaN or infinite.
     """
+    config, workdir = command.config, command.workdir
+    if command.planned:
+        print(dry_run.report(config, command.planned))
+        return 0
     # Imported late, so that a wrong flag is answered at once.
     from edgesam_jax import compile_cache, parallel
 
     compile_cache.enable()
-    parallel.start_processes(*job)
+    parallel.start_processes(*command.job)
     from edgesam_jax import study, trainer
 
+    if command.replay is not None:
+        from edgesam_jax.replay import replay
+
+        print(replay(config, workdir, command.replay))
+        return 0
     with trainer.StopSignal() as signals:
 
         def asked_to_stop() -> bool:
@@ -81,7 +104,7 @@ def run(config: Config, workdir: Path, job: tuple[str, int, int] = ("", 0, -1)) 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     try:
-        return run(*parse(argv))
+        return run(parse(argv))
     except FloatingPointError as error:
         return _fail(f"error: {error}", 1)
     except UsageError as error:

@@ -14,3 +14,12 @@ def quick_compile() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+# Files of few, long tests: started last, they would keep one worker busy while the other has nothing left.
+LONG = ("test_multiprocess.py", "test_parallel.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; ``--no-loadscope-reorder`` has xdist keep this order."""
+    items.sort(key=lambda item: item.path.name not in LONG)

@@ -1,22 +1,34 @@
-"""Run by test_multiprocess.py, once in each process of a job: trains a tiny model on scenes, maybe to a step only.
+"""Run by test_multiprocess.py, once in each process of a job: trains a tiny model on scenes.
 
-python multiprocess_check.py WORKDIR ADDRESS PROCESSES INDEX DEVICES STOP [BREAK]
+python multiprocess_check.py WORKDIR ADDRESS PROCESSES INDEX DEVICES SECONDS [BREAK]: every batch takes so many SECONDS
+more; with BREAK the data of this process fails at its third.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny import CONV, REPVIT
 
-from edgesam_jax import parallel, train
+from edgesam_jax import train
 from edgesam_jax.checkpoint import Model, save_model_file
-from edgesam_jax.config import Config, DataConfig, DistillConfig, EvalConfig, OptimConfig, TrainConfig, to_json
+from edgesam_jax.config import (
+    Config,
+    DataConfig,
+    DistillConfig,
+    EvalConfig,
+    OptimConfig,
+    TrainConfig,
+    UsageError,
+    to_json,
+)
+from edgesam_jax.data.pipeline import BatchSource, Loaded
 
-STEPS = 4
+STEPS = 8
 
 
 def config(workdir: Path) -> Config:
@@ -27,7 +39,7 @@ def config(workdir: Path) -> Config:
         data=DataConfig(batch_size=4, max_prompts=3),
         distill=DistillConfig(rounds=1, min_disagreement=1),
         optim=OptimConfig(learning_rate=1e-2, eps=1e-1, schedule="constant", clip_norm=5.0),
-        train=TrainConfig(steps=STEPS, log_every=1, picture_every=4, checkpoint_every=2),
+        train=TrainConfig(steps=STEPS, log_every=1, picture_every=8, checkpoint_every=4),
         eval=EvalConfig(images=0),
     )
 
@@ -41,21 +53,16 @@ def prepare(folder: Path) -> None:
 
 
 def main() -> int:
-    workdir, address, processes, index, devices, stop, *broken = sys.argv[1:]
-    if int(stop):
-        parallel.agree_to_stop = lambda step, _: step >= int(stop)
-    if broken:
-        from edgesam_jax import trainer  # the data of this process fails at its third step
+    workdir, address, processes, index, devices, seconds, *broken = sys.argv[1:]
+    whole = BatchSource.__getitem__
 
-        whole = trainer.batches
+    def batch(self: BatchSource, step: int) -> Loaded:
+        time.sleep(float(seconds))
+        if broken and step == 2:
+            raise UsageError("the disk of this host is gone")
+        return whole(self, step)
 
-        def failing(*given, **named):
-            stream = whole(*given, **named)
-            for _ in range(2):
-                yield next(stream)
-            raise trainer.UsageError("the disk of this host is gone")
-
-        trainer.batches = failing
+    BatchSource.__getitem__ = batch
     arguments = ["--config", str(Path(workdir).parent / "config.json"), "--workdir", workdir]
     if int(processes) > 1:
         arguments += ["--coordinator", address, "--processes", processes, "--process", index]

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 import pytest
 
-from edgesam_jax.checkpoint import Model, TrainCheckpointer, load_model, save_model, save_model_file
-from edgesam_jax.config import Config, DecoderConfig, RepVitConfig, SamConfig, UsageError
+from edgesam_jax.checkpoint import Model, load_model, save_model, save_model_file
+from edgesam_jax.config import DecoderConfig, RepVitConfig, SamConfig, UsageError
 from edgesam_jax.models.init import init_variables
-from edgesam_jax.types import TrainState
 
 CONFIG = SamConfig(
     encoder=RepVitConfig(widths=(8, 8, 8, 8), depths=(1, 2, 2, 2)),
@@ -121,19 +119,6 @@ def test_what_is_wrong_is_one_line_that_names_the_path(kind: str, model: Model, 
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def train_state(model: Model, step: int) -> TrainState:
-    params = jax.tree.map(lambda x: np.asarray(x + step, x.dtype), model.variables["params"])
-    # masked: optimizers of frozen parts hold empty nodes
-    optimizer = optax.masked(optax.adamw(1e-3), {k: k == "image_encoder" for k in params})
-    return TrainState(
-        step=np.int32(step),
-        params=params,
-        batch_stats=model.variables["batch_stats"],
-        constants=model.variables["constants"],
-        opt_state=optimizer.init(params),
-    )
-
-
 def test_a_flipped_bit_inside_an_array_is_noticed(tmp_path: Path) -> None:
     """Arrays this large lie in files of their own, of which only the checksum watches the content."""
     rng = np.random.default_rng(0)
@@ -145,59 +130,13 @@ def test_a_flipped_bit_inside_an_array_is_noticed(tmp_path: Path) -> None:
         load_model(folder)
 
 
-def test_training_checkpoints_resume_and_keep_the_newest(model: Model, tmp_path: Path) -> None:
-    config = Config(name="run", model=CONFIG)
-    with TrainCheckpointer(tmp_path, keep=2) as checkpointer:
-        assert checkpointer.latest_step() is None
-        with pytest.raises(UsageError, match="no checkpoint"):
-            checkpointer.restore(train_state(model, 0))
-        for step in (2, 4, 10):
-            checkpointer.save(step, train_state(model, step), config, {"seen": step * 8})
-        checkpointer.save(10, train_state(model, 10), config)  # a second time: nothing happens
-    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"10", "4"}
-    with TrainCheckpointer(tmp_path) as checkpointer:
-        state, data, saved = checkpointer.restore(train_state(model, 0))
-    same(state, train_state(model, 10))
-    assert data == {"seen": 80} and saved == config
-    for path in (tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "10"):
-        loaded = load_model(path)
-        assert loaded.config == CONFIG and loaded.metadata["score"] == "stability"
-        same(loaded.variables["params"], train_state(model, 10).params)
-
-
-def test_an_unfinished_training_checkpoint_is_passed_over(model: Model, tmp_path: Path) -> None:
-    with TrainCheckpointer(tmp_path) as checkpointer:
-        checkpointer.save(3, train_state(model, 3), Config(model=CONFIG))
-    shutil.copytree(tmp_path / "checkpoints" / "3", tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp")
-    same(load_model(tmp_path).variables["params"], train_state(model, 3).params)
-
-
-def test_a_damaged_or_foreign_training_checkpoint_is_refused(model: Model, tmp_path: Path) -> None:
-    with TrainCheckpointer(tmp_path) as checkpointer:
-        checkpointer.save(3, train_state(model, 3), Config(model=CONFIG))
-        wider = train_state(model, 0)
-        wider = wider.replace(params={**wider.params, "image_encoder": {"other": np.zeros(3, np.float32)}})
-        with pytest.raises(UsageError, match="of another model"):
-            checkpointer.restore(wider)
-        for file in (tmp_path / "checkpoints" / "3" / "variables").rglob("d/*"):
-            damage(file)
-        with pytest.raises(UsageError, match="damaged"):
-            checkpointer.restore(train_state(model, 0))
-    with pytest.raises(UsageError, match="damaged"):
-        load_model(tmp_path)
-
-
 def test_a_model_without_batch_norm_has_empty_statistics(tmp_path: Path) -> None:
     variables = {
         "params": {"a": np.ones(2, np.float32)},
         "batch_stats": {},
         "constants": {"g": np.ones((2, 4), np.float32)},
     }
-    state = TrainState(np.int32(1), variables["params"], {}, variables["constants"], ())
-    with TrainCheckpointer(tmp_path / "run") as checkpointer:
-        checkpointer.save(1, state, Config(model=CONFIG))
     for path in (
-        tmp_path / "run",
         save_model(tmp_path / "m", Model(CONFIG, variables)),
         save_model_file(tmp_path / "m.msgpack", Model(CONFIG, variables)),
     ):

@@ -27,6 +27,7 @@ from edgesam_jax.config import (
     load_config,
     to_json,
 )
+from edgesam_jax.data.tars import tar_names
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -177,6 +178,20 @@ def test_published_rates():
         scale = config.data.batch_size / 512
         assert config.optim.learning_rate * scale == pytest.approx(peak)
         assert config.optim.min_learning_rate * scale == pytest.approx(floor)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_shares_of_sa1b(stage):
+    epochs, last = {1: 10, 2: 5}[stage], []
+    for share, suffix in ((1, ""), (3, "_3pct"), (10, "_10pct")):
+        config = load_config(CONFIGS / f"edgesam_stage{stage}{suffix}.py")
+        (tars,) = config.data.subset
+        names = tar_names(tars)
+        assert len(names) == 10 * share and set(last) < set(names) and "sa_000130" not in names
+        assert config.train.steps * config.data.batch_size == pytest.approx(epochs * 11_000 * len(names), rel=1e-3)
+        assert config.optim.warmup_steps * 2 == (config.train.steps if stage == 1 else 0)
+        assert config.train.init_from == ("" if stage == 1 else f"runs/edgesam_stage1{suffix}")
+        last = names
 
 
 def test_geometry():

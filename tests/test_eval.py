@@ -184,6 +184,10 @@ def test_the_command_writes_the_report(
     assert np.shape([i["iou"] for i in found["instances"]]) == (6, 2)
     assert [p.name for p in report.parent.iterdir()] == ["report.json"]
     assert "6 instances on 3 photos" in capsys.readouterr().out
+    chosen = expected.image_ids[0]
+    (dataset / "ids.txt").write_text(f"{chosen}\n")
+    assert command.main([*flags.split(), "--output", str(report), "--ids", str(dataset / "ids.txt")]) == 0
+    assert {i["image_id"] for i in json.loads(report.read_text())["instances"]} == {chosen}
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,14 @@
 """The written-out halves of a RepViT block against the same arithmetic left to JAX."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import FAST
 
+from edgesam_jax.config import RepVitConfig
 from edgesam_jax.models import fused, repvit
 
 EPSILON = 0.1  # large, so that the 1x1 convolution's gradient, which only it lets through, is far above rounding
@@ -97,6 +101,28 @@ def test_a_block_in_training_is_its_modules_one_after_the_other(monkeypatch):
         monkeypatch.setattr(module, "is_initializing", lambda self: True)
     slow = train()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), fast, slow)
+
+
+@pytest.mark.slow
+def test_blocks_computed_again_give_the_same_bits_in_less_memory():
+    x = draw(2, 64, 64, 3)
+    small = RepVitConfig(widths=(16, 16, 16, 16), depths=(4, 2, 2, 2))
+    results, memory = [], []
+    variables = repvit.RepVit(small, 8).init(jax.random.key(0), x)
+    for remat in (False, True):
+        encoder = repvit.RepVit(dataclasses.replace(small, remat=remat), 8)
+
+        def loss(params, encoder=encoder):
+            y, updated = encoder.apply(variables | {"params": params}, x, True, mutable=["batch_stats"])
+            return jnp.sum(y**2 * jnp.arange(8.0)), updated["batch_stats"]
+
+        step = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(variables["params"]).compile(FAST)
+        results.append(step(variables["params"]))
+        memory.append(step.memory_analysis().temp_size_in_bytes)
+        names = jax.eval_shape(encoder.init, jax.random.key(0), x)
+        assert jax.tree.map(jnp.shape, names) == jax.tree.map(jnp.shape, variables)
+    jax.tree.map(np.testing.assert_array_equal, *results)
+    assert memory[1] < 0.6 * memory[0]
 
 
 def test_a_block_trains_in_bfloat16_as_in_float32_but_for_rounding():

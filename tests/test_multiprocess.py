@@ -18,6 +18,7 @@ from multiprocess_check import STEPS, prepare
 from edgesam_jax import parallel
 from edgesam_jax.checkpoint import load_model
 from edgesam_jax.config import UsageError
+from edgesam_jax.reporting import read_metrics
 
 SCRIPT = Path(__file__).with_name("multiprocess_check.py")
 
@@ -28,14 +29,17 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def job(workdir: Path, processes: int, devices: int, stop: int = 0, broken: int = -1, timeout: float = 600):
-    """Run a job to its end: the exit code and the errors of each process."""
+def job(workdir: Path, processes: int, devices: int, terminate: int = -1, broken: int = -1, timeout: float = 600):
+    """Run a job to its end: the exit code and the errors of each process.
+
+    ``terminate``: the process that gets SIGTERM as soon as a step is logged; batches then come slowly.
+    """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "SLURM", "XLA_FLAGS"))}
     environment |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "EDGESAM_JAX_CACHE": "off"}
     address = f"localhost:{free_port()}"
     running = []
     for index in range(processes):
-        command = [sys.executable, SCRIPT, workdir, address, processes, index, devices, stop]
+        command = [sys.executable, SCRIPT, workdir, address, processes, index, devices, 3 if terminate >= 0 else 0]
         command += ["break"] if index == broken else []
         with (workdir.parent / f"{workdir.name}.{index}.err").open("w") as errors:
             running.append(
@@ -43,6 +47,10 @@ def job(workdir: Path, processes: int, devices: int, stop: int = 0, broken: int 
             )
     until = time.monotonic() + timeout
     try:
+        if terminate >= 0:
+            while not read_metrics(workdir / "metrics.jsonl") and time.monotonic() < until:
+                time.sleep(0.1)
+            running[terminate].terminate()
         codes = [process.wait(max(1, until - time.monotonic())) for process in running]
     finally:
         for process in running:
@@ -86,17 +94,20 @@ def test_however_a_job_is_cut_it_computes_the_same(folder, whole, processes, dev
     codes, errors = job(workdir, processes, devices)
     assert codes == [0] * processes, errors
     assert_same(whole, workdir)
-    assert sorted(p.name for p in (workdir / "pictures").iterdir()) == ["0000004.png"]
+    assert sorted(p.name for p in (workdir / "pictures").iterdir()) == ["0000008.png"]
     assert not list(workdir.rglob("*.part"))
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_processes_and_devices(folder, whole):
     workdir = folder / "resumed"
-    codes, errors = job(workdir, 2, 2, stop=2)
-    assert codes == [143, 143] and "saved; the same command goes on" in errors[0], errors
+    codes, errors = job(workdir, 2, 2, terminate=1)  # the one that writes nothing hears it
+    assert codes == [143, 143] and all("saved; the same command goes on" in text for text in errors), errors
+    (saved,) = (int(p.name) for p in (workdir / "checkpoints").iterdir() if int(p.name) % 2 or int(p.name) < STEPS)
+    assert not (workdir / "model").exists()
     codes, errors = job(workdir, 1, 1)
     assert codes == [0], errors
+    assert f"start: resume {workdir} at step {saved}" in errors[0]
     assert_same(whole, workdir)
 
 

@@ -36,6 +36,15 @@ def test_batch_must_divide():
         parallel.check_batch(7, devices)
 
 
+def test_micro_batches_must_divide_too():
+    devices = jax.local_devices() * 3
+    assert parallel.check_batch(12, devices, accumulate=2) == 2
+    with pytest.raises(UsageError, match=r"batch_size=9 does not divide over 3 devices x 2 micro-batches.*accumulate"):
+        parallel.check_batch(9, devices, accumulate=2)
+    with pytest.raises(UsageError, match=r"train.accumulate=0: it must be 1 or more"):
+        parallel.check_batch(9, devices, accumulate=0)
+
+
 def test_a_half_named_job_is_refused(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from tiny import CONV
 
-from edgesam_jax import train, trainer
+from edgesam_jax import loop, train, trainer
 from edgesam_jax.checkpoint import load_model
 from edgesam_jax.config import (
     Config,
@@ -26,9 +26,12 @@ from edgesam_jax.config import (
     LossConfig,
     OptimConfig,
     TrainConfig,
+    UsageError,
     to_json,
 )
-from edgesam_jax.data.pipeline import batches
+from edgesam_jax.data.pipeline import BatchSource, batches
+from edgesam_jax.meter import TIMES, peak_flops
+from edgesam_jax.plan import flops_per_step
 from edgesam_jax.reporting import read_metrics
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -88,16 +91,28 @@ def test_a_run_leaves_everything_behind(finished, config_file, capfd):
     assert (finished / "model" / "config.json").stat().st_mtime_ns == before
 
 
-def test_two_steps_and_two_more_equal_four_to_the_bit(finished, tmp_path):
+def stop_after(steps: int):
     asked = []
 
-    def stop_after_two() -> bool:
+    def stop() -> bool:
         asked.append(1)
-        return len(asked) == 3  # asked once before the first step
+        return len(asked) == steps + 1  # asked once before the first step
 
-    first = trainer.fit(CONFIG, tmp_path / "run", stop=stop_after_two, quiet=True)
-    assert (first.step, first.finished) == (2, False) and not (tmp_path / "run" / "model").exists()
-    second = trainer.fit(CONFIG, tmp_path / "run", quiet=True)
+    return stop
+
+
+def started(capfd) -> list[str]:
+    """What the last run printed first."""
+    return capfd.readouterr().err.splitlines()[:1]
+
+
+def test_three_steps_and_one_more_equal_four_to_the_bit(finished, tmp_path, capfd):
+    """The third step has not been logged when the run is interrupted: rows cover two."""
+    first = trainer.fit(CONFIG, tmp_path / "run", stop=stop_after(3))
+    assert (first.step, first.finished) == (3, False) and not (tmp_path / "run" / "model").exists()
+    assert started(capfd) == [f"start: scratch, in {tmp_path / 'run'}"]
+    second = trainer.fit(CONFIG, tmp_path / "run")
+    assert started(capfd) == [f"start: resume {tmp_path / 'run'} at step 3"]
     assert (second.step, second.finished) == (4, True)
     straight = load_model(finished / "model")
     resumed = jax.tree_util.tree_leaves_with_path(second.model.variables)
@@ -107,11 +122,43 @@ def test_two_steps_and_two_more_equal_four_to_the_bit(finished, tmp_path):
         np.abs(a - b).max()
         for a, b in zip(*(jax.tree.leaves(r.model.variables["params"]) for r in (first, second)), strict=True)
     ]
-    assert max(moved) > 1e-5, "the last two steps did nothing"
-    timing = ("seconds", "step_seconds")
-    logs = [[{k: v for k, v in row.items() if k not in timing} for row in read_metrics(w / "metrics.jsonl")]
-            for w in (finished, tmp_path / "run")]  # fmt: skip
-    assert logs[0] == logs[1]
+    assert max(moved) > 1e-5, "the last step did nothing"
+    assert timeless(finished) == timeless(tmp_path / "run")
+
+
+def timeless(workdir: Path) -> list[dict[str, float]]:
+    """The rows of a log without what depends on the machine's mood."""
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(workdir / "metrics.jsonl")]
+
+
+def changed(config: Config, **train: object) -> Config:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **train))
+
+
+def test_a_fork_goes_on_from_another_run_and_weights_alone_begin_anew(finished, tmp_path, capfd):
+    forked = trainer.fit(changed(CONFIG, steps=6, fork_from=str(finished)), tmp_path / "fork")
+    assert started(capfd)[0].startswith(f"start: fork of {finished} at its step 4, with optimiser, into ")
+    straight = trainer.fit(changed(CONFIG, steps=6), tmp_path / "straight", quiet=True)
+    jax.tree.map(np.testing.assert_array_equal, forked.model.variables, straight.model.variables)
+    assert [row["step"] for row in read_metrics(tmp_path / "fork" / "metrics.jsonl")] == [6]
+
+    capfd.readouterr()
+    trainer.fit(changed(CONFIG, init_from=str(finished)), tmp_path / "init", stop=lambda: True)
+    assert started(capfd)[0].startswith(f"start: init-from {finished}, weights alone, at step 0, in ")
+    with pytest.raises(UsageError, match=r"train\.fork_from and train\.init_from: a run starts from one"):
+        trainer.fit(changed(CONFIG, init_from="a", fork_from="b"), tmp_path / "both", quiet=True)
+    with pytest.raises(UsageError, match="/nothing: no checkpoint to go on from"):
+        trainer.fit(changed(CONFIG, fork_from="/nothing"), tmp_path / "none", quiet=True)
+
+
+def test_the_best_checkpoint_is_rated_by_the_evaluation(tmp_path):
+    config = dataclasses.replace(changed(CONFIG, keep_checkpoints=1, checkpoint_every=1), eval=EvalConfig(1, 1, 1, 0))
+    trainer.fit(config, tmp_path / "run", quiet=True)
+    rows = {row["step"]: row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if loop.BEST_BY in row}
+    assert set(rows) == {1, 2, 3}
+    best = json.loads((tmp_path / "run" / "best.json").read_text())
+    assert best["score"] == max(row[loop.BEST_BY] for row in rows.values()) == rows[best["step"]][loop.BEST_BY]
+    assert kept_steps(tmp_path / "run") == sorted({best["step"], 4})
 
 
 def kept_steps(workdir: Path) -> list[int]:
@@ -128,8 +175,90 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(config_file, tmp_p
     code = train.main(["--config", config_file, "--workdir", str(tmp_path / "run")])
     error = capfd.readouterr().err.splitlines()[-1]
     assert code == 1 and error.startswith("error: step 3: loss is nan") and "last good checkpoint is 2" in error
+    assert "--replay 2 runs it again" in error
     assert kept_steps(tmp_path / "run") == [2] and not (tmp_path / "run" / "model").exists()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_model(tmp_path / "run").variables))
+
+
+def poison(monkeypatch, *positions: int) -> None:
+    """Photos at these positions of the sequence have a box that is not a number."""
+    read = BatchSource._read
+
+    def bad(self, source, index, position):
+        name, arrays = read(self, source, index, position)
+        return name, arrays | ({"boxes": arrays["boxes"] * np.nan, "points": arrays["points"] * np.nan}
+                               if position in positions else {})  # fmt: skip
+
+    monkeypatch.setattr(BatchSource, "_read", bad)
+
+
+def test_a_batch_that_is_not_finite_can_be_skipped_and_run_again(finished, tmp_path, capfd, monkeypatch):
+    poison(monkeypatch, 5)  # the second photo of the third batch
+    config = changed(CONFIG, nonfinite="skip", log_every=1)
+    path = tmp_path / "config.json"
+    path.write_text(to_json(config))
+    command = ["--config", str(path), "--workdir", str(tmp_path / "run")]
+    assert train.main(command) == 0
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [("loss" in row, row["nonfinite"]) for row in rows] == [(True, 0), (True, 0), (False, 1), (True, 1)]
+    ids = [str(scene) for scene in range(4, 6)]
+    (listed,) = read_metrics(tmp_path / "run" / "nonfinite.jsonl")
+    assert listed["step"] == 2 and listed["loss"] == "nan" and listed["ids"] == ids
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_model(tmp_path / "run").variables))
+
+    before = sorted(p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*"))
+    capfd.readouterr()
+    assert train.main([*command, "--replay", "2"]) == 0
+    first, *photos = capfd.readouterr().out.splitlines()
+    assert first.startswith("step 2 of ") and "loss nan" in first
+    assert [line.split(":")[0] for line in photos] == [f"photo {name}" for name in ids]
+    assert "not finite" not in photos[0] and photos[1].endswith("not finite: boxes, points")
+    assert sorted(p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")) == before, "replay writes nothing"
+    # A step of the finished run gives the loss that its log has.
+    assert train.main([*command, "--replay", "3"]) == 0
+    assert f"loss {rows[3]['loss']:.6g}" in capfd.readouterr().out.splitlines()[0]
+    for step, says in (("4", "count from 0 to 3"), ("-1", "count from 0 to 3")):
+        assert train.main([*command, "--replay", step]) == 2 and says in capfd.readouterr().err
+
+
+def test_skipping_ends_where_nothing_is_finite_any_more(tmp_path, monkeypatch):
+    poison(monkeypatch, *range(8))
+    monkeypatch.setattr(loop, "HOPELESS", 3)
+    with pytest.raises(FloatingPointError, match="step 3: 3 steps in a row not finite"):
+        trainer.fit(changed(CONFIG, nonfinite="skip"), tmp_path / "run", quiet=True)
+
+
+def test_a_full_disk_ends_the_run_and_the_last_checkpoint_goes_on(finished, config_file, tmp_path, capfd, monkeypatch):
+    whole = Path.open
+
+    def full(path: Path, mode: str = "r", *more: object, **named: object) -> object:
+        if mode == "a":
+            raise OSError(28, "No space left on device", str(path))
+        return whole(path, mode, *more, **named)
+
+    workdir = tmp_path / "run"
+    trainer.fit(CONFIG, workdir, stop=stop_after(2), quiet=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)  # as the log is written
+        assert train.main(["--config", config_file, "--workdir", str(workdir)]) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "metrics.jsonl: No space left on device; the checkpoints" in error
+    assert kept_steps(workdir) == [2]
+    assert train.main(["--config", config_file, "--workdir", str(workdir)]) == 0
+    assert timeless(workdir) == timeless(finished)
+
+
+def test_a_few_steps_are_profiled_and_rated(tmp_path):
+    config = changed(CONFIG, steps=5, profile_steps=2, picture_every=0, log_every=5, peak_tflops=2.0)
+    trainer.fit(config, tmp_path / "run", quiet=True)
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+    (row,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert row["mfu"] * 2e12 * row["step_seconds"] == pytest.approx(flops_per_step(config, None))
+    assert row["photos_per_second"] * row["step_seconds"] == pytest.approx(2)
+    assert 0 < row["device_seconds"] <= row["step_seconds"] and row["memory_bytes"] > 1e8
+    assert {"round_0/loss", "round_1/loss", "round_0/agreement", "round_1/agreement"} <= set(row)
+    rounds = (row["round_0/loss"] + row["round_1/loss"]) / 2
+    assert rounds == pytest.approx(row["loss"], rel=1e-5)
 
 
 def test_parameters_that_overflow_are_not_saved(tmp_path, monkeypatch):
@@ -201,13 +330,20 @@ def test_sigterm_saves_and_leaves(config_file, tmp_path):
     assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == 100_000
 
 
+def test_peaks_of_accelerators_are_known_by_their_names():
+    """As ``jax.Device.device_kind`` has them."""
+    kinds = ("NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite", "cpu")
+    assert [peak_flops(CONFIG, kind) / 1e12 for kind in kinds] == [156, 494, 275, 197, 459, 918, 0]
+    assert peak_flops(changed(CONFIG, peak_tflops=3.0), "cpu") == 3e12
+
+
 def test_phases_of_a_run():
     loss = LossConfig(grouping=2.0, grouping_until=0.2)
     distill = dataclasses.replace(CONFIG.distill, rounds=3, rounds_from=0.5, mask_feedback=0.5, loss=loss)
     config = dataclasses.replace(CONFIG, distill=distill, train=TrainConfig(steps=100))
-    seen = [trainer.phase(config, step).distill for step in (0, 19, 20, 49, 50, 99)]
+    seen = [loop.phase(config, step).distill for step in (0, 19, 20, 49, 50, 99)]
     assert [(d.loss.grouping, d.rounds, d.mask_feedback) for d in seen] == [
         (2.0, 0, 0.0), (2.0, 0, 0.0), (0.0, 0, 0.0), (0.0, 0, 0.0), (0.0, 3, 0.5), (0.0, 3, 0.5)
     ]  # fmt: skip
     always = dataclasses.replace(config, distill=dataclasses.replace(distill, rounds_from=0.0))
-    assert trainer.phase(always, 99) == trainer.phase(always, 20)
+    assert loop.phase(always, 99) == loop.phase(always, 20)

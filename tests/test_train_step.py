@@ -8,6 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax.traverse_util import flatten_dict
 from tiny import CONV, FAST, REPVIT, configured, make_batch
@@ -138,3 +139,84 @@ def test_prompts_weigh_the_same_or_images_do(monkeypatch):
         )
     np.testing.assert_allclose(seen["pooled"], valid / 3)
     np.testing.assert_allclose(seen["image"], [[0.25, 0.25], [0, 0], [0.5, 0]])
+
+
+# --------------------------------------------------------------------------------------------------- micro-batches
+
+FOUR = make_batch(seed=2, images=4, prompts=2)
+FOUR = FOUR.replace(prompt_valid=FOUR.prompt_valid & (np.arange(4) != 1)[:, None])
+CUTS = {
+    "stage 1": configured("distill.mode=encoder_only"),
+    "stage 2": configured("distill.loss.encoder=0.1", "distill.min_disagreement=1", "train.prompt_chunk=1"),
+    "ground truth, everything": configured(
+        "distill.targets=ground_truth", "distill.coin=batch", "distill.mask_feedback=0.5", "distill.loss.iou=1.0",
+        "distill.loss.grouping=1.0", "distill.loss_over_prompts=image", "distill.min_disagreement=1",
+    ),
+    "frozen encoder": configured(
+        "distill.targets=ground_truth", "distill.rounds=0", "distill.freeze_image_encoder=true", model=REPVIT
+    ),
+}  # fmt: skip
+
+
+def gradient(config, batch, pieces=1):
+    """Gradient, new statistics and metrics of one step: plain descent at rate 1, from zero."""
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=pieces))
+    state, teacher, _ = start(config)
+    tx = optax.sgd(1.0)
+    state = state.replace(opt_state=tx.init(state.params))
+    body = functools.partial(train_step, config=config, teacher_config=CONV if teacher else None, tx=tx)
+    after, metrics = jax.jit(body, compiler_options=FAST)(state, teacher, batch, KEY)
+    grads = jax.tree.map(lambda new, old: np.asarray(old, np.float64) - new, after.params, state.params)
+    return grads, after.batch_stats, {name: float(value) for name, value in metrics.items()}
+
+
+def assert_near(a, b, rounding=2e-6):
+    """Equal but for rounding: of the weights, from which the gradients were taken, and of the sums."""
+    for path, x in flatten_dict(a).items():
+        y = flatten_dict(b)[path]
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=rounding * max(1, np.abs(y).max()), err_msg="/".join(path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CUTS)
+def test_micro_batches_add_up_to_the_large_batch(name):
+    whole, statistics, metrics = gradient(CUTS[name], FOUR)
+    pieces, after, summed = gradient(CUTS[name], FOUR, pieces=4)
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(whole)) > 1e-2
+    assert_near(pieces, whole)
+    assert summed == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+    assert not changed(statistics, after) if statistics else not after
+
+
+@pytest.mark.slow
+def test_with_batch_norm_a_step_is_the_mean_of_its_micro_batches():
+    config = configured("distill.mode=encoder_only", model=REPVIT)
+    halves = [gradient(config, jax.tree.map(lambda x, i=i: x[i : i + 2], FOUR)) for i in (0, 2)]
+    grads, statistics, metrics = gradient(config, FOUR, pieces=2)
+    for got, parts in ((grads, [h[0] for h in halves]), (statistics, [h[1] for h in halves])):
+        assert_near(got, jax.tree.map(lambda a, b: (np.asarray(a) + np.asarray(b)) / 2, *parts))
+    assert metrics["loss"] == pytest.approx((halves[0][2]["loss"] + halves[1][2]["loss"]) / 2, rel=1e-5)
+    assert changed(statistics, gradient(config, FOUR)[1])
+
+
+# -------------------------------------------------------------------------------------------------------- bfloat16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [("distill.mode=encoder_only",), ("distill.rounds=0", "train.accumulate=2")])
+def test_in_bfloat16_only_the_computation_is(overrides):
+    config = configured(*overrides, model=REPVIT)
+    half = dataclasses.replace(config, model=dataclasses.replace(REPVIT, compute_dtype="bfloat16"))
+    state, teacher, body = start(half)
+    program = str(jax.make_jaxpr(body)(state, teacher, FOUR, KEY))
+    pieces = config.train.accumulate
+    assert f"bf16[{4 // pieces},32,32,3]" in program
+    after, _ = jax.eval_shape(body, state, teacher, FOUR, KEY)
+    assert {x.dtype for x in jax.tree.leaves((after.params, after.batch_stats))} == {jnp.dtype(jnp.float32)}
+    floats = [x.dtype for x in jax.tree.leaves(after.opt_state) if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert set(floats) == {jnp.dtype(jnp.float32)}
+    exact, _, metrics = gradient(config, FOUR, pieces)
+    near, _, rounded = gradient(half, FOUR, pieces)
+    assert rounded["loss"] == pytest.approx(metrics["loss"], rel=0.02) and rounded["loss"] != metrics["loss"]
+    a, b = (np.concatenate([x.ravel() for x in jax.tree.leaves(g)]) for g in (exact, near))
+    assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.95

@@ -12,23 +12,48 @@ the backward stays written out.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+_platform = contextvars.ContextVar("platform", default="")
+
 
 def on_cpu() -> bool:
     """Whether programs are compiled for the CPU: the one place where the form of an operation is chosen."""
-    return jax.default_backend() == "cpu"
+    return (_platform.get() or jax.default_backend()) == "cpu"
+
+
+@contextlib.contextmanager
+def traced_for(platform: str) -> Iterator[None]:
+    """Programs traced inside take the form they have on that platform ("cpu", "gpu", "tpu"), whatever is here."""
+    token = _platform.set(platform)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
 
 
 def stored(x: Array) -> Array:
     """``x``, computed once and kept in memory on a CPU; XLA would compute it again for each of its readers."""
     return lax.optimization_barrier(x) if on_cpu() else x
+
+
+def after(x: Array, *others: Array) -> Array:
+    """``x``, not to be used before ``others`` are there.
+
+    XLA drops barriers on a CPU before it orders a program, and would compute early what is wanted late, and keep it.
+    So there a zero that XLA can't see through is made of each; if one starts with NaN or infinity, ``x`` becomes NaN.
+    """
+    if not on_cpu():
+        return lax.optimization_barrier((x, others))[0]
+    return x + sum(0 * other.reshape(-1)[0].astype(x.dtype) for other in others)
 
 
 # jax 0.10 removes the barriers of ``stored`` before it fuses.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -137,6 +138,36 @@ class Block(nn.Module):
         return ChannelMixer(**common, name="channel_mixer")(stored(x), train)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def recomputed(block: Block, params: Any, statistics: Any, x: Array) -> tuple[Array, Any]:
+    """A block in training and its new statistics; the backward pass has its input alone and computes the rest again.
+
+    That is ``jax.checkpoint``, whose barrier XLA does not keep on a CPU: see ``ops.after``.
+    """
+    return _apply(block, params, statistics, x)
+
+
+def _apply(block: Block, params: Any, statistics: Any, x: Array) -> tuple[Array, Any]:
+    y, updated = block.apply({"params": params, "batch_stats": statistics}, x, True, mutable=["batch_stats"])
+    return y, updated["batch_stats"]
+
+
+def _recomputed_forward(block: Block, *given: Any) -> tuple[tuple[Array, Any], Any]:
+    return _apply(block, *given), given
+
+
+def _recomputed_backward(block: Block, given: Any, cotangents: tuple[Array, Any]) -> tuple[Any, None, Array]:
+    params, statistics, x = given
+    g = cotangents[0]  # the statistics pass none on
+    _, pullback, _ = jax.vjp(lambda p, x: _apply(block, p, statistics, x), params, ops.after(x, g), has_aux=True)
+    dparams, dx = pullback(g)
+    # Left to itself XLA computes all blocks' dx first, and keeps what every kernel's gradient needs until then.
+    return dparams, None, ops.after(dx, *jax.tree.leaves(dparams))
+
+
+recomputed.defvjp(_recomputed_forward, _recomputed_backward)
+
+
 class Upsample(nn.Module):
     """1x1 convolution (named op_list_0 in the published files), then resize to ``size``."""
 
@@ -168,8 +199,17 @@ class RepVit(nn.Module):
         x = ConvBN(cfg.widths[0] // 2, 3, cfg.stem_strides[0], **common, name="features_0_0")(x, train)
         x = ConvBN(cfg.widths[0], 3, cfg.stem_strides[1], **common, name="features_0_2")(gelu(x), train)
         stages: dict[int, Array] = {}
+        again = cfg.remat and train and not self.is_initializing()
         for i, (width, stride, squeeze_excite, stage) in enumerate(block_table(cfg)):
-            x = Block(width, stride, squeeze_excite, **common, name=f"features_{i + 1}")(x, train)
+            name = f"features_{i + 1}"
+            if again:
+                block = Block(width, stride, squeeze_excite, **common, parent=None)
+                params: Any = self.get_variable("params", name)
+                statistics: Any = self.get_variable("batch_stats", name)
+                x, statistics = recomputed(block, params, statistics, x)
+                self.put_variable("batch_stats", name, statistics)
+            else:
+                x = Block(width, stride, squeeze_excite, **common, name=name)(x, train)
             stages[stage] = x
         if cfg.fuse:
             fine = Conv(self.embed_dim, dtype=self.dtype, name="fuse_stage2")(stages[2])

@@ -20,6 +20,7 @@ from jax import Array, lax
 
 from edgesam_jax.config import VitConfig
 from edgesam_jax.models.layers import Conv, LayerNorm, gelu
+from edgesam_jax.models.ops import on_cpu
 from edgesam_jax.models.prompt_encoder import PatchConv
 
 EPSILON = 1e-6  # of every layer norm here; the decoder's transformer has another
@@ -27,7 +28,7 @@ EPSILON = 1e-6  # of every layer norm here; the decoder's transformer has anothe
 
 def default_logits_bytes() -> int:
     """Float32 logits that attention may hold at once: what a CPU cache takes, or enough to fill an accelerator."""
-    return 8 << 20 if jax.default_backend() == "cpu" else 256 << 20
+    return 8 << 20 if on_cpu() else 256 << 20
 
 
 # ------------------------------------------------------------------------------------------------------ windows

@@ -1,0 +1,208 @@
+"""Training checkpoints: everything a run needs to go on, written in the background, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from edgesam_jax.checkpoint import CHECKPOINTS, COLLECTIONS, alone, digest_of, newest_step, orbax, quiet
+from edgesam_jax.config import Config, UsageError, from_json, to_json
+from edgesam_jax.files import write_atomically
+from edgesam_jax.types import TrainState
+
+
+class TrainCheckpointer:
+    """The checkpoints in ``workdir/checkpoints``: the state, the config, and where the run stands.
+
+    A step appears under its number only when it is complete.  ``save`` returns at once; what goes wrong in the
+    background is raised by the next ``save`` or by ``wait``.  Of several processes, which all hold the same state, the
+    first writes; the others read.
+
+    Args:
+      workdir: the run's folder; ``best.json`` there names the best checkpoint.
+      keep: how many of the newest stay.
+      keep_best: how many of those with the highest score stay beside them.
+      writes: whether this process is the one that writes.
+    """
+
+    def __init__(self, workdir: str | Path, keep: int = 2, keep_best: int = 1, writes: bool = True) -> None:
+        self._workdir = Path(workdir).absolute()
+        self.directory = self._workdir / CHECKPOINTS
+        self._under_way: Future[None] | None = None
+        self._manager: Any = None
+        if not writes:
+            return
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        policies = orbax().checkpoint_managers
+        best = policies.BestN(get_metric_fn=_score, n=keep_best, keep_checkpoints_without_metrics=False)
+        options = orbax().CheckpointManagerOptions(
+            best_fn=_score,
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            enable_async_checkpointing=False,  # the whole save, checksums included, has a thread of its own
+            cleanup_tmp_directories=True,  # of saves that were killed
+            multiprocessing_options=alone(),
+            create=False,  # orbax makes no folder for one process of several
+        )
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with quiet():
+                self._manager = orbax().CheckpointManager(self.directory, options=options)
+        except OSError as error:
+            raise UsageError(f"{self.directory}: cannot write there ({error.strerror})") from None
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        config: Config,
+        position: dict[str, Any] | None = None,
+        score: float | None = None,
+    ) -> None:
+        """Begin to save a state of host arrays, which must not change any more, as ``step``.
+
+        Nothing is done where that step exists.
+
+        Args:
+          position: what else the run needs to go on; plain JSON.
+          score: higher is better; None where there is nothing to compare.
+
+        Raises:
+          UsageError: the save before this one failed.
+        """
+        self.wait()
+        if self._manager is not None and step not in self._manager.all_steps():
+            self._under_way = self._thread.submit(self._write, step, state, config, position or {}, score)
+
+    def _write(
+        self, step: int, state: TrainState, config: Config, position: dict[str, Any], score: float | None
+    ) -> None:
+        args = orbax().args
+        variables = {name: getattr(state, name) for name in COLLECTIONS}
+        optimizer = {"step": state.step, "opt_state": state.opt_state}
+        sha256 = {"variables": digest_of(variables), "optimizer": digest_of(optimizer)}
+        items = args.Composite(
+            variables=args.StandardSave(variables),
+            optimizer=args.StandardSave(optimizer),
+            extra=args.JsonSave({"config": to_json(config), "data": position, "sha256": sha256}),
+        )
+        try:
+            with quiet():
+                self._manager.save(
+                    step, args=items, force=True, metrics=None if score is None else {"score": float(score)}
+                )
+            if score is not None:
+                self._note_best()
+        except Exception as error:  # tensorstore's, orbax's and the system's: a full disk comes as any of them
+            _silence()
+            for unfinished in self.directory.glob(f"{step}.*tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            last = newest_step(self.directory)
+            raise UsageError(
+                f"{self.directory}: step {step} could not be saved ({_first_line(error)});"
+                f" {f'step {last.name} stays good' if last else 'there is no earlier one'}."
+                " Make room or give another --workdir, then the same command goes on"
+            ) from error
+
+    def _note_best(self) -> None:
+        best = self._manager.best_step()
+        score = self._manager.metrics(best)["score"]
+        write_atomically(self._workdir / "best.json", json.dumps({"step": best, "score": score}))
+
+    def wait(self) -> None:
+        """Until nothing is under way.
+
+        Raises:
+          UsageError: the last save failed; the checkpoints before it are as they were.
+        """
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
+
+    def latest_step(self) -> int | None:
+        """The newest complete step, or None."""
+        newest = newest_step(self.directory)
+        return int(newest.name) if newest else None
+
+    def close(self) -> None:
+        """Wait for what is under way and release the folder."""
+        try:
+            self.wait()
+        finally:
+            if self._manager is not None:
+                self._thread.shutdown()
+                self._manager.close()
+
+    def __enter__(self) -> TrainCheckpointer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+        with contextlib.suppress(UsageError) if kind else contextlib.nullcontext():  # the first error is the cause
+            self.close()
+
+
+def restore(folder: str | Path, template: TrainState) -> tuple[TrainState, dict[str, Any], Config]:
+    """Restore a checkpoint as numpy arrays in the structure of ``template``.
+
+    Args:
+      folder: a step's folder, or a workdir or its checkpoint folder, of which the newest step is taken.
+
+    Returns:
+      The state, the position given to ``save``, and the config it was saved with.
+
+    Raises:
+      UsageError: no checkpoint, a damaged one, or one whose arrays are not those of ``template``.
+    """
+    step = newest_step(Path(folder).absolute())
+    if step is None:
+        raise UsageError(f"{folder}: no checkpoint to go on from")
+    blank = jax.tree.map(lambda x: np.empty(np.shape(x), x.dtype), template)
+    targets = {
+        "variables": {name: getattr(blank, name) for name in COLLECTIONS},
+        "optimizer": {"step": blank.step, "opt_state": blank.opt_state},
+    }
+    try:
+        with quiet(), orbax().StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
+            parts = {name: checkpointer.restore(step / name, tree) for name, tree in targets.items()}
+        extra = json.loads((step / "extra" / "metadata").read_text())
+        for name, tree in parts.items():
+            if digest_of(tree) != extra["sha256"][name]:
+                raise ValueError(f"its {name} do not match their checksum")
+    except Exception as error:
+        others = [p.name for p in step.parent.iterdir() if p.name.isdigit() and int(p.name) < int(step.name)]
+        mend = f"; remove it to go on from step {max(others, key=int)}" if others else ""
+        raise UsageError(
+            f"checkpoint {step}: damaged, or of another model or optimizer"
+            f" ({type(error).__name__}: {_first_line(error)}){mend}"
+        ) from error
+    state = dataclasses.replace(template, **parts["variables"], **parts["optimizer"])
+    return state, extra["data"], from_json(Config, extra["config"], f"checkpoint {step}")
+
+
+def _silence() -> None:
+    """Orbax's other threads would report, with traces, what this one is about to say; the run ends here."""
+    from absl import logging
+
+    logging.set_verbosity(logging.FATAL)
+
+
+def _score(metrics: Any) -> float:
+    return float(metrics["score"])
+
+
+def _first_line(error: BaseException) -> str:
+    """What the system said, where it is somewhere in a long message; else its beginning."""
+    text = str(error)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO):
+        if os.strerror(number) in text:
+            return os.strerror(number)
+    return (text.splitlines() or [type(error).__name__])[0][:200]
