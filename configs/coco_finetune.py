@@ -15,5 +15,5 @@ def get_config() -> Config:
             learning_rate=1e-4, min_learning_rate=1e-5, warmup_steps=100, weight_decay=0.05, clip_norm=0.1
         ),
         train=TrainConfig(steps=2000, checkpoint_every=200, init_from="weights/edge_sam.pth"),
-        eval=EvalConfig(images=50, batch_size=2),
+        eval=EvalConfig(images=50),
     )

@@ -31,7 +31,7 @@ def get_config() -> Config:
         optim=OptimConfig(learning_rate=3e-3, warmup_steps=40, b2=0.99, weight_decay=0.02, clip_norm=1.0),
         # One device: XLA spreads a step over the cores by itself, as fast as two pmap devices on two cores.
         train=TrainConfig(steps=320, log_every=10, picture_every=110, checkpoint_every=110, devices=1),
-        eval=EvalConfig(images=100, batch_size=16, refine=2),
+        eval=EvalConfig(images=100, refine=2),
         study=(
             ArmConfig("A", "A  encoder-only", overrides=STAGE_1),
             ArmConfig("C", "C  A + stage 2, no loop", init_from="A", overrides=(*STAGE_2, "distill.rounds=0")),

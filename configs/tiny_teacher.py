@@ -39,7 +39,7 @@ def get_config() -> Config:
             learning_rate=3e-3, min_learning_rate=2.2e-3, warmup_steps=40, b2=0.99, weight_decay=0.02, clip_norm=1.0
         ),
         train=TrainConfig(steps=1712, log_every=50, picture_every=1000, checkpoint_every=250, prompt_chunk=4),
-        eval=EvalConfig(images=200, batch_size=8, refine=2),
+        eval=EvalConfig(images=200, refine=2),
         study=(
             ArmConfig(
                 "see",

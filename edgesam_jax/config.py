@@ -265,7 +265,7 @@ class EvalConfig:
 
     every: int = 0  # steps; 0: only at the end
     images: int = 200
-    batch_size: int = 8
+    batch_size: int = 2  # images scored at a time: speed only
     refine: int = 2
     seed: int = 0
 

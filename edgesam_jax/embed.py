@@ -31,7 +31,7 @@ from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.sources import left_out, open_source
 from edgesam_jax.data.transforms import pad_to_square, resize_longest_side
 from edgesam_jax.files import write_atomically, written_beside
-from edgesam_jax.flags import Parser, count
+from edgesam_jax.flags import Parser, count, part
 
 if TYPE_CHECKING:
     from edgesam_jax.checkpoint import Model
@@ -189,13 +189,6 @@ def claim(output: Path, header: StoreHeader) -> None:
         ) from None
 
 
-def _part(text: str) -> tuple[int, int]:
-    index, _, count = text.partition("/")
-    if not 0 <= int(index) < int(count):
-        raise ValueError
-    return int(index), int(count)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m edgesam_jax.embed", description=__doc__,
@@ -213,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=get_args(StoredType), default="float16")
     parser.add_argument("--photos-per-shard", type=count, default=256)
     parser.add_argument("--batch-size", type=count, default=1, help="photos encoded at a time")
-    parser.add_argument("--part", type=_part, default=(0, 1), metavar="I/N", help="this process of so many, from 0/N")
+    parser.add_argument("--part", type=part, default=(0, 1), metavar="I/N", help="this process of so many, from 0/N")
     return parser
 
 

@@ -1,171 +1,244 @@
-"""``python -m edgesam_jax.eval``: mIoU of box and point prompts on annotated photos, with refinement points.
+"""``python -m edgesam_jax.eval``: score models, exports and files of masks on annotated photos.
 
-Exit codes: 0 done, 2 wrong usage or input.
+    python -m edgesam_jax.eval --checkpoint FILE --dataset coco --data-root DIR --prompt box --refine 2 --output r.json
+    python -m edgesam_jax.eval compare A.json B.json     is the difference real?
+    python -m edgesam_jax.eval efficiency                parameters, operations, photos per second
+
+With ``--output`` every photo's results are on disk as soon as they are there, and the same command goes on after a
+stop.  Exit codes: 0 done, 2 wrong usage or input.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import importlib
 import sys
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesam_jax.config import DataConfig, UsageError
-from edgesam_jax.flags import Parser
+from edgesam_jax.flags import Parser, count, part
 
 if TYPE_CHECKING:
-    from edgesam_jax.data.schema import Example
     from edgesam_jax.data.sources import Source
+    from edgesam_jax.evaluation.protocol import Settings
+    from edgesam_jax.evaluation.systems import System
 
+COMMANDS = ("compare", "efficiency")
 DATASETS = {"coco": "coco", "lvis": "coco", "sa1b": "images", "folder": "images", "scenes": "scenes"}
 SCENES = 200  # held-out scenes, where --limit does not say
-AHEAD = 2  # photos read while the device works
+LISTED = 1000  # entries left out that a report names one by one
 
 
-def _count(text: str) -> int:
+def _whole(text: str) -> int:
     value = int(text)
     if value < 0:
         raise ValueError
     return value
 
 
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m edgesam_jax.eval", description="Score a model on annotated photos.")
-    parser.add_argument("--checkpoint", default="tiny_teacher", help="folder or file; default: the embedded tiny model")
-    parser.add_argument(
-        "--dataset", choices=sorted(DATASETS), required=True, help="folder: photos, each with SA-1B's JSON beside it"
+    parser = Parser(
+        prog="python -m edgesam_jax.eval",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data-root", default="", help="folder of the photos (not for scenes)")
-    parser.add_argument("--annotations", default="", help="COCO-format JSON; default: the one under --data-root")
-    parser.add_argument("--prompt", choices=("box", "center", "point", "detections"), required=True)
-    parser.add_argument("--detections", help="results JSON of a detector, for --prompt detections")
-    parser.add_argument("--refine", type=_count, default=0, metavar="N", help="points added one after another")
-    parser.add_argument("--limit", type=_count, default=0, metavar="N", help="the first N photos; 0: all")
-    parser.add_argument("--ids", default="", metavar="FILE", help="the photos of this list, one a line; default: all")
-    parser.add_argument("--protocol", choices=("exact", "published"), default="exact")
-    parser.add_argument("--seed", type=_count, default=0, help="of the refinement points")
-    parser.add_argument("--batch-size", type=_count, default=4, help="photos at a time: speed only, not the result")
-    parser.add_argument("--output", default="", metavar="report.json", help="where the report goes")
+    system = parser.add_argument_group("what is scored (several make one table)")
+    system.add_argument("--checkpoint", nargs="+", default=[], help="folders or files; default: the embedded model")
+    system.add_argument("--onnx", nargs=2, action="append", default=[], metavar=("ENCODER", "DECODER"))
+    system.add_argument("--predictions", nargs="+", default=[], metavar="FILE", help="masks in COCO's results format")
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset", choices=sorted(DATASETS), required=True,
+        help="sa1b, folder: photos with annotations beside them, SA-1B's tars, or what prepare wrote",
+    )  # fmt: skip
+    data.add_argument("--data-root", default="", help="folder of the photos (not for scenes)")
+    data.add_argument("--annotations", default="", help="COCO-format JSON; default: the one under --data-root")
+    data.add_argument("--limit", type=_whole, default=0, metavar="N", help="the first N photos; 0: all")
+    data.add_argument("--ids", default="", metavar="FILE", help="the photos of this list, one a line; default: all")
+    data.add_argument("--max-instances", type=_whole, default=0, metavar="N", help="of a photo, drawn; SA-1K: 64")
+    ask = parser.add_argument_group("prompts")
+    ask.add_argument("--prompt", choices=("box", "center", "point", "detections"), required=True)
+    ask.add_argument("--detections", default="", metavar="FILE", help="a detector's boxes, COCO's results format")
+    ask.add_argument("--refine", type=_whole, default=0, metavar="N", help="points added one after another")
+    ask.add_argument(
+        "--refine-point", choices=("random", "largest"), default="random",
+        help="a random wrong pixel, or the centre of the largest wrong region",
+    )  # fmt: skip
+    ask.add_argument("--box-noise", type=_share, default=0.0, metavar="S", help="noise of corners, share of the side")
+    ask.add_argument("--num-masks", type=int, choices=(1, 3, 4), default=1, help="1: the first token's mask")
+    ask.add_argument("--select", choices=("score", "stability", "area", "oracle"), help="of 3 or 4; default: score")
+    ask.add_argument("--seed", type=_whole, default=0, help="of refinement points, noise and drawn instances")
+    ask.add_argument("--protocol", choices=("exact", "published"), default="exact", help="docs/evaluation.md")
+    work = parser.add_argument_group("work and report")
+    work.add_argument("--batch-size", type=count, default=2, help="photos under way: speed only, not the result")
+    work.add_argument("--part", type=part, default=(0, 1), metavar="I/N", help="this host of so many, from 0/N")
+    work.add_argument("--no-boundary", action="store_true", help="leave boundary IoU and boundary AP out")
+    work.add_argument("--output", default="", metavar="report.json", help="the report; Markdown and pictures beside it")
+    work.add_argument("--no-pictures", action="store_true", help="no plots and no sheet of cases")
     return parser
 
 
-def _source(arguments: argparse.Namespace, image_size: int) -> Source:
-    from edgesam_jax.data.sources import left_out, open_source
+# ------------------------------------------------------------------------------------------------------------ inputs
 
-    kind = DATASETS[arguments.dataset]
-    if kind != "scenes" and not arguments.data_root:
+
+def _source(arguments: argparse.Namespace, image_size: int) -> Source:
+    from edgesam_jax.data.coco import CocoSource
+    from edgesam_jax.data.sources import open_source
+
+    kind, root = DATASETS[arguments.dataset], arguments.data_root
+    if kind != "scenes" and not root:
         raise UsageError(f"--dataset {arguments.dataset}: give --data-root, the folder of its photos")
+    if kind == "images" and Path(root).is_dir():
+        if (Path(root) / "dataset_info.json").is_file():
+            kind = "prepared"
+        elif any(Path(root).glob("*.tar")):
+            kind = "tars"
+    limit = arguments.limit or (SCENES if kind == "scenes" else 0)
+    if arguments.prompt == "detections":
+        if kind != "coco":
+            raise UsageError("--prompt detections: needs --dataset coco or lvis, whose annotations AP is measured on")
+        if arguments.ids:
+            raise UsageError("--ids: not with --prompt detections; use --limit, or an annotation file of these photos")
+        return CocoSource(root, arguments.annotations, limit, bare=True)
     data = DataConfig(
         source=kind,  # type: ignore[arg-type]
-        root=arguments.data_root,
+        root=root,
         annotations=arguments.annotations,
-        limit=arguments.limit or (SCENES if kind == "scenes" else 0),
+        limit=limit,
         ids=arguments.ids,
     )
-    source = open_source(data, image_size, "heldout")
-    if (found := left_out(source)).rows:
-        print(f"note: {found.note}", file=sys.stderr)
-    return source
+    return open_source(data, image_size, "heldout")
 
 
-def _examples(source: Source) -> Iterator[Example]:
-    """All examples in order, the next ones read by a thread."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting: deque[Future[Example]] = deque()
-        for index in range(len(source)):
-            waiting.append(pool.submit(source.load, index))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+def _settings(arguments: argparse.Namespace) -> Settings:
+    from edgesam_jax.evaluation.protocol import Settings
+
+    if arguments.select and arguments.num_masks == 1:
+        raise UsageError(f"--select {arguments.select}: there is one mask to choose from; give --num-masks 3 or 4")
+    if arguments.prompt == "detections":
+        if arguments.refine or arguments.select == "oracle" or arguments.max_instances:
+            raise UsageError("--prompt detections: there is no ground truth to refine by, to choose by or to draw from")
+        if not arguments.detections and not arguments.predictions:
+            raise UsageError("--prompt detections: give --detections, the boxes of a detector in COCO's results format")
+    elif arguments.detections:
+        raise UsageError(f"--detections {arguments.detections}: only with --prompt detections")
+    if arguments.box_noise and arguments.prompt not in ("box", "detections"):
+        raise UsageError(f"--box-noise {arguments.box_noise}: there are no boxes with --prompt {arguments.prompt}")
+    return Settings(
+        prompt="box" if arguments.prompt == "detections" else arguments.prompt, refine=arguments.refine,
+        refine_point=arguments.refine_point, protocol=arguments.protocol, num_masks=arguments.num_masks,
+        select="first" if arguments.num_masks == 1 else arguments.select or "score", seed=arguments.seed,
+        box_noise=arguments.box_noise, max_instances=arguments.max_instances,
+    )  # fmt: skip
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Do what the command line says; returns the report.
+def _systems(arguments: argparse.Namespace, settings: Settings, image_ids: Any) -> list[System]:
+    """What is scored, in the order of the flags; ``image_ids`` are called for if files of masks need them."""
+    import jax
+
+    from edgesam_jax.checkpoint import TINY_TEACHER, load_model
+    from edgesam_jax.evaluation.systems import JaxSystem, OnnxSystem
+
+    chosen = settings.num_masks, settings.select
+    found: list[System] = []
+    checkpoints = arguments.checkpoint or ([] if arguments.onnx or arguments.predictions else [TINY_TEACHER])
+    for path in checkpoints:
+        found.append(JaxSystem(Path(path).name or path, load_model(path), *chosen, jax.local_devices()))
+    found += [OnnxSystem(Path(encoder), Path(decoder), *chosen) for encoder, decoder in arguments.onnx]
+    found += [image_ids(Path(path)) for path in arguments.predictions]
+    names = Counter(system.name for system in found)
+    for number, system in enumerate(found):
+        if names[system.name] > 1:
+            system.name = f"{system.name}#{number + 1}"
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------- the run
+
+
+def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Do what the command line says; returns a report for each system, or none where other parts are still missing.
 
     Raises:
-      UsageError: anything wrong with the arguments, the data or the checkpoint.
+      UsageError: anything wrong with the arguments, the data or what is scored.
     """
-    if arguments.prompt == "detections" or arguments.detections:
-        raise UsageError("--prompt detections: not supported yet; use box, center or point")
-    if arguments.protocol == "published":
-        raise UsageError("--protocol published: not supported yet; use exact")
-    if not arguments.batch_size:
-        raise UsageError("--batch-size: must be at least 1")
-    if arguments.output and Path(arguments.output).is_dir():
-        raise UsageError(f"--output {arguments.output}: is a folder; name the report's file")
-
-    from tqdm import tqdm
+    output = Path(arguments.output) if arguments.output else None
+    if output is not None and output.is_dir():
+        raise UsageError(f"--output {output}: is a folder; name the report's file")
+    if arguments.part[1] > 1 and output is None:
+        raise UsageError("--part: give --output, where all parts leave their rows")
+    settings = _settings(arguments)
 
     from edgesam_jax import compile_cache
-    from edgesam_jax.checkpoint import load_model
-    from edgesam_jax.evaluation import evaluate
+    from edgesam_jax.evaluation.runs import Job, count_compilations
 
     compile_cache.enable()
-    model = load_model(arguments.checkpoint)
-    source = _source(arguments, model.config.image_size)
-    with tqdm(total=len(source), unit="photo", desc=f"{arguments.prompt} on {arguments.dataset}") as bar:
-        result = evaluate(
-            model.config,
-            model.variables,
-            _examples(source),
-            prompt=arguments.prompt,
-            refine=arguments.refine,
-            seed=arguments.seed,
-            batch_size=arguments.batch_size,
-            on_image=bar.update,
-        )
-    if not len(result.iou):
-        raise UsageError(f"--data-root {arguments.data_root}: no photo there has annotations")
-    instances = zip(result.image_ids, result.annotation_ids, result.iou, strict=True)
-    report = {
-        "dataset": arguments.dataset,
-        "data_root": arguments.data_root,
-        "prompt": arguments.prompt,
-        "checkpoint": str(arguments.checkpoint),
-        "protocol": arguments.protocol,
-        "seed": arguments.seed,
-        "num_images": result.num_images,
-        "num_instances": len(result.iou),
-        "miou": result.miou,
-        "seconds": round(result.seconds, 3),
-        "instances": [
-            # NaN (an empty mask of an empty annotation) is no JSON
-            {"image_id": image, "annotation_id": annotation, "iou": [None if v != v else float(v) for v in iou]}
-            for image, annotation, iou in instances
-        ],
-    }
-    if arguments.output:
-        _write(Path(arguments.output), report)
-    return report
-
-
-def _write(path: Path, report: dict[str, Any]) -> None:
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(report, indent=1))
-        beside.replace(path)
-    except OSError as error:
-        raise UsageError(f"--output {path}: cannot write there ({error.strerror})") from None
+    compiled = count_compilations()
+    job = Job(
+        settings, arguments.dataset, arguments.data_root, arguments.prompt, Path(arguments.detections or "."),
+        part=arguments.part, at_once=arguments.batch_size, boundary=not arguments.no_boundary,
+    )  # fmt: skip
+    first = None
+    if arguments.dataset == "scenes":  # drawn at the model's own size
+        first = _systems(arguments, settings, job.predictions)
+        job.open(_source(arguments, first[0].image_size))
+    else:
+        job.open(_source(arguments, 0))
+    systems = first or _systems(arguments, settings, job.predictions)
+    began, before = time.perf_counter(), compiled()
+    reports = []
+    for number, system in enumerate(systems):
+        stem = output and output.with_name(output.stem if len(systems) == 1 else f"{output.stem}.{number + 1}")
+        report = job.score(system, stem)
+        if report is None:
+            continue
+        report["compilations"], before = compiled() - before, compiled()
+        report["seconds"], began = round(time.perf_counter() - began, 3), time.perf_counter()
+        reports.append(report)
+    if output is not None and len(reports) == len(systems):
+        job.write(output, systems, reports, pictures=not arguments.no_pictures)
+    return reports
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
+    given = list(sys.argv[1:] if argv is None else argv)
     try:
-        report = run(_parser().parse_args(argv))
+        if given and given[0] in COMMANDS:
+            module = importlib.import_module(f"edgesam_jax.evaluation.{given[0]}")
+            parser = Parser(prog=f"python -m edgesam_jax.eval {given[0]}", description=module.__doc__)
+            module.add_arguments(parser)
+            done = module.run(parser.parse_args(given[1:]))
+            print(done if isinstance(done, str) else module.table(done))
+            return 0
+        arguments = _parser().parse_args(given)
+        reports = run(arguments)
+        if not reports:
+            print("done with this part; the report comes when all parts are there")
+            return 0
+        from edgesam_jax.evaluation.report import terminal
+
+        print(terminal(reports))
+        if arguments.output:
+            print(f"report: {arguments.output}")
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    names = [report["prompt"], *(f"+{i}" for i in range(1, len(report["miou"])))]
-    print(
-        "  ".join(f"{name} {100 * value:.2f}" for name, value in zip(names, report["miou"], strict=True)), "mIoU in %"
-    )
-    print(f"{report['num_instances']} instances on {report['num_images']} photos, {report['seconds']:.0f} s")
+    except KeyboardInterrupt:
+        rest = "; the same command goes on" if any(arg.startswith("--output") for arg in given) else ""
+        print(f"stopped{rest}", file=sys.stderr)
+        return 130
     return 0
 
 

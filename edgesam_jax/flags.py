@@ -24,3 +24,11 @@ def count(text: str) -> int:
     if value < 1:
         raise ValueError
     return value
+
+
+def part(text: str) -> tuple[int, int]:
+    """Which of how many, counted from 0: ``0/4``."""
+    index, _, parts = text.partition("/")
+    if not 0 <= int(index) < int(parts):
+        raise ValueError
+    return int(index), int(parts)

@@ -16,7 +16,8 @@ from edgesam_jax.checkpoint import Model
 from edgesam_jax.config import Config, SamConfig
 from edgesam_jax.data.schema import Example
 from edgesam_jax.data.sources import open_source
-from edgesam_jax.evaluation import PromptKind, evaluate
+from edgesam_jax.evaluation.in_memory import evaluate
+from edgesam_jax.evaluation.protocol import PromptKind
 from edgesam_jax.metrics import filled_box, inscribed_ellipse, mask_iou, mean_iou
 
 PROMPTS: tuple[PromptKind, ...] = ("box", "center")
@@ -48,7 +49,8 @@ def measure(
         for prompt in PROMPTS:
             result = evaluate(
                 model, variables, examples, prompt=prompt, refine=config.eval.refine, seed=config.eval.seed,
-                batch_size=config.eval.batch_size, teacher=teacher, on_image=bar.update,
+                at_once=config.eval.batch_size, teacher=teacher,
+                on_image=bar.update,
             )  # fmt: skip
             scores[prompt] = result.miou
             if result.teacher_miou is not None:

@@ -14,6 +14,7 @@ from jax import Array
 
 # Labels of prompt slots, as SAM's published checkpoints number them.
 NEGATIVE, POSITIVE, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT, NOT_A_POINT = 0, 1, 2, 3, -1
+IGNORED = -2  # the published EdgeSAM's zero vector, which still takes part in attention: for its protocol only
 
 
 @struct.dataclass
@@ -21,7 +22,8 @@ class Prompts:
     """A buffer of fixed size for points, boxes and mixtures of both.
 
     ``coords`` (b p n 2) float32; ``labels`` (b p n) int32: 1 foreground, 0 background, 2 and 3 the corners of a box,
-    -1 SAM's learned "not a point"; ``valid`` (b p n) bool: slots that are not valid take no part in any attention.
+    -1 SAM's learned "not a point", -2 a zero vector; ``valid`` (b p n) bool: slots that are not valid take no part in
+    any attention.
     """
 
     coords: Array

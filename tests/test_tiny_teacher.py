@@ -6,7 +6,7 @@ import pytest
 from edgesam_jax import heldout
 from edgesam_jax.checkpoint import load_model
 from edgesam_jax.data.scenes import held_out_seed, scene
-from edgesam_jax.evaluation import evaluate
+from edgesam_jax.evaluation.in_memory import evaluate
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ class CocoSource:
       root: folder of the photos, or one whose ``images/``, ``train2017/`` or ``val2017/`` holds them.
       annotations: the JSON file; empty to find the only one under ``root``.
       limit: keep the first so many photos; 0 for all.
+      bare: keep photos without annotations too, on which a detector can only be wrong.
 
     Raises:
       UsageError: no such folder or file, not COCO's format, or not one photo that can be used.
@@ -35,7 +36,7 @@ class CocoSource:
 
     annotated = true_masks = True
 
-    def __init__(self, root: str | Path, annotations: str | Path = "", limit: int = 0) -> None:
+    def __init__(self, root: str | Path, annotations: str | Path = "", limit: int = 0, bare: bool = False) -> None:
         folder = Path(root)
         if not root or not folder.is_dir():
             raise UsageError(f"data root {str(root)!r}: no such folder; give the folder of the photos")
@@ -48,6 +49,7 @@ class CocoSource:
         self._entries: list[tuple[dict[str, Any], Path, list[dict[str, Any]]]] = []
         wanted, poorer = _by_image(content["annotations"], str(self.annotation_file), rows)
         damaged, seen = len(poorer), set()
+        self.sizes: dict[int | str, tuple[int, int]] = {}  # of all photos listed, rows and columns
         for number, image in enumerate(content["images"]):
             where = f"{self.annotation_file}: images[{number}]"
             fault = _image_fault(image) or ("its id is used twice" if image["id"] in seen else "")
@@ -57,16 +59,17 @@ class CocoSource:
                 damaged += 1
                 continue
             seen.add(image["id"])
-            if image["id"] not in wanted:
+            self.sizes[image["id"]] = int(image["height"]), int(image["width"])
+            if limit and len(self._entries) == limit:
+                continue
+            if image["id"] not in wanted and not bare:
                 rows.append(("no annotations", f"{where}: no annotation of it can be used ({_file_name(image)})"))
                 continue
             path = _find(folder, _file_name(image))
             if path is None:
                 rows.append(("file missing", f"{where}: {_file_name(image)} is not in {folder}"))
                 continue
-            self._entries.append((image, path, wanted[image["id"]]))
-            if len(self._entries) == limit:
-                break
+            self._entries.append((image, path, wanted.get(image["id"], [])))
         self.left_out = LeftOut(rows, len(content["images"]), damaged)
         if not self._entries:
             missing = sum(kind == "file missing" for kind, _ in rows)
@@ -88,6 +91,10 @@ class CocoSource:
     def names(self) -> list[str]:
         """The photos' files as the annotations name them."""
         return [_file_name(image) for image, _, _ in self._entries]
+
+    def image_ids(self) -> list[int | str]:
+        """The photos' ids, in order."""
+        return [image["id"] for image, _, _ in self._entries]
 
     def annotations(self, index: int) -> list[dict[str, Any]]:
         """The photo's annotations as the file has them, in the order of an unfiltered ``load``."""

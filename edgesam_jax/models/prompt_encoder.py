@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax import Array
 
 from edgesam_jax.models.layers import Conv, LayerNorm, gelu
-from edgesam_jax.types import NOT_A_POINT, Prompts
+from edgesam_jax.types import IGNORED, NOT_A_POINT, Prompts
 
 
 class RandomFourierEncoding(nn.Module):
@@ -71,8 +71,9 @@ class PromptEncoder(nn.Module):
         tokens = self.pe_layer((prompts.coords + 0.5) / self.image_size)
         kinds = jnp.concatenate([e.embedding for e in self.point_embeddings])  # (4 c)
         tokens = tokens + kinds[jnp.clip(prompts.labels, 0, 3)]
-        padding = prompts.labels == NOT_A_POINT
-        return jnp.where(padding[..., None], self.not_a_point_embed.embedding[0], tokens).astype(self.dtype)
+        padding, ignored = (prompts.labels == label for label in (NOT_A_POINT, IGNORED))
+        tokens = jnp.where(padding[..., None], self.not_a_point_embed.embedding[0], tokens)
+        return jnp.where(ignored[..., None], 0, tokens).astype(self.dtype)
 
     def dense(self, masks: Array | None, masks_valid: Array | None) -> Array:
         """Dense prompt: (1 1 1 1 c) without masks, else (b p grid grid c) from logits (b p 4*grid 4*grid).

@@ -1,0 +1,117 @@
+"""Photos with their instances, as the evaluation sees them: masks as windows, with areas and categories."""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgesam_jax.data.records import area_of, decode
+from edgesam_jax.data.schema import BadExample, Example
+from edgesam_jax.data.sources import Source
+from edgesam_jax.data.windows import Window, crop
+
+AHEAD = 3  # photos read while others are scored
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """One photo and its ``n`` instances, in pixels of the photo.
+
+    ``index`` its place in the data set; ``image`` (h w 3) uint8; ``masks`` n windows; ``boxes`` (n 4) XYXY; ``points``
+    (n 2); ``ids`` (n); ``areas`` (n) as the annotations give them, else the masks'; ``categories`` (n), -1 unknown.
+    """
+
+    index: int
+    image_id: int | str
+    image: np.ndarray
+    masks: Sequence[Window]
+    boxes: np.ndarray
+    points: np.ndarray
+    ids: np.ndarray
+    areas: np.ndarray
+    categories: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.image.shape[0], self.image.shape[1]
+
+    def stream(self, instance: int) -> list[int]:
+        """Seeds of an instance's own random stream: which one it is, not where it stands among others."""
+        return [zlib.crc32(f"{self.image_id}".encode()), int(self.ids[instance]) & 0xFFFFFFFFFFFFFFFF]
+
+
+def of_example(example: Example, index: int = 0) -> Photo:
+    """A photo of an example with whole masks; generated scenes have no files."""
+    areas = example.masks.sum((1, 2)).astype(np.float64)
+    return Photo(
+        index, example.image_id, example.image, [crop(mask) for mask in example.masks], example.boxes, example.points,
+        example.annotation_ids, areas, np.full(len(areas), -1),
+    )  # fmt: skip
+
+
+def load(source: Source, index: int) -> Photo:
+    """Read one photo of a source.
+
+    Raises:
+      BadExample: it, or a mask of it, can't be read.
+    """
+    record = getattr(source, "record", None)
+    if record is None:
+        return of_example(source.load(index), index)
+    found = record(index)
+    decoded = decode(found)
+    by_id: Mapping[int, Any] = {int(a.get("id", i)): a for i, a in enumerate(found.annotations)}
+    known = [by_id[int(i)] for i in decoded.ids]
+    return Photo(
+        index, found.image_id, np.asarray(decoded.photo), decoded.masks, decoded.boxes, decoded.points, decoded.ids,
+        np.array([_area(a, mask) for a, mask in zip(known, decoded.masks, strict=True)], np.float64),
+        np.array([a.get("category_id", -1) for a in known], np.int64),
+    )  # fmt: skip
+
+
+def _area(annotation: Mapping[str, Any], mask: Window) -> float:
+    given = annotation.get("area")
+    return area_of(dict(annotation)) if isinstance(given, int | float) else float(mask.pixels.sum())
+
+
+def read_ahead(source: Source, indices: Sequence[int]) -> Iterator[tuple[int, Photo | BadExample]]:
+    """Photos of a source in the order asked for, the next ones read by a thread; what can't be read comes as such."""
+
+    def read(index: int) -> Photo | BadExample:
+        try:
+            return load(source, index)
+        except BadExample as error:
+            return error
+
+    with ThreadPoolExecutor(1, thread_name_prefix="photos") as pool:
+        waiting: deque[tuple[int, Future[Photo | BadExample]]] = deque()
+        for index in indices:
+            waiting.append((index, pool.submit(read, index)))
+            if len(waiting) > AHEAD:
+                first, photo = waiting.popleft()
+                yield first, photo.result()
+        while waiting:
+            first, photo = waiting.popleft()
+            yield first, photo.result()
+
+
+def choose_instances(photo: Photo, most: int, seed: int) -> Photo:
+    """At most so many instances of a photo, drawn without replacement by the photo's name; 0: all."""
+    if not most or len(photo) <= most:
+        return photo
+    rng = np.random.default_rng([seed, 3, zlib.crc32(f"{photo.image_id}".encode())])
+    kept = np.sort(rng.permutation(len(photo))[:most])
+    return Photo(
+        photo.index, photo.image_id, photo.image, [photo.masks[i] for i in kept], photo.boxes[kept],
+        photo.points[kept], photo.ids[kept], photo.areas[kept], photo.categories[kept],
+    )  # fmt: skip

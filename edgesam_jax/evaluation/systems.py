@@ -1,0 +1,313 @@
+"""What can be scored: our models, ONNX pairs with the published input names, and files of masks.
+
+A system is asked for the masks of prompts on a photo and answers with bits: at its own low resolution, which random
+refinement points are drawn on, and at the photo's size, which are compared.
+"""
+
+from __future__ import annotations
+
+import functools
+import queue
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from edgesam_jax import inference
+from edgesam_jax.checkpoint import Model, digest_of
+from edgesam_jax.config import UsageError
+from edgesam_jax.data.records import decode_window
+from edgesam_jax.data.transforms import low_res_windows, target_size
+from edgesam_jax.data.windows import Window, crop
+from edgesam_jax.evaluation import device
+from edgesam_jax.evaluation.device import PROMPTS, Bits
+from edgesam_jax.evaluation.photos import Photo
+from edgesam_jax.evaluation.protocol import Select, Slots
+from edgesam_jax.files import sha256_of
+from edgesam_jax.models.sam import PIXEL_MEAN, PIXEL_STD
+from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, IGNORED, NEGATIVE, POSITIVE, MaskPrediction
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Masks for ``n`` prompts, ``k`` each: ``low`` (n k s s) bool, ``full`` n lists of k masks at the photo's size."""
+
+    low: np.ndarray
+    full: list[list[Bits]]
+
+
+class System(Protocol):
+    """What the evaluation asks.  ``start`` and ``masks`` may be called by several threads at once.
+
+    ``name`` for tables; ``digest`` tells it from others where a stopped run goes on; ``image_size`` and
+    ``mask_size``: sides of the frame that prompts are given in, and of the low-resolution masks.
+    """
+
+    name: str
+    image_size: int
+    mask_size: int
+
+    @property
+    def digest(self) -> str:
+        """A hash of what makes the answers."""
+        ...
+
+    def start(self, photo: Photo) -> Any:
+        """Look at a photo; the result is for ``masks``."""
+        ...
+
+    def masks(self, state: Any, photo: Photo, slots: Slots) -> Answer:
+        """The masks of some prompts on it."""
+        ...
+
+
+def input_size(photo: Photo, image_size: int) -> tuple[int, int]:
+    """Rows and columns of the frame that a photo fills."""
+    return target_size(*photo.size, image_size)
+
+
+def _upscaled(logits: Any, count: int, photo: Photo, image_size: int) -> list[list[Bits]]:
+    """Logits (P k s s) of a device or of the host -> masks of the first ``count`` prompts at the photo's size."""
+    filled, low = input_size(photo, image_size), logits.shape[-1]
+    rows, columns = (
+        device.resize_matrix(low, image_size, new, old) for new, old in zip(filled, photo.size, strict=True)
+    )
+    bits = np.asarray(device.upscale(logits, rows, columns, count))[:count]
+    return [[Bits(mask, photo.size) for mask in masks] for masks in bits]
+
+
+class JaxSystem:
+    """A model of this package, on each of some devices.
+
+    Args:
+      num_masks, select: which masks are decoded, and which of them is the answer (``oracle``: all).
+    """
+
+    def __init__(
+        self, name: str, model: Model, num_masks: int = 1, select: Select = "first", devices: Sequence[Any] = ()
+    ) -> None:
+        self.name, self._config = name, model.config
+        self.image_size, self.mask_size = model.config.image_size, model.config.mask_size
+        self._encode = inference.encoder(model.config)
+        self._decode = device.decoder(model.config, num_masks, select)
+        folded = inference.for_inference(model.config, model.variables)
+        self._variables = {d: jax.device_put(folded, d) for d in devices or jax.local_devices()[:1]}
+        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._model = model
+        for _ in range(8):  # threads take the devices in turn
+            for one in self._variables:
+                self._free.put(one)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the weights and the configuration."""
+        return digest_of({"config": repr(self._config), "variables": self._model.variables})
+
+    def start(self, photo: Photo) -> tuple[Any, Any]:
+        where = self._free.get()
+        self._free.put(where)
+        image, filled = inference.frame(photo.image, self.image_size)
+        given = jax.device_put((image[None], np.asarray([filled], np.int32)), where)
+        return where, jax.block_until_ready(self._encode(self._variables[where], *given)[0])
+
+    def masks(self, state: tuple[Any, Any], photo: Photo, slots: Slots) -> Answer:
+        where, embedding = state
+        low: list[np.ndarray] = []
+        full: list[list[Bits]] = []
+        for first in range(0, len(slots.coords), PROMPTS):
+            piece = [x[first : first + PROMPTS] for x in (slots.coords, slots.labels, slots.valid)]
+            count = len(piece[0])
+            piece = [np.concatenate([x, np.zeros((PROMPTS - count, *x.shape[1:]), x.dtype)]) for x in piece]
+            given = jax.device_put(piece, where)
+            logits, bits = self._decode(self._variables[where], embedding, *given, count)
+            full += _upscaled(logits, count, photo, self.image_size)
+            low.append(np.unpackbits(np.asarray(bits)[:count], axis=-1).view(bool))
+        return Answer(np.concatenate(low), full)
+
+
+class OnnxSystem:
+    """An encoder and a decoder in ONNX with the input names of the published EdgeSAM or SAM exports.
+
+    Encoder: one input, a normalised and padded photo (1 3 s s) float32.  Decoder: ``image_embeddings``,
+    ``point_coords`` (1 n 2) in the frame, ``point_labels`` (1 n), and where it has them SAM's ``mask_input``,
+    ``has_mask_input`` and ``orig_im_size``; outputs ``masks`` or ``low_res_masks`` (1 m s s) logits and ``scores`` or
+    ``iou_predictions`` (1 m).  The padding token after points is given as a point with label -1 (facts, section 8).
+
+    Raises:
+      UsageError: onnxruntime is not installed, a file is missing or damaged, or names are others.
+    """
+
+    def __init__(self, encoder: Path, decoder: Path, num_masks: int = 1, select: Select = "first") -> None:
+        self.name = decoder.name.removesuffix(".onnx").removesuffix("_decoder")
+        self._encoder, self._decoder = _session(encoder), _session(decoder)
+        self.digest = sha256_of(encoder) + sha256_of(decoder)
+        self._num_masks, self._select = num_masks, select
+        [image, *others] = self._encoder.get_inputs()
+        if others or len(image.shape) != 4 or "float" not in image.type:
+            raise UsageError(f"--onnx {encoder}: the encoder must have one input, a photo (1 3 size size) in float32")
+        self.image_size = image.shape[-1] if isinstance(image.shape[-1], int) else 1024
+        self._image = image.name
+        self._inputs = {i.name: i for i in self._decoder.get_inputs()}
+        names = [o.name for o in self._decoder.get_outputs()]
+        self._outputs = [
+            next((n for n in wanted if n in names), "")
+            for wanted in (("low_res_masks", "masks"), ("scores", "iou_predictions"))
+        ]
+        needed = {"image_embeddings", "point_coords", "point_labels"}
+        if not needed <= set(self._inputs) or not all(self._outputs):
+            raise UsageError(
+                f"--onnx {decoder}: inputs {', '.join(self._inputs)} and outputs {', '.join(names)} are not those of a"
+                " published export: image_embeddings, point_coords, point_labels -> scores, masks"
+            )
+        empty = np.zeros((self.image_size, self.image_size, 3), np.uint8)
+        probe = self._run(self._embed(empty, empty.shape[:2]), np.zeros((1, 2), np.float32), np.ones(1, np.int32))
+        self.mask_size = probe[0].shape[-1]
+        if select != "first" and probe[0].shape[0] != 4:
+            raise UsageError(f"--select {select}: {decoder} gives {probe[0].shape[0]} masks, not SAM's four")
+
+    def _embed(self, image: np.ndarray, filled: Sequence[int]) -> np.ndarray:
+        mean, std = (np.array(v, np.float32) for v in (PIXEL_MEAN, PIXEL_STD))
+        x = (image.astype(np.float32) - mean) / std
+        x[filled[0] :] = 0  # SAM pads after normalising
+        x[:, filled[1] :] = 0
+        return np.asarray(self._encoder.run(None, {self._image: x.transpose(2, 0, 1)[None]})[0])
+
+    def _run(self, embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """One prompt: masks (m s s) logits, scores (m)."""
+        side = 4 * embedding.shape[-1]
+        extra = {
+            "mask_input": np.zeros((1, 1, side, side), np.float32),
+            "has_mask_input": np.zeros(1, np.float32),
+            "orig_im_size": np.full(2, self.image_size, np.float32),
+        }
+        given = {
+            "image_embeddings": embedding, "point_coords": coords[None].astype(np.float32),
+            "point_labels": labels[None].astype(np.float32),
+        } | {name: value for name, value in extra.items() if name in self._inputs}  # fmt: skip
+        masks, scores = self._decoder.run(self._outputs, given)
+        return masks[0], scores[0]
+
+    def start(self, photo: Photo) -> np.ndarray:
+        image, filled = inference.frame(photo.image, self.image_size)
+        return self._embed(image, filled)
+
+    def masks(self, state: np.ndarray, photo: Photo, slots: Slots) -> Answer:
+        low: list[np.ndarray] = []
+        full: list[list[Bits]] = []
+        while len(slots.coords):
+            some = []
+            for coords, labels, valid in zip(slots.coords, slots.labels, slots.valid, strict=True):
+                used = valid & (labels != IGNORED)  # exports don't know it
+                some.append(self._selected(*self._run(state, coords[used], labels[used])))
+                if len(some) == PROMPTS:
+                    break
+            logits = np.zeros((PROMPTS, *some[0].shape), np.float32)
+            logits[: len(some)] = some
+            full += _upscaled(logits, len(some), photo, self.image_size)
+            low.append(logits[: len(some)] > 0)
+            slots = Slots(slots.coords[PROMPTS:], slots.labels[PROMPTS:], slots.valid[PROMPTS:])
+        return Answer(np.concatenate(low), full)
+
+    def _selected(self, masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Masks (m s s) and scores (m) -> those selected (k s s)."""
+        if len(masks) == 4:
+            chosen = {1: slice(0, 1), 3: slice(1, 4), 4: slice(0, 4)}[self._num_masks]
+            masks, scores = masks[chosen], scores[chosen]
+        found = MaskPrediction(jnp.asarray(masks)[None, None], jnp.asarray(scores)[None, None])
+        return np.asarray(device.choose(found, self._select)[0])
+
+
+def _session(path: Path) -> Any:
+    if not path.is_file():
+        raise UsageError(f"--onnx {path}: no such file")
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UsageError("--onnx: needs ONNX Runtime: pip install 'edgesam-jax[onnx]'") from None
+    try:
+        return onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
+    except Exception as error:  # onnxruntime's own types
+        raise UsageError(f"--onnx {path}: not an ONNX model that can be run ({str(error).splitlines()[0]})") from None
+
+
+class PredictionsSystem:
+    """Masks that some other system made of whole photos, in COCO's results format: FastSAM's, say.
+
+    A prompt chooses among a photo's masks as FastSAM's do (facts, section 5): a box takes the mask of the best overlap
+    with it; points take the union of all masks that a positive one hits, less those that a negative one hits.
+
+    Args:
+      results: entries with ``image_id`` and a ``segmentation`` of the photo's size.
+      sizes: image id -> rows and columns of the photo.
+    """
+
+    image_size, mask_size = 1024, 256
+
+    def __init__(
+        self,
+        name: str,
+        digest: str,
+        results: Sequence[Mapping[str, Any]],
+        sizes: Mapping[int | str, tuple[int, int]],
+    ) -> None:
+        self.name, self.digest, self.results, self._sizes = name, digest, list(results), sizes
+        self._of: dict[int | str, list[Mapping[str, Any]]] = defaultdict(list)
+        for entry in self.results:
+            self._of[entry["image_id"]].append(entry)
+
+    def start(self, photo: Photo) -> list[Window]:
+        size = self._sizes[photo.image_id]
+        return [decode_window(e["segmentation"], *size, self.name) for e in self._of.get(photo.image_id, ())]
+
+    def masks(self, state: Sequence[Window], photo: Photo, slots: Slots) -> Answer:
+        filled = input_size(photo, self.image_size)
+        scale = np.array(photo.size[::-1]) / filled[::-1]
+        found: list[Window] = []
+        for coords, labels, valid in zip(slots.coords * scale, slots.labels, slots.valid, strict=True):
+            found.append(self._answer(state, photo.size, coords[valid], labels[valid]))
+        low = low_res_windows(found, photo.size, filled, self.image_size, self.mask_size)
+        full = []
+        for window in found:
+            mask = np.zeros(photo.size, bool)
+            if window:
+                window.paste(mask)
+            full.append([Bits(device.pack(mask), photo.size)])
+        return Answer(low[:, None], full)
+
+    def _answer(self, masks: Sequence[Window], size: tuple[int, int], coords: np.ndarray, labels: np.ndarray) -> Window:
+        corners = [coords[labels == kind] for kind in (BOX_TOP_LEFT, BOX_BOTTOM_RIGHT)]
+        hit = {
+            label: [m for m in masks if any(_covers(m, x, y) for x, y in coords[labels == label])]
+            for label in (POSITIVE, NEGATIVE)
+        }
+        out = np.zeros(size, bool)
+        if len(corners[0]):
+            overlaps = [_overlap_with_box(m, (*corners[0][0], *corners[1][0])) for m in masks]
+            if any(overlaps):
+                masks[int(np.argmax(overlaps))].paste(out)
+        for mask in hit[POSITIVE]:
+            out[mask.top :, mask.left :][: mask.pixels.shape[0], : mask.pixels.shape[1]] |= mask.pixels
+        for mask in hit[NEGATIVE]:
+            out[mask.top :, mask.left :][: mask.pixels.shape[0], : mask.pixels.shape[1]] &= ~mask.pixels
+        return crop(out)
+
+
+def _covers(mask: Window, x: float, y: float) -> bool:
+    row, column = round(y) - mask.top, round(x) - mask.left
+    inside = 0 <= row < mask.pixels.shape[0] and 0 <= column < mask.pixels.shape[1]
+    return inside and bool(mask.pixels[row, column])
+
+
+def _overlap_with_box(mask: Window, box: tuple[float, float, float, float]) -> float:
+    """Intersection over union of a mask and the pixels whose centres lie in a box XYXY."""
+    x0, y0, x1, y1 = (round(v) for v in box)
+    rows = slice(max(0, y0 - mask.top), max(0, y1 - mask.top))
+    columns = slice(max(0, x0 - mask.left), max(0, x1 - mask.left))
+    common = int(mask.pixels[rows, columns].sum())
+    union = int(mask.pixels.sum()) + max(0, x1 - x0) * max(0, y1 - y0) - common
+    return common / union if union > 0 else 0.0

@@ -1,0 +1,246 @@
+"""What is scored: our models answer as the predictor does, ONNX pairs as our models do, files by a rule."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from edgesam_jax.checkpoint import Model
+from edgesam_jax.config import DecoderConfig, SamConfig, UsageError, VitConfig
+from edgesam_jax.data.schema import Example, boxes_of
+from edgesam_jax.evaluation import device, protocol
+from edgesam_jax.evaluation.device import PROMPTS, Bits
+from edgesam_jax.evaluation.photos import of_example
+from edgesam_jax.evaluation.protocol import Settings
+from edgesam_jax.evaluation.systems import JaxSystem, OnnxSystem, PredictionsSystem, input_size
+from edgesam_jax.metrics import mask_iou
+from edgesam_jax.models.init import init_variables
+from edgesam_jax.postprocess import stability_score, upscale_logits
+from edgesam_jax.predictor import Predictor
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+CONFIG = SamConfig(
+    encoder=VitConfig(width=16, depth=1, heads=2, global_blocks=(0,)),
+    decoder=DecoderConfig(depth=1, heads=2, mlp_dim=16),
+    image_size=64,
+    embed_dim=16,
+)
+
+
+def photo(n: int = 3, size: tuple[int, int] = (48, 80), seed: int = 0):
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((n, *size), bool)
+    for mask in masks:
+        y, x = rng.integers(0, size[0] - 12), rng.integers(0, size[1] - 12)
+        mask[y : y + rng.integers(4, 12), x : x + rng.integers(4, 12)] = True
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
+    points = np.array([np.argwhere(m)[0][::-1] for m in masks], np.float32).reshape(n, 2)
+    return of_example(Example(image, masks, boxes_of(masks), points, seed, np.arange(n), np.zeros(n, np.int8)))
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model(CONFIG, init_variables(CONFIG, 3), {"score": "iou"})
+
+
+def start(system, one, prompt="box", refine=0):
+    return protocol.start(one, input_size(one, system.image_size), Settings(prompt, refine))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 150), st.integers(1, 150), st.data())
+def test_bits_are_the_mask(seed, height, width, data):
+    rng = np.random.default_rng(seed)
+    mask, other = rng.random((2, height, width)) < 0.4
+    bits = Bits(device.pack(mask), (height, width))
+    assert bits.area == mask.sum() and (bits.mask == mask).all()
+    top, left = data.draw(st.integers(0, height)), data.draw(st.integers(0, width))
+    rows, columns = data.draw(st.integers(0, height - top)), data.draw(st.integers(0, width - left))
+    assert (bits.inside(top, left, rows, columns) == mask[top : top + rows, left : left + columns]).all()
+    np.testing.assert_equal(bits.overlap(Bits(device.pack(other), (height, width))), float(mask_iou(mask, other)))
+
+
+@pytest.mark.parametrize("size", [(48, 80), (131, 64), (5, 200)])
+def test_masks_leave_the_device_at_the_photos_size(size):
+    logits = np.zeros((PROMPTS, 2, 64, 64), np.float32)
+    logits[:3] = np.random.default_rng(0).standard_normal((3, 2, 64, 64))
+    one = photo(0, size)
+    filled = input_size(one, 64)
+    rows, columns = (device.resize_matrix(64, 64, new, old) for new, old in zip(filled, size, strict=True))
+    bits = np.asarray(device.upscale(logits, rows, columns, 3))
+    assert bits.dtype == np.uint8 and not bits[3:].any()
+    full = upscale_logits(logits[:3], 64, filled, size)
+    for i in range(3):
+        for k in range(2):
+            wrong = Bits(bits[i, k], size).mask != (full[i, k] > 0)
+            assert np.abs(full[i, k][wrong]).max(initial=0) < 1e-5
+            assert Bits(bits[i, k], size).area == Bits(bits[i, k], size).mask.sum()  # nothing beyond the photo
+
+
+@pytest.mark.parametrize("prompt", ["box", "point"])
+@pytest.mark.parametrize(
+    ("num_masks", "select"), [(1, "first"), (3, "score"), (4, "stability"), (3, "area"), (4, "oracle")]
+)
+def test_a_model_answers_as_the_predictor_does(model, prompt, num_masks, select):
+    one, system = photo(), JaxSystem("m", model, num_masks, select)
+    answer = system.masks(system.start(one), one, start(system, one, prompt))
+    assert answer.low.shape == (3, num_masks if select == "oracle" else 1, 16, 16)
+    predictor = Predictor(model)
+    predictor.set_image(one.image)
+    for i in range(3):
+        ask = {"box": one.boxes[i]} if prompt == "box" else {"point_coords": [one.points[i]], "point_labels": [1]}
+        masks, scores, logits = predictor.predict(**ask, num_masks=num_masks)
+        if select != "oracle":
+            rate = {
+                "first": scores, "score": scores, "stability": stability_score(logits),
+                "area": (logits > 0).sum((1, 2)),
+            }[select]  # fmt: skip
+            masks = masks[[int(np.argmax(rate))]]
+        assert len(answer.full[i]) == len(masks)
+        for bits, mask in zip(answer.full[i], masks, strict=True):
+            assert (bits.mask != mask).mean() < 2e-3
+
+
+def test_more_prompts_than_one_call_takes(model):
+    one, system = photo(2 * PROMPTS + 3), JaxSystem("m", model)
+    state, slots = system.start(one), start(system, one)
+    answer = system.masks(state, one, slots)
+    assert len(answer.full) == len(answer.low) == 2 * PROMPTS + 3
+    for i in (0, PROMPTS, 2 * PROMPTS + 2):
+        alone = system.masks(
+            state, one, protocol.Slots(slots.coords[i : i + 1], slots.labels[i : i + 1], slots.valid[i : i + 1])
+        )
+        assert (alone.low[0] == answer.low[i]).all() and (alone.full[0][0].mask == answer.full[i][0].mask).all()
+
+
+def test_a_zero_token_attends_and_an_empty_slot_does_not(model):
+    one, system = photo(1), JaxSystem("m", model, 4, "oracle")
+    state, slots = system.start(one), start(system, one, "point", refine=1)
+    plain = system.masks(state, one, slots).low
+    protocol.nothing_drawn(slots, 0, 2, "exact")
+    assert (system.masks(state, one, slots).low == plain).all()
+    protocol.nothing_drawn(slots, 0, 2, "published")
+    decode = device.decoder(CONFIG, 1, "first")
+    padded = [
+        np.concatenate([x, np.zeros((PROMPTS - 1, *x.shape[1:]), x.dtype)])
+        for x in (slots.coords, slots.labels, slots.valid)
+    ]
+    where, embedding = state
+    with_token, _ = decode(system._variables[where], embedding, *padded, 1)
+    padded[2][0, 2] = False
+    without, _ = decode(system._variables[where], embedding, *padded, 1)
+    assert np.abs(np.asarray(with_token - without)[0]).max() > 1e-4
+
+
+# ------------------------------------------------------------------------------------------------------------- onnx
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, model) -> tuple[Path, Path]:
+    """The model as an ONNX pair with the published names, by way of the torch twin."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from convert.to_torch import state_dict
+    from convert.torch_model import TorchSam
+
+    twin = TorchSam(CONFIG).eval()
+    twin.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state_dict(model).items()})
+    folder = tmp_path_factory.mktemp("onnx")
+
+    class Encode(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = twin
+
+        def forward(self, image):
+            return self.model.encode_image(image)
+
+    class Decode(Encode):
+        def forward(self, embedding, coords, labels):
+            masks, iou, *_ = self.model.decode_tokens(embedding, coords, labels)
+            return iou, masks
+
+    def export(part, arguments, path, inputs, outputs, axes):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                part.eval(), arguments, str(path), dynamo=False, opset_version=17, input_names=inputs,
+                output_names=outputs, dynamic_axes=axes,
+            )  # fmt: skip
+
+    encoder, decoder = folder / "m_encoder.onnx", folder / "m_decoder.onnx"
+    export(Encode(), (torch.zeros(1, 3, 64, 64),), encoder, ["image"], ["image_embeddings"], {})
+    given = (torch.zeros(1, 16, 4, 4), torch.zeros(1, 2, 2), torch.ones(1, 2))
+    names = ["image_embeddings", "point_coords", "point_labels"]
+    export(Decode(), given, decoder, names, ["scores", "masks"], {n: {1: "n"} for n in names[1:]})
+    return encoder, decoder
+
+
+@pytest.mark.parametrize(
+    ("num_masks", "select", "prompt"), [(1, "first", "box"), (3, "score", "point"), (4, "oracle", "point")]
+)
+def test_an_onnx_pair_answers_as_the_model_does(model, pair, num_masks, select, prompt):
+    one = photo(3)
+    ours, theirs = JaxSystem("m", model, num_masks, select), OnnxSystem(*pair, num_masks, select)
+    assert (theirs.image_size, theirs.mask_size, theirs.name) == (64, 16, "m")
+    slots = start(ours, one, prompt, refine=1)
+    slots.put(1, 2, 20.0, 10.0, 0)
+    a, b = (s.masks(s.start(one), one, slots) for s in (ours, theirs))
+    assert (a.low != b.low).mean() < 1e-3
+    for mine, its in zip(a.full, b.full, strict=True):
+        assert len(mine) == len(its) and all((m.mask != i.mask).mean() < 2e-3 for m, i in zip(mine, its, strict=True))
+
+
+def test_other_onnx_files_are_refused(tmp_path, pair):
+    encoder, decoder = pair
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    for files, message in (
+        ((tmp_path / "none.onnx", decoder), "none.onnx: no such file"),
+        ((broken, decoder), "broken.onnx: not an ONNX model"),
+        ((decoder, decoder), "the encoder must have one input"),
+        ((encoder, encoder), "are not those of a published export"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            OnnxSystem(*files)
+
+
+# ------------------------------------------------------------------------------------------------- files of masks
+
+
+def entry(mask: np.ndarray) -> dict:
+    code = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"image_id": 0, "segmentation": {"size": code["size"], "counts": code["counts"].decode()}, "score": 0.5}
+
+
+def test_prompts_choose_among_the_masks_of_a_file():
+    one = photo(2)
+    near, other, inner = np.zeros((3, 48, 80), bool)
+    near[2:20, 2:30], other[25:45, 40:70], inner[5:10, 5:10] = True, True, True
+    system = PredictionsSystem("f", "d", [entry(m) for m in (near, other, inner)], {0: (48, 80)})
+    state = system.start(one)
+    slots = protocol.Slots(np.zeros((4, 3, 2), np.float32), np.full((4, 3), -1, np.int32), np.zeros((4, 3), bool))
+    scale = np.array(input_size(one, 1024)[::-1]) / (80, 48)
+    for i, points in enumerate(
+        (
+            [((3, 1), 2), ((31, 21), 3)],  # a box around the first
+            [((7, 7), 1)],  # a click that two masks lie under
+            [((7, 7), 1), ((6, 6), 0)],  # and one that takes both away
+            [((75, 3), 1)],  # a click on nothing
+        )
+    ):
+        for slot, (place, label) in enumerate(points):
+            slots.put(i, slot, *(np.array(place) * scale), label)
+    answer = system.masks(state, one, slots)
+    masks = [found[0].mask for found in answer.full]
+    assert (masks[0] == near).all() and (masks[1] == (near | inner)).all()
+    assert not masks[2].any() and not masks[3].any()
+    assert answer.low.shape == (4, 1, 256, 256) and answer.low[0].any() and not answer.low[3].any()
