@@ -35,7 +35,11 @@ def job(workdir: Path, processes: int, devices: int, terminate: int = -1, broken
     ``terminate``: the process that gets SIGTERM as soon as a step is logged; batches then come slowly.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "SLURM", "XLA_FLAGS"))}
-    environment |= {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "EDGESAM_JAX_CACHE": str(workdir.parent / "cache")}
+    environment |= {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "EDGESAM_JAX_CACHE": str(workdir.parent / "cache"),
+    }
     address = f"localhost:{free_port()}"
     running = []
     for index in range(processes):

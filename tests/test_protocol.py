@@ -77,6 +77,14 @@ def test_touched_is_bilinear_resizing_cut_at_zero(seed, old, new):
     assert (whole(protocol.touched(crop(mask), old, new), new) == (resized > 0)).all()
 
 
+def test_what_lies_between_the_pixels_that_are_read_vanishes():
+    mask = np.zeros((64, 64), bool)
+    mask[4:40, 8] = True  # resizing to a quarter reads columns 9 and 10 of each four
+    assert not protocol.touched(crop(mask), (64, 64), (16, 16))
+    mask[4:40, 9] = True
+    assert protocol.touched(crop(mask), (64, 64), (16, 16)).left == 2
+
+
 @pytest.mark.parametrize(("radius", "score"), [(8, 0.896), (16, 0.944), (50, 0.987), (150, 0.995)])
 def test_the_published_truth_is_enlarged_as_much_as_the_published_codes(radius, score):
     """Facts, defect B10: what a perfect mask scores against it, discs in a photo of 640x480."""

@@ -63,8 +63,9 @@ def score_photo(
     n, rounds = len(photo), 1 + settings.refine
     frame = input_size(photo, system.image_size)
     slots = protocol.start(photo, frame, settings)
-    truth = protocol.truth(photo, frame, system.image_size, system.mask_size, settings.protocol)
-    cells = protocol.photo_cells(frame, system.image_size, system.mask_size, settings.protocol)
+    truth = protocol.truth(photo, frame, system.image_size, system.mask_size, settings.truth or settings.protocol)
+    points = settings.points or settings.protocol
+    cells = protocol.photo_cells(frame, system.image_size, system.mask_size, points)
     iou, borders, agreement = (np.full((n, rounds), np.nan) for _ in range(3))
     watch.lap("prompts")
     state = system.start(photo) if n else None
@@ -127,8 +128,8 @@ def _refine(
     truth: protocol.Truth,
     cells: tuple[int, int],
 ) -> None:
-    """Give an instance its next point, by what is wrong with its mask."""  # fmt: skip
-    slot = HEAD + number
+    """Give an instance its next point, by what is wrong with its mask."""
+    slot, points = HEAD + number, settings.points or settings.protocol
     if settings.refine_point == "largest":
         found = protocol.largest_point(full.mask, truth.full[i])
         if found is not None:
@@ -138,11 +139,11 @@ def _refine(
     else:
         seeds = [settings.seed, number, *photo.stream(i)]
         cell = system.image_size / system.mask_size
-        point = protocol.random_point(low, truth.low[i], cells, seeds, cell, settings.protocol)
+        point = protocol.random_point(low, truth.low[i], cells, seeds, cell, points)
         if point is not None:
             slots.put(i, slot, *point)
             return
-    protocol.nothing_drawn(slots, i, slot, settings.protocol)
+    protocol.nothing_drawn(slots, i, slot, points)
 
 
 class Watch:

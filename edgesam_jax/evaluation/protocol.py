@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from edgesam_jax.data.transforms import center_point, jitter_boxes, low_res_windows, scale_coords
-from edgesam_jax.data.windows import Window, crop
+from edgesam_jax.data.windows import NOTHING, Window, crop
 from edgesam_jax.evaluation.photos import Photo
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, IGNORED, NEGATIVE, NOT_A_POINT, POSITIVE
 
@@ -34,7 +34,8 @@ HEAD = 2  # slots before the refinement points: a box's corners, or a point and 
 class Settings:
     """Everything that decides an evaluation's numbers, beside the data and the system.
 
-    ``box_noise`` is the standard deviation of each corner as a share of the box's side; ``max_instances`` of a photo, 0
+    ``truth``, ``center`` and ``points`` take one part of the other protocol; None: ``protocol``'s.  They tell what each
+    difference is worth (``benchmarks/protocols.py``).  ``box_noise`` is the standard deviation of each corner as a share of the box's side; ``max_instances`` of a photo, 0
     for all.
     """
 
@@ -47,6 +48,9 @@ class Settings:
     seed: int = 0
     box_noise: float = 0.0
     max_instances: int = 0
+    truth: ProtocolName | None = None
+    center: ProtocolName | None = None
+    points: ProtocolName | None = None
 
 
 @dataclass
@@ -88,7 +92,7 @@ def start(photo: Photo, input_size: tuple[int, int], settings: Settings) -> Slot
         return found
     if settings.prompt == "point":
         points = scale_coords(photo.points, photo.size, input_size)
-    elif settings.protocol == "exact":
+    elif (settings.center or settings.protocol) == "exact":
         points = scale_coords(np.array([deepest(mask)[0] for mask in photo.masks]), photo.size, input_size)
     else:
         points = np.array([center_in_frame(mask, photo.size, input_size) for mask in photo.masks], np.float32)
@@ -140,6 +144,8 @@ def touched(mask: Window, old: tuple[int, int], new: tuple[int, int]) -> Window:
     rows = [np.flatnonzero((tap >= low) & (tap < high)) for tap in _taps(old[0], new[0])]
     left, right = mask.left, mask.left + mask.pixels.shape[1]
     columns = [np.flatnonzero((tap >= left) & (tap < right)) for tap in _taps(old[1], new[1])]
+    if not any(map(len, rows)) or not any(map(len, columns)):  # thin, and between the pixels that are read
+        return NOTHING
     y0, y1 = min(r[0] for r in rows if len(r)), max(r[-1] for r in rows if len(r)) + 1
     x0, x1 = min(c[0] for c in columns if len(c)), max(c[-1] for c in columns if len(c)) + 1
     out = np.zeros((y1 - y0, x1 - x0), bool)

@@ -165,7 +165,7 @@ class Job:
             "system": system.name, "dataset": self.dataset, "data_root": self.data_root,
             "annotations": str(self.coco.annotation_file) if self.coco else "", "prompt": self.prompt,
             "checkpoint": system.name,
-            **{k: v for k, v in asdict(self.settings).items() if k != "prompt"},
+            **{k: v for k, v in asdict(self.settings).items() if k != "prompt" and v is not None},
         }  # fmt: skip
 
     def _skipped(self, rows: Sequence[Row]) -> dict[str, Any]:

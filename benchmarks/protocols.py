@@ -1,0 +1,69 @@
+"""What each difference between the ``exact`` and the ``published`` protocol is worth, on the data at hand.
+
+    python -m benchmarks.protocols --data-root DIR [--annotations FILE] [--checkpoint FILE] [--limit N] [--refine 2]
+
+One part of the protocol is changed at a time, then all; the same instances, the same seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from edgesam_jax import compile_cache
+from edgesam_jax.checkpoint import load_model
+from edgesam_jax.data.coco import CocoSource
+from edgesam_jax.evaluation.photos import load
+from edgesam_jax.evaluation.prompted import in_parallel, row_of, score_photo
+from edgesam_jax.evaluation.protocol import Settings
+from edgesam_jax.evaluation.summary import summarise
+from edgesam_jax.evaluation.systems import JaxSystem
+from edgesam_jax.reporting import aligned_table
+
+CHANGES = {
+    "exact": {},
+    "truth enlarged": {"truth": "published"},
+    "centre approximate": {"center": "published"},
+    "points shifted, zero tokens": {"points": "published"},
+    "published (all of these)": {"protocol": "published"},
+    "exact, largest error's centre": {"refine_point": "largest"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", required=True)
+    parser.add_argument("--annotations", default="")
+    parser.add_argument("--checkpoint", default="tiny_teacher")
+    parser.add_argument("--limit", type=int, default=0)
+    parser.add_argument("--refine", type=int, default=2)
+    arguments = parser.parse_args()
+    compile_cache.enable()
+    system = JaxSystem(Path(arguments.checkpoint).name, load_model(arguments.checkpoint))
+    source = CocoSource(arguments.data_root, arguments.annotations, arguments.limit)
+    photos = [load(source, index) for index in range(len(source))]
+    body: dict[str, list[str]] = {name: [] for name in CHANGES}
+    for prompt in ("box", "center"):
+        base = Settings(prompt, arguments.refine)  # type: ignore[arg-type]
+        exact: list[float] = []
+        for name, change in CHANGES.items():
+            settings = replace(base, **change)  # type: ignore[arg-type]
+            work = in_parallel(
+                lambda photo, settings=settings: (photo, score_photo(system, photo, settings)), photos, 2
+            )
+            instances = []
+            for photo, scored in tqdm(work, total=len(photos), desc=f"{prompt}, {name}", leave=False):
+                instances += row_of(photo, scored)["instances"]
+            miou = summarise(instances, {})["miou"]
+            exact = exact or miou
+            body[name] += [f"{100 * v:.2f} ({100 * (v - e):+.2f})" for v, e in zip(miou, exact, strict=True)]
+    points = [f"+{i + 1}" for i in range(arguments.refine)]
+    print(aligned_table(["", "box", *points, "centre", *points], [[name, *cells] for name, cells in body.items()]))
+    print(f"\nmIoU in %, difference to exact in brackets; {sum(map(len, photos))} instances on {len(photos)} photos.")
+
+
+if __name__ == "__main__":
+    main()
