@@ -35,8 +35,8 @@ class Settings:
     """Everything that decides an evaluation's numbers, beside the data and the system.
 
     ``truth``, ``center`` and ``points`` take one part of the other protocol; None: ``protocol``'s.  They tell what each
-    difference is worth (``benchmarks/protocols.py``).  ``box_noise`` is the standard deviation of each corner as a share of the box's side; ``max_instances`` of a photo, 0
-    for all.
+    difference is worth (``benchmarks/protocols.py``).  ``box_noise`` is the standard deviation of each corner as a
+    share of the box's side; ``max_instances`` of a photo, 0 for all.
     """
 
     prompt: PromptKind = "box"
