@@ -3,8 +3,8 @@
     python -m benchmarks.evaluation [--instances 20] [--photos 3] [--refine 0] [--rounds 3]
 
 RepViT-M1 at 1024 px, photos of 640x480 with rectangles as annotations, box prompts.  The loop is what people write:
-encode the photo, then for each instance and round decode its prompt, enlarge the mask as SAM's predictor does, compare it
-with the annotation, and draw the next point from the wrong pixels.  Contenders take turns, photo by photo.
+encode the photo, then for each instance and round decode its prompt, enlarge the mask as SAM's predictor does, compare
+it with the annotation, and draw the next point from the wrong pixels.  Contenders take turns, photo by photo.
 """
 
 from __future__ import annotations

@@ -165,6 +165,7 @@ class DataConfig:
     seed: int = 0
     limit: int = 0  # 0: all
     shuffle: bool = True
+    shuffle_window: int = 0  # photos shuffled together, for disks that are slow at random places; 0: all
     box_jitter: float = 0.0  # std of corner noise as a share of the side, clipped to 20 px (reference: 0.1, off)
     min_area: float = 0.0  # smallest mask kept, in pixels of the resized frame
     mask_nms: float = 1.0  # masks covered by larger ones to more than this share are dropped; 1: off
@@ -324,6 +325,25 @@ def load_config(path: str | Path) -> Config:
     if not isinstance(config, Config):
         raise UsageError(f"--config {path}: it must define get_config() returning an edgesam_jax.config.Config")
     return config
+
+
+def check_counts(config: Config) -> None:
+    """Refuse numbers that no run can have.
+
+    Raises:
+      UsageError: the field, its value and the least it may be.
+    """
+    least = {
+        "train.steps": 1, "train.log_every": 1, "train.checkpoint_every": 1, "train.keep_checkpoints": 1,
+        "train.accumulate": 1, "train.keep_best": 0, "train.picture_every": 0, "train.prompt_chunk": 0,
+        "train.profile_steps": 0, "train.devices": 0, "data.batch_size": 1, "data.max_prompts": 1, "data.workers": 0,
+        "data.limit": 0, "data.shuffle_window": 0, "eval.every": 0, "eval.images": 0, "eval.batch_size": 1,
+        "eval.refine": 0,
+    }  # fmt: skip
+    for name, value in least.items():
+        part, field = name.split(".")
+        if (given := getattr(getattr(config, part), field)) < value:
+            raise UsageError(f"{name}={given}: it must be {value} or more")
 
 
 def apply_overrides(config: T, overrides: typing.Sequence[str]) -> T:

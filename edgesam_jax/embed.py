@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -28,10 +29,10 @@ from edgesam_jax.data.chosen import digest, read_ids
 from edgesam_jax.data.embeddings import STORE, StoredType, StoreHeader, photo_key, read_header, shard_name, write_shard
 from edgesam_jax.data.records import decode_record
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.data.sources import left_out, open_source
+from edgesam_jax.data.sources import check_share, left_out, open_source
 from edgesam_jax.data.transforms import pad_to_square, resize_longest_side
 from edgesam_jax.files import write_atomically, written_beside
-from edgesam_jax.flags import Parser, count, part
+from edgesam_jax.flags import Parser, count, part, share
 
 if TYPE_CHECKING:
     from edgesam_jax.checkpoint import Model
@@ -81,12 +82,16 @@ def embed(
     per_shard: int = 256,
     batch_size: int = 1,
     part: tuple[int, int] = (0, 1),
+    max_bad_share: float = 0.01,
 ) -> Report:
-    """Write this part's shards that are not there yet.
+    """Write this part's shards that are not there yet, on all local devices.
 
     Raises:
-      UsageError: the data set can't be opened; the folder holds another store, or can't be written.
+      UsageError: the data set can't be opened; the folder holds another store, or can't be written; or more than
+        ``max_bad_share`` of 1,000 or more photos can't be used, or none can.
     """
+    import jax
+
     from edgesam_jax import inference
 
     source = open_source(data, teacher.config.image_size)
@@ -97,8 +102,11 @@ def embed(
     names = [shard_name(number, header.shards) for number in range(header.shards)]
     own = [n for n in range(part[0], header.shards, part[1]) if not (output / names[n]).is_file()]
     ranges = {n: range(n * per_shard, min((n + 1) * per_shard, len(source))) for n in own}
-    variables = inference.for_inference(teacher.config, teacher.variables) if own else None
+    devices = jax.local_devices() if own else []
+    folded = inference.for_inference(teacher.config, teacher.variables) if own else None
+    variables = [jax.device_put(folded, device) for device in devices]
     encode = inference.encoder(teacher.config)
+    seen = 0
     skipped = list(left_out(source).rows) if part[0] == 0 else []
     listed = output / f"skipped-{part[0]}-of-{part[1]}.jsonl"
     embedded = 0
@@ -106,14 +114,26 @@ def embed(
         for number, indices in ranges.items():
             keys: list[bytes] = []
             pieces = [np.zeros((0, *header.shape), np.float32)]
-            for batch in _batches(source, indices, teacher.config.image_size, batch_size, skipped):
+            under_way: deque[tuple[Any, int]] = deque()  # a batch on each device
+
+            def fetch(under_way: deque[tuple[Any, int]] = under_way, pieces: list[np.ndarray] = pieces) -> None:
+                made, count = under_way.popleft()
+                pieces.append(np.asarray(made, np.float32)[:count])
+                bar.update(count)
+
+            turn = itertools.cycle(zip(devices, variables, strict=True))
+            for batch in _batches(source, indices, teacher.config.image_size, batch_size, skipped, len(devices)):
                 images = np.zeros((batch_size, *batch[0][1].shape), np.uint8)  # the last batch has empty places
                 sizes = np.ones((batch_size, 2), np.int32)
                 for row, (_, image, filled) in enumerate(batch):
                     images[row], sizes[row] = image, filled
-                pieces.append(np.asarray(encode(variables, images, sizes), np.float32)[: len(batch)])
+                device, own_variables = next(turn)
+                under_way.append((encode(own_variables, *jax.device_put((images, sizes), device)), len(batch)))
                 keys += [key for key, _, _ in batch]
-                bar.update(len(batch))
+                if len(under_way) == len(devices):
+                    fetch()
+            while under_way:
+                fetch()
             try:
                 list_skipped(listed, skipped)
                 with written_beside(output / names[number]) as path:
@@ -124,6 +144,10 @@ def embed(
                     " command again"
                 ) from None
             embedded += len(keys)
+            seen += len(indices)
+            check_share(seen - embedded, seen, max_bad_share, "complete shards stay")
+    if len(own) == header.shards and not embedded:
+        raise UsageError(f"--root {data.root}: none of the {seen} photos can be used: {skipped[-1][1]}")
     remaining = sum(not (output / name).is_file() for name in names)
     return Report(embedded, skipped, remaining)
 
@@ -137,7 +161,7 @@ def list_skipped(path: Path, skipped: Sequence[tuple[str, str]]) -> None:
 
 
 def _batches(
-    source: Any, indices: Sequence[int], size: int, batch_size: int, skipped: list[tuple[str, str]]
+    source: Any, indices: Sequence[int], size: int, batch_size: int, skipped: list[tuple[str, str]], devices: int
 ) -> Iterator[list[tuple[bytes, np.ndarray, tuple[int, int]]]]:
     """Photos in batches, read by threads while the device works; what can't be used is noted."""
 
@@ -147,8 +171,8 @@ def _batches(
         except BadExample as error:
             return error
 
-    ahead = 2 * batch_size + 2
-    with ThreadPoolExecutor(4, thread_name_prefix="photos") as pool:
+    ahead = (1 + devices) * batch_size + 2
+    with ThreadPoolExecutor(4 * devices, thread_name_prefix="photos") as pool:
         waiting = [pool.submit(read, index) for index in indices[:ahead]]
         batch = []
         for position in range(len(indices)):
@@ -205,7 +229,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="folder of the store")
     parser.add_argument("--dtype", choices=get_args(StoredType), default="float16")
     parser.add_argument("--photos-per-shard", type=count, default=256)
-    parser.add_argument("--batch-size", type=count, default=1, help="photos encoded at a time")
+    parser.add_argument("--batch-size", type=count, default=1, help="photos encoded at a time on a device")
+    parser.add_argument("--max-bad-share", type=share, default=0.01, help="of 1,000 or more photos; beyond it: stop")
     parser.add_argument("--part", type=part, default=(0, 1), metavar="I/N", help="this process of so many, from 0/N")
     return parser
 
@@ -226,7 +251,14 @@ def run(given: argparse.Namespace) -> str:
         split=given.split, limit=given.limit, ids=given.ids,
     )  # fmt: skip
     report = embed(
-        load_model(given.teacher), data, given.output, given.dtype, given.photos_per_shard, given.batch_size, given.part
+        load_model(given.teacher),
+        data,
+        given.output,
+        given.dtype,
+        given.photos_per_shard,
+        given.batch_size,
+        given.part,
+        given.max_bad_share,
     )
     if report.skipped:
         found = ", ".join(f"{kind} {count}" for kind, count in Counter(kind for kind, _ in report.skipped).items())

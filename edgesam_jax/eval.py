@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesam_jax.config import DataConfig, UsageError
-from edgesam_jax.flags import Parser, count, part
+from edgesam_jax.flags import Parser, count, part, share
 
 if TYPE_CHECKING:
     from edgesam_jax.data.sources import Source
@@ -36,13 +36,6 @@ LISTED = 1000  # entries left out that a report names one by one
 def _whole(text: str) -> int:
     value = int(text)
     if value < 0:
-        raise ValueError
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
         raise ValueError
     return value
 
@@ -75,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         "--refine-point", choices=("random", "largest"), default="random",
         help="a random wrong pixel, or the centre of the largest wrong region",
     )  # fmt: skip
-    ask.add_argument("--box-noise", type=_share, default=0.0, metavar="S", help="noise of corners, share of the side")
+    ask.add_argument("--box-noise", type=share, default=0.0, metavar="S", help="noise of corners, share of the side")
     ask.add_argument("--num-masks", type=int, choices=(1, 3, 4), default=1, help="1: the first token's mask")
     ask.add_argument("--select", choices=("score", "stability", "area", "oracle"), help="of 3 or 4; default: score")
     ask.add_argument("--seed", type=_whole, default=0, help="of refinement points, noise and drawn instances")

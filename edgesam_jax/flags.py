@@ -26,6 +26,14 @@ def count(text: str) -> int:
     return value
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError
+    return value
+
+
 def part(text: str) -> tuple[int, int]:
     """Which of how many, counted from 0: ``0/4``."""
     index, _, parts = text.partition("/")

@@ -23,8 +23,9 @@ from edgesam_jax.checkpoint import Model, score_kind
 from edgesam_jax.config import Config, LossConfig, SamConfig, UsageError
 from edgesam_jax.data.pipeline import Batches
 from edgesam_jax.data.schema import Example
+from edgesam_jax.data.sources import ENOUGH_TO_JUDGE
 from edgesam_jax.meter import Meter, peak_flops, peak_memory
-from edgesam_jax.start import ENOUGH_TO_JUDGE, of_teacher_needed
+from edgesam_jax.start import of_teacher_needed
 from edgesam_jax.train_checkpoint import TrainCheckpointer
 from edgesam_jax.train_step import total_loss
 from edgesam_jax.types import Batch, TrainState
@@ -194,8 +195,11 @@ class Loop:
                     self._evaluate(done, state)
                 if leaving or done == train.steps or done % train.checkpoint_every == 0:
                     self._save(done, state)
-                if self.first and train.picture_every and (done % train.picture_every == 0 or done == train.steps):
-                    self._picture(done, state, batch)
+                if train.picture_every and (done % train.picture_every == 0 or done == train.steps):
+                    if self.first:
+                        self._picture(done, state, batch)
+                    # The first picture is compiled: longer than the others may be let wait in the next step's sum.
+                    parallel.meet(f"picture {done}")
             self.checkpoints.wait()
             return state
         finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from edgesam_jax.train_step import train_step
 from edgesam_jax.types import Batch, TrainState
 
 AXIS = "data"
-COMPILING_MS = 3_600_000  # that processes wait for one another to compile
+COMPILING_MS = 3_600_000  # that processes wait for one another, to compile above all
 TrainStep = Callable[[TrainState, Any, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -95,10 +96,44 @@ def compile_together(step: Any, arguments: tuple[Any, ...], name: str) -> None:
       name: of the place where they meet; no other call has it.
     """
     if jax.process_count() > 1:
+        step.lower(*arguments).compile()
+        meet(f"compiled {name}")
+
+
+def meet(name: str) -> None:
+    """In a job of several processes, wait until all are here; ``name`` is of the place, and no other call has it."""
+    if jax.process_count() > 1:
         from orbax.checkpoint import multihost
 
-        step.lower(*arguments).compile()
-        multihost.get_barrier_sync_fn()(key=f"compiled {name}", timeout_ms=COMPILING_MS)
+        multihost.get_barrier_sync_fn()(key=name, timeout_ms=COMPILING_MS)
+
+
+def gather(numbers: Sequence[int]) -> np.ndarray:
+    """The numbers (n) of every process, (processes n) int64."""
+    own = np.asarray(numbers, np.int64)
+    if jax.process_count() == 1:
+        return own[None]
+    from jax.experimental import multihost_utils
+
+    meet("gathering")
+    halves = own.view(np.int32)  # JAX has no int64 unless it is told to
+    return np.asarray(multihost_utils.process_allgather(halves)).view(np.int64)
+
+
+def check_same_start(step: int, config: str) -> None:
+    """Refuse a job whose processes would not take the same steps, and would wait for one another.
+
+    Raises:
+      UsageError: they stand at different steps, or have different configs.
+    """
+    found = gather([step, zlib.crc32(config.encode())])
+    if len(set(found[:, 0].tolist())) > 1:
+        raise UsageError(
+            f"--workdir: the processes find checkpoints of different steps there"
+            f" ({', '.join(map(str, found[:, 0]))}); give all of them the same shared folder"
+        )
+    if len(set(found[:, 1].tolist())) > 1:
+        raise UsageError("--config, --set: the processes of this job have different ones; give all of them the same")
 
 
 def request_devices(count: int) -> list[jax.Device]:

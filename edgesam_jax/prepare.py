@@ -19,7 +19,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -34,9 +34,9 @@ from edgesam_jax.data.pipeline import check_size
 from edgesam_jax.data.prepared import FORMAT, MANIFEST, encode, features, load_tfds
 from edgesam_jax.data.records import Record, area_of, decode_record
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.data.sources import left_out, open_source
+from edgesam_jax.data.sources import check_share, left_out, open_source
 from edgesam_jax.files import sha256_of, write_atomically, written_beside
-from edgesam_jax.flags import Parser, count
+from edgesam_jax.flags import Parser, count, share
 
 IDS = "ids.txt"  # which photos were drawn
 NOTES = ".shards"  # what is known of the shards while not all are there
@@ -152,12 +152,13 @@ def prepare(
     workers: int = 1,
     sample: int = 0,
     seed: int = 0,
+    max_bad_share: float = 0.01,
 ) -> dict[str, Any]:
     """Write the data set, or ``sample`` of its photos drawn by ``seed``; returns the manifest.
 
     Raises:
-      UsageError: the source can't be opened, the folder holds something else or can't be written, or nothing in the
-        source could be used.
+      UsageError: the source can't be opened, the folder holds something else or can't be written, more than
+        ``max_bad_share`` of 1,000 or more photos can't be used, or none can.
     """
     source = _source(data)
     if not len(source) or not hasattr(source, "record"):
@@ -188,7 +189,9 @@ def prepare(
         for shard, written in _write(data, output, [s for s in shards if s not in done], workers):
             done[shard] = written
             bar.update(shard.last - shard.first)
-            bar.set_postfix(skipped=sum(len(w.skipped) for w in done.values()))
+            bad = sum(len(w.skipped) for w in done.values())
+            bar.set_postfix(skipped=bad)
+            check_share(bad, sum(s.last - s.first for s in done), max_bad_share, "the shards that are complete stay")
     return _finish(source, output, settings, [done[shard] for shard in shards])
 
 
@@ -230,6 +233,11 @@ def _write(data: DataConfig, output: Path, shards: list[Shard], workers: int) ->
                         yield running.pop(future), future.result()
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+    except BrokenExecutor:
+        raise UsageError(
+            f"--workers {workers}: a worker process was ended from outside, as when memory runs out; complete shards"
+            " stay: run the same command again, with fewer workers"
+        ) from None
     except OSError as error:
         raise UsageError(
             f"--output {output}: writing failed ({error.strerror or error}); the shards that are complete stay:"
@@ -283,17 +291,19 @@ def verify(output: Path) -> list[str]:
     """Names of the shards that are missing or whose checksum is another than the manifest's.
 
     Raises:
-      UsageError: no manifest there.
+      UsageError: no manifest there, or a damaged one.
     """
     from edgesam_jax.data.prepared import read_manifest
 
     manifest = read_manifest(output)
     if not manifest:
         raise UsageError(f"--verify {output}: no {MANIFEST} in it; give a folder that prepare wrote")
-    shards = tqdm(manifest["shards"], "verify", unit="shard", dynamic_ncols=True)
-    return [
-        s["file"] for s in shards if not (output / s["file"]).is_file() or sha256_of(output / s["file"]) != s["sha256"]
-    ]
+    try:
+        shards = [(str(shard["file"]), str(shard["sha256"])) for shard in manifest["shards"]]
+    except (KeyError, TypeError):
+        raise UsageError(f"--verify {output}: its {MANIFEST} is damaged; prepare the data set again") from None
+    listed = tqdm(shards, "verify", unit="shard", dynamic_ncols=True)
+    return [f for f, sha256 in listed if not (output / f).is_file() or sha256_of(output / f) != sha256]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -301,7 +311,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m edgesam_jax.prepare", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    kinds = [name for name in get_args(SourceName) if name not in ("scenes", "prepared")]
+    kinds = [name for name in get_args(SourceName) if name != "scenes"]
     parser.add_argument("--source", choices=kinds, help="what the data set is")
     parser.add_argument("--root", default="", help="its folder")
     parser.add_argument("--annotations", default="", help="coco: the JSON file; found under the folder if not given")
@@ -317,6 +327,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", default="train", help="name of the split")
     parser.add_argument("--photos-per-shard", type=count, default=256)
     parser.add_argument("--workers", type=count, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--max-bad-share", type=share, default=0.01, help="of 1,000 or more photos; beyond it: stop")
     parser.add_argument("--verify", action="store_true", help="check the checksums of OUTPUT and do nothing else")
     return parser
 
@@ -341,7 +352,15 @@ def run(given: argparse.Namespace) -> str:
         limit=given.limit, ids=given.ids,
     )  # fmt: skip
     manifest = prepare(
-        data, given.output, given.name, given.split, given.photos_per_shard, given.workers, given.sample, given.seed
+        data,
+        given.output,
+        given.name,
+        given.split,
+        given.photos_per_shard,
+        given.workers,
+        given.sample,
+        given.seed,
+        given.max_bad_share,
     )
     left = ", ".join(f"{kind} {count}" for kind, count in manifest["skipped"].items())
     size = sum(shard["bytes"] for shard in manifest["shards"]) / 1e9

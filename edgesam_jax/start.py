@@ -14,15 +14,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from edgesam_jax import parallel, train_checkpoint
 from edgesam_jax.checkpoint import CHECKPOINTS, Model, encoder_digest, load_model, newest_step
-from edgesam_jax.config import AugmentConfig, Config, SamConfig, UsageError, from_json, to_json
-from edgesam_jax.data.embeddings import read_header
-from edgesam_jax.data.sources import Part, left_out
+from edgesam_jax.config import AugmentConfig, Config, SamConfig, UsageError, check_counts, from_json, to_json
+from edgesam_jax.data.embeddings import EmbeddingStore
+from edgesam_jax.data.sources import ENOUGH_TO_JUDGE, Part, left_out
 from edgesam_jax.files import write_atomically
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.optim import make_optimizer
 from edgesam_jax.types import TrainState
 
-ENOUGH_TO_JUDGE = 1000  # photos listed or drawn before data.max_bad_share is asked
 DECODER_PARTS = ("prompt_encoder", "mask_decoder")
 LORA_LEAVES = ("lora_A", "lora_B")  # a checkpoint without them starts them afresh
 
@@ -87,7 +86,8 @@ def check_workdir(config: Config, workdir: Path) -> None:
 def claim_workdir(config: Config, workdir: Path) -> Iterator[None]:
     """Make the folder and note its config; a folder that holds a run of another config is refused.
 
-    A run that fails before its first checkpoint gives the folder back, so that it can be started with a mended config.
+    A run that fails before its first checkpoint gives the folder back, so that it can be started with a mended config;
+    not one whose loss was not finite, since ``--replay`` needs it.
 
     Raises:
       UsageError: another config's run, naming the fields that differ; or a path that is no folder.
@@ -103,6 +103,8 @@ def claim_workdir(config: Config, workdir: Path) -> Iterator[None]:
         raise UsageError(f"--workdir {workdir}: cannot write there ({error.strerror})") from None
     try:
         yield
+    except FloatingPointError:
+        raise
     except BaseException:
         if fresh and parallel.is_first() and not any(workdir.glob("**/checkpoints/*/")):
             saved.unlink(missing_ok=True)
@@ -143,6 +145,7 @@ def check_distillation(config: Config) -> None:
     Raises:
       UsageError: the field that does not fit, and why.
     """
+    check_counts(config)
     distill, loss = config.distill, config.distill.loss
     encoder_only, truth = distill.mode == "encoder_only", distill.targets == "ground_truth"
     faults = {
@@ -199,7 +202,7 @@ def check_store(config: Config, teacher: Model | None) -> None:
             )
         if teacher is None or config.distill.targets != "teacher":
             raise UsageError(f"{where}: there is no teacher to learn from; name it, or leave the store out")
-        header = read_header(Path(root))
+        header = EmbeddingStore(root).header  # a shard that is missing or damaged shows here, not hours later
         if header.teacher != encoder_digest(teacher):
             raise UsageError(
                 f"{where}: made with another teacher ({header.source or header.teacher[:12]}), or with other weights of"
@@ -235,8 +238,13 @@ def decoder_of(teacher: Model) -> dict[str, Any]:
     }
 
 
-def initial_variables(config: Config, teacher: Model | None, init_from: Model | None) -> dict[str, Any]:
+def initial_variables(
+    config: Config, teacher: Model | None, init_from: Model | None, notes: list[str] | None = None
+) -> dict[str, Any]:
     """Variables at step 0: random, then the teacher's decoder where it fits, then ``init_from``.
+
+    Args:
+      notes: what a person should know of that is added here.
 
     Raises:
       UsageError: ``init_from`` does not fit; or encoder-only distillation whose decoder cannot be the teacher's.
@@ -248,7 +256,8 @@ def initial_variables(config: Config, teacher: Model | None, init_from: Model | 
         except UsageError as error:
             if config.distill.mode == "encoder_only":
                 raise
-            print(f"note: the decoder starts from random weights, not from the teacher's: {error}")
+            if notes is not None:
+                notes.append(f"note: the decoder starts from random weights, not from the teacher's: {error}")
     if init_from is not None:
         variables = merge(variables, init_from.variables, f"train.init_from={config.train.init_from}")
     return variables
@@ -259,11 +268,12 @@ def initial_variables(config: Config, teacher: Model | None, init_from: Model | 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """The state to begin with, where the run stood (empty for a new one), and how that came about, in words."""
+    """The state to begin with, where the run stood (empty for a new one), how that came about, and notes on it."""
 
     state: TrainState
     position: dict[str, Any]
     how: str
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 def begin(
@@ -290,7 +300,8 @@ def begin(
     where = f"{initial.metadata.get('source', 'given')}, " if initial is not None else f"{train.init_from}, "
     if not goes_on and initial is None and train.init_from:
         initial = load_model(train.init_from)
-    variables = initial_variables(config, teacher, None if goes_on else initial)
+    notes: list[str] = []
+    variables = initial_variables(config, teacher, None if goes_on else initial, notes)
     tx, _ = make_optimizer(config, variables["params"])
     state = TrainState(step=jnp.zeros((), jnp.int32), opt_state=tx.init(variables["params"]), **variables)
     if own is not None:
@@ -302,6 +313,7 @@ def begin(
             state, {}, f"fork of {train.fork_from} at its step {int(state.step)}, with optimiser, into {workdir}"
         )
     if initial is not None:
-        return Start(state, {}, f"init-from {where}weights alone, at step 0, in {workdir}")
+        return Start(state, {}, f"init-from {where}weights alone, at step 0, in {workdir}", notes)
     decoder = teacher is not None and config.distill.init_decoder_from_teacher
-    return Start(state, {}, f"scratch{f', decoder of {config.teacher} where it fits' if decoder else ''}, in {workdir}")
+    how = f"scratch{f', decoder of {config.teacher} where it fits' if decoder else ''}, in {workdir}"
+    return Start(state, {}, how, notes)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgesam_jax import allocator, dry_run
-from edgesam_jax.config import Config, UsageError, apply_overrides, load_config
+from edgesam_jax.config import Config, UsageError, apply_overrides, check_counts, load_config
 from edgesam_jax.flags import Parser
 
 
@@ -56,6 +56,7 @@ def parse(argv: Sequence[str] | None) -> Command:
     if not (args.workdir or args.dry_run):
         parser.error("the following arguments are required: --workdir")
     config = apply_overrides(load_config(args.config), [text for texts in args.set for text in texts])
+    check_counts(config)
     job = args.coordinator, args.processes, args.process
     return Command(config, args.workdir, job, args.replay, setup if args.dry_run else None)
 

@@ -20,7 +20,7 @@ import jax
 
 from edgesam_jax import files, parallel, reporting
 from edgesam_jax.checkpoint import Model, load_model, save_model
-from edgesam_jax.config import Config, UsageError
+from edgesam_jax.config import Config, UsageError, to_json
 from edgesam_jax.data.pipeline import Batches, batches
 from edgesam_jax.data.sources import left_out, open_parts
 from edgesam_jax.loop import Loop, Position, model_of
@@ -157,11 +157,13 @@ def _run(
     start = begin(config, workdir, teacher, initial)
     tx, schedule = make_optimizer(config, start.state.params)
     step = int(start.state.step)
+    parallel.check_same_start(step, to_json(config))
     # What is wrong with the data shows here, before anything is written.
-    iterator = data(step) if data else open_data(config, step)
+    notes = list(start.notes)
+    iterator = data(step) if data else open_data(config, step, notes)
     try:
         if parallel.is_first() and not quiet:
-            print(f"start: {start.how}", file=sys.stderr, flush=True)
+            print("\n".join([f"start: {start.how}", *notes]), file=sys.stderr, flush=True)
         kept = config.train.keep_checkpoints, config.train.keep_best
         with TrainCheckpointer(workdir, *kept, writes=parallel.is_first()) as checkpoints:
             loop = Loop(config, workdir, checkpoints, schedule, step, Position(**start.position), quiet)
@@ -171,16 +173,16 @@ def _run(
         getattr(iterator, "close", lambda: None)()  # a generator's workers end with it
 
 
-def open_data(config: Config, step: int) -> Batches:
-    """This process's share of the batches that the config names.
+def open_data(config: Config, step: int, notes: list[str] | None = None) -> Batches:
+    """This process's share of the batches that the config names; what it left out is added to ``notes``.
 
     Raises:
       UsageError: a data set that can't be opened, or does not fit what is to be learnt.
     """
     parts = open_parts(config.data, config.model.image_size)
     check_data(config, parts)
-    for part in parts if step == 0 and parallel.is_first() else ():
-        if (found := left_out(part.source)).rows:
-            print(f"note: {found.note}; skipped.jsonl lists them", file=sys.stderr, flush=True)
+    for part in parts if step == 0 else ():
+        if notes is not None and (found := left_out(part.source)).rows:
+            notes.append(f"note: {found.note}; skipped.jsonl lists them")
     shard = jax.process_index(), jax.process_count()
     return batches(config.data, config.model, step, parts=parts, shard=shard)

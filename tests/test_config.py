@@ -209,3 +209,21 @@ def test_a_list_of_texts_needs_no_quotes():
     data = DataConfig()
     for text, value in (("a..b", ("a..b",)), ("a,b", ("a", "b")), ("('a', 'b,c')", ("a", "b,c")), ("", ())):
         assert apply_overrides(data, [f"subset={text}"]).subset == value
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("train.steps", "train.checkpoint_every", "train.log_every", "train.keep_checkpoints", "train.accumulate"),
+        *("data.batch_size", "data.max_prompts", "eval.batch_size"),
+    ],
+)
+def test_numbers_that_no_run_can_have_are_one_line(name, capsys):
+    from edgesam_jax import train
+
+    for value in (0, -1):
+        flags = ["--config", "configs/quickstart.py", "--dry-run", "--set", f"{name}={value}"]
+        assert train.main(flags) == 2
+        assert capsys.readouterr().err == f"error: {name}={value}: it must be 1 or more\n"
+    assert train.main(["--config", "configs/quickstart.py", "--dry-run", "--set", "train.prompt_chunk=-1"]) == 2
+    assert capsys.readouterr().err == "error: train.prompt_chunk=-1: it must be 0 or more\n"

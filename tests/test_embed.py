@@ -24,6 +24,7 @@ from tiny import CONV, REPVIT
 from edgesam_jax import embed, start
 from edgesam_jax.checkpoint import Model, encoder_digest, save_model_file
 from edgesam_jax.config import AugmentConfig, Config, DataConfig, DistillConfig, MixtureConfig, TrainConfig, UsageError
+from edgesam_jax.data import sources
 from edgesam_jax.data.embeddings import EmbeddingStore, dequantise, photo_key, quantise, read_header, shard_name
 from edgesam_jax.data.pipeline import batches
 from edgesam_jax.data.schema import BadExample
@@ -160,6 +161,35 @@ def test_bad_photos_are_left_out_and_replaced_in_training(tmp_path, teacher):
     next(stream)
     assert set(stream.counts) >= {"photo damaged", "photo of another size", "embedding missing"}
     assert 3 not in stream.ids and 5 not in stream.ids
+
+
+def test_too_many_bad_photos_stop_it(tmp_path, teacher, monkeypatch):
+    root = coco_folder(tmp_path / "coco", 4)
+    data = DataConfig(source="coco", root=str(root))
+    (root / "003.jpg").write_bytes(b"")
+    monkeypatch.setattr(sources, "ENOUGH_TO_JUDGE", 4)
+    with pytest.raises(UsageError, match=r"1 of the first 4 photos can't be used, more than --max-bad-share 0.2"):
+        embed.embed(teacher, data, tmp_path / "a", per_shard=2, max_bad_share=0.2)
+    for name in ("001.jpg", "002.png", "004.jpg"):
+        (root / name).write_bytes(b"")
+    with pytest.raises(UsageError, match="none of the 4 photos can be used"):
+        embed.embed(teacher, data, tmp_path / "b", per_shard=2, max_bad_share=1.0)
+
+
+@pytest.mark.slow
+def test_all_devices_make_the_same_store(tmp_path, teacher, photos):
+    save_model_file(tmp_path / "teacher.msgpack", teacher)
+    for devices in (1, 4):
+        command = [
+            sys.executable, "-m", "edgesam_jax.embed", "--teacher", tmp_path / "teacher.msgpack", "--source", "coco",
+            "--root", photos, "--output", tmp_path / str(devices), "--photos-per-shard", "5", "--batch-size", "1",
+        ]  # fmt: skip
+        environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0 and "7 photos embedded" in done.stdout, done.stderr
+    for number in range(2):
+        a, b = ((tmp_path / n / shard_name(number, 2)).read_bytes() for n in ("1", "4"))
+        assert a == b
 
 
 def test_a_mixture_reads_from_several_stores(tmp_path, teacher):

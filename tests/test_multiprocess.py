@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -104,15 +105,17 @@ def test_however_a_job_is_cut_it_computes_the_same(folder, whole, processes, dev
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_processes_and_devices(folder, whole):
-    workdir = folder / "resumed"
+    workdir, again = folder / "resumed", folder / "resumed4"
     codes, errors = job(workdir, 2, 2, terminate=1)  # the one that writes nothing hears it
     assert codes == [143, 143] and all("saved; the same command goes on" in text for text in errors), errors
     (saved,) = (int(p.name) for p in (workdir / "checkpoints").iterdir() if int(p.name) % 2 or int(p.name) < STEPS)
     assert not (workdir / "model").exists()
-    codes, errors = job(workdir, 1, 1)
-    assert codes == [0], errors
-    assert f"start: resume {workdir} at step {saved}" in errors[0]
-    assert_same(whole, workdir)
+    shutil.copytree(workdir, again)
+    for place, devices in ((workdir, 1), (again, 4)):
+        codes, errors = job(place, 1, devices)
+        assert codes == [0], errors
+        assert f"start: resume {place} at step {saved}" in errors[0]
+        assert_same(whole, place)
 
 
 @pytest.mark.slow

@@ -6,11 +6,13 @@ JAX's devices are fixed when a process first uses one, so the comparison runs in
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from edgesam_jax import parallel
@@ -27,6 +29,14 @@ def test_pmap_over_four_devices_equals_jit_over_the_whole_batch():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all equal" in done.stdout
+
+
+def test_processes_that_would_take_different_steps_are_refused(monkeypatch):
+    parallel.check_same_start(3, "config")  # alone
+    for second, says in (([4, 1], "checkpoints of different steps there (3, 4)"), ([3, 2], "--config, --set")):
+        monkeypatch.setattr(parallel, "gather", lambda numbers, second=second: np.array([[3, 1], second]))
+        with pytest.raises(UsageError, match=re.escape(says)):
+            parallel.check_same_start(3, "config")
 
 
 def test_batch_must_divide():

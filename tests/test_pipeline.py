@@ -1,9 +1,13 @@
 import io
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ from pycocotools import mask as coco_mask
 
 from edgesam_jax.config import AugmentConfig, DataConfig, MixtureConfig, RepVitConfig, SamConfig, UsageError
 from edgesam_jax.data.augment import augment, mirror, recolour, zoom
-from edgesam_jax.data.pipeline import BatchSource, batches, check_size, example_arrays, order
+from edgesam_jax.data.pipeline import BatchSource, Windows, batches, check_size, example_arrays, order
 from edgesam_jax.data.records import Record, decode_record
 from edgesam_jax.data.scenes import scene
 from edgesam_jax.data.schema import BadExample, Example, boxes_of
@@ -49,6 +53,72 @@ class Photos:
 
 def same(a, b) -> bool:
     return all((getattr(a, name) == getattr(b, name)).all() for name in FIELDS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 70), st.integers(0, 9))
+def test_windows_are_epochs_of_neighbours(size, window, seed):
+    windows = Windows(size, window, seed)
+    orders = [[windows[size * epoch + place] for place in range(size)] for epoch in range(3)]
+    for found in orders:
+        assert sorted(found) == list(range(size))
+        blocks = [index // window for index in found]
+        assert sum(a != b for a, b in pairwise(blocks)) == -(-size // window) - 1
+    if size > 20:
+        assert orders[0] != orders[1] != orders[2]
+    assert Windows(size, window, seed)[size + size // 2] == orders[1][size // 2]  # whatever was asked before
+
+
+def test_a_window_changes_the_order_and_nothing_else():
+    data = replace(DATA, shuffle_window=2)
+    found = order([Part(Photos(5)), Part(Photos(3), 2.0)], data)
+    seen = [found(position) for position in range(30)]
+    assert {index for which, index in seen if which == 0} == set(range(5))
+    second = [index for which, index in seen if which == 1]
+    assert all(sorted(second[i : i + 3]) == [0, 1, 2] for i in range(0, 18, 3))
+
+
+CHILD = """
+import signal
+from edgesam_jax.config import ConvEncoderConfig, DataConfig, SamConfig
+from edgesam_jax.data.pipeline import batches
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *unused: None)
+    model = SamConfig(encoder=ConvEncoderConfig(), image_size=64)
+    data = batches(DataConfig(source="scenes", batch_size=2, workers=2), model)
+    while True:
+        next(data)
+        print("batch", flush=True)
+"""
+
+
+def test_workers_outlive_signals_to_the_group_and_not_their_parent(tmp_path):
+    """Ctrl-C and schedulers signal all processes of a group; a run that saves then still needs its data."""
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout and process.stdout.readline() == "batch\n"
+        os.killpg(process.pid, signal.SIGTERM)
+        for _ in range(30):  # more than was ready
+            assert process.stdout.readline() == "batch\n"
+        process.kill()
+        process.wait()
+        end = time.monotonic() + 30
+        while group_lives(process.pid) and time.monotonic() < end:
+            time.sleep(0.2)
+        assert not group_lives(process.pid)
+
+
+def group_lives(leader: int) -> bool:
+    try:
+        os.killpg(leader, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_batches_have_the_promised_shapes():

@@ -19,6 +19,7 @@ from pycocotools import mask as coco_mask
 
 from edgesam_jax import prepare
 from edgesam_jax.config import DataConfig, SamConfig, UsageError
+from edgesam_jax.data import sources
 from edgesam_jax.data.pipeline import BatchSource
 from edgesam_jax.data.prepared import PreparedSource
 from edgesam_jax.data.schema import BadExample
@@ -115,6 +116,42 @@ def test_what_can_not_be_used_is_left_out_and_listed(tmp_path, capsys):
     assert [stored.record(i).image_id for i in range(len(stored))] == [2, 7, 8]
 
 
+def test_too_many_bad_photos_stop_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sources, "ENOUGH_TO_JUDGE", 4)
+    root, output = coco_folder(tmp_path / "coco", 8), tmp_path / "out"
+    (root / "003.jpg").write_bytes(b"")
+    flags = ["--source", "coco", "--root", root, "--output", output, "--photos-per-shard", 4, "--workers", 1]
+    assert run(*flags, "--max-bad-share", "0.2") == 2
+    assert "1 of the first 4 photos can't be used, more than --max-bad-share 0.2" in capsys.readouterr().err
+    assert not (output / "prepared.json").exists()
+    assert run(*flags, "--max-bad-share", "0.25") == 0  # goes on with the first shard
+
+
+def end_of_a_worker(*unused: object) -> None:
+    os._exit(1)  # as the system ends a process when memory runs out
+
+
+def test_a_worker_that_is_ended_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(prepare, "write_shard", end_of_a_worker)
+    root = coco_folder(tmp_path / "coco", 4)
+    flags = ["--source", "coco", "--root", root, "--output", tmp_path / "out", "--photos-per-shard", 1]
+    assert run(*flags, "--workers", 2) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "error: --workers 2: a worker process was ended" in last
+
+
+def test_what_was_prepared_is_a_source_too(tmp_path):
+    root, first, second = coco_folder(tmp_path / "coco", 6), tmp_path / "first", tmp_path / "second"
+    assert run("--source", "coco", "--root", root, "--output", first) == 0
+    assert run("--source", "prepared", "--root", first, "--output", second, "--sample", 3, "--seed", 1) == 0
+    whole, drawn = PreparedSource(first), PreparedSource(second)
+    assert len(drawn) == 3
+    by_id = {whole.load(i).image_id: whole.load(i) for i in range(6)}
+    for i in range(3):
+        found = drawn.load(i)
+        assert all((getattr(found, name) == getattr(by_id[found.image_id], name)).all() for name in FIELDS)
+
+
 def test_a_preparation_goes_on_where_it_was_killed(tmp_path):
     root, output = coco_folder(tmp_path / "coco", 60), tmp_path / "out"
     arguments = ["--source", "coco", "--root", root, "--output", output, "--photos-per-shard", 3, "--workers", 2]
@@ -158,6 +195,11 @@ def test_damage_is_found(tmp_path, capsys):
             kinds.append((index, error.kind))
     assert kinds and {kind for _, kind in kinds} <= {"record damaged", "photo damaged"}
     assert {index for index, _ in kinds} <= {2, 3}
+    manifest = json.loads((output / "prepared.json").read_text())
+    (output / "prepared.json").write_text(json.dumps({k: v for k, v in manifest.items() if k != "shards"}))
+    assert run("--output", output, "--verify") == 2
+    assert "its prepared.json is damaged" in capsys.readouterr().err
+    (output / "prepared.json").write_text(json.dumps(manifest))
     shard.unlink()
     with pytest.raises((UsageError, BadExample)):
         PreparedSource(output).load(2)

@@ -66,11 +66,12 @@ def test_what_does_not_fit_is_listed():
         start.initial_variables(config, None, Model(wide, init_variables(wide, 0)))
 
 
-def test_a_decoder_of_another_shape_is_noted_or_refused(capsys):
+def test_a_decoder_of_another_shape_is_noted_or_refused():
     wide = dataclasses.replace(CONV, mask_in_chans=8)
     teacher = Model(wide, init_variables(wide, 0))
-    start.initial_variables(Config(model=CONV, teacher="t"), teacher, None)
-    assert "starts from random weights" in capsys.readouterr().out
+    notes = []
+    start.initial_variables(Config(model=CONV, teacher="t"), teacher, None, notes)
+    assert len(notes) == 1 and "starts from random weights" in notes[0]
     with pytest.raises(UsageError, match="teacher=t"):
         start.initial_variables(Config(model=CONV, teacher="t", distill=ENCODER_ONLY), teacher, None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -221,6 +222,19 @@ def test_a_batch_that_is_not_finite_can_be_skipped_and_run_again(finished, tmp_p
         assert train.main([*command, "--replay", step]) == 2 and says in capfd.readouterr().err
 
 
+def test_a_first_step_that_is_not_finite_can_be_run_again(tmp_path, capfd, monkeypatch):
+    poison(monkeypatch, 1)
+    path = tmp_path / "config.json"
+    path.write_text(to_json(CONFIG))
+    command = ["--config", str(path), "--workdir", str(tmp_path / "run")]
+    assert train.main(command) == 1
+    error = capfd.readouterr().err
+    assert "step 1: loss is nan" in error and "--replay 0" in error
+    saved = ["--config", str(tmp_path / "run" / "config.json"), "--workdir", str(tmp_path / "run"), "--replay", "0"]
+    assert train.main(saved) == 0
+    assert "loss nan" in capfd.readouterr().out
+
+
 def test_skipping_ends_where_nothing_is_finite_any_more(tmp_path, monkeypatch):
     poison(monkeypatch, *range(8))
     monkeypatch.setattr(loop, "HOPELESS", 3)
@@ -317,12 +331,15 @@ def test_sigterm_saves_and_leaves(config_file, tmp_path):
         "train.log_every=1",
         "train.picture_every=0",
         "train.checkpoint_every=100000",
+        "data.workers=1",
     ]
-    with subprocess.Popen(command, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         end = time.monotonic() + 240
         while not read_metrics(workdir / "metrics.jsonl") and process.poll() is None and time.monotonic() < end:
             time.sleep(0.2)
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: the worker hears it too
         error = process.communicate(timeout=120)[1]
     assert process.returncode == 128 + signal.SIGTERM, error
     assert "saved; the same command goes on from there" in error and "Traceback" not in error

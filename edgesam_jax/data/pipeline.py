@@ -7,6 +7,10 @@ its place, and reported.
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -292,6 +296,9 @@ def order(parts: list[Part], data: DataConfig) -> Callable[[int], tuple[int, int
 
     def positions(number: int, part: Part) -> grain.MapDataset:
         size = len(part.source)
+        if size and data.shuffle and data.shuffle_window:
+            windows = Windows(size, data.shuffle_window, data.seed + 7919 * number)
+            return grain.MapDataset.range(_ENDLESS).map(lambda position: (number, windows[int(position)]))
         dataset = grain.MapDataset.range(size or _ENDLESS)
         if size and data.shuffle:
             dataset = dataset.seed((data.seed + 7919 * number) % 2**32).shuffle()
@@ -301,6 +308,28 @@ def order(parts: list[Part], data: DataConfig) -> Callable[[int], tuple[int, int
     if len(endless) == 1:
         return endless[0].__getitem__
     return grain.MapDataset.mix(endless, [part.weight for part in parts]).__getitem__
+
+
+class Windows:
+    """An endless order that stays in one part of the data for a while: windows of neighbours, shuffled in themselves.
+
+    A disk or a file system that is slow at random places then reads nearly in sequence, and all processes of a job read
+    in the same window.  Each epoch takes the windows in another order, each window in another order of its own.
+    """
+
+    def __init__(self, size: int, window: int, seed: int) -> None:
+        self._size, self._window, self._seed = size, window, seed
+        self._epoch, self._order = -1, np.zeros(0, np.int64)
+
+    def __getitem__(self, position: int) -> int:
+        epoch, place = divmod(position, self._size)
+        if epoch != self._epoch:
+            rng = np.random.default_rng([self._seed, 6, epoch])
+            starts = self._window * rng.permutation(-(-self._size // self._window))
+            ends = np.minimum(starts + self._window, self._size)
+            order = [start + rng.permutation(end - start) for start, end in zip(starts, ends, strict=True)]
+            self._order, self._epoch = np.concatenate(order), epoch
+        return int(self._order[place])
 
 
 def _in_thread(steps: BatchSource, start: int) -> Iterator[Loaded]:
@@ -339,8 +368,26 @@ def _in_processes(steps: BatchSource, start: int, workers: int) -> Iterator[Load
     reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD)
     dataset = grain.MapDataset.source(_From(steps, start)).to_iter_dataset(reading)
     processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD)
-    prefetched = iter(dataset.mp_prefetch(processes))
+    prefetched = iter(dataset.mp_prefetch(processes, worker_init_fn=_begin_worker))
     try:
         yield from prefetched
     finally:
         prefetched.close()
+
+
+def _begin_worker(index: int, count: int) -> None:
+    """Leave the ending of a worker to the process that started it.
+
+    A signal to the whole group (Ctrl-C, a scheduler's SIGTERM) must not take the data away from a run that still has to
+    save; and a run that was killed must not leave its workers behind.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -14,6 +14,7 @@ from edgesam_jax.config import DataConfig, UsageError
 from edgesam_jax.data.scenes import held_out_seed, scene
 from edgesam_jax.data.schema import Example
 
+ENOUGH_TO_JUDGE = 1000  # photos seen before the share of bad ones is asked
 Split = Literal["train", "heldout"]
 Keep = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 """Areas (n) in pixels of the photo and its (rows, columns) -> indices of the instances wanted, in their order."""
@@ -66,6 +67,22 @@ def left_out(source: Source) -> LeftOut:
     """What a source left out when it was opened; nothing where it can't know yet."""
     found: LeftOut = getattr(source, "left_out", LeftOut())
     return found
+
+
+def check_share(bad: int, seen: int, most: float, done: str) -> None:
+    """Refuse to go on with a data set of which too much can't be used, once enough of it was seen.
+
+    Args:
+      done: what becomes of what was done so far.
+
+    Raises:
+      UsageError: more than ``most`` of the photos seen are bad.
+    """
+    if seen >= ENOUGH_TO_JUDGE and bad > most * seen:
+        raise UsageError(
+            f"{bad} of the first {seen} photos can't be used, more than --max-bad-share {most:g} allows: mend the data"
+            f" set or raise the share; {done}"
+        )
 
 
 def select(example: Example, keep: Keep | None) -> Example:
