@@ -1,83 +1,195 @@
-"""Files in COCO's results format: what can't be used is named by kind, and nothing else is lost."""
+"""Results files: what people have is read, and what can't be used is counted by kind and named."""
 
-from __future__ import annotations
-
+import contextlib
 import json
+import tracemalloc
+from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.evaluation.results import check_results, read_results, result, top_per_image
+from edgesam_jax.data.records import decode_mask
+from edgesam_jax.data.schema import BadExample
+from edgesam_jax.evaluation.results import check_results, compressed, read_results, result, top_per_image
 
-SIZES = {1: (20, 30), "a": (5, 5)}
-BOX = {"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4], "score": 0.5}
+H, W = 20, 30
+SIZES = {7: (H, W), 8: (5, 6), "seven": (H, W)}
+MASK = np.zeros((H, W), bool)
+MASK[3:9, 4:20] = True
+BOX = {"image_id": 7, "category_id": 3, "score": 0.5, "bbox": [4.0, 3.0, 16.0, 6.0]}
+RLE = coco_mask.encode(np.asfortranarray(MASK, np.uint8))
+CODE = {"size": [H, W], "counts": RLE["counts"].decode()}
+LISTED = {"size": [H, W], "counts": [4 * H + 3, *[6, 14] * 15, 6, H - 9 + (W - 20) * H]}
+POLYGONS = [[4, 3, 20, 3, 20, 9, 4, 9]]
+
+
+def box(**change) -> dict:
+    return {**BOX, **change}
+
+
+def masked(segmentation) -> dict:
+    return {"image_id": 7, "category_id": 3, "score": 0.5, "segmentation": segmentation}
+
+
+def test_files_are_read_as_people_have_them(tmp_path):
+    path = tmp_path / "coco_instances_results.json"
+    entries = [BOX, masked(CODE), box(image_id="seven", extra=None)]
+    for text in (json.dumps(entries), "\ufeff" + json.dumps(entries, indent=2)):
+        path.write_text(text, encoding="utf-8")
+        assert read_results(path, "--detections") == entries
+    path.write_text("[]")
+    assert read_results(path, "--detections") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.json", None, "no such file"),
+        ("a.json", b"[{", "not valid JSON"),
+        ("a.json", b"\xff\xfe\xfd", "not valid JSON"),
+        ("a.json", b"[" * 100_000, "not valid JSON"),
+        ("instances_predictions.pth", b"\x80\x02", "not valid JSON.*coco_instances_results.json"),
+        ("a.json", b'{"images": [], "annotations": []}', "a data set's annotations"),
+        ("a.json", b'{"boxes": []}', "not COCO results"),
+        ("a.json", b"[1, 2]", "not COCO results"),
+        ("a.json", b"7", "not COCO results"),
+    ],
+)
+def test_other_files_are_named(tmp_path, name, content, reason):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match=rf"--detections .*{name}: .*{reason}") as caught:
+        read_results(path, "--detections")
+    assert "\n" not in str(caught.value)
 
 
 def test_good_entries_are_kept_as_they_are():
-    mask = np.zeros((20, 30), bool)
-    mask[2:6, 1:4] = True
-    masked = result(1, 3, 0.25, mask)
-    assert "bbox" not in masked and (coco_mask.decode(masked["segmentation"]) == mask).all()
-    polygon = {**BOX, "segmentation": [[1, 1, 9, 1, 9, 9]]}
-    runs = {**BOX, "segmentation": {"size": [20, 30], "counts": [600]}}
-    partly = {**BOX, "bbox": [-5.5, -3, 10, 10]}
-    assert check_results([BOX, partly], SIZES, {3}, "bbox") == ([BOX, partly], [])
-    assert check_results([masked, polygon, runs], SIZES, None, "segmentation") == ([masked, polygon, runs], [])
-    json.dumps(masked)
+    boxes = [BOX, box(image_id="seven"), box(bbox=[-3, -3, 100, 100], score=0), box(segmentation="whatever")]
+    kept, rows = check_results(boxes, SIZES, {3}, "bbox")
+    assert kept == boxes and rows == [] and kept[0] is boxes[0]
+    shapes = [masked(s) for s in (CODE, {"size": [H, W], "counts": RLE["counts"]}, LISTED, POLYGONS, [[0, 0, 1, 1]])]
+    assert check_results(shapes, SIZES, {3}, "segmentation") == (shapes, [])
+    assert check_results([box(category_id=None)], SIZES, None, "bbox")[1] == []
+    kept, rows = check_results([box(image_id=7.0, category_id=3.0)], SIZES, {3}, "bbox")
+    assert rows == [] and [type(kept[0][k]) for k in ("image_id", "category_id")] == [int, int]
+
+
+LONG = 1 << 62
 
 
 @pytest.mark.parametrize(
-    ("change", "need", "kind", "said"),
+    ("entry", "need", "kind"),
     [
-        ({"image_id": 7}, "bbox", "result of an unknown photo", "image_id 7"),
-        ({"image_id": [1]}, "bbox", "result damaged", "image_id"),
-        ({"category_id": 4}, "bbox", "result of an unknown category", "category_id 4"),
-        ({"category_id": "cat"}, "bbox", "result damaged", "category_id"),
-        ({"score": float("nan")}, "bbox", "result damaged", "score"),
-        ({"score": None}, "bbox", "result damaged", "score"),
-        ({"bbox": [1, 2, 3]}, "bbox", "result damaged", "bbox of four numbers"),
-        ({"bbox": [1, 2, float("inf"), 3]}, "bbox", "result damaged", "bbox of four numbers"),
-        ({"bbox": [1, 2, 0, 3]}, "bbox", "result without an inside", "covers nothing"),
-        ({"bbox": [31, 2, 3, 3]}, "bbox", "result without an inside", "covers nothing of the photo of 30x20"),
-        ({}, "segmentation", "result damaged", "no segmentation"),
-        ({"segmentation": {"size": [30, 20], "counts": [600]}}, "segmentation", "result damaged", "size"),
-        ({"segmentation": {"size": [20, 30], "counts": [900]}}, "segmentation", "result damaged", "runs of 900"),
-        ({"segmentation": {"size": [20, 30], "counts": "nonsense~"}}, "segmentation", "result damaged", "damaged"),
-        ({"segmentation": [[1e9, 1, 2, 3, 4, 5]]}, "segmentation", "result damaged", "far outside"),
+        (7, "bbox", "result damaged"),
+        (None, "bbox", "result damaged"),
+        ({}, "bbox", "result damaged"),
+        (box(image_id=None), "bbox", "result damaged"),
+        (box(image_id=[7]), "bbox", "result damaged"),
+        (box(image_id=True), "bbox", "result damaged"),
+        (box(category_id="cat"), "bbox", "result damaged"),
+        (box(image_id=9), "bbox", "photo unknown"),
+        (box(image_id="7"), "bbox", "photo unknown"),
+        (box(category_id=4), "bbox", "category unknown"),
+        ({k: v for k, v in BOX.items() if k != "score"}, "bbox", "score missing"),
+        (box(score=float("nan")), "bbox", "score missing"),
+        (box(score=float("inf")), "bbox", "score missing"),
+        (box(score=10**400), "bbox", "score missing"),
+        (box(score="0.5"), "bbox", "score missing"),
+        (box(score=True), "bbox", "score missing"),
+        (masked(CODE), "bbox", "box damaged"),
+        (box(bbox=[1, 2, 3]), "bbox", "box damaged"),
+        (box(bbox=[1, 2, 3, float("nan")]), "bbox", "box damaged"),
+        (box(bbox=[1, 2, 3, 10**400]), "bbox", "box damaged"),
+        (box(bbox=["1", 2, 3, 4]), "bbox", "box damaged"),
+        (box(bbox={}), "bbox", "box damaged"),
+        (box(bbox=[1, 2, 0, 4]), "bbox", "box without area"),
+        (box(bbox=[1, 2, 3, -4]), "bbox", "box without area"),
+        (box(bbox=[30, 2, 3, 4]), "bbox", "box outside the photo"),
+        (box(bbox=[3, 20, 3, 4]), "bbox", "box outside the photo"),
+        (box(bbox=[-3, 2, 3, 4]), "bbox", "box outside the photo"),
+        (box(bbox=[3, -9, 3, 4]), "bbox", "box outside the photo"),
+        (BOX, "segmentation", "mask missing"),
+        (masked(None), "segmentation", "mask missing"),
+        (masked([]), "segmentation", "mask missing"),
+        (masked("text"), "segmentation", "mask missing"),
+        (masked({**CODE, "size": [W, H]}), "segmentation", "mask of another size"),
+        (masked({"counts": CODE["counts"]}), "segmentation", "mask of another size"),
+        (masked({"size": [H, W]}), "segmentation", "mask damaged"),
+        (masked({"size": [H, W], "counts": None}), "segmentation", "mask damaged"),
+        (masked({"size": [H, W], "counts": "~~~"}), "segmentation", "mask damaged"),
+        (masked({"size": [H, W], "counts": CODE["counts"][:-1]}), "segmentation", "mask damaged"),
+        (masked({"size": [H, W], "counts": [H * W + 1]}), "segmentation", "mask damaged"),
+        (masked({"size": [H, W], "counts": [2 * H * W, -H * W]}), "segmentation", "mask damaged"),
+        # These add up to the photo's pixels past the end of int64.
+        (masked({"size": [H, W], "counts": [LONG, LONG, LONG, LONG + H * W]}), "segmentation", "mask damaged"),
+        (masked({"size": [H, W], "counts": [10**30]}), "segmentation", "mask damaged"),
+        (masked([["a"] * 6]), "segmentation", "mask damaged"),
+        (masked([[1e9, 0, 5, 5, 3, 3]]), "segmentation", "mask damaged"),
+        (masked([[0, 0, 100, 70] * 30_000]), "segmentation", "mask damaged"),  # there and back again
+        (masked([7]), "segmentation", "mask damaged"),
     ],
 )
-def test_what_can_not_be_used_is_listed(change, need, kind, said):
-    kept, [row] = check_results([{**BOX, **change}], SIZES, {3}, need)
-    assert not kept and row[0] == kind and said in row[1] and row[1].startswith("entry 0: ")
+def test_what_can_not_be_used_is_named(entry, need, kind):
+    good = box(segmentation=CODE)
+    kept, rows = check_results([good, entry, good], SIZES, {3}, need)
+    assert len(kept) == 2 and [row[0] for row in rows] == [kind]
+    assert rows[0][1].startswith("results[1]: ") and "\n" not in rows[0][1] and len(rows[0][1]) < 300
 
 
-def test_other_things_than_entries_are_listed():
-    kept, rows = check_results([7, None, "x", BOX], SIZES, None, "bbox")
-    assert kept == [BOX] and [kind for kind, _ in rows] == ["result damaged"] * 3
+def test_faults_are_counted_by_kind():
+    entries = [BOX, box(image_id=1), box(image_id=2), box(category_id=9), box(score=None)]
+    kept, rows = check_results(entries, SIZES, {3}, "bbox")
+    assert len(kept) + len(rows) == len(entries)
+    assert Counter(kind for kind, _ in rows) == {"photo unknown": 2, "category unknown": 1, "score missing": 1}
 
 
-def test_the_best_of_a_photo_over_all_categories():
-    entries = [
-        {**BOX, "image_id": i % 2, "category_id": i, "score": s} for i, s in enumerate([0.1, 0.9, 0.9, 0.5, 0.9])
-    ]
-    assert [e["category_id"] for e in top_per_image(entries, 2)] == [1, 2, 3, 4]
-    assert [e["category_id"] for e in top_per_image(entries, 1)] == [1, 2]  # ties go to the first
+def test_no_run_length_code_takes_memory():
+    """Runs beyond the photo are refused before anything of their length is made."""
+    tracemalloc.start()
+    for counts in ([(1 << 63) - 1, 1, (1 << 63) - 10**9, 10**9 + H * W], [0, 10**12], "o" * 6 + "0" + "o" * 5 + "0"):
+        with pytest.raises(BadExample):
+            compressed({"size": [H, W], "counts": counts}, H, W, "mask")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "not valid JSON"),
-        ('{"images": [], "annotations": []}', "a data set's annotations"),
-        ('"x"', "not COCO's results format"),
-    ],
-)
-def test_other_files_are_refused(tmp_path, text, message):
-    file = tmp_path / "r.json"
-    file.write_text(text)
-    with pytest.raises(UsageError, match=f"--detections .*r.json: {message}"):
-        read_results(file, "--detections")
-    with pytest.raises(UsageError, match=r"--predictions .*none.json: no such file"):
-        read_results(tmp_path / "none.json", "--predictions")
+@pytest.mark.parametrize("shape", [CODE, {**CODE, "counts": RLE["counts"]}, LISTED, POLYGONS])
+def test_all_forms_compress_to_the_same(shape):
+    assert compressed(shape, H, W, "") == CODE
+    json.dumps(compressed(shape, H, W, ""))
+
+
+def test_polygons_without_an_inside_compress_to_nothing():
+    code = compressed([[0, 0, 9, 9]], H, W, "")
+    assert not decode_mask(code, H, W, "").any() and coco_mask.area(code) == 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.characters(min_codepoint=48, max_codepoint=111), max_size=20) | st.lists(st.integers(), max_size=5))
+def test_no_code_is_a_traceback(counts):
+    with contextlib.suppress(BadExample):
+        code = compressed({"size": [H, W], "counts": counts}, H, W, "mask")
+        assert coco_mask.decode(code).shape == (H, W)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 999), st.integers(1, 40), st.integers(1, 40), st.floats(0, 1))
+def test_result_holds_the_mask(seed, height, width, share):
+    mask = np.random.default_rng(seed).random((height, width)) < share
+    entry = json.loads(json.dumps(result(5, 2, np.float32(0.25), mask)))
+    assert {k: v for k, v in entry.items() if k != "segmentation"} == {"image_id": 5, "category_id": 2, "score": 0.25}
+    assert (decode_mask(entry["segmentation"], height, width, "") == mask).all()
+    assert check_results([entry], {5: (height, width)}, {2}, "segmentation") == ([entry], [])
+
+
+def test_top_is_taken_over_all_categories_of_a_photo():
+    scores = [(7, 0.1), (8, 0.9), (7, 0.5), (7, 0.5), (7, 0.5), (8, 0.95), (7, 0.2)]
+    entries = [{"image_id": i, "category_id": n, "score": s} for n, (i, s) in enumerate(scores)]
+    assert [e["category_id"] for e in top_per_image(entries, 2)] == [1, 2, 3, 5]
+    assert [e["category_id"] for e in top_per_image(entries, 1)] == [2, 5]
+    assert top_per_image(entries, 300) == entries and top_per_image([], 300) == []

@@ -25,6 +25,7 @@ from edgesam_jax.data.windows import Window
 
 REACH = 1e7  # px: numbers beyond it are no coordinates, and overflow what they are stored in
 MAX_BYTES = 1 << 30  # of a file; no photo, nor what is known of one, is larger
+MAX_OUTLINE = 1 << 22  # px of an object's polygons together; pycocotools takes some 40 bytes for each
 MAX_MASKS = 1 << 33  # bytes of one photo's masks, a byte a pixel; SA-1B's fullest photos take a third of it
 
 
@@ -198,7 +199,8 @@ def decode_window(segmentation: Any, height: int, width: int, where: str) -> Win
             raise ValueError(f"size {segmentation['size']} instead of {[height, width]}")
         # pycocotools trusts the runs, and writes past the end of the mask where they are too long.
         runs = _runs(segmentation["counts"])
-        if (runs < 0).any() or runs.sum() != height * width:
+        # A run longer than the photo is looked for as such: sums of longer ones may pass int64's end.
+        if (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
             raise ValueError(f"runs of {runs.sum()} pixels instead of {height * width}")
         return windows.from_runs(runs, height)
     except Exception as error:  # pycocotools raises bare Exceptions too
@@ -211,14 +213,17 @@ def encode_polygons(polygons: list[list[float]], height: int, width: int) -> Any
     """Run-length code of the union of polygons, each x y x y ..., of a photo's size.
 
     Raises:
-      ValueError: a corner that is no number, or so far outside the photo that it must be a mistake: pycocotools takes
-        memory for every pixel of an outline.
+      ValueError: a corner that is no number, or so far outside the photo that it must be a mistake, or outlines beyond
+        ``MAX_OUTLINE``: pycocotools takes memory for every pixel of an outline.
     """
     corners = np.concatenate(polygons).astype(np.float64)
     if not np.isfinite(corners).all():
         raise ValueError("a corner is not a number")
     if (np.abs(corners) > 4 * max(height, width)).any():
         raise ValueError("a corner far outside the photo")
+    lines = [np.diff(np.asarray(p[: len(p) // 2 * 2], np.float64).reshape(-1, 2), axis=0) for p in polygons]
+    if sum(float(np.abs(line).max(1).sum()) for line in lines) > MAX_OUTLINE:
+        raise ValueError("outlines longer than any object's")
     return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
 
 

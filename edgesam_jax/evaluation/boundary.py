@@ -1,4 +1,8 @@
-"""Boundary IoU (Cheng et al., CVPR 2021): the overlap of the pixels near the outlines of two masks."""
+"""Boundary IoU (Cheng et al., CVPR 2021, https://arxiv.org/abs/2103.16562): overlap of the outlines of two masks.
+
+A mask's boundary is the part of it that lies within ``d`` pixels of its outside, where ``d`` is 2 % of the photo's
+diagonal; the overlap of two boundaries is their IoU.  What lies outside the photo counts as outside the mask.
+"""
 
 from __future__ import annotations
 
@@ -12,43 +16,68 @@ RATIO = 0.02  # of the photo's diagonal
 
 
 def boundary_width(height: int, width: int, ratio: float = RATIO) -> int:
-    """How deep a boundary reaches in a photo of this size, in pixels; at least 1."""
-    return max(1, round(ratio * math.hypot(height, width)))
+    """Pixels that a boundary is wide in a photo of this size, at least 1."""
+    return max(1, round(ratio * math.sqrt(height**2 + width**2)))
 
 
-def boundary(mask: np.ndarray, depth: int) -> np.ndarray:
-    """The pixels of a mask (h w) bool that are at most ``depth`` king's moves from one outside it, or from the edge.
+def boundary(mask: np.ndarray, d: int) -> np.ndarray:
+    """Boundary of width ``d`` pixels of a mask (h w) bool -> (h w) bool.
 
-    That is the mask less its erosion by ``depth`` squares of 3x3, with zeros around the picture.
+    It is the mask without its erosion by a square of 2d+1 pixels, with zeros around the picture; which is the erosion
+    by a square of 3 pixels, ``d`` times.
     """
-    from scipy import ndimage
-
-    if min(mask.shape, default=0) <= 2 * depth:  # nothing survives so much erosion
+    side = 2 * d + 1
+    if min(mask.shape) < side:  # the square fits nowhere
         return mask.copy()
-    pixels = mask.view(np.uint8)
-    for axis in (0, 1):
-        pixels = ndimage.minimum_filter1d(pixels, 2 * depth + 1, axis=axis, mode="constant")
-    return mask & ~pixels.view(bool)
+    found = mask.copy()
+    found[d : mask.shape[0] - d, d : mask.shape[1] - d] &= ~_runs_of_ones(_runs_of_ones(mask, side).T, side).T
+    return found
 
 
-def boundary_iou(prediction: np.ndarray, truth: Window, ratio: float = RATIO) -> float:
-    """Boundary IoU of a predicted mask (h w) bool with an annotation on the same photo; NaN where both are empty.
+def boundary_iou(prediction: np.ndarray, truth: np.ndarray | Window, ratio: float = RATIO) -> np.ndarray:
+    """IoU of the boundaries of predictions (... h w) bool and of the truth (h w) bool or its window -> (...) float64.
 
-    Each mask is eroded inside the rectangle that it fills, around which there is nothing of it.
+    NaN where both are empty.  The work is done inside the windows that the masks fill, around which they are zero.
     """
-    depth = boundary_width(prediction.shape[0], prediction.shape[1], ratio)
-    mine = crop(prediction)
-    if not mine and not truth:
-        return float("nan")
-    if not mine or not truth:
-        return 0.0
-    own, true = (boundary(np.ascontiguousarray(w.pixels), depth) for w in (mine, truth))
-    top, left = max(mine.top, truth.top), max(mine.left, truth.left)
-    bottom = min(mine.top + own.shape[0], truth.top + true.shape[0])
-    right = min(mine.left + own.shape[1], truth.left + true.shape[1])
-    common = 0
-    if top < bottom and left < right:
-        a = own[top - mine.top : bottom - mine.top, left - mine.left : right - mine.left]
-        b = true[top - truth.top : bottom - truth.top, left - truth.left : right - truth.left]
-        common = int(np.count_nonzero(a & b))
-    return common / (int(np.count_nonzero(own)) + int(np.count_nonzero(true)) - common)
+    height, width = prediction.shape[-2:]
+    d = boundary_width(height, width, ratio)
+    true = _outline(truth if isinstance(truth, Window) else crop(truth), d)
+    size = np.count_nonzero(true.pixels)
+    ious = np.full(prediction.shape[:-2], np.nan)
+    for index in np.ndindex(ious.shape):
+        own = _outline(crop(prediction[index]), d)
+        both = _common(own, true)
+        union = np.count_nonzero(own.pixels) + size - both
+        if union:
+            ious[index] = both / union
+    return ious
+
+
+def _outline(mask: Window, d: int) -> Window:
+    """The boundary of a mask, in the mask's window."""
+    return Window(boundary(mask.pixels, d), mask.top, mask.left)
+
+
+def _common(a: Window, b: Window) -> int:
+    """Pixels that are set in both."""
+    top, left = max(a.top, b.top), max(a.left, b.left)
+    bottom = min(a.top + a.pixels.shape[0], b.top + b.pixels.shape[0])
+    right = min(a.left + a.pixels.shape[1], b.left + b.pixels.shape[1])
+    if top >= bottom or left >= right:
+        return 0
+    ours, theirs = (w.pixels[top - w.top : bottom - w.top, left - w.left : right - w.left] for w in (a, b))
+    return int(np.count_nonzero(ours & theirs))
+
+
+def _runs_of_ones(mask: np.ndarray, length: int) -> np.ndarray:
+    """Where ``length`` pixels on end are set, from each pixel down: (h w) -> (h-length+1 w).
+
+    Runs are found by doubling: two runs of n that touch, or overlap, make one of up to 2n.  For the lengths at hand
+    that is several times as fast as a running minimum or running sums.
+    """
+    known = 1
+    while known < length:
+        step = min(known, length - known)
+        mask = mask[:-step] & mask[step:]
+        known += step
+    return mask

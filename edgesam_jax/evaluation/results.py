@@ -1,7 +1,7 @@
-"""Files in COCO's results format: a detector's boxes, or masks of any system.
+"""COCO results files: boxes of a detector, or masks of any system.
 
-A list of {image_id, category_id, bbox XYWH, score, segmentation}: https://cocodataset.org/#format-results.  Detectron2
-and MMDetection write it (facts on formats, section 5).
+A JSON list of {image_id, category_id, score, bbox XYWH in pixels, segmentation}, of which a file has ``bbox``,
+``segmentation`` or both.  https://cocodataset.org/#format-results; Detectron2 and MMDetection write the same for LVIS.
 """
 
 from __future__ import annotations
@@ -16,108 +16,160 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.records import decode_window, numbers, whole
+from edgesam_jax.data.records import decode_window, encode_polygons, numbers, whole
 from edgesam_jax.data.schema import BadExample
 
-Result = dict[str, Any]
+BINARY = (".pth", ".pkl")
+PICKLED = "; Detectron2 writes coco_instances_results.json beside it, MMDetection .bbox.json and .segm.json: give that"
 
 
-def read_results(path: Path, flag: str) -> list[Any]:
-    """The entries of a file, unchecked.
+def read_results(path: Path, flag: str) -> list[dict[str, Any]]:
+    """The entries of a results file, as they are: ``check_results`` sorts out what can't be used.
 
     Raises:
-      UsageError: no such file, no JSON, or no list; ``flag`` is what named it.
+      UsageError: no such file, not JSON, or not a list of objects; it names ``flag``, the option that gave the file.
     """
+    what = f"{flag} {path}"
     if not path.is_file():
-        raise UsageError(f"{flag} {path}: no such file")
+        raise UsageError(f"{what}: no such file")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{flag} {path}: not valid JSON ({error})") from None
-    if isinstance(content, dict) and isinstance(content.get("annotations"), list):
-        raise UsageError(f"{flag} {path}: a data set's annotations; give results, a list of entries with scores")
-    if not isinstance(content, list):
-        raise UsageError(f"{flag} {path}: not COCO's results format, a list of {{image_id, category_id, score, ...}}")
+        raise UsageError(f"{what}: not valid JSON ({error}){PICKLED if path.suffix in BINARY else ''}") from None
+    if isinstance(content, dict) and "annotations" in content:
+        raise UsageError(f"{what}: these are a data set's annotations; give results, a list of entries with scores")
+    if not isinstance(content, list) or (content and not any(isinstance(entry, dict) for entry in content)):
+        raise UsageError(f"{what}: not COCO results, which are a list of {{image_id, category_id, score, ...}}")
     return content
 
 
 def check_results(
     results: Sequence[Any],
-    sizes: Mapping[int | str, tuple[int, int]],
-    categories: Collection[int] | None,
+    image_sizes: Mapping[int | str, tuple[int, int]],
+    category_ids: Collection[int] | None,
     need: Literal["bbox", "segmentation"],
-) -> tuple[list[Result], list[tuple[str, str]]]:
-    """The entries that can be used, and a row (kind, message) for each of the others.
+) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+    """Sort out what can be used.
 
     Args:
-      sizes: rows and columns of every photo of the data set.
-      categories: the ids there are; None to take any.
-      need: what entries must have.  A mask is decoded once to see that it can be.
+      results: entries as they came out of a JSON.
+      image_sizes: (rows, columns) of each photo that there is.
+      category_ids: the categories that there are; None where categories do not matter, and may be missing.
+      need: the field that is to be used; the other one may be anything.
+
+    Returns:
+      The entries that can be used, ids written as 7.0 as whole numbers and nothing else changed; and of each other one
+      a row: what kind of fault it has, and a message that says which entry it is.
     """
-    kept: list[Result] = []
+    kept: list[dict[str, Any]] = []
     rows: list[tuple[str, str]] = []
     for number, entry in enumerate(results):
-        kind, fault = _fault(entry, sizes, categories, need)
-        if kind:
-            rows.append((kind, f"entry {number}: {fault}: {str(entry)[:80]}"))
-        else:
-            kept.append(entry)
+        fault = _fault(entry, image_sizes, category_ids, need)
+        if fault is not None:
+            kind, reason = fault
+            rows.append((kind, f"results[{number}]: {reason}: {str(entry)[:80]}"))
+            continue
+        ids = {k: int(entry[k]) for k in ("image_id", "category_id") if isinstance(entry.get(k), float)}
+        kept.append({**entry, **ids} if ids else entry)
     return kept, rows
 
 
 def _fault(
-    entry: Any, sizes: Mapping[int | str, tuple[int, int]], categories: Collection[int] | None, need: str
-) -> tuple[str, str]:
-    """What is wrong with an entry: its kind and how to say it; empty if nothing is."""
-    damaged = "result damaged"
+    entry: Any,
+    image_sizes: Mapping[int | str, tuple[int, int]],
+    category_ids: Collection[int] | None,
+    need: Literal["bbox", "segmentation"],
+) -> tuple[str, str] | None:
+    """Kind and description of what is wrong with an entry; None if it can be used."""
     if not isinstance(entry, dict):
-        return damaged, "not an object with fields"
-    if not (whole(entry.get("image_id")) or isinstance(entry.get("image_id"), str)):
-        return damaged, "no image_id that is a whole number or a text"
-    if not whole(entry.get("category_id")):
-        return damaged, "no category_id that is a whole number"
-    score = entry.get("score")
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-        return damaged, "no score that is a number"
-    if entry["image_id"] not in sizes:
-        return "result of an unknown photo", f"image_id {entry['image_id']} is not in the annotations"
-    if categories is not None and entry["category_id"] not in categories:
-        return "result of an unknown category", f"category_id {entry['category_id']} is not in the annotations"
-    height, width = sizes[entry["image_id"]]
-    if need == "segmentation":
-        if not isinstance(entry.get("segmentation"), dict | list):
-            return damaged, "no segmentation"
-        try:
-            decode_window(entry["segmentation"], height, width, "its segmentation")
-        except BadExample as error:
-            return damaged, str(error)
-    else:
-        if not numbers(entry.get("bbox"), 4):
-            return damaged, "no bbox of four numbers"
-        x, y, w, h = entry["bbox"]
-        if not (w > 0 and h > 0 and x < width and y < height and x + w > 0 and y + h > 0):
-            return "result without an inside", f"its bbox covers nothing of the photo of {width}x{height} pixels"
-    return "", ""
+        return "result damaged", "not an object with fields"
+    image_id: Any = entry.get("image_id")
+    category, score = entry.get("category_id"), entry.get("score")
+    if not (whole(image_id) or isinstance(image_id, str)):
+        return "result damaged", "no image_id that is a whole number or a text"
+    if image_id not in image_sizes:
+        return "photo unknown", f"no photo has the id {image_id!r}"
+    if category_ids is not None and not whole(category):
+        return "result damaged", "no category_id that is a whole number"
+    if category_ids is not None and category not in category_ids:
+        return "category unknown", f"no category has the id {category!r}"
+    if not (whole(score) or (isinstance(score, float) and math.isfinite(score))):
+        return "score missing", "no score that is a finite number"
+    check = _box_fault if need == "bbox" else _mask_fault
+    return check(entry.get(need), *image_sizes[image_id])
 
 
-def top_per_image(results: Sequence[Result], most: int) -> list[Result]:
-    """The ``most`` results of highest score of each photo over all categories, in the file's order; ties to the first.
+def _box_fault(box: Any, height: int, width: int) -> tuple[str, str] | None:
+    if not numbers(box, 4):
+        return "box damaged", "its bbox is not four finite numbers"
+    x, y, w, h = box
+    if not (w > 0 and h > 0):
+        return "box without area", "its bbox has no inside"
+    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        return "box outside the photo", f"its bbox lies outside the photo of {width}x{height} pixels"
+    return None
 
-    LVIS counts 300 of a photo (facts on formats, section 6), where COCO counts 100 of a photo and category.
+
+def _mask_fault(segmentation: Any, height: int, width: int) -> tuple[str, str] | None:
+    if not isinstance(segmentation, list | dict) or not segmentation:
+        return "mask missing", "no segmentation that is polygons or run-length code"
+    if isinstance(segmentation, dict) and segmentation.get("size") != [height, width]:
+        return "mask of another size", f"its mask is not of the photo's {height} rows and {width} columns"
+    try:
+        compressed(segmentation, height, width, "its mask")
+    except BadExample as error:
+        return "mask damaged", str(error)
+    return None
+
+
+def top_per_image(results: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The ``count`` results of the highest scores of each photo, over all categories; LVIS counts 300.
+
+    In their order in ``results``; of equal scores the first ones stay.
     """
     by_photo: dict[Any, list[int]] = {}
-    for number, entry in enumerate(results):
-        by_photo.setdefault(entry["image_id"], []).append(number)
-    kept = [n for own in by_photo.values() for n in sorted(own, key=lambda n: -results[n]["score"])[:most]]
-    return [results[n] for n in sorted(kept)]
+    for place, entry in enumerate(results):
+        by_photo.setdefault(entry["image_id"], []).append(place)
+    # sorted() keeps the order of equals.
+    best = [sorted(places, key=lambda place: -results[place]["score"])[:count] for places in by_photo.values()]
+    return [results[place] for place in sorted(place for places in best for place in places)]
 
 
-def result(image_id: int | str, category_id: int, score: float, mask: np.ndarray) -> Result:
-    """An entry with a mask (h w) bool.
+def result(image_id: int | str, category_id: int, score: float, mask: np.ndarray) -> dict[str, Any]:
+    """A mask (h w) bool as an entry of a results file.
 
-    It has no ``bbox``: with both, every evaluator would take small, medium and large from the box (facts on formats,
-    section 5).
+    It has no ``bbox``: beside one, evaluation tools take an object's size, which is small, medium or large, from the
+    box instead of the mask.
     """
-    code = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))
-    segmentation = {"size": [int(v) for v in code["size"]], "counts": code["counts"].decode()}
-    return {"image_id": image_id, "category_id": category_id, "score": score, "segmentation": segmentation}
+    code = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {"image_id": image_id, "category_id": category_id, "score": float(score), "segmentation": _plain(code)}
+
+
+def compressed(segmentation: Any, height: int, width: int, where: str) -> dict[str, Any]:
+    """Polygons or either run-length code of a photo's size as compressed run-length code, with ``counts`` a text.
+
+    Raises:
+      BadExample: as ``decode_window``, which sees to it that pycocotools, which trusts what it is given, gets no runs
+        that are too long or too few.
+    """
+    if not isinstance(segmentation, list):
+        decode_window(segmentation, height, width, where)
+        listed = isinstance(segmentation["counts"], list)
+        return _plain(coco_mask.frPyObjects(segmentation, height, width) if listed else segmentation)
+    try:
+        polygons = [p for p in segmentation if len(p) >= 6]  # fewer than three corners enclose nothing
+        nothing = {"size": [height, width], "counts": [height * width]}
+        return _plain(
+            encode_polygons(polygons, height, width) if polygons else coco_mask.frPyObjects(nothing, height, width)
+        )
+    except Exception as error:  # pycocotools raises bare Exceptions too
+        raise BadExample(
+            "segmentation damaged", f"{where}: damaged segmentation ({error}); mend or remove it"
+        ) from None
+
+
+def _plain(code: Mapping[str, Any]) -> dict[str, Any]:
+    """A run-length code as JSON can hold it."""
+    counts = code["counts"]
+    size = [int(side) for side in code["size"]]
+    return {"size": size, "counts": counts.decode() if isinstance(counts, bytes) else counts}

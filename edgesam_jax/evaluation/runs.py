@@ -15,10 +15,12 @@ from tqdm import tqdm
 
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.coco import CocoSource
+from edgesam_jax.data.records import whole
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.sources import Source, left_out
-from edgesam_jax.evaluation.average_precision import LVIS_RESULTS, average_precision
+from edgesam_jax.evaluation.average_precision import LVIS_RESULTS, average_precision, boundary_average_precision
 from edgesam_jax.evaluation.detections import run_detections
+from edgesam_jax.evaluation.ground_truth import read_ground_truth
 from edgesam_jax.evaluation.photos import choose_instances, load, read_ahead
 from edgesam_jax.evaluation.plots import plots
 from edgesam_jax.evaluation.prompted import run_prompted, score_photo
@@ -79,6 +81,10 @@ class Job:
         self.left_out += left_out(source).rows
         if not source.annotated:
             raise UsageError(f"--data-root {self.data_root}: no photo there has annotations")
+        if self.prompt == "detections" and self.coco is not None:
+            named = next((i for i in self.coco.image_ids() if not whole(i)), None)
+            if named is not None:
+                raise UsageError(f"{self.coco.annotation_file}: image id {named!r}: AP's tools want whole numbers")
         self.detections: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
         if self.prompt == "detections" and self.detections_file.name:
             for detection in self._checked(self.detections_file, "--detections", "bbox"):
@@ -199,9 +205,10 @@ class Job:
         own = set(ids)
         kept = [dict(r) for r in results if r["image_id"] in own]
         found: dict[str, Any] = {"num_images": len(ids), "num_detections": len(kept)}
-        kinds: dict[str, Any] = {"ap": "segm", "boundary_ap": "boundary"} if self.boundary else {"ap": "segm"}
-        for name, kind in kinds.items():
-            found[name] = average_precision(self.coco.annotation_file, kept, style=style, image_ids=ids, kind=kind)
+        truth = read_ground_truth(self.coco.annotation_file, ids)
+        found["ap"] = average_precision(truth, kept, style=style)
+        if self.boundary:
+            found["boundary_ap"] = boundary_average_precision(truth, kept, style=style)
         return found
 
     # ------------------------------------------------------------------------------------------------------- reports
