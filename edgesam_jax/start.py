@@ -66,13 +66,13 @@ def differing_fields(a: Config, b: Config) -> list[str]:
 
 
 def check_workdir(config: Config, workdir: Path) -> None:
-    """Refuse a folder that holds a run of another config.
+    """Refuse a folder that holds a run of another config, unless it failed before its first checkpoint.
 
     Raises:
       UsageError: it does; the fields that differ are named.
     """
     saved = workdir / "config.json"
-    if not saved.exists():
+    if not saved.exists() or not any(workdir.glob("**/checkpoints/*/")):
         return
     difference = differing_fields(from_json(Config, saved.read_text(), str(saved)), config)
     if difference:
@@ -87,7 +87,7 @@ def claim_workdir(config: Config, workdir: Path) -> Iterator[None]:
     """Make the folder and note its config; a folder that holds a run of another config is refused.
 
     A run that fails before its first checkpoint gives the folder back, so that it can be started with a mended config;
-    not one whose loss was not finite, since ``--replay`` needs it.
+    where the loss was not finite the config stays there for ``--replay``.
 
     Raises:
       UsageError: another config's run, naming the fields that differ; or a path that is no folder.

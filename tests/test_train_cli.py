@@ -233,6 +233,8 @@ def test_a_first_step_that_is_not_finite_can_be_run_again(tmp_path, capfd, monke
     saved = ["--config", str(tmp_path / "run" / "config.json"), "--workdir", str(tmp_path / "run"), "--replay", "0"]
     assert train.main(saved) == 0
     assert "loss nan" in capfd.readouterr().out
+    path.write_text(to_json(changed(CONFIG, nonfinite="skip")))  # nothing there to go on from: it may be mended
+    assert train.main(command) == 0
 
 
 def test_skipping_ends_where_nothing_is_finite_any_more(tmp_path, monkeypatch):
