@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 COMMANDS = ("compare", "efficiency")
 DATASETS = {"coco": "coco", "lvis": "coco", "sa1b": "images", "folder": "images", "scenes": "scenes"}
 SCENES = 200  # held-out scenes, where --limit does not say
-LISTED = 1000  # entries left out that a report names one by one
 
 
 def _whole(text: str) -> int:

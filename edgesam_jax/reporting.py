@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -50,11 +52,18 @@ class MetricsLog:
     def __init__(self, folder: Path, start: int = 0) -> None:
         self.path = folder / "metrics.jsonl"
         self._rows = RowLog(self.path, start)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        # A queue without end: if the thread that writes events dies of a full disk, putting into a full one would hang.
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1, max_queue=0)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one row; ``step`` counts finished steps from 0."""
+        """Add one row; ``step`` counts finished steps from 0.
+
+        Raises:
+          OSError: the disk is full.
+        """
         self._rows.write({"step": step, **values})
+        if not self._board_lives():
+            raise OSError(errno.ENOSPC, "TensorBoard's events could not be written", str(self.path.parent))
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
@@ -63,8 +72,16 @@ class MetricsLog:
         self._board.add_image("prompt loop", picture, step, dataformats="HWC")
 
     def close(self) -> None:
-        """Flush and close."""
-        self._board.close()
+        """Flush and close; what can't be flushed any more is let go."""
+        if self._board_lives():
+            with contextlib.suppress(OSError):
+                self._board.close()
+        else:
+            self._board.file_writer.event_writer._event_queue.cancel_join_thread()  # else the process never ends
+
+    def _board_lives(self) -> bool:
+        """Whether the thread that writes TensorBoard's events is there."""
+        return bool(self._board.file_writer.event_writer._worker.is_alive())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
