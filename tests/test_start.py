@@ -100,7 +100,9 @@ def test_workdir_notes_its_config_and_names_differences(tmp_path):
             pass
 
     config = Config(name="a")
+    claim(Config(name="mended"))  # nothing there to go on from
     claim(config)
+    (tmp_path / "new" / "checkpoints" / "1").mkdir(parents=True)
     claim(dataclasses.replace(config, train=TrainConfig(log_every=1, devices=2)))
     with pytest.raises(UsageError, match=r"name \('a' there, 'b' here\)"):
         claim(dataclasses.replace(config, name="b"))
