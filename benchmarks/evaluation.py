@@ -106,7 +106,7 @@ def main() -> None:
     rate, bandwidth = timing.machine()
     print(f"this machine now: {rate / 1e9:.0f} GFLOP/s, copy {bandwidth / 1e9:.0f} GB/s, {timing.cores()} cores")
     decodes = arguments.instances * (1 + arguments.refine)
-    floor = (40e9 + decodes * 5.2e9) / rate
+    floor = (40e9 + decodes * 1.8e9) / rate  # encoder; decoder in our order of operations (docs/performance.md)
     print(f"floor of products: {floor / arguments.instances * 1e3:.0f} ms an instance")
     ours = score_photo(system, photos[0], settings).iou  # compiles
     theirs = torch_loop(twin, photos[0], settings)
