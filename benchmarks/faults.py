@@ -51,7 +51,7 @@ SETTINGS = (
 )  # fmt: skip
 POISONED_STEP = 9  # whose batch has the photo with the embedding that is not finite
 FLIPS = 60  # bytes flipped one at a time in a checkpoint
-LIMIT = 240.0  # seconds that a start may take; most take ten
+LIMIT = 120.0  # seconds that a start may take; most take ten
 HUNG = 124  # the exit code noted then, as timeout's
 MB = 1 << 20
 

@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
+import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -241,9 +244,19 @@ def newest_step(path: Path, at_most: int | None = None) -> Path | None:
 # ---------------------------------------------------------------------------------------------------- orbax
 
 
+@functools.cache
 def orbax() -> Any:
     import orbax.checkpoint
 
+    before = sys.unraisablehook
+
+    def unraisable(caught: Any) -> None:
+        # Tensorstore's threads report each array of a read or write that failed, after orbax has raised the first.
+        if not (isinstance(caught.exc_value, RuntimeError) and str(caught.exc_value) == "Event loop is closed"):
+            before(caught)
+
+    sys.unraisablehook = unraisable
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the same, of tasks that nobody waited for
     return orbax.checkpoint
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from edgesam_jax.files import write_atomically
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, POSITIVE
@@ -41,6 +43,37 @@ class RowLog:
         self.count += 1
 
 
+class Board:
+    """TensorBoard's event file, written by the thread that asks for it.
+
+    tensorboardX's own writer has a thread; a full disk ends that one with a trace, and a run may wait for it for ever.
+    Here a full disk is an ``OSError`` of the call.
+
+    Args:
+      purge: from this step on, what files of earlier starts hold is not shown.
+    """
+
+    def __init__(self, folder: Path, purge: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file, self._flushed = EventsWriter(str(folder / "events")), time.monotonic()
+        self._add(Event(step=purge, session_log=SessionLog(status=SessionLog.START)))
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._file.write_event(event)
+
+    def write(self, step: int, content: Any) -> None:
+        """Add a summary; it is on disk within half a minute or with the next one."""
+        self._add(Event(step=step, summary=content))
+        if time.monotonic() - self._flushed > 30:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+
+
 class MetricsLog:
     """``metrics.jsonl`` (one JSON object a line) and TensorBoard event files in a folder.
 
@@ -52,8 +85,7 @@ class MetricsLog:
     def __init__(self, folder: Path, start: int = 0) -> None:
         self.path = folder / "metrics.jsonl"
         self._rows = RowLog(self.path, start)
-        # A queue without end: if the thread that writes events dies of a full disk, putting into a full one would hang.
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1, max_queue=0)
+        self._board = Board(folder / "tensorboard", start + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add one row; ``step`` counts finished steps from 0.
@@ -62,26 +94,17 @@ class MetricsLog:
           OSError: the disk is full.
         """
         self._rows.write({"step": step, **values})
-        if not self._board_lives():
-            raise OSError(errno.ENOSPC, "TensorBoard's events could not be written", str(self.path.parent))
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            self._board.write(step, summary.scalar(name, value))
 
     def picture(self, step: int, picture: np.ndarray) -> None:
         """Show a picture (h w 3) uint8 in TensorBoard."""
-        self._board.add_image("prompt loop", picture, step, dataformats="HWC")
+        self._board.write(step, summary.image("prompt loop", picture, dataformats="HWC"))
 
     def close(self) -> None:
         """Flush and close; what can't be flushed any more is let go."""
-        if self._board_lives():
-            with contextlib.suppress(OSError):
-                self._board.close()
-        else:
-            self._board.file_writer.event_writer._event_queue.cancel_join_thread()  # else the process never ends
-
-    def _board_lives(self) -> bool:
-        """Whether the thread that writes TensorBoard's events is there."""
-        return bool(self._board.file_writer.event_writer._worker.is_alive())
+        with contextlib.suppress(OSError):
+            self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -37,6 +37,7 @@ FREE_FIELDS = {
     "train.profile_steps",
     "train.peak_tflops",
     "data.workers",
+    "data.max_bad_share",
     "eval.every",
     "eval.images",
     "eval.batch_size",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -90,10 +91,11 @@ class TrainCheckpointer:
         variables = {name: getattr(state, name) for name in COLLECTIONS}
         optimizer = {"step": state.step, "opt_state": state.opt_state}
         sha256 = {"variables": digest_of(variables), "optimizer": digest_of(optimizer)}
+        extra = {"config": to_json(config), "data": position, "sha256": sha256}
         items = args.Composite(
             variables=args.StandardSave(variables),
             optimizer=args.StandardSave(optimizer),
-            extra=args.JsonSave({"config": to_json(config), "data": position, "sha256": sha256}),
+            extra=args.JsonSave(extra | {"own_sha256": _digest(extra)}),
         )
         try:
             with quiet():
@@ -177,6 +179,9 @@ def restore(folder: str | Path, template: TrainState) -> tuple[TrainState, dict[
         for name, tree in parts.items():
             if digest_of(tree) != extra["sha256"][name]:
                 raise ValueError(f"its {name} do not match their checksum")
+        own = extra.pop("own_sha256", None)  # older ones have none
+        if own is not None and own != _digest(extra):
+            raise ValueError("its config or place in the run do not match their checksum")
     except Exception as error:
         others = [p.name for p in step.parent.iterdir() if p.name.isdigit() and int(p.name) < int(step.name)]
         mend = f"; remove it to go on from step {max(others, key=int)}" if others else ""
@@ -186,6 +191,11 @@ def restore(folder: str | Path, template: TrainState) -> tuple[TrainState, dict[
         ) from error
     state = dataclasses.replace(template, **parts["variables"], **parts["optimizer"])
     return state, extra["data"], from_json(Config, extra["config"], f"checkpoint {step}")
+
+
+def _digest(extra: dict[str, Any]) -> str:
+    """SHA-256 of what a checkpoint says beside its arrays.  JSON gives every number back as it was."""
+    return hashlib.sha256(json.dumps(extra, sort_keys=True).encode()).hexdigest()
 
 
 def _silence() -> None:

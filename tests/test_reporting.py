@@ -76,17 +76,13 @@ def test_table_lines_up_and_pictures_and_curves_are_files(tmp_path):
     assert not list(tmp_path.rglob("*.part"))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_disk_that_is_full_for_tensorboard_ends_the_run_and_never_hangs(tmp_path):
     log = reporting.MetricsLog(tmp_path)
-    writer = log._board.file_writer.event_writer
 
     def full(event: object) -> None:
         raise OSError(28, "No space left on device")
 
-    writer._ev_writer.write_event = full
-    log.write(1, {f"value_{i}": 0.0 for i in range(50)})  # more than a queue holds
-    writer._worker.join(30)
-    with pytest.raises(OSError, match="TensorBoard's events could not be written"):
-        log.write(2, {"loss": 1.0})
+    log._board._file.write_event = full
+    with pytest.raises(OSError, match="No space left on device"):
+        log.write(1, {"loss": 1.0})
     log.close()
