@@ -18,16 +18,21 @@ from edgesam_jax.config import ConvEncoderConfig, RepVitConfig, SamConfig, VitCo
 
 
 class ChannelNorm(nn.Module):
-    """LayerNorm over the channels of each pixel of (b c h w), eps 1e-6."""
+    """LayerNorm over the channels of each pixel of (b c h w), eps 1e-6 unless another is given.
 
-    def __init__(self, channels: int) -> None:
+    In these very terms coremltools recognises it and emits its fused operation; with ``var`` or ``pow`` it does not.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        var, mean = torch.var_mean(x, dim=1, keepdim=True, correction=0)
-        return (x - mean) / torch.sqrt(var + 1e-6) * self.weight[:, None, None] + self.bias[:, None, None]
+        d = x - x.mean(dim=1, keepdim=True)
+        normed = d * torch.rsqrt((d * d).mean(dim=1, keepdim=True) + self.eps)
+        return normed * self.weight[:, None, None] + self.bias[:, None, None]
 
 
 def conv_neck(channels: int, embed_dim: int) -> nn.Sequential:
@@ -171,13 +176,14 @@ class VitAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, s, _, c = x.shape
-        q, k, v = self.qkv(x).view(b, s * s, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        grid = q.reshape(b, self.heads, s, s, -1)  # the bias is taken from the unscaled queries
+        q, k, v = self.qkv(x).view(b, s * s, 3 * self.heads, -1).transpose(1, 2).chunk(3, dim=1)
+        grid = q.reshape(b * self.heads, s, s, -1)  # the bias is taken from the unscaled queries
         at = torch.arange(s, device=x.device)
         offset = at[:, None] - at[None, :] + s - 1
-        bias_h = torch.einsum("bnyxd,ykd->bnyxk", grid, self.rel_pos_h[offset])
-        bias_w = torch.einsum("bnyxd,xkd->bnyxk", grid, self.rel_pos_w[offset])
-        bias = (bias_h[..., :, None] + bias_w[..., None, :]).reshape(b, self.heads, s * s, s * s)
+        bias_h = grid @ self.rel_pos_h[offset].transpose(1, 2)  # (b heads, y, x, key's y)
+        bias_w = (grid.transpose(1, 2) @ self.rel_pos_w[offset].transpose(1, 2)).transpose(1, 2)
+        bias = bias_h.reshape(-1, s * s, s, 1) + bias_w.reshape(-1, s * s, 1, s)
+        bias = bias.view(b, self.heads, s * s, s * s)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj(out.transpose(1, 2).reshape(b, s, s, c))
 
@@ -216,8 +222,9 @@ class VitBlock(nn.Module):
         k = self.window
         rows, cols = math.ceil(h / k), math.ceil(w / k)
         x = F.pad(x, (0, 0, 0, cols * k - w, 0, rows * k - h))
-        x = x.view(b, rows, k, cols, k, c).transpose(2, 3).reshape(-1, k, k, c)
-        x = self.attn(x).view(b, rows, cols, k, k, c).transpose(2, 3)
+        # No axis more than needed: Core ML programs end at rank 5, the Neural Engine at 4.
+        x = x.view(b * rows, k, cols, k * c).transpose(1, 2).reshape(-1, k, k, c)
+        x = self.attn(x).view(b * rows, cols, k, k * c).transpose(1, 2)
         return x.reshape(b, rows * k, cols * k, c)[:, :h, :w]
 
 
@@ -283,7 +290,7 @@ class GridAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         x = x.permute(0, 2, 3, 1) + self.pos_embed
-        q, k, v = self.qkv(self.norm(x)).view(b, h * w, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(self.norm(x)).view(b, h * w, 3 * self.heads, -1).transpose(1, 2).chunk(3, dim=1)
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h, w, c)
         return (x + self.proj(out)).permute(0, 3, 1, 2)
 

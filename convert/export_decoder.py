@@ -1,0 +1,222 @@
+"""The prompt encoder and mask decoder as the exporters take them: fixed prompt slots, channels first, few reshapes.
+
+Everything is (1 c 1 t) or (1 c g g), so that each dense layer is a 1x1 convolution and an attention needs no transpose:
+(c t) splits into heads by a reshape that moves nothing.  That is how Apple's "Deploying Transformers on the Apple
+Neural Engine" (2022) lays out transformers; the weights are those of ``torch_model``.
+
+One shape serves 1 to ``slots`` points and box corners.  Slots with a label below -1 are unused: a bias on their keys
+keeps them out of every softmax, so they change nothing.  SAM's learned padding token is added inside, exactly where the
+predictor adds it: to prompts without a box, unless it is there already as a point with label -1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from convert.torch_encoders import ChannelNorm
+from convert.torch_model import Attention, LoraLinear, MaskDecoder, Mlp, PromptEncoder, TorchSam, TwoWayLayer
+
+UNUSED = -2  # and anything below: a slot that is not there
+FAR = 1e4  # taken from the scores of unused keys; fits float16, and exp(-1e4) is 0
+Score = Literal["stability", "iou"]
+
+
+def _conv(linear: nn.Linear, scale: float = 1.0) -> nn.Conv2d:
+    """A dense layer as a 1x1 convolution, its low-rank update merged; everything times ``scale``."""
+    weight = linear.weight
+    if isinstance(linear, LoraLinear):
+        weight = weight + linear.lora_B @ linear.lora_A / linear.lora_A.shape[0]
+    out = nn.Conv2d(linear.in_features, linear.out_features, 1)
+    out.weight.data = (weight * scale)[:, :, None, None].detach().clone()
+    out.bias.data = (linear.bias * scale).detach().clone()
+    return out
+
+
+def _norm(norm: nn.LayerNorm) -> ChannelNorm:
+    out = ChannelNorm(norm.weight.numel(), norm.eps)
+    out.load_state_dict(norm.state_dict())
+    return out
+
+
+class Attend(nn.Module):
+    """Attention of (1 c h w) queries to (1 c h w) keys and values; ``bias`` (t) is added to the keys' scores.
+
+    The longer side is the last axis of the scores, so that a softmax never runs over a handful of neighbours.
+    """
+
+    def __init__(self, source: Attention) -> None:
+        super().__init__()
+        self.heads = source.heads
+        width = source.q_proj.out_features // source.heads
+        self.query = _conv(source.q_proj, 1 / math.sqrt(width))
+        self.key, self.value, self.out = _conv(source.k_proj), _conv(source.v_proj), _conv(source.out_proj)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, image_queries: bool = False) -> Tensor:
+        place = q.shape[2:]
+        q, k, v = (self._split(x) for x in (self.query(q), self.key(k), self.value(v)))  # (heads d t)
+        if image_queries:
+            scores = k.transpose(1, 2) @ q  # (heads keys queries)
+            if bias is not None:
+                scores = scores + bias[None, :, None]
+            mixed = v @ scores.softmax(dim=1)
+        else:
+            scores = q.transpose(1, 2) @ k  # (heads queries keys)
+            if bias is not None:
+                scores = scores + bias[None, None]
+            mixed = v @ scores.softmax(dim=2).transpose(1, 2)
+        return self.out(mixed.reshape(1, -1, *place))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.reshape(self.heads, x.shape[1] // self.heads, -1)
+
+
+class Layer(nn.Module):
+    """One two-way layer."""
+
+    def __init__(self, source: TwoWayLayer) -> None:
+        super().__init__()
+        self.first = source.first
+        self.own = Attend(source.self_attn)
+        self.to_image = Attend(source.cross_attn_token_to_image)
+        self.from_image = Attend(source.cross_attn_image_to_token)
+        self.norm1, self.norm2, self.norm3, self.norm4 = (
+            _norm(n) for n in (source.norm1, source.norm2, source.norm3, source.norm4)
+        )
+        self.mlp = nn.Sequential(_conv(source.mlp.lin1), nn.ReLU(), _conv(source.mlp.lin2))
+
+    def forward(
+        self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if self.first:
+            tokens = self.own(tokens, tokens, tokens, bias)
+        else:
+            placed = tokens + token_pe
+            tokens = tokens + self.own(placed, placed, tokens, bias)
+        tokens = self.norm1(tokens)
+        keys = image + image_pe
+        tokens = self.norm2(tokens + self.to_image(tokens + token_pe, keys, image, None))
+        tokens = self.norm3(tokens + self.mlp(tokens))
+        image = self.norm4(image + self.from_image(keys, tokens + token_pe, tokens, bias, image_queries=True))
+        return tokens, image
+
+
+class Slots(nn.Module):
+    """Prompt slots to tokens: coords (1 n 2), labels (1 n) -> tokens (1 c 1 n+1), bias of their keys (n+1).
+
+    The last token is the learned padding.
+    """
+
+    def __init__(self, source: PromptEncoder) -> None:
+        super().__init__()
+        self.size = source.image_size
+        matrix = cast(Tensor, source.pe_layer.positional_encoding_gaussian_matrix)
+        self.register_buffer("matrix", 2 * math.pi * matrix.clone(), persistent=False)
+        table = torch.cat([cast(nn.Embedding, e).weight for e in source.point_embeddings]).detach().clone()
+        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("padding", source.not_a_point_embed.weight.detach().clone(), persistent=False)
+
+    def forward(self, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        matrix, table, padding = (cast(Tensor, x) for x in (self.matrix, self.table, self.padding))
+        # A program in float16 keeps this in float32 up to the sine: 0.5 px is all that float16 tells apart at 512.
+        phase = ((coords + 0.5) * (2 / self.size) - 1) @ matrix
+        tokens = torch.cat([phase.sin(), phase.cos()], dim=2)
+        labels = labels.float()
+        for kind in range(4):
+            tokens = tokens + (labels == kind).float()[:, :, None] * table[kind]
+        padded = ((labels > -1.5) & (labels < -0.5)).float()
+        tokens = tokens + padded[:, :, None] * (padding[None] - tokens)
+        used = (labels > -1.5).float()
+        corner = (labels > 1.5).float()
+        needed = 1 - torch.maximum(corner, padded).amax(dim=1, keepdim=True)
+        tokens = torch.cat([tokens, padding[None]], dim=1)
+        bias = (torch.cat([used, needed], dim=1) - 1) * FAR
+        return tokens.transpose(1, 2)[:, :, None], bias[0]
+
+
+class Hypernetworks(nn.Module):
+    """All mask tokens' MLPs at once, as grouped convolutions: (1 c 1 m) -> (m c/8)."""
+
+    def __init__(self, mlps: nn.ModuleList) -> None:
+        super().__init__()
+        count = len(mlps)
+        stages = []
+        for i in range(3):
+            layers = [cast(nn.Linear, cast(Mlp, mlp).layers[i]) for mlp in mlps]
+            conv = nn.Conv2d(count * layers[0].in_features, count * layers[0].out_features, 1, groups=count)
+            conv.weight.data = torch.cat([x.weight for x in layers])[:, :, None, None].detach().clone()
+            conv.bias.data = torch.cat([x.bias for x in layers]).detach().clone()
+            stages.append(conv)
+        self.count = count
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = tokens.permute(0, 3, 1, 2).reshape(1, -1, 1, 1)
+        first, second, last = self.stages
+        x = last(second(first(x).relu()).relu())
+        return x.reshape(self.count, -1)
+
+
+class ExportDecoder(nn.Module):
+    """An embedding (1 c g g) and prompt slots -> masks (1 m s s) logits, scores (1 m); all mask tokens, in order.
+
+    Args:
+      sam: whose weights to use.
+      score: ``stability`` of the low-resolution masks, or the ``iou`` head.
+      mask_input: whether ``forward`` takes (1 1 s s) logits of an earlier mask and (1) whether to heed them.
+    """
+
+    def __init__(self, sam: TorchSam, score: Score, mask_input: bool) -> None:
+        super().__init__()
+        prompt, decoder = sam.prompt_encoder, cast(MaskDecoder, sam.mask_decoder)
+        self.score, self.takes_mask = score, mask_input
+        self.slots = Slots(prompt)
+        self.count = decoder.mask_tokens.num_embeddings
+        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).T[None, :, None]
+        self.register_buffer("own", own.detach().clone(), persistent=False)
+        self.register_buffer("image_pe", prompt.dense_position()[None].detach().clone(), persistent=False)
+        self.register_buffer("no_mask", prompt.no_mask_embed.weight[:, :, None, None].detach().clone(), persistent=False)
+        self.mask_downscaling = prompt.mask_downscaling if mask_input else None
+        self.layers = nn.ModuleList(Layer(cast(TwoWayLayer, layer)) for layer in decoder.transformer.layers)
+        self.last = Attend(decoder.transformer.final_attn_token_to_image)
+        self.last_norm = _norm(decoder.transformer.norm_final_attn)
+        self.upscaling = decoder.output_upscaling
+        self.hypernetworks = Hypernetworks(decoder.output_hypernetworks_mlps)
+        first, second, third = (_conv(cast(nn.Linear, x)) for x in decoder.iou_prediction_head.layers)
+        self.iou = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
+        self.eval()
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor | None = None,
+        has_mask_input: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        own, image_pe, dense = (cast(Tensor, x) for x in (self.own, self.image_pe, self.no_mask))
+        if self.takes_mask:
+            assert mask_input is not None and has_mask_input is not None and self.mask_downscaling is not None
+            dense = dense + has_mask_input.reshape(1, 1, 1, 1) * (self.mask_downscaling(mask_input) - dense)
+        image = image_embeddings + dense
+        prompt, bias = self.slots(point_coords, point_labels)
+        tokens = torch.cat([own, prompt], dim=3)
+        bias = torch.cat([bias.new_zeros(1 + self.count), bias])
+        token_pe = tokens
+        for layer in self.layers:
+            tokens, image = layer(tokens, image, token_pe, image_pe, bias)
+        tokens = self.last_norm(tokens + self.last(tokens + token_pe, image + image_pe, image, None))
+        feat = self.upscaling(image)
+        query = self.hypernetworks(tokens[:, :, :, 1 : 1 + self.count])
+        masks = (query @ feat.flatten(2)[0]).reshape(1, self.count, *feat.shape[2:])
+        return self._scores(masks, tokens[:, :, :, :1]), masks
+
+    def _scores(self, masks: Tensor, token: Tensor) -> Tensor:
+        if self.score == "iou":
+            return self.iou(token).flatten(1)
+        # Means, axis by axis: a sum of 65,536 pixels is beyond float16.  No logit above -1 gives 0, not NaN.
+        sure, possible = ((masks > at).float().mean(dim=3).mean(dim=2) for at in (1.0, -1.0))
+        return sure / torch.clamp(possible, min=1 / (masks.shape[2] * masks.shape[3]))

@@ -1,0 +1,112 @@
+"""The image encoders as the exporters take them: folded weights, exact resizing, normalisation inside if wanted.
+
+The modules are those of ``torch_encoders``; what an exporter would get wrong, or slow, is replaced:
+
+- batch norms and parallel branches are folded by ``edgesam_jax.models.fold``, so a unit is one biased convolution;
+- bicubic up-sampling has no form in Core ML.  It is linear and separable: one constant matrix on either side.
+
+Source of the up-sampling's weights: Keys (1981) with a = -0.75, half-pixel centres, as torch and
+``edgesam_jax.models.layers`` have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convert import names
+from convert.torch_encoders import ConvBN, DepthwiseUnit, UpsampleConv, image_encoder
+from edgesam_jax.config import RepVitConfig, SamConfig
+from edgesam_jax.models.fold import fold
+from edgesam_jax.models.sam import PIXEL_MEAN, PIXEL_STD
+
+PREFIX = "image_encoder."
+LETTERBOX = (124, 116, 104)  # the mean colour in whole numbers: what stands for padding in an image
+Input = Literal["tensor", "image", "photo"]
+
+
+class FoldedUnit(nn.Module):
+    """What is left of a depthwise unit: a biased 3x3 convolution."""
+
+    def __init__(self, unit: DepthwiseUnit) -> None:
+        super().__init__()
+        self.conv = _biased(unit.conv.c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class MatrixUpsample(nn.Module):
+    """1x1 convolution, then x2 bicubic up-sampling as products with a constant matrix (2g g)."""
+
+    def __init__(self, source: UpsampleConv, side: int) -> None:
+        super().__init__()
+        self.op_list = source.op_list
+        with torch.no_grad():  # the rows of a resized identity
+            line = torch.eye(side, dtype=torch.float64)[:, None, :, None].expand(-1, -1, -1, 4)
+            matrix = F.interpolate(line, (2 * side, 4), mode=source.mode, align_corners=False)[:, 0, :, 0].T
+        self.register_buffer("matrix", matrix.float().contiguous(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        matrix = cast(Tensor, self.matrix)
+        return matrix @ self.op_list(x) @ matrix.T
+
+
+def _biased(convolution: nn.Conv2d) -> nn.Conv2d:
+    c = convolution
+    size: Any = c.kernel_size, c.stride, c.padding
+    return nn.Conv2d(c.in_channels, c.out_channels, *size, groups=c.groups, bias=True)
+
+
+def _for_folded_weights(module: nn.Module) -> None:
+    """Change a RepViT in place so that its state_dict is the folded one."""
+    for name, child in module.named_children():
+        if isinstance(child, DepthwiseUnit):
+            setattr(module, name, FoldedUnit(child))
+        elif isinstance(child, ConvBN):
+            child.c, child.bn = _biased(child.c), cast(Any, nn.Identity())
+        else:
+            _for_folded_weights(child)
+
+
+class ExportEncoder(nn.Module):
+    """Photo to embedding (1 c g g).
+
+    Args:
+      input: ``tensor``: (1 3 s s) float32, normalised and padded with zeros, as published.  ``image``: (1 3 s s) with
+        values 0 to 255, padded with the colour ``LETTERBOX``.  ``photo``: (1 3 h w) uint8 with 1 <= h, w <= s, the
+        longest side s; normalised and padded inside.
+    """
+
+    def __init__(self, config: SamConfig, variables: Mapping[str, Any], input: Input = "tensor") -> None:
+        super().__init__()
+        self.input, self.size = input, config.image_size
+        self.encoder = image_encoder(config)
+        if isinstance(config.encoder, RepVitConfig):
+            _for_folded_weights(self.encoder)
+        entries = names.to_published(fold(config, variables))
+        state = {n.removeprefix(PREFIX): torch.from_numpy(v) for n, v in entries.items() if n.startswith(PREFIX)}
+        self.encoder.load_state_dict(state, strict=True)
+        if isinstance(config.encoder, RepVitConfig) and config.encoder.fuse:
+            coarse = cast(UpsampleConv, self.encoder.fuse_stage3)
+            self.encoder.fuse_stage3 = MatrixUpsample(coarse, config.grid // 2)
+        self.register_buffer("mean", torch.tensor(PIXEL_MEAN)[None, :, None, None], persistent=False)
+        self.register_buffer("scale", 1 / torch.tensor(PIXEL_STD)[None, :, None, None], persistent=False)
+        self.eval()
+
+    def forward(self, image: Tensor) -> Tensor:
+        mean, scale = cast(Tensor, self.mean), cast(Tensor, self.scale)
+        if self.input == "image":
+            # SAM pads with zeros after normalising, and no whole number is the mean colour.  What is within half a
+            # level of it, LETTERBOX that is, counts as the mean: padding becomes 0 as in the model, and of the photo's
+            # own values no more is lost than its rounding to 8 bits lost.
+            far = image - mean
+            image = far * (far.abs() > 0.5) * scale
+        elif self.input == "photo":
+            height, width = image.shape[2:]
+            image = F.pad((image.float() - mean) * scale, (0, self.size - width, 0, self.size - height))
+        return self.encoder(image)
