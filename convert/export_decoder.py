@@ -4,8 +4,8 @@ Everything is (1 c 1 t) or (1 c g g), so that each dense layer is a 1x1 convolut
 (c t) splits into heads by a reshape that moves nothing.  That is how Apple's "Deploying Transformers on the Apple
 Neural Engine" (2022) lays out transformers; the weights are those of ``torch_model``.
 
-One shape serves 1 to ``slots`` points and box corners.  Slots with a label below -1 are unused: a bias on their keys
-keeps them out of every softmax, so they change nothing.  SAM's learned padding token is added inside, exactly where the
+One shape serves 1 to ``slots`` points and box corners.  Slots with the label ``UNUSED`` are: a bias on their keys keeps
+them out of every softmax, so they change nothing.  SAM's learned padding token is added inside, exactly where the
 predictor adds it: to prompts without a box, unless it is there already as a point with label -1.
 """
 
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from convert.torch_encoders import ChannelNorm
 from convert.torch_model import Attention, LoraLinear, MaskDecoder, Mlp, PromptEncoder, TorchSam, TwoWayLayer
 
-UNUSED = -2  # and anything below: a slot that is not there
+KINDS = (0, 1, 2, 3, -1)  # outside, inside, corners of a box, learned padding
+UNUSED = -2  # or any other: a slot that is not there
 FAR = 1e4  # taken from the scores of unused keys; fits float16, and exp(-1e4) is 0
 Score = Literal["stability", "iou"]
 
@@ -43,9 +44,10 @@ def _norm(norm: nn.LayerNorm) -> ChannelNorm:
 
 
 class Attend(nn.Module):
-    """Attention of (1 c h w) queries to (1 c h w) keys and values; ``bias`` (t) is added to the keys' scores.
+    """Attention of (1 c h w) queries to (1 c h w) keys and values.
 
-    The longer side is the last axis of the scores, so that a softmax never runs over a handful of neighbours.
+    ``bias`` is added to the scores: (1 1 keys), or (1 keys 1) where the queries are the image.  The image is the last
+    axis of the scores either way: a handful of neighbours would fill an eighth of a vector.
     """
 
     def __init__(self, source: Attention) -> None:
@@ -58,16 +60,10 @@ class Attend(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, image_queries: bool = False) -> Tensor:
         place = q.shape[2:]
         q, k, v = (self._split(x) for x in (self.query(q), self.key(k), self.value(v)))  # (heads d t)
-        if image_queries:
-            scores = k.transpose(1, 2) @ q  # (heads keys queries)
-            if bias is not None:
-                scores = scores + bias[None, :, None]
-            mixed = v @ scores.softmax(dim=1)
-        else:
-            scores = q.transpose(1, 2) @ k  # (heads queries keys)
-            if bias is not None:
-                scores = scores + bias[None, None]
-            mixed = v @ scores.softmax(dim=2).transpose(1, 2)
+        scores = k.transpose(1, 2) @ q if image_queries else q.transpose(1, 2) @ k
+        if bias is not None:
+            scores = scores + bias
+        mixed = v @ scores.softmax(dim=1) if image_queries else v @ scores.softmax(dim=2).transpose(1, 2)
         return self.out(mixed.reshape(1, -1, *place))
 
     def _split(self, x: Tensor) -> Tensor:
@@ -89,52 +85,50 @@ class Layer(nn.Module):
         self.mlp = nn.Sequential(_conv(source.mlp.lin1), nn.ReLU(), _conv(source.mlp.lin2))
 
     def forward(
-        self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor, bias: Tensor
+        self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor, row: Tensor, column: Tensor
     ) -> tuple[Tensor, Tensor]:
         if self.first:
-            tokens = self.own(tokens, tokens, tokens, bias)
+            tokens = self.own(tokens, tokens, tokens, row)
         else:
             placed = tokens + token_pe
-            tokens = tokens + self.own(placed, placed, tokens, bias)
+            tokens = tokens + self.own(placed, placed, tokens, row)
         tokens = self.norm1(tokens)
         keys = image + image_pe
         tokens = self.norm2(tokens + self.to_image(tokens + token_pe, keys, image, None))
         tokens = self.norm3(tokens + self.mlp(tokens))
-        image = self.norm4(image + self.from_image(keys, tokens + token_pe, tokens, bias, image_queries=True))
+        image = self.norm4(image + self.from_image(keys, tokens + token_pe, tokens, column, image_queries=True))
         return tokens, image
 
 
 class Slots(nn.Module):
-    """Prompt slots to tokens: coords (1 n 2), labels (1 n) -> tokens (1 c 1 n+1), bias of their keys (n+1).
+    """Prompt slots to tokens: coords (1 n 2), labels (1 n) -> tokens (1 c 1 n+1), which of them are real (1 1 1 n+1).
 
-    The last token is the learned padding.
+    The last token is the learned padding.  A label that is not one of ``KINDS`` means an unused slot.
     """
 
     def __init__(self, source: PromptEncoder) -> None:
         super().__init__()
-        self.size = source.image_size
-        matrix = cast(Tensor, source.pe_layer.positional_encoding_gaussian_matrix)
-        self.register_buffer("matrix", 2 * math.pi * matrix.clone(), persistent=False)
-        table = torch.cat([cast(nn.Embedding, e).weight for e in source.point_embeddings]).detach().clone()
-        self.register_buffer("table", table, persistent=False)
-        self.register_buffer("padding", source.not_a_point_embed.weight.detach().clone(), persistent=False)
+        matrix = 2 * math.pi * cast(Tensor, source.pe_layer.positional_encoding_gaussian_matrix)  # (2 c/2)
+        c = 2 * matrix.shape[1]
+        # 2 (x + 0.5) / size - 1, times the matrix.  A program in float16 keeps this, and the sine, in float32: float16
+        # tells no more than half pixels apart from 512 on.
+        self.phase = nn.Conv2d(2, c // 2, 1)
+        self.phase.weight.data = (matrix.T * (2 / source.image_size))[:, :, None, None]
+        self.phase.bias.data = matrix.sum(0) * (1 / source.image_size - 1)
+        vectors = [*(cast(nn.Embedding, e).weight for e in source.point_embeddings), source.not_a_point_embed.weight]
+        self.kind = nn.Conv2d(len(KINDS), c, 1, bias=False)
+        self.kind.weight.data = torch.cat(vectors).T[:, :, None, None].detach().clone()
+        self.register_buffer("padding", vectors[-1].T[None, :, None].detach().clone(), persistent=False)
+        self.register_buffer("kinds", torch.tensor(KINDS, dtype=torch.float32)[None, :, None, None], persistent=False)
 
     def forward(self, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        matrix, table, padding = (cast(Tensor, x) for x in (self.matrix, self.table, self.padding))
-        # A program in float16 keeps this in float32 up to the sine: 0.5 px is all that float16 tells apart at 512.
-        phase = ((coords + 0.5) * (2 / self.size) - 1) @ matrix
-        tokens = torch.cat([phase.sin(), phase.cos()], dim=2)
-        labels = labels.float()
-        for kind in range(4):
-            tokens = tokens + (labels == kind).float()[:, :, None] * table[kind]
-        padded = ((labels > -1.5) & (labels < -0.5)).float()
-        tokens = tokens + padded[:, :, None] * (padding[None] - tokens)
-        used = (labels > -1.5).float()
-        corner = (labels > 1.5).float()
-        needed = 1 - torch.maximum(corner, padded).amax(dim=1, keepdim=True)
-        tokens = torch.cat([tokens, padding[None]], dim=1)
-        bias = (torch.cat([used, needed], dim=1) - 1) * FAR
-        return tokens.transpose(1, 2)[:, :, None], bias[0]
+        phase = self.phase(coords.transpose(1, 2)[:, :, None])
+        place = torch.cat([phase.sin(), phase.cos()], dim=1)
+        found = (labels.float().reshape(1, 1, 1, -1) == cast(Tensor, self.kinds)).float()  # (1 5 1 n)
+        place = place * (1 - found[:, 4:])  # the learned padding has no place
+        tokens = torch.cat([place + self.kind(found), cast(Tensor, self.padding)], dim=3)
+        needed = 1 - found[:, 2:].amax(dim=(1, 3), keepdim=True)  # neither a corner nor a padding is there
+        return tokens, torch.cat([found.sum(dim=1, keepdim=True), needed], dim=3)
 
 
 class Hypernetworks(nn.Module):
@@ -177,6 +171,7 @@ class ExportDecoder(nn.Module):
         self.count = decoder.mask_tokens.num_embeddings
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).T[None, :, None]
         self.register_buffer("own", own.detach().clone(), persistent=False)
+        self.register_buffer("always", torch.ones(1, 1, 1, 1 + self.count), persistent=False)
         self.register_buffer("image_pe", prompt.dense_position()[None].detach().clone(), persistent=False)
         self.register_buffer("no_mask", prompt.no_mask_embed.weight[:, :, None, None].detach().clone(), persistent=False)
         self.mask_downscaling = prompt.mask_downscaling if mask_input else None
@@ -202,12 +197,13 @@ class ExportDecoder(nn.Module):
             assert mask_input is not None and has_mask_input is not None and self.mask_downscaling is not None
             dense = dense + has_mask_input.reshape(1, 1, 1, 1) * (self.mask_downscaling(mask_input) - dense)
         image = image_embeddings + dense
-        prompt, bias = self.slots(point_coords, point_labels)
+        prompt, used = self.slots(point_coords, point_labels)
         tokens = torch.cat([own, prompt], dim=3)
-        bias = torch.cat([bias.new_zeros(1 + self.count), bias])
+        bias = (torch.cat([cast(Tensor, self.always), used], dim=3) - 1) * FAR
+        row, column = bias[0], bias.reshape(1, -1, 1)
         token_pe = tokens
         for layer in self.layers:
-            tokens, image = layer(tokens, image, token_pe, image_pe, bias)
+            tokens, image = layer(tokens, image, token_pe, image_pe, row, column)
         tokens = self.last_norm(tokens + self.last(tokens + token_pe, image + image_pe, image, None))
         feat = self.upscaling(image)
         query = self.hypernetworks(tokens[:, :, :, 1 : 1 + self.count])
