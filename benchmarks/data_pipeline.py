@@ -30,8 +30,8 @@ from edgesam_jax.data.pipeline import BatchSource
 from edgesam_jax.data.records import Record
 from edgesam_jax.data.schema import Example
 from edgesam_jax.data.sources import Keep, Part, open_source
-from edgesam_jax.data.transforms import target_size
 from edgesam_jax.models.sam import MODELS
+from edgesam_jax.portable.frame import target_size
 
 EPOCH = 110_000  # photos of 1 % of SA-1B: shuffling a handful takes longer than shuffling many
 Decoder = Callable[[bytes], Any]

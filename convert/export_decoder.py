@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from convert.torch_encoders import ChannelNorm
-from convert.torch_model import Attention, LoraLinear, MaskDecoder, Mlp, PromptEncoder, TorchSam, TwoWayLayer
+from convert.torch_model import Attention, LoraLinear, Mlp, PromptEncoder, TorchSam, TwoWayLayer
 
 KINDS = (0, 1, 2, 3, -1)  # outside, inside, corners of a box, learned padding
 UNUSED = -2  # or any other: a slot that is not there
@@ -165,7 +165,7 @@ class ExportDecoder(nn.Module):
 
     def __init__(self, sam: TorchSam, score: Score, mask_input: bool) -> None:
         super().__init__()
-        prompt, decoder = sam.prompt_encoder, cast(MaskDecoder, sam.mask_decoder)
+        prompt, decoder = sam.prompt_encoder, sam.mask_decoder
         self.score, self.takes_mask = score, mask_input
         self.slots = Slots(prompt)
         self.count = decoder.mask_tokens.num_embeddings
@@ -173,7 +173,9 @@ class ExportDecoder(nn.Module):
         self.register_buffer("own", own.detach().clone(), persistent=False)
         self.register_buffer("always", torch.ones(1, 1, 1, 1 + self.count), persistent=False)
         self.register_buffer("image_pe", prompt.dense_position()[None].detach().clone(), persistent=False)
-        self.register_buffer("no_mask", prompt.no_mask_embed.weight[:, :, None, None].detach().clone(), persistent=False)
+        self.register_buffer(
+            "no_mask", prompt.no_mask_embed.weight[:, :, None, None].detach().clone(), persistent=False
+        )
         self.mask_downscaling = prompt.mask_downscaling if mask_input else None
         self.layers = nn.ModuleList(Layer(cast(TwoWayLayer, layer)) for layer in decoder.transformer.layers)
         self.last = Attend(decoder.transformer.final_attn_token_to_image)

@@ -1,6 +1,6 @@
 """Experiment configuration: frozen dataclasses, typed overrides, a JSON round trip.
 
-Standard library only, so that data workers and command lines can read a config without starting JAX.
+Only the standard library is behind it, so that workers and command lines can read a config without starting JAX.
 Every field is part of the public contract of ``--set a.b=c``.  Choices in which the paper and its published code
 disagree are named here and explained in ``docs/deviations.md``.
 """
@@ -17,11 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from edgesam_jax.portable.errors import UsageError
+
 T = TypeVar("T")
-
-
-class UsageError(ValueError):
-    """Something a user can cause and mend; command lines print it on one line and exit with code 2."""
 
 
 # ---------------------------------------------------------------------------------------------------- models

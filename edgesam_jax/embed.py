@@ -30,9 +30,9 @@ from edgesam_jax.data.embeddings import STORE, StoredType, StoreHeader, photo_ke
 from edgesam_jax.data.records import decode_record
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.sources import check_share, left_out, open_source
-from edgesam_jax.data.transforms import pad_to_square, resize_longest_side
 from edgesam_jax.files import write_atomically, written_beside
 from edgesam_jax.flags import Parser, count, part, share
+from edgesam_jax.portable.frame import pad_to_square, resize_longest_side
 
 if TYPE_CHECKING:
     from edgesam_jax.checkpoint import Model

@@ -12,9 +12,9 @@ import numpy as np
 from jax import Array
 
 from edgesam_jax.config import RepVitConfig, SamConfig
-from edgesam_jax.data.transforms import pad_to_square, resize_longest_side
 from edgesam_jax.models.fold import fold
 from edgesam_jax.models.sam import Sam, decode, preprocess
+from edgesam_jax.portable.frame import pad_to_square, resize_longest_side
 from edgesam_jax.prompts import from_boxes, from_boxes_and_points, from_points
 from edgesam_jax.types import MaskPrediction
 

@@ -67,7 +67,7 @@ def _prompts(
     boxes: Sequence[str], points: Sequence[str], size: tuple[int, int]
 ) -> list[tuple[list[float] | None, list[Point]]]:
     """One (box or None, points) for each prompt, checked against the photo's rows and columns."""
-    from edgesam_jax.predictor import check_box, check_point
+    from edgesam_jax.portable.prompts import check_box, check_point
 
     if not boxes and not points:
         raise UsageError("no prompt: give --box X0,Y0,X1,Y1 or --point X,Y,LABEL")

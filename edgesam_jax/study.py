@@ -18,7 +18,7 @@ from edgesam_jax import files, heldout, inference, reporting
 from edgesam_jax.checkpoint import Model
 from edgesam_jax.config import ArmConfig, Config, UsageError, apply_overrides
 from edgesam_jax.data.schema import Example
-from edgesam_jax.data.transforms import scale_coords
+from edgesam_jax.portable.frame import scale_coords
 from edgesam_jax.start import check_distillation, claim_workdir
 from edgesam_jax.trainer import RunResult, fit, load_teacher
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "edgesam_jax"
 
 # The rooms in the order of the design.  Modules that are not named stand between `parallel` and the command lines.
 RANKS = {
-    "config": 0, "types": 0,
+    "portable": 0, "config": 0, "types": 0,
     "data": 1, "models": 1,
     "prompts": 2, "losses": 2,
     "distill": 3, "optim": 3,
@@ -65,7 +65,9 @@ def test_imports_point_down(path: Path) -> None:
         inside = here == room(name) or (rank == other and rank != RANKS["data"] and rank != RANKS["train"])
         assert other < rank or inside, f"{path.name} imports {name}"
         if here in ("data", "models"):
-            assert room(name) in ("config", "types", here), f"{here}/ imports {name}"
+            assert room(name) in ("config", "types", "portable", here), f"{here}/ imports {name}"
+        if here == "portable":
+            assert room(name) == here, "bundles carry portable/ alone"
 
 
 @pytest.mark.parametrize("path", modules(PACKAGE), ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -80,7 +82,9 @@ def test_rooms_keep_their_libraries(path: Path) -> None:
     if path.parent.name == "data":
         assert not tops & {"jax", "flax", "optax", "orbax"}, "data workers start without JAX"
     if path.name == "config.py":
-        assert tops <= set(sys.stdlib_module_names)
+        assert tops <= {*sys.stdlib_module_names, "edgesam_jax"}
+    if path.parent.name == "portable":
+        assert tops <= {*sys.stdlib_module_names, "edgesam_jax", "numpy", "PIL", "onnxruntime"}
 
 
 def test_the_package_and_every_public_name_load_no_foreign_framework() -> None:

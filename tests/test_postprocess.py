@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgesam_jax.postprocess import bilinear_matrix, stability_score, upscale_logits, upscale_masks
+from edgesam_jax.portable.postprocess import bilinear_matrix, stability_score, upscale_logits, upscale_masks
 
 
 def resize(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:

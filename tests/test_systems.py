@@ -21,7 +21,7 @@ from edgesam_jax.evaluation.protocol import Settings
 from edgesam_jax.evaluation.systems import JaxSystem, OnnxSystem, PredictionsSystem, input_size
 from edgesam_jax.metrics import mask_iou
 from edgesam_jax.models.init import init_variables
-from edgesam_jax.postprocess import stability_score, upscale_logits
+from edgesam_jax.portable.postprocess import stability_score, upscale_logits
 from edgesam_jax.predictor import Predictor
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -10,17 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.transforms import (
-    center_point,
-    interior_point,
-    jitter_boxes,
-    load_image,
-    low_res_masks,
-    pad_to_square,
-    resize_longest_side,
-    scale_coords,
-    target_size,
-)
+from edgesam_jax.data.transforms import center_point, interior_point, jitter_boxes, load_image, low_res_masks
+from edgesam_jax.portable.frame import pad_to_square, resize_longest_side, scale_coords, target_size
 
 SIDES = st.integers(1, 90)
 

@@ -26,17 +26,9 @@ from edgesam_jax.data.embeddings import EmbeddingStore, photo_key
 from edgesam_jax.data.records import decode
 from edgesam_jax.data.schema import BadExample, Example
 from edgesam_jax.data.sources import Part, Source, Split, left_out, open_parts
-from edgesam_jax.data.transforms import (
-    MAX_SIDE,
-    jitter_boxes,
-    low_res_windows,
-    pad_to_square,
-    resize_longest_side,
-    scale_coords,
-    suppress_masks,
-    target_size,
-)
+from edgesam_jax.data.transforms import MAX_SIDE, jitter_boxes, low_res_windows, suppress_masks
 from edgesam_jax.data.windows import Window, crop
+from edgesam_jax.portable.frame import pad_to_square, resize_longest_side, scale_coords, target_size
 
 if TYPE_CHECKING:  # workers import this module, and must not start JAX
     from edgesam_jax.types import Batch

@@ -10,7 +10,8 @@ from PIL import Image
 
 from edgesam_jax.data.schema import OBJECT, Example, boxes_of
 from edgesam_jax.data.sources import Keep, Source, select
-from edgesam_jax.data.transforms import interior_point, target_size
+from edgesam_jax.data.transforms import interior_point
+from edgesam_jax.portable.frame import target_size
 
 Guess = Literal["grid", "superpixels"]
 GRID = (4, 8)  # cells along the shorter side, of the coarse and of the fine grid

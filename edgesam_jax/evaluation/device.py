@@ -19,7 +19,7 @@ from jax import Array
 from edgesam_jax.config import SamConfig
 from edgesam_jax.evaluation.protocol import Select
 from edgesam_jax.models.sam import Sam
-from edgesam_jax.postprocess import MASK_THRESHOLD, STABILITY_OFFSET, bilinear_matrix
+from edgesam_jax.portable.postprocess import MASK_THRESHOLD, STABILITY_OFFSET, bilinear_matrix
 from edgesam_jax.types import MaskPrediction, Prompts
 
 PROMPTS = 32  # of one call

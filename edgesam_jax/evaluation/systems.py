@@ -22,7 +22,7 @@ from edgesam_jax import inference
 from edgesam_jax.checkpoint import Model, digest_of
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.records import decode_window
-from edgesam_jax.data.transforms import low_res_windows, target_size
+from edgesam_jax.data.transforms import low_res_windows
 from edgesam_jax.data.windows import Window, crop
 from edgesam_jax.evaluation import device
 from edgesam_jax.evaluation.device import PROMPTS, Bits
@@ -30,6 +30,7 @@ from edgesam_jax.evaluation.photos import Photo
 from edgesam_jax.evaluation.protocol import Select, Slots
 from edgesam_jax.files import sha256_of
 from edgesam_jax.models.sam import PIXEL_MEAN, PIXEL_STD
+from edgesam_jax.portable.frame import target_size
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, IGNORED, NEGATIVE, POSITIVE, MaskPrediction
 
 

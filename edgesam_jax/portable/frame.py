@@ -1,0 +1,41 @@
+"""Photos and coordinates into the model's square frame, exactly as SAM prepares them.
+
+A photo's longest side becomes ``size`` pixels (Pillow's bilinear filter on uint8, sides rounded half up); it fills the
+top left corner and the rest is padding.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+
+def target_size(height: int, width: int, size: int) -> tuple[int, int]:
+    """Rows and columns of a photo whose longest side is resized to ``size``: int(side * scale + 0.5), at least 1."""
+    scale = size / max(height, width)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def resize_longest_side(image: np.ndarray | Image.Image, size: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Resize (h w 3) uint8 so that its longest side has ``size`` pixels; returns it and its (rows, columns)."""
+    height, width = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
+    rows, columns = target_size(height, width, size)
+    if (rows, columns) == (height, width):
+        return np.asarray(image), (rows, columns)
+    photo = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    return np.asarray(photo.resize((columns, rows), Image.Resampling.BILINEAR)), (rows, columns)
+
+
+def pad_to_square(image: np.ndarray, size: int) -> np.ndarray:
+    """Pad (h w 3) with zeros at the bottom and right to (size size 3)."""
+    if image.shape[:2] == (size, size):
+        return image
+    padded = np.zeros((size, size, image.shape[2]), image.dtype)
+    padded[: image.shape[0], : image.shape[1]] = image
+    return padded
+
+
+def scale_coords(coords: np.ndarray, old_hw: tuple[int, int], new_hw: tuple[int, int]) -> np.ndarray:
+    """Scale XY pairs (... 2k) float32 from a frame of (rows, columns) to another, by each axis's own ratio."""
+    ratio = np.array([new_hw[1] / old_hw[1], new_hw[0] / old_hw[0]])
+    return (coords * np.tile(ratio, coords.shape[-1] // 2)).astype(np.float32)

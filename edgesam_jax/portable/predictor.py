@@ -1,0 +1,159 @@
+"""Masks for one photo at a time, under the names that SAM's users know: what every predictor has in common."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edgesam_jax.portable.errors import UsageError
+from edgesam_jax.portable.frame import pad_to_square, resize_longest_side
+from edgesam_jax.portable.postprocess import upscale_masks
+from edgesam_jax.portable.prompts import check_masks, check_prompts
+
+MASK_CHOICES = {1: slice(0, 1), 3: slice(1, 4), 4: slice(0, 4)}  # SAM: token 0 alone, tokens 1 to 3, all
+
+
+@dataclass(frozen=True, eq=False)
+class ImageEmbedding:
+    """What the encoder made of one photo.  It belongs to that photo and to the model that made it.
+
+    ``values`` are the encoder's; ``original_size`` and ``input_size``: rows and columns of the photo, and of its place
+    in the model's frame.
+    """
+
+    values: Any
+    original_size: tuple[int, int]
+    input_size: tuple[int, int]
+    photo: bytes = field(repr=False)  # digest of the pixels
+    model: Any = field(repr=False)
+
+
+class BasePredictor(ABC):
+    """``set_image`` once, then ``predict`` for any number of prompts.
+
+    Args:
+      model: what the embeddings belong to.
+      image_size, mask_size: sides of the model's frame and of its low-resolution masks.
+    """
+
+    def __init__(self, model: Any, image_size: int, mask_size: int) -> None:
+        self.model, self.image_size, self.mask_size = model, image_size, mask_size
+        self._embedding: ImageEmbedding | None = None
+
+    @abstractmethod
+    def _encode(self, frame: np.ndarray, input_size: tuple[int, int]) -> Any:
+        """Embedding of a padded frame (s s 3) uint8, of which the photo fills ``input_size``."""
+
+    @abstractmethod
+    def _decode(
+        self,
+        embedding: Any,
+        boxes: np.ndarray | None,
+        coords: np.ndarray | None,
+        labels: np.ndarray | None,
+        masks: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Logits (p 4 s s) and scores (p 4) float32 of prompts in the frame."""
+
+    def set_image(self, image: np.ndarray, embedding: ImageEmbedding | None = None) -> ImageEmbedding:
+        """Encode a photo, or take the embedding that an earlier call gave for the same photo.
+
+        Args:
+          image: (h w 3) uint8 RGB.
+          embedding: what ``set_image`` returned for this photo, to spare the encoder.
+
+        Raises:
+          UsageError: not such an array; or an embedding of another photo or of another model.
+        """
+        image = np.ascontiguousarray(image)
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+            raise UsageError(f"image: wants RGB (h w 3) uint8, got {image.shape} {image.dtype}")
+        photo = hashlib.blake2b(image.data, digest_size=16).digest()
+        if embedding is None:
+            resized, input_size = resize_longest_side(image, self.image_size)
+            values = self._encode(pad_to_square(resized, self.image_size), input_size)
+            embedding = ImageEmbedding(values, (image.shape[0], image.shape[1]), input_size, photo, self.model)
+        elif embedding.model is not self.model:
+            raise UsageError("embedding: it was made by another model; call set_image without it")
+        elif embedding.photo != photo or embedding.original_size != image.shape[:2]:
+            raise UsageError("embedding: it belongs to another photo; call set_image without it")
+        self._embedding = embedding
+        return embedding
+
+    def reset_image(self) -> None:
+        """Forget the photo."""
+        self._embedding = None
+
+    @property
+    def embedding(self) -> ImageEmbedding:
+        """The photo's embedding.
+
+        Raises:
+          UsageError: no photo is set.
+        """
+        if self._embedding is None:
+            raise UsageError("no photo is set: call set_image first")
+        return self._embedding
+
+    def predict(
+        self,
+        point_coords: np.ndarray | Sequence[Sequence[float]] | None = None,
+        point_labels: np.ndarray | Sequence[int] | None = None,
+        box: np.ndarray | Sequence[float] | None = None,
+        mask_input: np.ndarray | None = None,
+        num_masks: int = 1,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Masks for one prompt: points, a box, or both.
+
+        Args:
+          point_coords: (n 2) x, y in pixels of the photo.
+          point_labels: (n) 1 inside the object, 0 outside.
+          box: (4) x0, y0, x1, y1.
+          mask_input: (s s) or (1 s s) low-resolution logits of an earlier prediction.
+          num_masks: 1: mask token 0; 3: tokens 1 to 3; 4: all, in the order 0 to 3.
+
+        Returns:
+          masks (m h w) bool, scores (m) float32, low-resolution logits (m s s) float32 (s = 256 for EdgeSAM and SAM).
+
+        Raises:
+          UsageError: no photo set, no prompt, or a prompt that is not on the photo.
+        """
+        masks, scores, logits = self.predict_prompts(
+            None if box is None else np.asarray(box, np.float64)[None],
+            None if point_coords is None else np.asarray(point_coords, np.float64)[None],
+            None if point_labels is None else np.asarray(point_labels)[None],
+            None if mask_input is None else np.asarray(mask_input, np.float32).reshape(1, *np.shape(mask_input)[-2:]),
+            num_masks,
+        )
+        return masks[0], scores[0], logits[0]
+
+    def predict_prompts(
+        self,
+        boxes: np.ndarray | None = None,
+        point_coords: np.ndarray | None = None,
+        point_labels: np.ndarray | None = None,
+        mask_inputs: np.ndarray | None = None,
+        num_masks: int = 1,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As ``predict`` for p prompts at once: boxes (p 4), points (p n 2) with labels (p n), masks (p s s).
+
+        Returns:
+          masks (p m h w) bool, scores (p m) float32, low-resolution logits (p m s s) float32.
+        """
+        image = self.embedding
+        if num_masks not in MASK_CHOICES:
+            raise UsageError(f"num_masks: must be 1, 3 or 4, got {num_masks}")
+        boxes, coords, labels = check_prompts(
+            boxes, point_coords, point_labels, image.original_size, image.input_size
+        )  # fmt: skip
+        count = len(boxes) if boxes is not None else len(coords) if coords is not None else 0
+        masks = check_masks(mask_inputs, count, self.mask_size)
+        logits, scores = self._decode(image.values, boxes, coords, labels, masks)
+        chosen = MASK_CHOICES[num_masks]
+        logits, scores = logits[:, chosen], scores[:, chosen]
+        return upscale_masks(logits, self.image_size, image.input_size, image.original_size), scores, logits
