@@ -31,7 +31,8 @@ from edgesam_jax.evaluation.prompted import in_parallel, score_photo
 from edgesam_jax.evaluation.protocol import HEAD, Settings
 from edgesam_jax.evaluation.systems import JaxSystem, input_size
 from edgesam_jax.models.init import init_variables
-from edgesam_jax.models.sam import MODELS, PIXEL_MEAN, PIXEL_STD
+from edgesam_jax.models.sam import MODELS
+from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
 
 SIZE = (480, 640)
 

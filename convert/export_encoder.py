@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from convert import names
 from convert.torch_encoders import ConvBN, DepthwiseUnit, UpsampleConv, image_encoder
 from edgesam_jax.config import RepVitConfig, SamConfig
 from edgesam_jax.models.fold import fold
-from edgesam_jax.models.sam import PIXEL_MEAN, PIXEL_STD
+from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
 
 PREFIX = "image_encoder."
 LETTERBOX = (124, 116, 104)  # the mean colour in whole numbers: what stands for padding in an image
@@ -89,7 +90,9 @@ class ExportEncoder(nn.Module):
         if isinstance(config.encoder, RepVitConfig):
             _for_folded_weights(self.encoder)
         entries = names.to_published(fold(config, variables))
-        state = {n.removeprefix(PREFIX): torch.from_numpy(v) for n, v in entries.items() if n.startswith(PREFIX)}
+        state = {
+            n.removeprefix(PREFIX): torch.from_numpy(np.array(v)) for n, v in entries.items() if n.startswith(PREFIX)
+        }
         self.encoder.load_state_dict(state, strict=True)
         if isinstance(config.encoder, RepVitConfig) and config.encoder.fuse:
             coarse = cast(UpsampleConv, self.encoder.fuse_stage3)

@@ -13,12 +13,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgesam_jax.checkpoint import Model, load_model
     from edgesam_jax.config import UsageError
+    from edgesam_jax.portable.onnx_predictor import OnnxPredictor
     from edgesam_jax.predictor import Predictor
 
 __version__ = "0.1.0"
-__all__ = ["Model", "Predictor", "UsageError", "__version__", "load_model"]
+__all__ = ["Model", "OnnxPredictor", "Predictor", "UsageError", "__version__", "load_model"]
 
-_HOMES = {"load_model": "checkpoint", "Model": "checkpoint", "Predictor": "predictor", "UsageError": "config"}
+_HOMES = {
+    "load_model": "checkpoint",
+    "Model": "checkpoint",
+    "Predictor": "predictor",
+    "OnnxPredictor": "portable.onnx_predictor",
+    "UsageError": "config",
+}
 
 
 def __getattr__(name: str) -> Any:

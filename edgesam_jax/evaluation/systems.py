@@ -29,8 +29,8 @@ from edgesam_jax.evaluation.device import PROMPTS, Bits
 from edgesam_jax.evaluation.photos import Photo
 from edgesam_jax.evaluation.protocol import Select, Slots
 from edgesam_jax.files import sha256_of
-from edgesam_jax.models.sam import PIXEL_MEAN, PIXEL_STD
 from edgesam_jax.portable.frame import target_size
+from edgesam_jax.portable.onnx_model import OnnxModel
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, IGNORED, NEGATIVE, POSITIVE, MaskPrediction
 
 
@@ -132,12 +132,7 @@ class JaxSystem:
 
 
 class OnnxSystem:
-    """An encoder and a decoder in ONNX with the input names of the published EdgeSAM or SAM exports.
-
-    Encoder: one input, a normalised and padded photo (1 3 s s) float32.  Decoder: ``image_embeddings``,
-    ``point_coords`` (1 n 2) in the frame, ``point_labels`` (1 n), and where it has them SAM's ``mask_input``,
-    ``has_mask_input`` and ``orig_im_size``; outputs ``masks`` or ``low_res_masks`` (1 m s s) logits and ``scores`` or
-    ``iou_predictions`` (1 m).  The padding token after points is given as a point with label -1 (facts, section 8).
+    """An ONNX pair as ``portable.onnx_model`` takes it; the padding token after points is given as one of label -1.
 
     Raises:
       UsageError: onnxruntime is not installed, a file is missing or damaged, or names are others.
@@ -145,57 +140,18 @@ class OnnxSystem:
 
     def __init__(self, encoder: Path, decoder: Path, num_masks: int = 1, select: Select = "first") -> None:
         self.name = decoder.name.removesuffix(".onnx").removesuffix("_decoder")
-        self._encoder, self._decoder = _session(encoder), _session(decoder)
+        try:
+            self._model = OnnxModel(encoder, decoder)
+        except UsageError as error:
+            raise UsageError(f"--onnx {error}") from None
         self.digest = sha256_of(encoder) + sha256_of(decoder)
         self._num_masks, self._select = num_masks, select
-        [image, *others] = self._encoder.get_inputs()
-        if others or len(image.shape) != 4 or "float" not in image.type:
-            raise UsageError(f"--onnx {encoder}: the encoder must have one input, a photo (1 3 size size) in float32")
-        self.image_size = image.shape[-1] if isinstance(image.shape[-1], int) else 1024
-        self._image = image.name
-        self._inputs = {i.name: i for i in self._decoder.get_inputs()}
-        names = [o.name for o in self._decoder.get_outputs()]
-        self._outputs = [
-            next((n for n in wanted if n in names), "")
-            for wanted in (("low_res_masks", "masks"), ("scores", "iou_predictions"))
-        ]
-        needed = {"image_embeddings", "point_coords", "point_labels"}
-        if not needed <= set(self._inputs) or not all(self._outputs):
-            raise UsageError(
-                f"--onnx {decoder}: inputs {', '.join(self._inputs)} and outputs {', '.join(names)} are not those of a"
-                " published export: image_embeddings, point_coords, point_labels -> scores, masks"
-            )
-        empty = np.zeros((self.image_size, self.image_size, 3), np.uint8)
-        probe = self._run(self._embed(empty, empty.shape[:2]), np.zeros((1, 2), np.float32), np.ones(1, np.int32))
-        self.mask_size = probe[0].shape[-1]
-        if select != "first" and probe[0].shape[0] != 4:
-            raise UsageError(f"--select {select}: {decoder} gives {probe[0].shape[0]} masks, not SAM's four")
-
-    def _embed(self, image: np.ndarray, filled: Sequence[int]) -> np.ndarray:
-        mean, std = (np.array(v, np.float32) for v in (PIXEL_MEAN, PIXEL_STD))
-        x = (image.astype(np.float32) - mean) / std
-        x[filled[0] :] = 0  # SAM pads after normalising
-        x[:, filled[1] :] = 0
-        return np.asarray(self._encoder.run(None, {self._image: x.transpose(2, 0, 1)[None]})[0])
-
-    def _run(self, embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """One prompt: masks (m s s) logits, scores (m)."""
-        side = 4 * embedding.shape[-1]
-        extra = {
-            "mask_input": np.zeros((1, 1, side, side), np.float32),
-            "has_mask_input": np.zeros(1, np.float32),
-            "orig_im_size": np.full(2, self.image_size, np.float32),
-        }
-        given = {
-            "image_embeddings": embedding, "point_coords": coords[None].astype(np.float32),
-            "point_labels": labels[None].astype(np.float32),
-        } | {name: value for name, value in extra.items() if name in self._inputs}  # fmt: skip
-        masks, scores = self._decoder.run(self._outputs, given)
-        return masks[0], scores[0]
+        self.image_size, self.mask_size = self._model.image_size, self._model.mask_size
+        if select != "first" and self._model.num_masks != 4:
+            raise UsageError(f"--select {select}: {decoder} gives {self._model.num_masks} masks, not SAM's four")
 
     def start(self, photo: Photo) -> np.ndarray:
-        image, filled = inference.frame(photo.image, self.image_size)
-        return self._embed(image, filled)
+        return self._model.encoder.embed(*inference.frame(photo.image, self.image_size))
 
     def masks(self, state: np.ndarray, photo: Photo, slots: Slots) -> Answer:
         low: list[np.ndarray] = []
@@ -204,7 +160,7 @@ class OnnxSystem:
             some = []
             for coords, labels, valid in zip(slots.coords, slots.labels, slots.valid, strict=True):
                 used = valid & (labels != IGNORED)  # exports don't know it
-                some.append(self._selected(*self._run(state, coords[used], labels[used])))
+                some.append(self._selected(*self._model.decoder.decode(state, coords[used], labels[used])))
                 if len(some) == PROMPTS:
                     break
             logits = np.zeros((PROMPTS, *some[0].shape), np.float32)
@@ -221,19 +177,6 @@ class OnnxSystem:
             masks, scores = masks[chosen], scores[chosen]
         found = MaskPrediction(jnp.asarray(masks)[None, None], jnp.asarray(scores)[None, None])
         return np.asarray(device.choose(found, self._select)[0])
-
-
-def _session(path: Path) -> Any:
-    if not path.is_file():
-        raise UsageError(f"--onnx {path}: no such file")
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UsageError("--onnx: needs ONNX Runtime: pip install 'edgesam-jax[onnx]'") from None
-    try:
-        return onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
-    except Exception as error:  # onnxruntime's own types
-        raise UsageError(f"--onnx {path}: not an ONNX model that can be run ({str(error).splitlines()[0]})") from None
 
 
 class PredictionsSystem:

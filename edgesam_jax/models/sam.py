@@ -16,10 +16,8 @@ from edgesam_jax.models.mask_decoder import MaskDecoder
 from edgesam_jax.models.prompt_encoder import PromptEncoder
 from edgesam_jax.models.repvit import REPVIT_M1, REPVIT_M2, REPVIT_M3, RepVit
 from edgesam_jax.models.vit import Vit
+from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
 from edgesam_jax.types import MaskPrediction, Prompts
-
-PIXEL_MEAN = (123.675, 116.28, 103.53)
-PIXEL_STD = (58.395, 57.12, 57.375)
 
 TINY = SamConfig(
     encoder=RepVitConfig(widths=(16, 24, 32, 48), depths=(1, 2, 3, 2), stem_strides=(2, 1)),

@@ -9,6 +9,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, of RGB from 0 to 255
+PIXEL_STD = (58.395, 57.12, 57.375)
+
 
 def target_size(height: int, width: int, size: int) -> tuple[int, int]:
     """Rows and columns of a photo whose longest side is resized to ``size``: int(side * scale + 0.5), at least 1."""

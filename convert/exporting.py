@@ -1,0 +1,231 @@
+"""What the exports to ONNX and Core ML share: flags, the torch modules, the contract, whole folders or none."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgesam_jax.checkpoint import Model, load_model
+from edgesam_jax.config import RepVitConfig, UsageError
+from edgesam_jax.flags import Parser
+from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
+
+EXTRA = "pip install 'edgesam-jax[export]'"
+FAILED = 1  # exit code of an export that the gate refuses
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to export: ``slots`` 0 takes any number of points; ``mask_input`` whether the decoder takes masks."""
+
+    name: str
+    parts: tuple[str, ...]
+    slots: int
+    mask_input: bool
+    score: str
+    model: Model
+
+    def file(self, part: str, suffix: str) -> str:
+        """File name of a part."""
+        return f"{self.name}_{part}{suffix}"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of every export."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="anything edgesam_jax.load_model reads")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the files")
+    parser.add_argument("--part", choices=("encoder", "decoder", "both"), default="both")
+    parser.add_argument("--name", help="begins the file names; default: the checkpoint's name")
+    parser.add_argument("--image-size", type=int, metavar="N", help="side of the frame; default: the model's")
+    parser.add_argument(
+        "--slots", type=_slots, default=16, metavar="N|dynamic", help="points and box corners of a prompt (default: 16)"
+    )
+    parser.add_argument(
+        "--published", action="store_true", help="inputs and outputs exactly as in the official files: no mask input"
+    )
+    parser.add_argument("--score", choices=("stability", "iou"), help="default: iou where the IoU head was trained")
+    parser.add_argument(
+        "--photos", action="append", default=[], metavar="FILE|DIR", help="photos to verify on; default: three of ours"
+    )
+
+
+def _slots(text: str) -> int:
+    if text == "dynamic":
+        return 0
+    value = int(text)
+    if not 2 <= value <= 1024:
+        raise argparse.ArgumentTypeError("must be 2 to 1024 (a box takes two), or dynamic")
+    return value
+
+
+def wanted(args: argparse.Namespace) -> Wanted:
+    """Load and check what the flags name.
+
+    Raises:
+      UsageError: an unreadable checkpoint, a size that the model cannot have, a name that is no file name.
+    """
+    model = load_model(args.checkpoint)
+    if args.image_size is not None:
+        model = resized(model, args.image_size)
+    name = args.name or Path(str(args.checkpoint)).name.removesuffix(".pth").removesuffix(".safetensors")
+    name = name.removesuffix(".msgpack")
+    if not name or Path(name).name != name:
+        raise UsageError(f"--name {args.name or ''}: wants the beginning of a file name")
+    parts = ("encoder", "decoder") if args.part == "both" else (args.part,)
+    score = args.score or str(model.metadata.get("score", "stability"))
+    model = dataclasses.replace(model, metadata={**model.metadata, "score": score})
+    return Wanted(name, parts, args.slots, not args.published, score, model)
+
+
+def resized(model: Model, size: int) -> Model:
+    """A model for another frame.  Only convolutional encoders without positions of their own can have one.
+
+    Raises:
+      UsageError: the encoder is tied to its size, or the size is no multiple of what it divides by.
+    """
+    config = model.config
+    if size == config.image_size:
+        return model
+    if not isinstance(config.encoder, RepVitConfig):
+        raise UsageError(
+            f"--image-size {size}: this encoder has learned positions for {config.image_size} px and no other size"
+        )
+    step = 2 * config.image_size // config.grid  # the coarse level of the fusion neck has half the grid
+    if size % step or not step <= size <= 4096:
+        raise UsageError(f"--image-size {size}: must be a multiple of {step}, up to 4096")
+    return dataclasses.replace(model, config=dataclasses.replace(config, image_size=size))
+
+
+def need(*modules: str) -> None:
+    """Raises:
+    UsageError: a library of the extra is not installed."""
+    missing = [m for m in modules if importlib.util.find_spec(m) is None]
+    if missing:
+        raise UsageError(f"export needs {', '.join(missing)}: {EXTRA}")
+
+
+def torch_sam(model: Model) -> Any:
+    """The torch twin with a model's weights, for evaluation."""
+    import torch
+
+    from convert.to_torch import state_dict
+    from convert.torch_model import TorchSam
+
+    sam = TorchSam(model.config).eval().requires_grad_(False)
+    sam.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state_dict(model).items()}, strict=True)
+    return sam
+
+
+# ------------------------------------------------------------------------------------------------------- the contract
+
+
+def contract(job: Wanted, image_input: str) -> dict[str, Any]:
+    """What a program that runs the export must know; ``image_input`` is ``export_encoder.Input``."""
+    from convert.export_decoder import UNUSED
+
+    config = job.model.config
+    side = config.image_size
+    image = {
+        "tensor": {
+            "shape": [1, 3, side, side], "type": "float32",
+            "values": "RGB, (pixel - mean) / std, then zeros to the right and below the photo",
+        },
+        "image": {
+            "shape": [1, 3, side, side], "type": "image",
+            "values": "RGB from 0 to 255; to the right and below the photo the colour 124, 116, 104, which becomes 0",
+        },
+        "photo": {
+            "shape": [1, 3, "height", "width"], "type": "uint8",
+            "values": "RGB from 0 to 255, not padded; the longest side is image_size; normalised and padded inside",
+        },
+    }[image_input]  # fmt: skip
+    return {
+        "format": "edgesam_jax export/1",
+        "image_size": side,
+        "mask_size": config.mask_size,
+        "embedding": [1, config.embed_dim, config.grid, config.grid],
+        "image": {**image, "mean": list(PIXEL_MEAN), "std": list(PIXEL_STD)},
+        "resizing": "longest side to image_size, bilinear with antialiasing (Pillow), sides rounded half up; top left",
+        "coordinates": "x, y; pixels of the photo times resized width / width, resized height / height",
+        "labels": {
+            "1": "a point inside the object", "0": "a point outside it",
+            "2": "the box's top left corner", "3": "the box's bottom right corner",
+            "-1": "SAM's learned padding, at any place", str(UNUSED): "no point: this slot changes nothing",
+        },
+        "slots": job.slots or "dynamic",
+        "adds_padding": True,
+        "mask_input": job.mask_input,
+        "masks": "logits of four masks; threshold 0; the first for one mask, the other three for parts to wholes;"
+        " resize to image_size, crop to the resized photo, resize to the photo (bilinear, half-pixel centres)",
+        "score": job.score,
+        "licence": job.model.metadata.get("licence", "the checkpoint's"),
+        "source": str(job.model.metadata.get("source", "")),
+    }  # fmt: skip
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's files with their names, in order."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
+        digest.update(f"{file_path.relative_to(path).as_posix()} {sha256(file_path)}\n".encode())
+    return digest.hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file or of all files of a folder."""
+    return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+@contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """A folder to write into; what is in it moves to ``output`` when the block ends well, and else is gone.
+
+    Raises:
+      UsageError: ``output`` is a file, or cannot be written.
+    """
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"--output {output}: is a file; name a folder")
+    beside = output.parent / f".{output.name}.{os.getpid()}.tmp"
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        output.mkdir(exist_ok=True)
+        for entry in sorted(beside.iterdir()):
+            target = output / entry.name
+            if target.is_dir() and not target.is_symlink():
+                shutil.rmtree(target)
+            entry.replace(target)
+    except OSError as error:
+        raise UsageError(f"--output {output}: cannot write there ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Readable, in the order given."""
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def command(parser: Parser, run: Callable[[argparse.Namespace], int], argv: Sequence[str] | None) -> int:
+    """Parse and run; a ``UsageError`` is one line and exit code 2."""
+    try:
+        return run(parser.parse_args(argv))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,167 @@
+"""Checkpoints to ONNX, verified with ONNX Runtime.
+
+    python -m convert.to_onnx CHECKPOINT --output DIR [--slots dynamic] [--image-input] [--published]
+
+Writes ``NAME_encoder.onnx``, ``NAME_decoder.onnx`` and ``NAME_onnx.json``: the contract of inputs and outputs, which is
+in the files' metadata too, with checksums and what the verification found.  Exit code 1, and nothing written, if the
+files do not give what the JAX model gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from convert import exporting
+from convert.exporting import Wanted
+from edgesam_jax.flags import Parser
+from edgesam_jax.portable.onnx_model import METADATA
+
+OPSET = 18
+POINTS = "num_points"
+
+
+def export(job: Wanted, folder: Path, image_input: str) -> dict[str, Path]:
+    """Write the parts into a folder; returns their paths by part."""
+    import torch
+
+    from convert.export_decoder import ExportDecoder
+    from convert.export_encoder import ExportEncoder
+
+    config, written = job.model.config, {}
+    content = exporting.contract(job, image_input)
+    if "encoder" in job.parts:
+        side = config.image_size
+        encoder = ExportEncoder(config, job.model.variables, "photo" if image_input == "photo" else "tensor")
+        dynamic: list[Any] | None = None
+        if image_input == "photo":
+            # Both below the full side: an example at its limit would be taken for a constant.
+            example = torch.zeros(1, 3, side - 2, side - 1, dtype=torch.uint8)
+            rows, columns = (torch.export.Dim(n, min=1, max=side) for n in ("height", "width"))
+            dynamic = [{2: rows, 3: columns}]
+        else:
+            example = torch.zeros(1, 3, side, side)
+        written["encoder"] = folder / job.file("encoder", ".onnx")
+        _write(written["encoder"], encoder, (example,), ["image"], ["image_embeddings"], dynamic, content)
+    if "decoder" in job.parts:
+        decoder = ExportDecoder(exporting.torch_sam(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
+        n, g, s = job.slots or 3, config.grid, config.mask_size
+        example_inputs = [torch.zeros(1, config.embed_dim, g, g), torch.zeros(1, n, 2), torch.zeros(1, n)]
+        names = ["image_embeddings", "point_coords", "point_labels"]
+        if job.mask_input:
+            example_inputs += [torch.zeros(1, 1, s, s), torch.zeros(1)]
+            names += ["mask_input", "has_mask_input"]
+        dynamic = None
+        if not job.slots:
+            points = torch.export.Dim(POINTS, min=1, max=1024)
+            dynamic = [{1: points} if name.startswith("point") else None for name in names]
+        written["decoder"] = folder / job.file("decoder", ".onnx")
+        _write(written["decoder"], decoder, tuple(example_inputs), names, ["scores", "masks"], dynamic, content)
+    return written
+
+
+def _write(
+    path: Path,
+    module: Any,
+    example: tuple[Any, ...],
+    inputs: list[str],
+    outputs: list[str],
+    dynamic: list[Any] | None,
+    content: Mapping[str, Any],
+) -> None:
+    import onnx
+    import torch
+
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module, example, input_names=inputs, output_names=outputs, dynamic_shapes=dynamic, dynamo=True,
+            opset_version=OPSET, verbose=False,
+        )  # fmt: skip
+        assert program is not None
+        model = program.model_proto
+    for node in model.graph.node:  # the paths of the machine that exported, and torch's own names
+        del node.metadata_props[:]
+        node.doc_string = ""
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {METADATA: json.dumps(content)})
+    model.producer_name, model.producer_version = "edgesam_jax", ""
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's own progress and its notes on libraries that are not there."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the command line says."""
+    exporting.need("torch", "onnx", "onnxscript", "onnxruntime")
+    job = exporting.wanted(args)
+    from convert import gate
+    from edgesam_jax.portable.onnx_model import OnnxDecoder, OnnxEncoder
+
+    photos = gate.load_photos(args.photos)
+    image_input = "photo" if args.image_input else "tensor"
+    with exporting.whole_folder(args.output) as folder:
+        files = export(job, folder, image_input)
+        for path in files.values():
+            print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB; verifying", flush=True)
+        cases = gate.make_cases(job.model, photos, job.slots, job.mask_input)
+        encoder = OnnxEncoder(files["encoder"]) if "encoder" in files else None
+        decoder = OnnxDecoder(files["decoder"]) if "decoder" in files else None
+        verdict = gate.verify(cases, encoder, decoder, gate.TOLERANCES["float32"], job.score)
+        print(gate.report(verdict, job.name))
+        if not verdict.passed:
+            print("error: nothing was written", file=sys.stderr)
+            return _refused(folder)
+        exporting.write_json(
+            folder / f"{job.name}_onnx.json",
+            {
+                **exporting.contract(job, image_input),
+                "files": {p.name: {"bytes": p.stat().st_size, "sha256": exporting.sha256(p)} for p in files.values()},
+                "opset": OPSET,
+                "verified": verdict.summary(),
+            },
+        )
+    return 0
+
+
+def _refused(folder: Path) -> int:
+    """Leave nothing for the output folder; returns the exit code."""
+    for entry in folder.iterdir():
+        entry.unlink()
+    return exporting.FAILED
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = Parser(prog="python -m convert.to_onnx", description="Export a checkpoint to ONNX, and verify it.")
+    exporting.add_flags(parser)
+    parser.add_argument(
+        "--image-input",
+        action="store_true",
+        help="the encoder takes RGB in uint8, not padded: normalisation and padding are inside (X-AnyLabeling's form)",
+    )
+    return exporting.command(parser, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

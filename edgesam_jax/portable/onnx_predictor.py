@@ -1,0 +1,57 @@
+"""The predictor of ONNX pairs: numpy, Pillow and ONNX Runtime, no JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgesam_jax.portable.errors import UsageError
+from edgesam_jax.portable.onnx_model import NOT_A_POINT, OnnxModel
+from edgesam_jax.portable.predictor import BasePredictor
+
+
+class OnnxPredictor(BasePredictor):
+    """``set_image`` once, then ``predict`` for any number of prompts.  Embeddings are (1 c g g).
+
+    Scores are what the decoder gives.  Points are padded as SAM pads them, whether the decoder does it or not.
+
+    Args:
+      encoder, decoder: the files.
+      providers: ONNX Runtime's execution providers in order; all that are there by default.
+
+    Raises:
+      UsageError: see ``OnnxModel``; or a decoder that gives other than SAM's four masks.
+    """
+
+    model: OnnxModel
+
+    def __init__(self, encoder: str | Path, decoder: str | Path, providers: Sequence[str] = ()) -> None:
+        model = OnnxModel(encoder, decoder, providers)
+        if model.num_masks != 4:
+            raise UsageError(f"{decoder}: gives {model.num_masks} masks, not SAM's four")
+        super().__init__(model, model.image_size, model.mask_size)
+
+    def _encode(self, frame: np.ndarray, input_size: tuple[int, int]) -> np.ndarray:
+        return self.model.encoder.embed(frame, input_size)
+
+    def _decode(
+        self,
+        embedding: np.ndarray,
+        boxes: np.ndarray | None,
+        coords: np.ndarray | None,
+        labels: np.ndarray | None,
+        masks: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        results = []
+        for i in range(next(len(x) for x in (boxes, coords) if x is not None)):
+            places, kinds = np.zeros((0, 2), np.float32), np.zeros(0, np.int32)
+            if boxes is not None:
+                places, kinds = boxes[i].reshape(2, 2), np.array([2, 3], np.int32)
+            elif not self.model.decoder.pads:
+                places, kinds = np.zeros((1, 2), np.float32), np.array([NOT_A_POINT], np.int32)
+            if coords is not None and labels is not None:
+                places, kinds = np.concatenate([places, coords[i]]), np.concatenate([kinds, labels[i]])
+            results.append(self.model.decoder.decode(embedding, places, kinds, None if masks is None else masks[i]))
+        return np.stack([logits for logits, _ in results]), np.stack([scores for _, scores in results])
