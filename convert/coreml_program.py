@@ -1,0 +1,70 @@
+"""Core ML packages as the gate runs them: Apple's own ``predict`` on macOS, op by op in torch elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert import mil_evaluator
+from convert.coreml import quiet
+from convert.export_encoder import LETTERBOX
+from edgesam_jax.portable.onnx_model import fill_slots, normalised
+
+
+def runner(path: Path) -> Any:
+    """A callable from named arrays to named arrays: ``MLModel.predict`` where there is one, else ``MilProgram``."""
+    if sys.platform != "darwin":
+        return mil_evaluator.load(path)
+    with quiet():
+        import coremltools as ct
+
+        model = ct.models.MLModel(str(path))
+
+    def predict(**inputs: Any) -> dict[str, np.ndarray]:
+        return model.predict(inputs)
+
+    return predict
+
+
+class CoremlEncoder:
+    """``image`` (a normalised tensor, or with ``image_input`` a picture) to ``image_embeddings``."""
+
+    def __init__(self, path: Path, image_input: bool) -> None:
+        self._run, self._image_input = runner(path), image_input
+
+    def embed(self, frame: np.ndarray, filled: Sequence[int]) -> np.ndarray:
+        """Embedding (1 c g g) of a padded frame (s s 3) uint8, of which the photo fills rows and columns ``filled``."""
+        if not self._image_input:
+            return self._run(image=normalised(frame, filled))["image_embeddings"]
+        picture = np.empty_like(frame)
+        picture[:] = LETTERBOX
+        picture[: filled[0], : filled[1]] = frame[: filled[0], : filled[1]]
+        if sys.platform == "darwin":
+            from PIL import Image
+
+            return self._run(image=Image.fromarray(picture))["image_embeddings"]
+        return self._run(image=picture.transpose(2, 0, 1)[None].astype(np.float32))["image_embeddings"]
+
+
+class CoremlDecoder:
+    """Prompt slots on an embedding to ``masks`` and ``scores``."""
+
+    def __init__(self, path: Path, slots: int, mask_size: int, mask_input: bool) -> None:
+        self._run, self._path, self._slots, self._side, self._takes = runner(path), path, slots, mask_size, mask_input
+
+    def decode(
+        self, embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One prompt: logits (m s s), scores (m)."""
+        points, kinds = fill_slots(coords, labels, self._slots, str(self._path))
+        given = {"image_embeddings": embedding, "point_coords": points, "point_labels": kinds}
+        if self._takes:
+            side = self._side
+            given["mask_input"] = np.zeros((1, 1, side, side), np.float32) if mask is None else mask[None, None]
+            given["has_mask_input"] = np.full(1, mask is not None, np.float32)
+        out = self._run(**given)
+        return out["masks"][0], out["scores"][0]

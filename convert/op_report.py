@@ -1,0 +1,95 @@
+"""What a Core ML program is made of, and what in it is known to leave the Neural Engine.
+
+Only Core ML on an Apple device decides where an operation runs (Xcode's performance report, ``MLComputePlan``).  What
+is flagged here is what Apple's documents and users' reports name: the Neural Engine computes in float16, on fixed
+shapes of at most four axes, and does not gather, sort or branch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+OUTSIDE = frozenset(
+    {
+        *("gather", "gather_along_axis", "gather_nd", "scatter", "scatter_along_axis", "scatter_nd", "one_hot"),
+        *("argsort", "topk", "non_zero", "cumsum", "reduce_argmax", "reduce_argmin", "cond", "while_loop", "range_1d"),
+        *("shape", "fill", "lstm", "gru", "rnn", "crop_resize", "resample", "non_maximum_suppression"),
+    }
+)
+MOVES = ("reshape", "transpose", "expand_dims", "squeeze", "split", "concat", "slice_by_index", "slice_by_size")
+MOST_AXES = 4
+
+
+@dataclass(frozen=True)
+class Census:
+    """Operations of a program (constants aside): how many of a kind, the most axes, and the flagged with the reason."""
+
+    kinds: dict[str, int]
+    axes: int
+    flagged: dict[str, list[str]]
+
+    @property
+    def total(self) -> int:
+        """All operations."""
+        return sum(self.kinds.values())
+
+    @property
+    def moves(self) -> int:
+        """Operations that only move values about."""
+        return sum(self.kinds.get(kind, 0) for kind in MOVES)
+
+    def content(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "operations": self.total, "kinds": self.kinds, "moves": self.moves, "most_axes": self.axes,
+            "may_leave_the_neural_engine": self.flagged,
+        }  # fmt: skip
+
+
+def census(operations: Iterable[Any]) -> Census:
+    """Count ``MilProgram.operations()``."""
+    kinds: Counter[str] = Counter()
+    axes, flagged = 0, {}
+    for op in operations:
+        if op.constant:
+            continue
+        kinds[op.kind] += 1
+        axes = max([axes, *(len(shape) for shape in op.shapes)])
+        reasons = []
+        if op.kind in OUTSIDE:
+            reasons.append("kind")
+        if any(len(shape) > MOST_AXES for shape in op.shapes):
+            reasons.append(f"more than {MOST_AXES} axes")
+        if any(not isinstance(side, int) for shape in op.shapes for side in shape):
+            reasons.append("flexible shape")
+        if op.kind != "cast" and any(dtype not in ("fp16", "bool") for dtype in op.dtypes):
+            reasons.append("computes in " + "/".join(sorted(set(op.dtypes))))
+        if reasons:
+            flagged.setdefault(f"{op.kind}: {', '.join(reasons)}", []).append(op.name)
+    return Census(dict(kinds.most_common()), axes, flagged)
+
+
+def table(ours: Census, plain: Census | None, title: str) -> str:
+    """A Markdown table of kinds and counts, ours beside the plain conversion's."""
+    kinds = list(dict.fromkeys([*ours.kinds, *(plain.kinds if plain else ())]))
+    lines = [f"### {title}", "", "| operation | this export | plain conversion |", "|---|--:|--:|"]
+
+    def row(name: str, a: int, b: int | None) -> str:
+        return f"| {name} | {a or ''} | {b or ''} |"
+
+    lines += [row(k, ours.kinds.get(k, 0), plain.kinds.get(k, 0) if plain else None) for k in kinds]
+    lines.append(row("**all**", ours.total, plain.total if plain else None))
+    lines.append(row("of these, moving values about", ours.moves, plain.moves if plain else None))
+    lines.append(row("most axes", ours.axes, plain.axes if plain else None))
+    for name, found in (("This export", ours), ("The plain conversion", plain)):
+        if found is None:
+            continue
+        if found.flagged:
+            text = "; ".join(f"{len(names)} x {what}" for what, names in found.flagged.items())
+            lines += ["", f"{name} has what may leave the Neural Engine: {text}."]
+        else:
+            lines += ["", f"{name} has nothing that is known to leave the Neural Engine."]
+    return "\n".join(lines) + "\n"

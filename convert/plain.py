@@ -1,0 +1,39 @@
+"""The conversion one would write first, for comparison in reports: the torch twin as it stands.
+
+Like the published exporters it has the branches unfolded and up-samples bilinearly, since bicubic has no form in Core
+ML; its decoder has linear layers, tokens last, and the key mask of the twin.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import Tensor, nn
+
+from convert import exporting
+from convert.torch_model import TorchSam
+from edgesam_jax.checkpoint import Model
+from edgesam_jax.config import RepVitConfig
+
+
+class PlainDecoder(nn.Module):
+    """As ``ExportDecoder`` without masks as input and without the padding token."""
+
+    def __init__(self, sam: TorchSam) -> None:
+        super().__init__()
+        self.sam = sam
+
+    def forward(self, image_embeddings: Tensor, point_coords: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
+        valid = point_labels > -1.5
+        masks, _, _ = self.sam.decode_tokens(image_embeddings, point_coords, point_labels, valid)
+        sure, possible = ((masks > at).float().mean(dim=(2, 3)) for at in (1.0, -1.0))
+        return sure / possible, masks
+
+
+def part(model: Model, name: str) -> nn.Module:
+    """The plain encoder or decoder."""
+    config = model.config
+    if isinstance(config.encoder, RepVitConfig):
+        config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, upsample="bilinear"))
+    sam = exporting.torch_sam(dataclasses.replace(model, config=config))
+    return sam.image_encoder if name == "encoder" else PlainDecoder(sam)

@@ -1,0 +1,147 @@
+"""Checkpoints to Core ML, verified op by op, on any machine.
+
+    python -m convert.to_coreml CHECKPOINT --output DIR [--precision float16] [--compress palette6] [--image-input]
+
+Writes ``NAME_encoder.mlpackage``, ``NAME_decoder.mlpackage``, ``NAME_coreml.json`` (the contract of inputs and outputs,
+checksums, what the verification found) and ``NAME_operations.md`` (what the programs consist of, beside a plain
+conversion).  Exit code 1, and nothing written, if the packages do not give what the JAX model gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from convert import exporting
+from convert.exporting import Wanted
+from edgesam_jax.config import UsageError
+from edgesam_jax.flags import Parser
+
+COMPRESSIONS = ("none", "int8", "palette8", "palette6", "palette4")
+
+
+def shapes(job: Wanted) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Input names and shapes by part."""
+    config = job.model.config
+    side, g, s, n = config.image_size, config.grid, config.mask_size, job.slots
+    decoder: dict[str, tuple[int, ...]] = {
+        "image_embeddings": (1, config.embed_dim, g, g), "point_coords": (1, n, 2), "point_labels": (1, n),
+    }  # fmt: skip
+    if job.mask_input:
+        decoder |= {"mask_input": (1, 1, s, s), "has_mask_input": (1,)}
+    return {"encoder": {"image": (1, 3, side, side)}, "decoder": decoder}
+
+
+OUTPUTS = {"encoder": ["image_embeddings"], "decoder": ["scores", "masks"]}
+
+
+def export(job: Wanted, folder: Path, precision: Any, compression: Any, image_input: bool) -> dict[str, Path]:
+    """Write the parts into a folder; returns their paths by part."""
+    from convert import coreml
+    from convert.export_decoder import ExportDecoder
+    from convert.export_encoder import ExportEncoder
+
+    written = {}
+    for part in job.parts:
+        image = image_input and part == "encoder"
+        module: Any
+        if part == "encoder":
+            module = ExportEncoder(job.model.config, job.model.variables, "image" if image else "tensor")
+        else:
+            module = ExportDecoder(exporting.torch_sam(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
+        model = coreml.convert(module, shapes(job)[part], OUTPUTS[part], precision, image)
+        text = f"{job.name} {part}, {precision}" + ("" if compression == "none" else f", {compression}")
+        path = folder / job.file(part, ".mlpackage")
+        licence = str(job.model.metadata.get("licence", "the checkpoint's"))
+        written[part] = coreml.save(coreml.compress(model, compression), path, text, licence)
+    return written
+
+
+def operations(job: Wanted, files: dict[str, Path], precision: Any, folder: Path) -> tuple[dict[str, Any], str]:
+    """What the packages consist of, as JSON and as Markdown, beside plain conversions made in ``folder``."""
+    from convert import coreml, mil_evaluator, plain
+    from convert.op_report import census, table
+
+    content, text = {}, [f"# Operations of {job.name}\n"]
+    for part, path in files.items():
+        ours = census(mil_evaluator.load(path).operations())
+        other = None
+        try:
+            inputs = {k: v for k, v in shapes(job)[part].items() if "mask_input" not in k}
+            module = plain.part(job.model, part)
+            model = coreml.convert(module, inputs, OUTPUTS[part], precision)
+            scratch = coreml.save(model, folder / f"plain_{part}.mlpackage", "plain", "")
+            other = census(mil_evaluator.load(scratch).operations())
+            shutil.rmtree(scratch)
+        except Exception as error:  # coremltools raises what it likes; the plain conversion is for comparison only
+            text.append(f"The plain {part} cannot be converted: {str(error).splitlines()[0]}\n")
+        content[part] = {"export": ours.content(), "plain": other.content() if other else None}
+        text.append(table(ours, other, part))
+    return content, "\n".join(text)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the command line says."""
+    exporting.need("torch", "coremltools", *(("sklearn",) if args.compress.startswith("palette") else ()))
+    if not args.slots:
+        raise UsageError("--slots dynamic: for ONNX only; on the Neural Engine a program has fixed shapes")
+    job = exporting.wanted(args)
+    from convert import gate
+    from convert.coreml_program import CoremlDecoder, CoremlEncoder
+
+    photos = gate.load_photos(args.photos)
+    with exporting.whole_folder(args.output) as folder:
+        files = export(job, folder, args.precision, args.compress, args.image_input)
+        for path in files.values():
+            print(f"{path.name}: {exporting.size_of(path) / 1e6:.1f} MB; verifying", flush=True)
+        cases = gate.make_cases(job.model, photos, job.slots, job.mask_input)
+        encoder = CoremlEncoder(files["encoder"], args.image_input) if "encoder" in files else None
+        decoder = None
+        if "decoder" in files:
+            decoder = CoremlDecoder(files["decoder"], job.slots, job.model.config.mask_size, job.mask_input)
+        tolerance = gate.TOLERANCES[args.precision if args.compress == "none" else args.compress]
+        verdict = gate.verify(cases, encoder, decoder, tolerance, job.score)
+        print(gate.report(verdict, job.name))
+        if not verdict.passed:
+            for entry in folder.iterdir():
+                shutil.rmtree(entry)
+            print("error: nothing was written", file=sys.stderr)
+            return exporting.FAILED
+        counted, text = operations(job, files, args.precision, folder)
+        (folder / f"{job.name}_operations.md").write_text(text)
+        exporting.write_json(
+            folder / f"{job.name}_coreml.json",
+            {
+                **exporting.contract(job, "image" if args.image_input else "tensor"),
+                "files": {
+                    p.name: {"bytes": exporting.size_of(p), "sha256": exporting.sha256(p)} for p in files.values()
+                },
+                "precision": args.precision,
+                "compression": args.compress,
+                "verified": {"by": "predict" if sys.platform == "darwin" else "op by op", **verdict.summary()},
+                "operations": counted,
+            },
+        )
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = Parser(prog="python -m convert.to_coreml", description="Export a checkpoint to Core ML, and verify it.")
+    exporting.add_flags(parser)
+    parser.add_argument("--precision", choices=("float16", "float32"), default="float16")
+    parser.add_argument(
+        "--compress", choices=COMPRESSIONS, default="none", help="weights: int8, or a palette of 8, 6 or 4 bits"
+    )
+    parser.add_argument(
+        "--image-input", action="store_true", help="the encoder takes an RGB image: normalisation is inside"
+    )
+    return exporting.command(parser, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
