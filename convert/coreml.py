@@ -91,7 +91,7 @@ def _operands(op: Any) -> list[Any]:
 
 
 def compress(model: Any, how: Compression) -> Any:
-    """A package with its weights in 8 bits (per channel, symmetric), or of a palette of 256, 64 or 16 values a tensor."""
+    """A package with weights of 8 bits (per channel, symmetric), or of a palette of 256, 64 or 16 values a tensor."""
     if how == "none":
         return model
     with quiet():
