@@ -27,6 +27,10 @@ EXTRA = "pip install 'edgesam-jax[export]'"
 FAILED = 1  # exit code of an export that the gate refuses
 
 
+class Refused(Exception):
+    """The gate found that an export differs from the model."""
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What to export: ``slots`` 0 takes any number of points; ``mask_input`` whether the decoder takes masks."""
@@ -223,9 +227,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def command(parser: Parser, run: Callable[[argparse.Namespace], int], argv: Sequence[str] | None) -> int:
-    """Parse and run; a ``UsageError`` is one line and exit code 2."""
+    """Parse and run.  A ``UsageError`` is one line and exit code 2, a ``Refused`` export exit code ``FAILED``."""
     try:
         return run(parser.parse_args(argv))
-    except UsageError as error:
+    except (UsageError, Refused) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return FAILED if isinstance(error, Refused) else 2

@@ -52,7 +52,8 @@ class Census:
 def census(operations: Iterable[Any]) -> Census:
     """Count ``MilProgram.operations()``."""
     kinds: Counter[str] = Counter()
-    axes, flagged = 0, {}
+    axes = 0
+    flagged: dict[str, list[str]] = {}
     for op in operations:
         if op.constant:
             continue

@@ -107,10 +107,7 @@ def run(args: argparse.Namespace) -> int:
         verdict = gate.verify(cases, encoder, decoder, tolerance, job.score)
         print(gate.report(verdict, job.name))
         if not verdict.passed:
-            for entry in folder.iterdir():
-                shutil.rmtree(entry)
-            print("error: nothing was written", file=sys.stderr)
-            return exporting.FAILED
+            raise exporting.Refused("the export differs from the model; nothing was written")
         counted, text = operations(job, files, args.precision, folder)
         (folder / f"{job.name}_operations.md").write_text(text)
         exporting.write_json(

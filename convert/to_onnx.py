@@ -130,8 +130,7 @@ def run(args: argparse.Namespace) -> int:
         verdict = gate.verify(cases, encoder, decoder, gate.TOLERANCES["float32"], job.score)
         print(gate.report(verdict, job.name))
         if not verdict.passed:
-            print("error: nothing was written", file=sys.stderr)
-            return _refused(folder)
+            raise exporting.Refused("the export differs from the model; nothing was written")
         exporting.write_json(
             folder / f"{job.name}_onnx.json",
             {
@@ -142,13 +141,6 @@ def run(args: argparse.Namespace) -> int:
             },
         )
     return 0
-
-
-def _refused(folder: Path) -> int:
-    """Leave nothing for the output folder; returns the exit code."""
-    for entry in folder.iterdir():
-        entry.unlink()
-    return exporting.FAILED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
