@@ -197,7 +197,9 @@ class ExportDecoder(nn.Module):
         own, image_pe, dense = (cast(Tensor, x) for x in (self.own, self.image_pe, self.no_mask))
         if self.takes_mask:
             assert mask_input is not None and has_mask_input is not None and self.mask_downscaling is not None
-            dense = dense + has_mask_input.reshape(1, 1, 1, 1) * (self.mask_downscaling(mask_input) - dense)
+            heed = has_mask_input.reshape(1, 1, 1, 1)
+            # Not "convolution - constant": coremltools 9.0 folds that into the bias with the wrong sign.
+            dense = heed * self.mask_downscaling(mask_input) + (1 - heed) * dense
         image = image_embeddings + dense
         prompt, used = self.slots(point_coords, point_labels)
         tokens = torch.cat([own, prompt], dim=3)

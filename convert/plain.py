@@ -1,7 +1,7 @@
 """The conversion one would write first, for comparison in reports: the torch twin as it stands.
 
 Like the published exporters it has the branches unfolded and up-samples bilinearly, since bicubic has no form in Core
-ML; its decoder has linear layers, tokens last, and the key mask of the twin.
+ML; its decoder has linear layers, its channels last, and no unused slots.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from edgesam_jax.config import RepVitConfig
 
 
 class PlainDecoder(nn.Module):
-    """As ``ExportDecoder`` without masks as input and without the padding token."""
+    """As ``ExportDecoder`` without masks as input, unused slots and the padding token."""
 
     def __init__(self, sam: TorchSam) -> None:
         super().__init__()
         self.sam = sam
 
     def forward(self, image_embeddings: Tensor, point_coords: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
-        valid = point_labels > -1.5
-        masks, _, _ = self.sam.decode_tokens(image_embeddings, point_coords, point_labels, valid)
+        masks, _, _ = self.sam.decode_tokens(image_embeddings, point_coords, point_labels)
         sure, possible = ((masks > at).float().mean(dim=(2, 3)) for at in (1.0, -1.0))
         return sure / possible, masks
 
