@@ -104,11 +104,11 @@ class ExportEncoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         mean, scale = cast(Tensor, self.mean), cast(Tensor, self.scale)
         if self.input == "image":
-            # SAM pads with zeros after normalising, and no whole number is the mean colour.  What is within half a
-            # level of it, LETTERBOX that is, counts as the mean: padding becomes 0 as in the model, and of the photo's
-            # own values no more is lost than its rounding to 8 bits lost.
+            # SAM pads with zeros after normalising, and no whole number is the mean colour.  A pixel that is as near
+            # to it in all channels as LETTERBOX is becomes 0, as padding is in the model.  0.6: in float16 the mean of
+            # blue is 103.5.
             far = image - mean
-            image = far * (far.abs() > 0.5) * scale
+            image = far * (far.abs().amax(dim=1, keepdim=True) > 0.6) * scale
         elif self.input == "photo":
             height, width = image.shape[2:]
             image = F.pad((image.float() - mean) * scale, (0, self.size - width, 0, self.size - height))

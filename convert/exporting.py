@@ -197,18 +197,25 @@ def size_of(path: Path) -> int:
 
 
 @contextmanager
-def whole_folder(output: Path) -> Iterator[Path]:
+def whole_folder(output: Path, replace: bool = False) -> Iterator[Path]:
     """A folder to write into; what is in it moves to ``output`` when the block ends well, and else is gone.
 
+    Args:
+      replace: ``output`` is a bundle: an earlier one there goes as a whole, and anything else is refused.
+
     Raises:
-      UsageError: ``output`` is a file, or cannot be written.
+      UsageError: ``output`` is a file, holds something else than a bundle, or cannot be written.
     """
+    if replace and output.is_dir() and any(output.iterdir()) and not (output / "contract.json").is_file():
+        raise UsageError(f"--output {output}: holds something other than a bundle; name a new folder")
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output {output}: is a file; name a folder")
     beside = output.parent / f".{output.name}.{os.getpid()}.tmp"
     try:
         beside.mkdir(parents=True)
         yield beside
+        if replace and output.is_dir():
+            shutil.rmtree(output)
         output.mkdir(exist_ok=True)
         for entry in sorted(beside.iterdir()):
             target = output / entry.name

@@ -24,7 +24,9 @@ class PlainDecoder(nn.Module):
         self.sam = sam
 
     def forward(self, image_embeddings: Tensor, point_coords: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
-        masks, _, _ = self.sam.decode_tokens(image_embeddings, point_coords, point_labels)
+        prompt = self.sam.prompt_encoder
+        image, tokens = image_embeddings + prompt.dense(None), prompt.tokens(point_coords, point_labels)
+        masks, _, _ = self.sam.mask_decoder(image, prompt.dense_position(), tokens, None)
         sure, possible = ((masks > at).float().mean(dim=(2, 3)) for at in (1.0, -1.0))
         return sure / possible, masks
 

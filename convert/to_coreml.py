@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from convert import exporting
+from convert import exporting, gate
 from convert.exporting import Wanted
 from edgesam_jax.config import UsageError
 from edgesam_jax.flags import Parser
@@ -84,52 +84,63 @@ def operations(job: Wanted, files: dict[str, Path], precision: Any, folder: Path
     return content, "\n".join(text)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Do what the command line says."""
+def build(
+    job: Wanted, folder: Path, precision: Any, compression: Any, image_input: bool, cases: Sequence[gate.Case]
+) -> dict[str, Any]:
+    """Export into a folder, verify, and write the contract and the census of operations; returns the contract.
+
+    Raises:
+      Refused: the packages do not give what the model gives.
+    """
+    from convert.coreml_program import CoremlDecoder, CoremlEncoder
+
+    files = export(job, folder, precision, compression, image_input)
+    for path in files.values():
+        print(f"{path.name}: {exporting.size_of(path) / 1e6:.1f} MB; verifying", flush=True)
+    encoder = CoremlEncoder(files["encoder"], image_input) if "encoder" in files else None
+    decoder = None
+    if "decoder" in files:
+        decoder = CoremlDecoder(files["decoder"], job.slots, job.model.config.mask_size, job.mask_input)
+    tolerance = gate.TOLERANCES[precision if compression == "none" else compression]
+    verdict = gate.verify(cases, encoder, decoder, tolerance, job.score)
+    print(gate.report(verdict, job.name), flush=True)
+    if not verdict.passed:
+        raise exporting.Refused("the export differs from the model; nothing was written")
+    counted, text = operations(job, files, precision, folder)
+    (folder / f"{job.name}_operations.md").write_text(text)
+    content = {
+        **exporting.contract(job, "image" if image_input else "tensor"),
+        "files": {p.name: {"bytes": exporting.size_of(p), "sha256": exporting.sha256(p)} for p in files.values()},
+        "precision": precision,
+        "compression": compression,
+        "verified": {"by": "predict" if sys.platform == "darwin" else "op by op", **verdict.summary()},
+        "operations": counted,
+    }
+    exporting.write_json(folder / f"{job.name}_coreml.json", content)
+    return content
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises:
+    UsageError: flags that Core ML cannot have, or libraries that are missing."""
     exporting.need("torch", "coremltools", *(("sklearn",) if args.compress.startswith("palette") else ()))
     if not args.slots:
         raise UsageError("--slots dynamic: for ONNX only; on the Neural Engine a program has fixed shapes")
-    job = exporting.wanted(args)
-    from convert import gate
-    from convert.coreml_program import CoremlDecoder, CoremlEncoder
 
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the command line says."""
+    check(args)
+    job = exporting.wanted(args)
     photos = gate.load_photos(args.photos)
     with exporting.whole_folder(args.output) as folder:
-        files = export(job, folder, args.precision, args.compress, args.image_input)
-        for path in files.values():
-            print(f"{path.name}: {exporting.size_of(path) / 1e6:.1f} MB; verifying", flush=True)
         cases = gate.make_cases(job.model, photos, job.slots, job.mask_input)
-        encoder = CoremlEncoder(files["encoder"], args.image_input) if "encoder" in files else None
-        decoder = None
-        if "decoder" in files:
-            decoder = CoremlDecoder(files["decoder"], job.slots, job.model.config.mask_size, job.mask_input)
-        tolerance = gate.TOLERANCES[args.precision if args.compress == "none" else args.compress]
-        verdict = gate.verify(cases, encoder, decoder, tolerance, job.score)
-        print(gate.report(verdict, job.name))
-        if not verdict.passed:
-            raise exporting.Refused("the export differs from the model; nothing was written")
-        counted, text = operations(job, files, args.precision, folder)
-        (folder / f"{job.name}_operations.md").write_text(text)
-        exporting.write_json(
-            folder / f"{job.name}_coreml.json",
-            {
-                **exporting.contract(job, "image" if args.image_input else "tensor"),
-                "files": {
-                    p.name: {"bytes": exporting.size_of(p), "sha256": exporting.sha256(p)} for p in files.values()
-                },
-                "precision": args.precision,
-                "compression": args.compress,
-                "verified": {"by": "predict" if sys.platform == "darwin" else "op by op", **verdict.summary()},
-                "operations": counted,
-            },
-        )
+        build(job, folder, args.precision, args.compress, args.image_input, cases)
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    parser = Parser(prog="python -m convert.to_coreml", description="Export a checkpoint to Core ML, and verify it.")
-    exporting.add_flags(parser)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Core ML's own flags."""
     parser.add_argument("--precision", choices=("float16", "float32"), default="float16")
     parser.add_argument(
         "--compress", choices=COMPRESSIONS, default="none", help="weights: int8, or a palette of 8, 6 or 4 bits"
@@ -137,6 +148,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--image-input", action="store_true", help="the encoder takes an RGB image: normalisation is inside"
     )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = Parser(prog="python -m convert.to_coreml", description="Export a checkpoint to Core ML, and verify it.")
+    exporting.add_flags(parser)
+    add_flags(parser)
     return exporting.command(parser, run, argv)
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from convert import exporting
+from convert import exporting, gate
 from convert.exporting import Wanted
 from edgesam_jax.flags import Parser
 from edgesam_jax.portable.onnx_model import METADATA
@@ -111,35 +111,41 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def build(job: Wanted, folder: Path, image_input: str, cases: Sequence[gate.Case]) -> dict[str, Any]:
+    """Export into a folder, verify, and write the contract; returns it.
+
+    Raises:
+      Refused: the files do not give what the model gives.
+    """
+    from edgesam_jax.portable.onnx_model import OnnxDecoder, OnnxEncoder
+
+    files = export(job, folder, image_input)
+    for path in files.values():
+        print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB; verifying", flush=True)
+    encoder = OnnxEncoder(files["encoder"]) if "encoder" in files else None
+    decoder = OnnxDecoder(files["decoder"]) if "decoder" in files else None
+    verdict = gate.verify(cases, encoder, decoder, gate.TOLERANCES["float32"], job.score)
+    print(gate.report(verdict, job.name), flush=True)
+    if not verdict.passed:
+        raise exporting.Refused("the export differs from the model; nothing was written")
+    content = {
+        **exporting.contract(job, image_input),
+        "files": {p.name: {"bytes": p.stat().st_size, "sha256": exporting.sha256(p)} for p in files.values()},
+        "opset": OPSET,
+        "verified": verdict.summary(),
+    }
+    exporting.write_json(folder / f"{job.name}_onnx.json", content)
+    return content
+
+
 def run(args: argparse.Namespace) -> int:
     """Do what the command line says."""
     exporting.need("torch", "onnx", "onnxscript", "onnxruntime")
     job = exporting.wanted(args)
-    from convert import gate
-    from edgesam_jax.portable.onnx_model import OnnxDecoder, OnnxEncoder
-
     photos = gate.load_photos(args.photos)
-    image_input = "photo" if args.image_input else "tensor"
     with exporting.whole_folder(args.output) as folder:
-        files = export(job, folder, image_input)
-        for path in files.values():
-            print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB; verifying", flush=True)
         cases = gate.make_cases(job.model, photos, job.slots, job.mask_input)
-        encoder = OnnxEncoder(files["encoder"]) if "encoder" in files else None
-        decoder = OnnxDecoder(files["decoder"]) if "decoder" in files else None
-        verdict = gate.verify(cases, encoder, decoder, gate.TOLERANCES["float32"], job.score)
-        print(gate.report(verdict, job.name))
-        if not verdict.passed:
-            raise exporting.Refused("the export differs from the model; nothing was written")
-        exporting.write_json(
-            folder / f"{job.name}_onnx.json",
-            {
-                **exporting.contract(job, image_input),
-                "files": {p.name: {"bytes": p.stat().st_size, "sha256": exporting.sha256(p)} for p in files.values()},
-                "opset": OPSET,
-                "verified": verdict.summary(),
-            },
-        )
+        build(job, folder, "photo" if args.image_input else "tensor", cases)
     return 0
 
 

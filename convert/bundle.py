@@ -1,0 +1,156 @@
+"""Everything a program needs to ship a model, in one folder, verified.
+
+    python -m convert.bundle CHECKPOINT --output DIR [--formats onnx,coreml,x-anylabeling]
+
+Models, their contract as JSON, test vectors, a predictor in numpy and ONNX Runtime with a script that runs it on the
+vectors, a licence note, checksums, and a README with the calls in Swift, Python and JavaScript.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from convert import bundle_text, exporting, gate, to_coreml, to_onnx
+from convert.exporting import Wanted
+from edgesam_jax.config import UsageError
+from edgesam_jax.flags import Parser
+from edgesam_jax.portable.postprocess import upscale_masks
+
+FORMATS = ("onnx", "coreml", "x-anylabeling")
+PORTABLE = "edgesam_onnx"  # the predictor's name in a bundle
+VECTORS = ("large box", "small box", "point", "five points")
+TOLERANCE = 0.95  # overlap that check.py asks for: what float16 and another resize of the photo may cost
+
+
+def write_vectors(folder: Path, photos: dict[str, np.ndarray], cases: Sequence[gate.Case], job: Wanted) -> None:
+    """Photos, prompts in their pixels, and the model's first mask of each, as pictures and JSON."""
+    folder.mkdir()
+    content = []
+    for number, case in enumerate(cases):
+        photo = photos[case.name]
+        size = (photo.shape[0], photo.shape[1])
+        Image.fromarray(photo).save(folder / f"photo_{number}.png")
+        # As the gate asked, before scaling to the frame.
+        asked = gate.spread(size, job.slots, job.mask_input, number)
+        prompts = []
+        for i, prompt in enumerate(asked):
+            if prompt.name not in VECTORS:
+                continue
+            mask = upscale_masks(case.logits[i, :1], job.model.config.image_size, case.filled, size)[0]
+            name = f"photo_{number}_{prompt.name.replace(' ', '_')}.png"
+            Image.fromarray(mask).save(folder / name)
+            prompts.append(
+                {
+                    "name": prompt.name,
+                    "points": np.round(prompt.coords, 4).tolist(),
+                    "labels": prompt.labels.tolist(),
+                    "mask": name,
+                    "pixels": int(mask.sum()),
+                    "scores": np.round(case.scores[i].astype(float), 5).tolist(),
+                }
+            )
+        flat = case.embedding.reshape(-1)
+        content.append(
+            {
+                "photo": f"photo_{number}.png",
+                "what": case.name,
+                "frame": {"rows": case.filled[0], "columns": case.filled[1]},
+                "embedding": {"mean": float(flat.mean()), "std": float(flat.std()), "first": flat[:8].tolist()},
+                "prompts": prompts,
+            }
+        )  # fmt: skip
+    exporting.write_json(folder / "vectors.json", {"least_overlap": TOLERANCE, "photos": content})
+
+
+def write_predictor(folder: Path) -> None:
+    """The package's portable predictor under another name, so that it needs nothing of the rest."""
+    target = folder / PORTABLE
+    target.mkdir(parents=True)
+    for source in sorted(resources.files("edgesam_jax.portable").iterdir(), key=lambda s: s.name):
+        if source.name.endswith(".py"):
+            text = source.read_text().replace("edgesam_jax.portable", PORTABLE)
+            (target / source.name).write_text(text)
+    (target / "__init__.py").write_text(
+        f'"""Masks from ONNX files: numpy, Pillow and ONNX Runtime."""\n\n'
+        f"from {PORTABLE}.errors import UsageError\nfrom {PORTABLE}.onnx_predictor import OnnxPredictor\n\n"
+        '__all__ = ["OnnxPredictor", "UsageError"]\n'
+    )
+    (folder / "check.py").write_text(bundle_text.CHECK)
+
+
+def write_x_anylabeling(folder: Path, job: Wanted) -> None:
+    """The configuration that X-AnyLabeling loads as a custom model of type ``edge_sam``."""
+    (folder / f"{job.name}.yaml").write_text(
+        f"type: edge_sam\nname: {job.name}\ndisplay_name: {job.name}\n"
+        f"encoder_model_path: {job.file('encoder', '.onnx')}\n"
+        f"decoder_model_path: {job.file('decoder', '.onnx')}\n"
+        f"target_length: {job.model.config.image_size}\n"
+    )
+
+
+def checksums(folder: Path) -> None:
+    """SHA256SUMS of all files, as ``sha256sum --check`` reads it."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    lines = [f"{exporting.sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in files]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the command line says."""
+    formats = [f for f in FORMATS if f in args.formats.split(",")]
+    unknown = set(args.formats.split(",")) - set(FORMATS)
+    if unknown or not formats:
+        raise UsageError(f"--formats {args.formats}: wants some of {','.join(FORMATS)}")
+    exporting.need("torch", "onnx", "onnxscript", "onnxruntime")
+    if "coreml" in formats:
+        to_coreml.check(args)
+    job = exporting.wanted(args)
+    photos = gate.load_photos(args.photos)
+    contents: dict[str, Any] = {}
+    with exporting.whole_folder(args.output, replace=True) as folder:
+        cases = gate.make_cases(job.model, photos, job.slots, job.mask_input)
+        write_vectors(folder / "vectors", photos, cases, job)
+        if "onnx" in formats:
+            (folder / "onnx").mkdir()
+            contents["onnx"] = to_onnx.build(job, folder / "onnx", "tensor", cases)
+            write_predictor(folder / "python")
+        if "coreml" in formats:
+            (folder / "coreml").mkdir()
+            contents["coreml"] = to_coreml.build(
+                job, folder / "coreml", args.precision, args.compress, args.image_input, cases
+            )
+        if "x-anylabeling" in formats:
+            labelling = dataclasses.replace(job, name=f"{job.name}_labelling", slots=0, mask_input=False)
+            (folder / "x-anylabeling").mkdir()
+            plain = [c.without_masks() for c in cases]
+            contents["x-anylabeling"] = to_onnx.build(labelling, folder / "x-anylabeling", "photo", plain)
+            write_x_anylabeling(folder / "x-anylabeling", labelling)
+        exporting.write_json(folder / "contract.json", contents)
+        licence = str(job.model.metadata.get("licence", ""))
+        (folder / "LICENCE.txt").write_text(bundle_text.licence(licence, str(job.model.metadata.get("source", ""))))
+        (folder / "README.md").write_text(bundle_text.readme(job, contents))
+        checksums(folder)
+    print(f"{args.output}: {exporting.size_of(args.output) / 1e6:.1f} MB, verified; begin with README.md")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = Parser(prog="python -m convert.bundle", description="Export a checkpoint with all that shipping it needs.")
+    exporting.add_flags(parser)
+    parser.add_argument("--formats", default=",".join(FORMATS), help="default: all, %(default)s")
+    to_coreml.add_flags(parser)
+    return exporting.command(parser, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
