@@ -50,7 +50,7 @@ masks they must give; `SHA256SUMS` the checksums (`sha256sum --check SHA256SUMS`
 
 ## The contract
 
-1. Resize the photo so that its longest side is $side px, bilinear with antialiasing, into the top left corner of a square.
+1. Resize the photo so that its longest side is $side px (bilinear, antialiasing), into the top left corner of a square.
 2. Points are x, y in pixels of the resized photo. Labels: 1 inside the object, 0 outside, 2 and 3 the top left and
    bottom right corner of a box. Unused slots have the label -2. SAM's padding token is added inside: do not add one.
 3. The decoder gives four masks as logits ($mask px a side) and a score each ($score). For a box take the first; for a
@@ -88,7 +88,7 @@ let result = try decoder.prediction(from: prompt)  // "masks" [1, 4, $mask, $mas
 This code was not compiled where the bundle was made; the packages were run there $by.
 """
 
-MASK_SWIFT = """let mask = try MLMultiArray(shape: [1, 1, $mask, $mask], dataType: .float32)  // logits of an earlier mask
+MASK_SWIFT = """let mask = try MLMultiArray(shape: [1, 1, $mask, $mask], dataType: .float32)  // earlier logits
 let heed = try MLMultiArray(shape: [1], dataType: .float32)  // 1 to heed it, 0 if there is none
 """
 

@@ -110,4 +110,5 @@ def save(model: Any, path: Path, description: str, licence: str) -> Path:
     with quiet():
         model.short_description, model.license, model.author = description, licence, "edgesam_jax"
         model.save(str(path))
+    (path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)  # for debuggers; no part of the package
     return path

@@ -259,6 +259,11 @@ def _pad(c: Call) -> Tensor:
     return torch.from_numpy(np.pad(x.numpy(), widths, mode="edge" if mode == "replicate" else "reflect"))
 
 
+def _crop(c: Call) -> Tensor:
+    x, (top, bottom), (left, right) = c.t("x"), c.v("crop_height"), c.v("crop_width")
+    return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
+
+
 def _gather(c: Call) -> Tensor:
     x, indices, axis = c.t("x"), c.t("indices").long(), c.v("axis", 0)
     if c.v("batch_dims", 0):
@@ -356,6 +361,8 @@ OPERATIONS: dict[str, Callable[[Call], Tensor | list[Tensor]]] = {
     "split": _split, "slice_by_index": _slice_by_index, "slice_by_size": _slice_by_size,
     "reshape": _reshape, "transpose": lambda c: c.t("x").permute(c.v("perm")),
     "expand_dims": _expand_dims, "squeeze": _squeeze, "tile": lambda c: c.t("x").repeat(c.v("reps")),
+    "crop": _crop,
+    "reverse": lambda c: c.t("x").flip([int(a) for a in c.v("axes", range(c.t("x").ndim))]),
     "pad": _pad, "gather": _gather, "one_hot": _one_hot,
     "gather_along_axis": lambda c: torch.take_along_dim(c.t("x"), c.t("indices").long(), c.v("axis", 0)),
     "select": lambda c: torch.where(c.t("cond"), c.t("a"), c.t("b")),
