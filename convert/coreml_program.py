@@ -47,7 +47,7 @@ class CoremlEncoder:
             from PIL import Image
 
             return self._run(image=Image.fromarray(picture))["image_embeddings"]
-        return self._run(image=picture.transpose(2, 0, 1)[None].astype(np.float32))["image_embeddings"]
+        return self._run(image=picture.transpose(2, 0, 1)[None])["image_embeddings"]
 
 
 class CoremlDecoder:

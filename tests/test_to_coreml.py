@@ -165,16 +165,11 @@ def test_a_corrupt_weight_file_is_found(exported, cases, tmp_path):
 
 
 def test_swapped_channels_and_bilinear_are_found(model, cases, tmp_path):
-    class Swapped(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.encoder = ExportEncoder(CONFIG, model.variables)
-
-        def forward(self, image):
-            return self.encoder(image.flip(1))
-
+    swapped = ExportEncoder(CONFIG, model.variables)
+    stem = next(m for m in swapped.modules() if isinstance(m, torch.nn.Conv2d) and m.in_channels == 3)
+    stem.weight.data = stem.weight.data.flip(1)  # as if it were fed BGR
     bilinear = dataclasses.replace(CONFIG, encoder=dataclasses.replace(CONFIG.encoder, upsample="bilinear"))
-    for name, module in (("swapped", Swapped()), ("bilinear", ExportEncoder(bilinear, model.variables))):
+    for name, module in (("swapped", swapped), ("bilinear", ExportEncoder(bilinear, model.variables))):
         made = coreml.convert(module.eval(), {"image": (1, 3, 64, 64)}, ["image_embeddings"], "float16")
         path = coreml.save(made, tmp_path / f"{name}.mlpackage", "", "")
         verdict = gate.verify(cases, CoremlEncoder(path, False), None, HALF, "stability")
