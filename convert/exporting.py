@@ -113,12 +113,12 @@ def resized(model: Model, size: int) -> Model:
     return dataclasses.replace(model, config=dataclasses.replace(config, image_size=size))
 
 
-def need(*modules: str) -> None:
+def need(*modules: str, extra: str = EXTRA) -> None:
     """Raises:
     UsageError: a library of the extra is not installed."""
     missing = [m for m in modules if importlib.util.find_spec(m) is None]
     if missing:
-        raise UsageError(f"export needs {', '.join(missing)}: {EXTRA}")
+        raise UsageError(f"export needs {', '.join(missing)}: {extra}")
 
 
 def torch_sam(model: Model) -> Any:

@@ -52,8 +52,8 @@ TOLERANCES = {
     "float16": Tolerance(4e-3, 1e-2, 0.94, 5e-3),
     "int8": Tolerance(0.03, 0.05, 0.8, 5e-3),
     "palette8": Tolerance(0.03, 0.05, 0.8, 5e-3),
-    "palette6": Tolerance(0.1, 0.15, 0.6, 5e-3),
-    "palette4": Tolerance(0.4, 0.5, 0.0, 5e-3),
+    "palette6": Tolerance(0.15, 0.25, 0.5, 5e-3),
+    "palette4": Tolerance(0.5, 0.7, 0.0, 5e-3),
 }
 
 

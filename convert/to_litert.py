@@ -1,0 +1,135 @@
+"""Checkpoints to LiteRT (TensorFlow Lite) for Android, verified with LiteRT's own interpreter.
+
+    python -m convert.to_litert CHECKPOINT --output DIR
+
+Writes ``NAME_encoder.tflite``, ``NAME_decoder.tflite`` and ``NAME_litert.json``, the contract.  The signature
+``serving_default`` has the inputs' names; the outputs are ``output_0`` (embedding, or scores) and ``output_1`` (masks).
+Shapes are fixed and values float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert import exporting, gate, to_coreml
+from convert.exporting import Wanted
+from edgesam_jax.config import UsageError
+from edgesam_jax.flags import Parser
+from edgesam_jax.portable.onnx_model import fill_slots, normalised
+
+EXTRA = "pip install 'edgesam-jax[litert]'"
+
+
+class LitertEncoder:
+    """``image`` to the embedding."""
+
+    def __init__(self, path: Path) -> None:
+        self._run = _runner(path)
+
+    def embed(self, frame: np.ndarray, filled: Sequence[int]) -> np.ndarray:
+        """Embedding (1 c g g) of a padded frame (s s 3) uint8, of which the photo fills rows and columns ``filled``."""
+        return self._run(image=np.ascontiguousarray(normalised(frame, filled)))["output_0"]
+
+
+class LitertDecoder:
+    """Prompt slots on an embedding to masks and scores."""
+
+    def __init__(self, path: Path, job: Wanted) -> None:
+        self._run, self._path, self._job = _runner(path), path, job
+
+    def decode(
+        self, embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One prompt: logits (m s s), scores (m)."""
+        points, kinds = fill_slots(coords, labels, self._job.slots, str(self._path))
+        given = {"image_embeddings": embedding, "point_coords": points, "point_labels": kinds}
+        if self._job.mask_input:
+            side = self._job.model.config.mask_size
+            given["mask_input"] = np.zeros((1, 1, side, side), np.float32) if mask is None else mask[None, None]
+            given["has_mask_input"] = np.full(1, mask is not None, np.float32)
+        out = self._run(**given)
+        return out["output_1"][0], out["output_0"][0]
+
+
+def _runner(path: Path) -> Any:
+    from ai_edge_litert.interpreter import Interpreter
+
+    return Interpreter(str(path), num_threads=2).get_signature_runner()
+
+
+def export(job: Wanted, folder: Path) -> dict[str, Path]:
+    """Write the parts into a folder; returns their paths by part."""
+    from convert.export_decoder import ExportDecoder
+    from convert.export_encoder import ExportEncoder
+
+    written, logger = {}, logging.getLogger()
+    level = logger.level
+    for part in job.parts:
+        module: Any
+        if part == "encoder":
+            module = ExportEncoder(job.model.config, job.model.variables)
+        else:
+            module = ExportDecoder(exporting.torch_sam(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
+        written[part] = folder / job.file(part, ".tflite")
+        try:
+            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+                warnings.simplefilter("ignore")
+                import litert_torch
+                import torch
+
+                example = {name: torch.zeros(shape) for name, shape in to_coreml.shapes(job)[part].items()}
+                litert_torch.convert(module, sample_kwargs=example).export(str(written[part]))
+        finally:
+            logger.setLevel(level)
+    return written
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the command line says."""
+    exporting.need("torch", "litert_torch", "ai_edge_litert", extra=EXTRA)
+    if not args.slots:
+        raise UsageError("--slots dynamic: for ONNX only; LiteRT files have fixed shapes here")
+    job = exporting.wanted(args)
+    photos = gate.load_photos(args.photos)
+    with exporting.whole_folder(args.output) as folder:
+        files = export(job, folder)
+        for path in files.values():
+            print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB; verifying", flush=True)
+        cases = gate.make_cases(job.model, photos, job.slots, job.mask_input)
+        encoder = LitertEncoder(files["encoder"]) if "encoder" in files else None
+        decoder = LitertDecoder(files["decoder"], job) if "decoder" in files else None
+        verdict = gate.verify(cases, encoder, decoder, gate.TOLERANCES["float32"], job.score)
+        print(gate.report(verdict, job.name), flush=True)
+        if not verdict.passed:
+            raise exporting.Refused("the export differs from the model; nothing was written")
+        exporting.write_json(
+            folder / f"{job.name}_litert.json",
+            {
+                **exporting.contract(job, "tensor"),
+                "outputs": {"encoder": ["output_0: embedding"], "decoder": ["output_0: scores", "output_1: masks"]},
+                "files": {p.name: {"bytes": p.stat().st_size, "sha256": exporting.sha256(p)} for p in files.values()},
+                "verified": verdict.summary(),
+            },
+        )
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = Parser(prog="python -m convert.to_litert", description="Export a checkpoint to LiteRT, and verify it.")
+    exporting.add_flags(parser)
+    return exporting.command(parser, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""LiteRT files: verified and described.  The converter is an extra of its own, so these run where it is installed."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from convert import exporting, to_litert
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+def test_without_the_extra_there_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    assert to_litert.main(["tiny_teacher", "--output", str(tmp_path / "out")]) == 2
+    text = capsys.readouterr().err
+    assert "pip install 'edgesam-jax[litert]'" in text and text.count("\n") == 1
+
+
+def test_files_equal_the_model_and_say_how_to_call_them(tmp_path, capsys):
+    pytest.importorskip("litert_torch")
+    out = tmp_path / "out"
+    assert to_litert.main(["tiny_teacher", "--output", str(out), "--slots", "5"]) == 0
+    content = json.loads((out / "tiny_teacher_litert.json").read_text())
+    assert content["verified"]["passed"] and content["slots"] == 5 and set(content["files"]) == {
+        "tiny_teacher_encoder.tflite", "tiny_teacher_decoder.tflite",
+    }  # fmt: skip
+    encoder = to_litert.LitertEncoder(out / "tiny_teacher_encoder.tflite")
+    assert encoder.embed(np.zeros((128, 128, 3), np.uint8), (128, 128)).shape == (1, 64, 16, 16)
+    assert to_litert.main(["tiny_teacher", "--output", str(out), "--slots", "dynamic"]) == 2
+    assert "--slots dynamic" in capsys.readouterr().err
