@@ -49,7 +49,7 @@ class Tolerance:
 
 TOLERANCES = {
     "float32": Tolerance(1e-4, 1e-4, 0.995, 1e-3),
-    "float16": Tolerance(4e-3, 1e-2, 0.94, 5e-3),
+    "float16": Tolerance(4e-3, 2e-2, 0.94, 5e-3),
     "int8": Tolerance(0.03, 0.05, 0.8, 5e-3),
     "palette8": Tolerance(0.03, 0.05, 0.8, 5e-3),
     "palette6": Tolerance(0.15, 0.25, 0.5, 5e-3),
