@@ -13,6 +13,7 @@ from edgesam_jax.portable.errors import UsageError
 from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
 
 NOT_A_POINT, UNUSED = -1, -2  # labels: SAM's learned padding; a slot that is not there
+LABELS = (UNUSED, NOT_A_POINT, 0, 1, 2, 3)
 METADATA = "edgesam_jax"  # key of our contract, as JSON, in a file's metadata
 
 
@@ -131,8 +132,13 @@ def fill_slots(coords: np.ndarray, labels: np.ndarray, slots: int, name: str) ->
     """A prompt's coords (n 2) and labels (n) -> (1 slots 2) and (1 slots) float32; ``slots`` 0 takes them as they are.
 
     Raises:
-      UsageError: more points than slots.
+      UsageError: an unknown label, or more points than slots.
     """
+    if not np.isin(labels, LABELS).all():
+        raise UsageError(
+            f"labels: {sorted(set(np.asarray(labels).tolist()) - set(LABELS))} mean nothing; 1 is a point inside the"
+            " object, 0 outside, 2 and 3 the corners of a box, -1 SAM's padding, -2 an unused slot"
+        )
     if slots and len(coords) > slots:
         raise UsageError(
             f"prompt: {len(coords)} points and box corners, but {name} has {slots} slots; export it again with a"
