@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from edgesam_jax import inference
 from edgesam_jax.checkpoint import Model
@@ -177,7 +178,9 @@ def load_photos(paths: Sequence[str | Path]) -> dict[str, np.ndarray]:
         if not inside:
             raise UsageError(f"--photos {path}: no photo in there; name files or a folder of JPEG or PNG files")
         files += inside
-    return {file.name: load_image(file, f"--photos {file}") for file in files}
+    names = [file.name for file in files]
+    names = [name if names.count(name) == 1 else str(file) for name, file in zip(names, files, strict=True)]
+    return {name: load_image(file, f"--photos {file}") for name, file in zip(names, files, strict=True)}
 
 
 def spread(size: tuple[int, int], slots: int, with_mask: bool, seed: int) -> list[Prompt]:
@@ -196,7 +199,7 @@ def spread(size: tuple[int, int], slots: int, with_mask: bool, seed: int) -> lis
 
     corners = np.array([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT])
     large, small = box(0.13, 0.08, 0.82, 0.91), box(0.55, 0.42, 0.71, 0.63)
-    # 16 or 32 of 1024 px is where float16 would round: corners and odd quarters of pixels are asked for too.
+    # Corners of the photo, and a quarter of a pixel where float16 knows halves.
     extremes = np.array([[0.0, 0.0], [w, h], [w * 0.9 + 0.25, h * 0.7 + 0.75]])
     found = [
         Prompt("large box", large, corners),
@@ -217,14 +220,12 @@ def spread(size: tuple[int, int], slots: int, with_mask: bool, seed: int) -> lis
     return [p for p in found if len(p.coords) <= most]
 
 
-def make_cases(
-    model: Model, photos: dict[str, np.ndarray], slots: int, with_mask: bool, progress: Callable[[str], None] = print
-) -> list[Case]:
+def make_cases(model: Model, photos: dict[str, np.ndarray], slots: int, with_mask: bool) -> list[Case]:
     """The model's own answers on photos."""
     variables = inference.for_inference(model.config, model.variables)
     encode, answer = inference.encoder(model.config), _decoder(model.config)
     cases = []
-    for number, (name, photo) in enumerate(photos.items()):
+    for number, (name, photo) in enumerate(_progress(photos.items(), "the model's answers")):
         frame, filled = inference.frame(photo, model.config.image_size)
         embedding = encode(variables, frame[None], np.asarray([filled], np.int32))[0]
         prompts = tuple(
@@ -282,7 +283,7 @@ def verify(
 ) -> Verdict:
     """Compare an export with the model; either part may be missing."""
     began, verdict = time.perf_counter(), Verdict()
-    for case in cases:
+    for case in _progress(cases, "verifying"):
         embedding = None
         if encoder is not None:
             embedding = encoder.embed(case.frame, case.filled)
@@ -295,6 +296,10 @@ def verify(
                 verdict.findings += _compare(case, decoder, embedding, " from end to end", tolerance, score)
     verdict.seconds = time.perf_counter() - began
     return verdict
+
+
+def _progress(items: Collection[Any], what: str) -> Iterable[Any]:
+    return tqdm(items, desc=what, unit="photo", leave=False, disable=None)  # none where nobody looks
 
 
 def _compare(

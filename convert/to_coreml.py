@@ -94,6 +94,7 @@ def build(
     """
     from convert.coreml_program import CoremlDecoder, CoremlEncoder
 
+    print(f"{job.name}: {' and '.join(job.parts)} to Core ML", flush=True)
     files = export(job, folder, precision, compression, image_input)
     for path in files.values():
         print(f"{path.name}: {exporting.size_of(path) / 1e6:.1f} MB; verifying", flush=True)

@@ -102,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
     job = exporting.wanted(args)
     photos = gate.load_photos(args.photos)
     with exporting.whole_folder(args.output) as folder:
+        print(f"{job.name}: {' and '.join(job.parts)} to LiteRT", flush=True)
         files = export(job, folder)
         for path in files.values():
             print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB; verifying", flush=True)

@@ -119,6 +119,7 @@ def build(job: Wanted, folder: Path, image_input: str, cases: Sequence[gate.Case
     """
     from edgesam_jax.portable.onnx_model import OnnxDecoder, OnnxEncoder
 
+    print(f"{job.name}: {' and '.join(job.parts)} to ONNX", flush=True)
     files = export(job, folder, image_input)
     for path in files.values():
         print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB; verifying", flush=True)
