@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from convert import names
 from convert.torch_encoders import ConvBN, DepthwiseUnit, UpsampleConv, image_encoder
-from edgesam_jax.config import RepVitConfig, SamConfig
-from edgesam_jax.models.fold import fold
+from edgesam_jax.config import RepVitConfig, SamConfig, TinyVitConfig
+from edgesam_jax.models.fold import fold, folds
 from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
 
 PREFIX = "image_encoder."
@@ -64,7 +64,7 @@ def _biased(convolution: nn.Conv2d) -> nn.Conv2d:
 
 
 def _for_folded_weights(module: nn.Module) -> None:
-    """Change a RepViT in place so that its state_dict is the folded one."""
+    """Change an encoder with batch norms in place so that its state_dict is the folded one."""
     for name, child in module.named_children():
         if isinstance(child, DepthwiseUnit):
             setattr(module, name, FoldedUnit(child))
@@ -87,14 +87,14 @@ class ExportEncoder(nn.Module):
         super().__init__()
         self.input, self.size = input, config.image_size
         self.encoder = image_encoder(config)
-        if isinstance(config.encoder, RepVitConfig):
+        if folds(config):
             _for_folded_weights(self.encoder)
         entries = names.to_published(fold(config, variables))
         state = {
             n.removeprefix(PREFIX): torch.from_numpy(np.array(v)) for n, v in entries.items() if n.startswith(PREFIX)
         }
         self.encoder.load_state_dict(state, strict=True)
-        if isinstance(config.encoder, RepVitConfig) and config.encoder.fuse:
+        if isinstance(config.encoder, RepVitConfig | TinyVitConfig) and config.encoder.fuse:
             coarse = cast(UpsampleConv, self.encoder.fuse_stage3)
             self.encoder.fuse_stage3 = MatrixUpsample(coarse, config.grid // 2)
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN)[None, :, None, None], persistent=False)

@@ -1,4 +1,4 @@
-"""Published EdgeSAM and SAM files to this project's checkpoints.
+"""Published EdgeSAM, SAM and MobileSAM files to this project's checkpoints.
 
     python -m convert.from_torch SOURCE --output DIR [--model NAME] [--decoder-from FILE]
 
@@ -31,6 +31,7 @@ SHARED = ("prompt_encoder.", "mask_decoder.")  # the parts that EdgeSAM takes ov
 LICENCES = {  # by the beginning of the model's name
     "edge_sam": "converted official EdgeSAM weights stay under S-Lab License 1.0 (non-commercial)",
     "sam_vit": "SAM's weights are under Apache-2.0",
+    "mobile_sam": "MobileSAM's weights are under Apache-2.0",
     "": "that of whoever trained them",
 }
 
@@ -119,6 +120,8 @@ def read_entries(path: Path) -> tuple[Arrays, dict[str, str]]:
         raise UsageError(f"{path}: not a .pth or .safetensors file")
     entries = {name.removeprefix("module."): value for name, value in entries.items()}
     entries = {name: value for name, value in entries.items() if name not in names.BUFFERS}
+    if names.TINY_VIT in entries:
+        entries = {name: value for name, value in entries.items() if not names.CLASSIFIER.match(name)}
     if not entries:
         raise UsageError(f"{path}: holds no weights")
     return entries, header

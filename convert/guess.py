@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from convert import names
-from edgesam_jax.config import RepVitConfig, SamConfig, UsageError, VitConfig
+from edgesam_jax.config import RepVitConfig, SamConfig, TinyVitConfig, UsageError, VitConfig
 from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.sam import MODELS
 
@@ -20,7 +20,6 @@ ENCODER = "image_encoder."
 
 # What other members of the family are known by, for a clear answer.
 STRANGERS = {
-    "image_encoder.patch_embed.seq.": "MobileSAM (TinyViT)",
     "image_encoder.backbone.": "EfficientViT-SAM",
     "image_encoder.trunk.": "SAM 2",
     "vision_encoder.": "a transformers export of SAM (its names differ from the published file's)",
@@ -59,7 +58,7 @@ def with_variant(config: SamConfig, shapes: Shapes) -> SamConfig:
     """``config`` with fusion and LoRA as the entries have them."""
     ranks = {shape[0] for name, shape in shapes.items() if name.endswith(".lora_A")}
     config = replace(config, decoder=replace(config.decoder, lora_rank=max(ranks, default=0)))
-    if isinstance(config.encoder, RepVitConfig):
+    if isinstance(config.encoder, RepVitConfig | TinyVitConfig):
         fuse = any(name.startswith(ENCODER + "fuse_stage") for name in shapes)
         config = replace(config, encoder=replace(config.encoder, fuse=fuse))
     return config
@@ -67,7 +66,7 @@ def with_variant(config: SamConfig, shapes: Shapes) -> SamConfig:
 
 def is_bare_encoder(entries: Mapping[str, Any]) -> bool:
     """Whether the entries are those of an image encoder without its prefix (stage 1 of the published training)."""
-    parts = r"(features|fuse_stage\d|neck|pos_embed|patch_embed|blocks)\b"
+    parts = r"(features|fuse_stage\d|neck|pos_embed|patch_embed|blocks|layers)\b"
     return bool(entries) and all(re.match(parts, name) for name in entries)
 
 
@@ -85,6 +84,12 @@ def _features(shapes: Shapes) -> dict[str, Any] | None:
         widths = tuple(shapes[f"{ENCODER}downsample.{i}.weight"][0] for i in stages)
         depths = tuple(len(_indices(shapes, rf"image_encoder\.stages\.{i}\.(\d+)\.")) for i in stages)
         return {**common, "kind": "conv", "widths": widths, "depths": depths}
+    layers = _indices(shapes, r"image_encoder\.layers\.(\d+)\.blocks")
+    if layers:
+        counts = [len(_indices(shapes, rf"image_encoder\.layers\.{i}\.blocks\.(\d+)\.")) for i in layers]
+        merged = [shapes.get(f"{ENCODER}layers.{i}.downsample.conv1.c.weight", (0,))[0] for i in layers[:-1]]
+        stem = shapes.get(ENCODER + "patch_embed.seq.2.c.weight", (0,))[0]
+        return {**common, "kind": "tiny_vit", "widths": (stem, *merged), "depths": tuple(counts)}
     features = _indices(shapes, r"image_encoder\.features\.(\d+)\.")
     if not features:
         return None

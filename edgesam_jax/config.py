@@ -64,6 +64,25 @@ class VitConfig:
 
 
 @dataclass(frozen=True)
+class TinyVitConfig:
+    """TinyViT-5M (ECCV 2022): as in MobileSAM, or with EdgeSAM's fusion neck (Table 5c)."""
+
+    kind: Literal["tiny_vit"] = "tiny_vit"
+    widths: tuple[int, ...] = (64, 128, 160, 320)
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    heads: tuple[int, ...] = (2, 4, 5, 10)  # the first stage is convolutional and has none
+    windows: tuple[int, ...] = (7, 7, 14, 7)
+    mlp_ratio: int = 4
+    fuse: bool = False  # False: the last down-sampling has stride 1, as in MobileSAM; True: kept, and fused
+    upsample: Literal["bicubic", "bilinear"] = "bicubic"
+
+    @property
+    def stride(self) -> int:
+        """Pixels per cell of the output embedding: 4 of the stem, and all down-samplings but the last."""
+        return 4 * 2 ** (len(self.widths) - 2)
+
+
+@dataclass(frozen=True)
 class ConvEncoderConfig:
     """Small convolutional encoder of the embedded tiny teacher; every stage halves the grid."""
 
@@ -94,7 +113,7 @@ class DecoderConfig:
 class SamConfig:
     """A promptable segmentation model: any image encoder, SAM's prompt encoder and mask decoder."""
 
-    encoder: RepVitConfig | VitConfig | ConvEncoderConfig = field(default_factory=RepVitConfig)
+    encoder: RepVitConfig | VitConfig | TinyVitConfig | ConvEncoderConfig = field(default_factory=RepVitConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     image_size: int = 1024
     embed_dim: int = 256

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from edgesam_jax.config import RepVitConfig, SamConfig
-from edgesam_jax.models.fold import fold
+from edgesam_jax.config import SamConfig
+from edgesam_jax.models.fold import fold, folds
 from edgesam_jax.models.sam import Sam, decode, preprocess
 from edgesam_jax.portable.frame import pad_to_square, resize_longest_side
 from edgesam_jax.prompts import from_boxes, from_boxes_and_points, from_points
@@ -29,10 +29,6 @@ def for_inference(config: SamConfig, variables: Mapping[str, Any]) -> dict[str, 
     return jax.device_put(fold(config, variables))
 
 
-def _folds(config: SamConfig) -> bool:
-    return isinstance(config.encoder, RepVitConfig)
-
-
 @functools.lru_cache(maxsize=16)
 def encoder(config: SamConfig) -> Callable[[Any, Array | np.ndarray, Array | np.ndarray], Array]:
     """Compiled ``(variables, images, sizes) -> embedding``.
@@ -40,7 +36,7 @@ def encoder(config: SamConfig) -> Callable[[Any, Array | np.ndarray, Array | np.
     ``variables`` are those of ``for_inference``, ``images`` (b s s 3) uint8 padded, ``sizes`` (b 2) the rows and
     columns that hold the photo; the embedding is (b g g c).
     """
-    model = Sam(config, folded=_folds(config))
+    model = Sam(config, folded=folds(config))
 
     @jax.jit
     def encode(variables: Any, images: Array, sizes: Array) -> Array:

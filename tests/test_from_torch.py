@@ -204,7 +204,7 @@ def test_damaged_files(tiny, tmp_path, capsys, how, suffix):
         ([1, 2], "holds a list"),
         ({"epoch": 3, "lr": 0.1}, "epoch, lr is no tensor"),
         ({"fc.weight": torch.zeros(2, 2)}, "no model that is known here"),
-        ({"image_encoder.patch_embed.seq.0.c.weight": torch.zeros(2, 2)}, "MobileSAM"),
+        ({"image_encoder.trunk.x.weight": torch.zeros(2, 2)}, "SAM 2"),
     ],
 )
 def test_files_of_another_kind(tmp_path, content, message):

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 
 from edgesam_jax import cost
-from edgesam_jax.config import RepVitConfig, SamConfig
+from edgesam_jax.config import SamConfig
 from edgesam_jax.models import layer_cost, ops
+from edgesam_jax.models.fold import folds
 from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.sam import Sam, decode
 from edgesam_jax.prompts import from_boxes
@@ -26,11 +27,11 @@ def counts(config: SamConfig) -> dict[str, dict[str, Any]]:
       layer as published, ``norms`` with two operations for each element that a norm scales, and ``both``, the sum of
       the three (absent where layers don't tell the whole of the encoder).
     """
-    folds = isinstance(config.encoder, RepVitConfig)
+    has_norms = folds(config)
     variables = abstract_variables(config)
-    folded = _folded(config) if folds else variables
+    folded = _folded(config) if has_norms else variables
     unfolded = _encoder(config, variables, False)
-    encoder = _encoder(config, folded, True) if folds else unfolded
+    encoder = _encoder(config, folded, True) if has_norms else unfolded
     decoder = _decoder(config, variables)
     gmac: dict[str, Any] = {"encoder": encoder, "decoder": decoder, "both": encoder + decoder, "unfolded": unfolded}
     if products := layer_cost.vit_activation_products(config):

@@ -12,9 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from edgesam_jax.config import RepVitConfig, SamConfig
+from edgesam_jax.config import RepVitConfig, SamConfig, TinyVitConfig
 
 EPSILON = 1e-5
+
+
+def folds(config: SamConfig) -> bool:
+    """Whether the encoder has batch norms to fold."""
+    return isinstance(config.encoder, RepVitConfig | TinyVitConfig)
 
 
 def fold(config: SamConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,7 +28,7 @@ def fold(config: SamConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
     Computed in float64, returned as float32 numpy arrays; ``batch_stats`` is empty afterwards.  Encoders without batch
     norm, and variables that are folded already, pass through.
     """
-    if not isinstance(config.encoder, RepVitConfig):
+    if not folds(config):
         return dict(variables)
     params = dict(variables["params"])
     stats = variables.get("batch_stats", {}).get("image_encoder", {})

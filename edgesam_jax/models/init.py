@@ -30,9 +30,10 @@ def abstract_variables(config: SamConfig) -> dict[str, Any]:
 def init_variables(config: SamConfig, seed: int = 0) -> dict[str, Any]:
     """Random float32 variables of a model that starts from scratch, as numpy arrays.
 
-    Kernels are normal with variance 1 / fan-in, embeddings standard normal, norms neutral; the second norm of every
-    residual MLP of RepViT starts at 0 (facts, section 1).  With ``decoder.tie_cross_keys`` the cross attentions' keys
-    start equal to their queries, so that positions match from the first step.
+    Kernels are normal with variance 1 / fan-in, embeddings standard normal, norms neutral; the last norm of every
+    residual MLP of RepViT starts at 0 (facts, section 1), of TinyViT's inverted residuals too.  With
+    ``decoder.tie_cross_keys`` the cross attentions' keys start equal to their queries, so that positions match from
+    the first step.
     """
     flat = traverse_util.flatten_dict(abstract_variables(config), keep_empty_nodes=True)
     values = {
@@ -49,10 +50,10 @@ def _value(path: tuple[str, ...], shape: tuple[int, ...], seed: int, config: Sam
     leaf = path[-1]
     rng = np.random.Generator(np.random.PCG64([seed, zlib.crc32("/".join(path).encode())]))
     if leaf == "scale":
-        return np.zeros(shape, np.float32) if path[-3:-1] == ("m_2", "bn") else np.ones(shape, np.float32)
+        return np.zeros(shape, np.float32) if _ends_a_residual(path) else np.ones(shape, np.float32)
     if leaf == "var":
         return np.ones(shape, np.float32)
-    if leaf in ("bias", "mean", "lora_B", "rel_pos_h", "rel_pos_w", "pos_embed"):
+    if leaf in ("bias", "mean", "lora_B", "rel_pos_h", "rel_pos_w", "pos_embed", "attention_biases"):
         return np.zeros(shape, np.float32)
     if leaf == "kernel":
         # A transposed convolution with stride = kernel sends one tap of each input channel to an output pixel.
@@ -67,3 +68,9 @@ def _value(path: tuple[str, ...], shape: tuple[int, ...], seed: int, config: Sam
     else:
         raise ValueError(f"no starting value for {'/'.join(path)}")
     return (std * rng.standard_normal(shape)).astype(np.float32)
+
+
+def _ends_a_residual(path: tuple[str, ...]) -> bool:
+    """Whether a norm is the last of a branch that is added: RepViT's MLPs, TinyViT's inverted residuals."""
+    *folders, module, norm, _ = path
+    return norm == "bn" and (module == "m_2" or (module == "conv3" and folders[-1].startswith("blocks")))

@@ -10,11 +10,19 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from edgesam_jax.config import ConvEncoderConfig, DecoderConfig, RepVitConfig, SamConfig, VitConfig
+from edgesam_jax.config import (
+    ConvEncoderConfig,
+    DecoderConfig,
+    RepVitConfig,
+    SamConfig,
+    TinyVitConfig,
+    VitConfig,
+)
 from edgesam_jax.models.conv_encoder import ConvEncoder
 from edgesam_jax.models.mask_decoder import MaskDecoder
 from edgesam_jax.models.prompt_encoder import PromptEncoder
 from edgesam_jax.models.repvit import REPVIT_M1, REPVIT_M2, REPVIT_M3, RepVit
+from edgesam_jax.models.tiny_vit import TinyVit
 from edgesam_jax.models.vit import Vit
 from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
 from edgesam_jax.types import MaskPrediction, Prompts
@@ -31,6 +39,7 @@ MODELS: dict[str, SamConfig] = {
     "edge_sam": SamConfig(encoder=REPVIT_M1),
     "edge_sam_m2": SamConfig(encoder=REPVIT_M2),
     "edge_sam_m3": SamConfig(encoder=REPVIT_M3),
+    "mobile_sam": SamConfig(encoder=TinyVitConfig()),
     "sam_vit_b": SamConfig(encoder=VitConfig()),
     "sam_vit_l": SamConfig(encoder=VitConfig(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23))),
     "sam_vit_h": SamConfig(encoder=VitConfig(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31))),
@@ -55,6 +64,8 @@ class Sam(nn.Module):
         dtype = jnp.dtype(cfg.compute_dtype)
         if isinstance(cfg.encoder, RepVitConfig):
             self.image_encoder: nn.Module = RepVit(cfg.encoder, cfg.embed_dim, self.folded, dtype, self.axis_name)
+        elif isinstance(cfg.encoder, TinyVitConfig):
+            self.image_encoder = TinyVit(cfg.encoder, cfg.embed_dim, self.folded, dtype, self.axis_name)
         elif isinstance(cfg.encoder, ConvEncoderConfig):
             self.image_encoder = ConvEncoder(cfg.encoder, cfg.embed_dim, dtype)
         else:

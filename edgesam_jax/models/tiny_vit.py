@@ -1,0 +1,187 @@
+"""TinyViT-5M image encoder: MobileSAM's form, and EdgeSAM's with the fusion neck (EdgeSAM Table 5c).
+
+Convolutional first stage, then windowed attention with a learned bias per head and offset; down-sampling ends a stage.
+MobileSAM leaves the last one at stride 1, so that the embedding has SAM's 64 x 64 cells.  With ``fuse`` it is kept, and
+the maps of strides 16 and 32 are fused as in RepViT: what EdgeSAM's paper calls FPN; its code for TinyViT is not
+published, so widths and neck are taken to be RepViT's.
+
+Sources: TinyViT (ECCV 2022), section 3 and appendix; MobileSAM (2023); facts, section 5c.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array
+
+from edgesam_jax.config import TinyVitConfig
+from edgesam_jax.models.layers import Conv, ConvBN, LayerNorm, gelu
+from edgesam_jax.models.repvit import Upsample
+from edgesam_jax.models.vit import window_merge, window_partition
+
+EPSILON = 1e-5  # of the layer norms in the blocks; the neck's have SAM's 1e-6
+
+
+def offset_index(window: int) -> np.ndarray:
+    """(window^2 window^2) column of ``attention_biases`` for each query and key: |dy| * window + |dx|."""
+    y, x = np.divmod(np.arange(window * window), window)
+    return np.abs(y[:, None] - y[None]) * window + np.abs(x[:, None] - x[None])
+
+
+class MBConv(nn.Module):
+    """Inverted residual: 1x1, depthwise 3x3, 1x1, each with batch norm; GELU after the sum too."""
+
+    expansion: int = 4
+    folded: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        c, common = x.shape[-1], {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
+        y = gelu(ConvBN(self.expansion * c, **common, name="conv1")(x, train))
+        y = gelu(ConvBN(self.expansion * c, 3, depthwise=True, **common, name="conv2")(y, train))
+        return gelu(x + ConvBN(c, zero_init=True, **common, name="conv3")(y, train))
+
+
+class PatchMerging(nn.Module):
+    """To another width and, with ``stride`` 2, half the grid."""
+
+    width: int
+    stride: int
+    folded: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        common = {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
+        x = gelu(ConvBN(self.width, **common, name="conv1")(x, train))
+        x = gelu(ConvBN(self.width, 3, self.stride, depthwise=True, **common, name="conv2")(x, train))
+        return ConvBN(self.width, **common, name="conv3")(x, train)
+
+
+class WindowAttention(nn.Module):
+    """Pre-norm attention in windows (n w w c) with a bias by offset; qkv is packed head by head."""
+
+    heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        n, window, _, c = x.shape
+        # The norm comes after the padding to whole windows: padded cells are its bias, and are attended to.
+        tokens = LayerNorm(EPSILON, self.dtype, name="norm")(x).reshape(n, window * window, c)
+        qkv = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(tokens)
+        q, k, v = jnp.split(qkv.reshape(n, window * window, self.heads, -1), 3, axis=-1)
+        biases = self.param("attention_biases", nn.initializers.zeros, (self.heads, window * window))
+        scores = jnp.einsum("nqhd,nkhd->nhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        weights = nn.softmax(scores + biases[:, offset_index(window)]).astype(self.dtype)
+        mixed = jnp.einsum("nhqk,nkhd->nqhd", weights, v).reshape(n, window, window, c)
+        return nn.Dense(c, dtype=self.dtype, name="proj")(mixed)
+
+
+class Mlp(nn.Module):
+    """Norm, ``fc1``, GELU, ``fc2``."""
+
+    ratio: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = LayerNorm(EPSILON, self.dtype, name="norm")(x)
+        y = gelu(nn.Dense(self.ratio * x.shape[-1], dtype=self.dtype, name="fc1")(y))
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(y)
+
+
+class TinyVitBlock(nn.Module):
+    """x + attention, a depthwise convolution with batch norm, x + MLP."""
+
+    heads: int
+    window: int
+    ratio: int
+    folded: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        size = (x.shape[1], x.shape[2])
+        attention = WindowAttention(self.heads, self.dtype, name="attn")
+        x = x + window_merge(attention(window_partition(x, self.window)), size)
+        common = {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
+        x = ConvBN(x.shape[-1], 3, depthwise=True, **common, name="local_conv")(x, train)
+        return x + Mlp(self.ratio, self.dtype, name="mlp")(x)
+
+
+class PatchEmbed(nn.Module):
+    """Two strided convolutions, GELU between."""
+
+    width: int
+    folded: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        common = {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
+        x = gelu(ConvBN(self.width // 2, 3, 2, **common, name="seq_0")(x, train))
+        return ConvBN(self.width, 3, 2, **common, name="seq_2")(x, train)
+
+
+class Stage(nn.Module):
+    """The blocks of a stage, and what they give before and after the down-sampling that ends it."""
+
+    config: TinyVitConfig
+    index: int
+    folded: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
+        cfg, i = self.config, self.index
+        common = {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
+        for j in range(cfg.depths[i]):
+            if i == 0:
+                x = MBConv(cfg.mlp_ratio, **common, name=f"blocks_{j}")(x, train)
+            else:
+                block = TinyVitBlock(cfg.heads[i], cfg.windows[i], cfg.mlp_ratio, **common, name=f"blocks_{j}")
+                x = block(x, train)
+        if i == len(cfg.widths) - 1:
+            return x, x
+        stride = 1 if i == len(cfg.widths) - 2 and not cfg.fuse else 2
+        return x, PatchMerging(cfg.widths[i + 1], stride, **common, name="downsample")(x, train)
+
+
+class TinyVit(nn.Module):
+    """Image encoder: (b h w 3) normalised float -> (b h/16 w/16 embed_dim).
+
+    ``folded`` expects parameters from ``fold.py`` and has no batch statistics.
+    """
+
+    config: TinyVitConfig
+    embed_dim: int = 256
+    folded: bool = False
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        cfg, common = self.config, {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
+        x = PatchEmbed(cfg.widths[0], **common, name="patch_embed")(x, train)
+        before = []
+        for i in range(len(cfg.widths)):
+            kept, x = Stage(cfg, i, **common, name=f"layers_{i}")(x, train)
+            before.append(kept)
+        if cfg.fuse:
+            fine = Conv(self.embed_dim, dtype=self.dtype, name="fuse_stage2")(before[-2])
+            up = Upsample(self.embed_dim, cfg.upsample, self.dtype, name="fuse_stage3")
+            x = fine + up(x, (fine.shape[1], fine.shape[2]))
+        x = Conv(self.embed_dim, dtype=self.dtype, name="neck_0")(x)
+        x = LayerNorm(dtype=self.dtype, name="neck_1")(x)
+        x = Conv(self.embed_dim, 3, dtype=self.dtype, name="neck_2")(x)
+        return LayerNorm(dtype=self.dtype, name="neck_3")(x)
