@@ -33,6 +33,8 @@ from edgesam_jax.inference import encoder, for_inference, frame
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.trainer import fit
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 @pytest.fixture(scope="module")
 def teacher():

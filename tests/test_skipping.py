@@ -14,6 +14,8 @@ from edgesam_jax.config import Config, DataConfig, DistillConfig, TrainConfig, U
 from edgesam_jax.meter import TIMES
 from edgesam_jax.trainer import fit
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 @pytest.fixture
 def config(tmp_path):

@@ -13,6 +13,8 @@ from edgesam_jax.models.sam import decode
 from edgesam_jax.models.transformer import Attention
 from edgesam_jax.types import Prompts
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 HEADS, INNER, WIDTH = 4, 32, 12
 
 

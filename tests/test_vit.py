@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from edgesam_jax.config import VitConfig
 from edgesam_jax.models import vit
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 KEYS = Path(__file__).parent / "data" / "sam_vit_b.txt"
 TINY = VitConfig(width=24, depth=2, heads=2, global_blocks=(1,), window_size=3, patch_size=4)
 
