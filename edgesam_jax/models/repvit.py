@@ -180,6 +180,20 @@ class Upsample(nn.Module):
         return resize(Conv(self.features, dtype=self.dtype, name="op_list_0")(x), size, self.method)
 
 
+def embed(fine: Array | None, x: Array, features: int, method: str, dtype: Any) -> Array:
+    """The end of an encoder: ``x``, fused with the map of stride 16 where there is one, through SAM's neck.
+
+    Its modules belong to the encoder that calls it, under the published names.
+    """
+    if fine is not None:
+        fine = Conv(features, dtype=dtype, name="fuse_stage2")(fine)
+        x = fine + Upsample(features, method, dtype, name="fuse_stage3")(x, (fine.shape[1], fine.shape[2]))
+    x = Conv(features, dtype=dtype, name="neck_0")(x)
+    x = LayerNorm(dtype=dtype, name="neck_1")(x)
+    x = Conv(features, 3, dtype=dtype, name="neck_2")(x)
+    return LayerNorm(dtype=dtype, name="neck_3")(x)
+
+
 class RepVit(nn.Module):
     """Image encoder: (b h w 3) normalised float -> (b h/s w/s embed_dim), s = ``config.stride``.
 
@@ -211,11 +225,4 @@ class RepVit(nn.Module):
             else:
                 x = Block(width, stride, squeeze_excite, **common, name=name)(x, train)
             stages[stage] = x
-        if cfg.fuse:
-            fine = Conv(self.embed_dim, dtype=self.dtype, name="fuse_stage2")(stages[2])
-            up = Upsample(self.embed_dim, cfg.upsample, self.dtype, name="fuse_stage3")
-            x = fine + up(stages[3], (fine.shape[1], fine.shape[2]))
-        x = Conv(self.embed_dim, dtype=self.dtype, name="neck_0")(x)
-        x = LayerNorm(dtype=self.dtype, name="neck_1")(x)
-        x = Conv(self.embed_dim, 3, dtype=self.dtype, name="neck_2")(x)
-        return LayerNorm(dtype=self.dtype, name="neck_3")(x)
+        return embed(stages[2] if cfg.fuse else None, x, self.embed_dim, cfg.upsample, self.dtype)

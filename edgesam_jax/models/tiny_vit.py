@@ -18,8 +18,8 @@ from flax import linen as nn
 from jax import Array
 
 from edgesam_jax.config import TinyVitConfig
-from edgesam_jax.models.layers import Conv, ConvBN, LayerNorm, gelu
-from edgesam_jax.models.repvit import Upsample
+from edgesam_jax.models.layers import ConvBN, LayerNorm, gelu
+from edgesam_jax.models.repvit import embed
 from edgesam_jax.models.vit import window_merge, window_partition
 
 EPSILON = 1e-5  # of the layer norms in the blocks; the neck's have SAM's 1e-6
@@ -177,11 +177,4 @@ class TinyVit(nn.Module):
         for i in range(len(cfg.widths)):
             kept, x = Stage(cfg, i, **common, name=f"layers_{i}")(x, train)
             before.append(kept)
-        if cfg.fuse:
-            fine = Conv(self.embed_dim, dtype=self.dtype, name="fuse_stage2")(before[-2])
-            up = Upsample(self.embed_dim, cfg.upsample, self.dtype, name="fuse_stage3")
-            x = fine + up(x, (fine.shape[1], fine.shape[2]))
-        x = Conv(self.embed_dim, dtype=self.dtype, name="neck_0")(x)
-        x = LayerNorm(dtype=self.dtype, name="neck_1")(x)
-        x = Conv(self.embed_dim, 3, dtype=self.dtype, name="neck_2")(x)
-        return LayerNorm(dtype=self.dtype, name="neck_3")(x)
+        return embed(before[-2] if cfg.fuse else None, x, self.embed_dim, cfg.upsample, self.dtype)
