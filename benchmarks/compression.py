@@ -55,7 +55,7 @@ def main() -> None:
                 paths[part] = coreml.save(made, Path(folder) / f"{name}_{part}.mlpackage", "", "")
             seconds = time.perf_counter() - began
             encoder = CoremlEncoder(paths["encoder"], False)
-            decoder = CoremlDecoder(paths["decoder"], job.slots, model.config.mask_size, True)
+            decoder = CoremlDecoder(paths["decoder"], job.slots, True)
             found = gate.verify(cases, encoder, decoder, ANYTHING, "stability").summary()
             masks, logits = found["mask IoU from end to end"], found["logits from end to end"]
             sizes = [f"{exporting.size_of(paths[part]) / 1e6:.1f}" for part in modules]

@@ -12,7 +12,7 @@ import numpy as np
 from convert import mil_evaluator
 from convert.coreml import quiet
 from convert.export_encoder import LETTERBOX
-from edgesam_jax.portable.onnx_model import fill_slots, normalised
+from edgesam_jax.portable.onnx_model import normalised, prompt_inputs
 
 
 def runner(path: Path) -> Any:
@@ -53,18 +53,13 @@ class CoremlEncoder:
 class CoremlDecoder:
     """Prompt slots on an embedding to ``masks`` and ``scores``."""
 
-    def __init__(self, path: Path, slots: int, mask_size: int, mask_input: bool) -> None:
-        self._run, self._path, self._slots, self._side, self._takes = runner(path), path, slots, mask_size, mask_input
+    def __init__(self, path: Path, slots: int, mask_input: bool) -> None:
+        self._run, self._path, self._slots, self._takes = runner(path), path, slots, mask_input
 
     def decode(
         self, embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """One prompt: logits (m s s), scores (m)."""
-        points, kinds = fill_slots(coords, labels, self._slots, str(self._path))
-        given = {"image_embeddings": embedding, "point_coords": points, "point_labels": kinds}
-        if self._takes:
-            side = self._side
-            given["mask_input"] = np.zeros((1, 1, side, side), np.float32) if mask is None else mask[None, None]
-            given["has_mask_input"] = np.full(1, mask is not None, np.float32)
-        out = self._run(**given)
+        given = prompt_inputs(embedding, coords, labels, mask, self._slots, str(self._path))
+        out = self._run(**{n: value for n, value in given.items() if self._takes or "mask_input" not in n})
         return out["masks"][0], out["scores"][0]

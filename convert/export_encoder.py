@@ -23,6 +23,7 @@ from convert import names
 from convert.torch_encoders import ConvBN, DepthwiseUnit, UpsampleConv, image_encoder
 from edgesam_jax.config import RepVitConfig, SamConfig, TinyVitConfig
 from edgesam_jax.models.fold import fold, folds
+from edgesam_jax.models.layers import resize_matrix
 from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
 
 PREFIX = "image_encoder."
@@ -47,10 +48,8 @@ class MatrixUpsample(nn.Module):
     def __init__(self, source: UpsampleConv, side: int) -> None:
         super().__init__()
         self.op_list = source.op_list
-        with torch.no_grad():  # the rows of a resized identity
-            line = torch.eye(side, dtype=torch.float64)[:, None, :, None].expand(-1, -1, -1, 4)
-            matrix = F.interpolate(line, (2 * side, 4), mode=source.mode, align_corners=False)[:, 0, :, 0].T
-        self.register_buffer("matrix", matrix.float().contiguous(), persistent=False)
+        matrix = torch.from_numpy(resize_matrix(side, 2 * side, source.mode))
+        self.register_buffer("matrix", matrix, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         matrix = cast(Tensor, self.matrix)

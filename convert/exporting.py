@@ -20,6 +20,7 @@ import numpy as np
 
 from edgesam_jax.checkpoint import Model, load_model
 from edgesam_jax.config import RepVitConfig, TinyVitConfig, UsageError
+from edgesam_jax.files import sha256_of
 from edgesam_jax.flags import Parser
 from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
 
@@ -84,8 +85,8 @@ def wanted(args: argparse.Namespace) -> Wanted:
     model = load_model(args.checkpoint)
     if args.image_size is not None:
         model = resized(model, args.image_size)
-    name = args.name or Path(str(args.checkpoint)).name.removesuffix(".pth").removesuffix(".safetensors")
-    name = name.removesuffix(".msgpack")
+    path = Path(str(args.checkpoint))
+    name = args.name or (path.stem if path.suffix in (".pth", ".pt", ".safetensors", ".msgpack") else path.name)
     if not name or Path(name).name != name:
         raise UsageError(f"--name {args.name or ''}: wants the beginning of a file name")
     parts = ("encoder", "decoder") if args.part == "both" else (args.part,)
@@ -183,8 +184,7 @@ def contract(job: Wanted, image_input: str) -> dict[str, Any]:
 def sha256(path: Path) -> str:
     """SHA-256 of a file, or of a folder's files with their names, in order."""
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     digest = hashlib.sha256()
     for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
         digest.update(f"{file_path.relative_to(path).as_posix()} {sha256(file_path)}\n".encode())

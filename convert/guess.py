@@ -43,7 +43,7 @@ def guess(shapes: Shapes, what: str) -> tuple[str, SamConfig]:
     """
     for prefix, stranger in STRANGERS.items():
         if any(name.startswith(prefix) for name in shapes):
-            raise UsageError(f"{what}: holds {stranger}, which is not supported; EdgeSAM and SAM are")
+            raise UsageError(f"{what}: holds {stranger}, which is not supported; EdgeSAM, SAM and MobileSAM are")
     found = _features(shapes)
     if found is None:
         raise UsageError(

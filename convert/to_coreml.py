@@ -101,7 +101,7 @@ def build(
     encoder = CoremlEncoder(files["encoder"], image_input) if "encoder" in files else None
     decoder = None
     if "decoder" in files:
-        decoder = CoremlDecoder(files["decoder"], job.slots, job.model.config.mask_size, job.mask_input)
+        decoder = CoremlDecoder(files["decoder"], job.slots, job.mask_input)
     tolerance = gate.TOLERANCES[precision if compression == "none" else compression]
     verdict = gate.verify(cases, encoder, decoder, tolerance, job.score)
     print(gate.report(verdict, job.name), flush=True)

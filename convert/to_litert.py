@@ -25,7 +25,7 @@ from convert import exporting, gate, to_coreml
 from convert.exporting import Wanted
 from edgesam_jax.config import UsageError
 from edgesam_jax.flags import Parser
-from edgesam_jax.portable.onnx_model import fill_slots, normalised
+from edgesam_jax.portable.onnx_model import normalised, prompt_inputs
 
 EXTRA = "pip install 'edgesam-jax[litert]'"
 
@@ -51,13 +51,8 @@ class LitertDecoder:
         self, embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """One prompt: logits (m s s), scores (m)."""
-        points, kinds = fill_slots(coords, labels, self._job.slots, str(self._path))
-        given = {"image_embeddings": embedding, "point_coords": points, "point_labels": kinds}
-        if self._job.mask_input:
-            side = self._job.model.config.mask_size
-            given["mask_input"] = np.zeros((1, 1, side, side), np.float32) if mask is None else mask[None, None]
-            given["has_mask_input"] = np.full(1, mask is not None, np.float32)
-        out = self._run(**given)
+        given = prompt_inputs(embedding, coords, labels, mask, self._job.slots, str(self._path))
+        out = self._run(**{name: given[name] for name in to_coreml.shapes(self._job)["decoder"]})
         return out["output_1"][0], out["output_0"][0]
 
 

@@ -91,15 +91,9 @@ class OnnxDecoder:
         """
         if mask is not None and "mask_input" not in self._inputs:
             raise UsageError(f"mask_input: {self._path} takes none; export it again without --published")
-        coords, labels = fill_slots(coords, labels, self.slots, str(self._path))
-        side = 4 * embedding.shape[-1]
-        extra = {
-            "mask_input": np.zeros((1, 1, side, side), np.float32) if mask is None else mask[None, None],
-            "has_mask_input": np.full(1, mask is not None, np.float32),
-            "orig_im_size": np.full(2, self._image_size, np.float32),
-        }
-        given = {"image_embeddings": embedding, "point_coords": coords, "point_labels": labels}
-        given |= {name: value for name, value in extra.items() if name in self._inputs}
+        given = prompt_inputs(embedding, coords, labels, mask, self.slots, str(self._path))
+        given["orig_im_size"] = np.full(2, self._image_size, np.float32)
+        given = {name: value for name, value in given.items() if name in self._inputs}
         masks, scores = self._session.run(self._outputs, given)
         return masks[0], scores[0]
 
@@ -128,8 +122,12 @@ def normalised(frame: np.ndarray, filled: Sequence[int]) -> np.ndarray:
     return x.transpose(2, 0, 1)[None]
 
 
-def fill_slots(coords: np.ndarray, labels: np.ndarray, slots: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A prompt's coords (n 2) and labels (n) -> (1 slots 2) and (1 slots) float32; ``slots`` 0 takes them as they are.
+def prompt_inputs(
+    embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray, mask: np.ndarray | None, slots: int, name: str
+) -> dict[str, np.ndarray]:
+    """One prompt as a decoder takes it, by the names of its inputs, those of a mask among them.
+
+    Coords (n 2) and labels (n) become (1 slots 2) and (1 slots) float32; ``slots`` 0 takes them as they are.
 
     Raises:
       UsageError: an unknown label, or more points than slots.
@@ -146,7 +144,14 @@ def fill_slots(coords: np.ndarray, labels: np.ndarray, slots: int, name: str) ->
         )
     fill = max(0, slots - len(coords))
     coords = np.pad(coords.astype(np.float32), ((0, fill), (0, 0)))
-    return coords[None], np.pad(labels.astype(np.float32), (0, fill), constant_values=UNUSED)[None]
+    side = 4 * embedding.shape[-1]
+    return {
+        "image_embeddings": embedding,
+        "point_coords": coords[None],
+        "point_labels": np.pad(labels.astype(np.float32), (0, fill), constant_values=UNUSED)[None],
+        "mask_input": np.zeros((1, 1, side, side), np.float32) if mask is None else mask[None, None],
+        "has_mask_input": np.full(1, mask is not None, np.float32),
+    }
 
 
 def _contract(session: Any) -> dict[str, Any]:
