@@ -203,7 +203,14 @@ class LossConfig:
     bce: float = 5.0
     dice: float = 5.0
     iou: float = 0.0  # squared error of the IoU head against the measured IoU (ground truth) or the teacher's
-    encoder: float = 0.0  # stage-1 feature loss kept on during stage 2
+    attention: float = 0.0  # squared error of the decoder's attention maps
+    features: float = 0.0  # squared error of the decoder's upscaled embedding
+    query: float = 0.0  # squared error of the hypernetworks' outputs, each scaled to L1 norm 1
+    encoder: float = 0.0  # stage-1 feature loss kept on during stage 2; what it is made of:
+    pixel: float = 1.0  # squared error, cell by cell
+    channel: float = 0.0  # divergence of each channel's softmax over the cells (channel-wise distillation)
+    channel_temperature: float = 4.0
+    correlation: float = 0.0  # squared error of the cosines between all pairs of cells (structured distillation)
     grouping: float = 0.0  # auxiliary: embedding cells of one object alike; only for training from scratch
     grouping_until: float = 1.0  # share of the run after which grouping stops
 

@@ -18,6 +18,8 @@ from edgesam_jax.optim import hold_frozen
 from edgesam_jax.types import Batch, Prompts
 
 POINT_SLOTS_AT_START = 1
+MASK_TERMS = ("bce", "dice", "iou")  # computed always, if only to be watched
+MATCHED_TERMS = ("attention", "features", "query")  # computed where they count: they keep large arrays
 
 
 @struct.dataclass
@@ -67,12 +69,20 @@ class Answer:
 def encoder_only_loss(student: Array, teacher: Array, batch: Batch, config: Config) -> tuple[Array, dict[str, Array]]:
     """Stage 1: squared feature error over valid cells, mean over images (EdgeSAM equation 1).
 
-    ``student`` and ``teacher`` are embeddings (b g g c).
+    Or channel-wise and structured distillation of them, beside it or in its place.  ``student`` and ``teacher`` are
+    embeddings (b g g c).
     """
-    model = config.model
+    model, weights = config.model, config.distill.loss
     valid = losses.valid_weights(batch.valid_size, model.grid, model.image_size) > 0.5
-    loss = losses.feature_error(student, teacher, valid).mean()
-    return loss, {"encoder": loss}
+    terms = {}
+    if weights.pixel:
+        terms["pixel"] = losses.feature_error(student, teacher, valid).mean()
+    if weights.channel:
+        terms["channel"] = losses.channel_divergence(student, teacher, valid, weights.channel_temperature).mean()
+    if weights.correlation:
+        terms["correlation"] = losses.correlation_error(student, teacher, valid).mean()
+    loss = jnp.asarray(sum(getattr(weights, name) * value for name, value in terms.items()))
+    return loss, {"encoder": loss} | (terms if len(terms) > 1 else {})
 
 
 def start_prompts(key: Array, keys: Array, batch: Batch, config: DistillConfig, slots: int) -> tuple[Prompts, Array]:
@@ -185,6 +195,8 @@ def _rounds(
     rounds = cfg.rounds + 1
     scale = 1 / rounds if cfg.loss_over_rounds == "mean" else 1.0
     slots = cfg.rounds * cfg.points_per_round
+    matched = tuple(name for name in MATCHED_TERMS if getattr(cfg.loss, name))
+    cells = losses.valid_weights(batch.valid_size, model.grid, model.image_size) > 0.5
     keys = jax.vmap(lambda k: jax.random.split(k, 3))(keys)
     first, is_box = start_prompts(key, keys[:, 0], batch, cfg, slots)
     single = is_box if cfg.box_start_masks == "one" else jnp.zeros_like(is_box)
@@ -197,7 +209,7 @@ def _rounds(
         if cfg.freeze_image_encoder:
             seen = lax.stop_gradient(seen)
         drawn = asked.prompts, asked.previous, asked.previous_valid
-        student = decode(model, {"params": params, "constants": constants}, seen, *drawn)
+        student = decode(model, {"params": params, "constants": constants}, seen, *drawn, targets=bool(matched))
         if teacher is None:
             assert asked.masks is not None
             target, chosen = asked.masks[:, :, None], jnp.zeros(asked.single.shape, jnp.int32)
@@ -206,9 +218,12 @@ def _rounds(
         else:
             assert teacher_config is not None
             teacher_variables, teacher_embedding = teacher
-            answer = decode(teacher_config, teacher_variables, teacher_embedding, *drawn)
+            answer = decode(teacher_config, teacher_variables, teacher_embedding, *drawn, targets=bool(matched))
             chosen = jnp.where(asked.single, 0, answer.iou.argmax(axis=-1))
             terms = _teacher_terms(student, answer, valid, asked.single, cfg)
+            if matched:
+                found = _matched_terms(student, answer, asked, valid, cells)
+                terms |= {name: found[name] for name in matched}
             want = _pick(answer.logits > 0, chosen)
         totals = {name: jnp.sum(asked.weights * v.astype(jnp.float32)) for name, v in terms.items()}
         return scale * _total(totals, cfg), Answer(terms, _pick(student.logits, chosen), want)
@@ -247,7 +262,7 @@ def _rounds(
         return LoopCarry(following, own, feedback, totals, by_round, gradient, trace)
 
     blank = jnp.zeros((b, p, size, size), bool)
-    names = ["bce", "dice", "iou", "agreement", "drawn"]
+    names = [*MASK_TERMS, *matched, "agreement", "drawn"]
     carry = LoopCarry(
         first,
         jnp.zeros((b, p, size, size), jnp.float32),
@@ -259,7 +274,7 @@ def _rounds(
     )
     carry = lax.fori_loop(0, rounds, one_round, carry)
     metrics = {name: carry.terms[name] / rounds for name in ("agreement", "drawn")}
-    metrics |= {name: carry.terms[name] * scale for name in ("bce", "dice", "iou")}
+    metrics |= {name: carry.terms[name] * scale for name in (*MASK_TERMS, *matched)}
     loss = _total(metrics, cfg)
     metrics |= {f"round_{i}/{name}": values[i] for name, values in carry.by_round.items() for i in range(rounds)}
     gradient = jax.tree.map(lambda x, g: g.astype(x.dtype), learning, carry.gradient) if differentiate else None
@@ -267,7 +282,9 @@ def _rounds(
 
 
 def _total(terms: dict[str, Array], cfg: DistillConfig) -> Array:
-    return jnp.asarray(sum(getattr(cfg.loss, name) * terms[name] for name in ("bce", "dice", "iou")))
+    """The loss that weighted terms give together."""
+    counted = [name for name in (*MASK_TERMS, *MATCHED_TERMS) if name in terms]
+    return jnp.asarray(sum(getattr(cfg.loss, name) * terms[name] for name in counted))
 
 
 def _in_chunks(
@@ -300,8 +317,7 @@ def _mean_over(values: Array, active: Array) -> Array:
 
 def _teacher_terms(student: Any, teacher: Any, valid: Array, single: Array, cfg: DistillConfig) -> dict[str, Array]:
     """Loss terms (b p) against the teacher's masks; of ``single`` prompts only mask token 0 counts."""
-    m = student.logits.shape[2]
-    active = jnp.where(single[..., None], jnp.arange(m) == 0, True).astype(jnp.float32)
+    active = _active(single, student.logits.shape[2])
     own = student.logits / cfg.temperature
     target = jax.nn.sigmoid(teacher.logits / cfg.temperature) if cfg.teacher_mask == "soft" else teacher.logits > 0
     target = target.astype(jnp.float32)
@@ -309,6 +325,32 @@ def _teacher_terms(student: Any, teacher: Any, valid: Array, single: Array, cfg:
         "bce": _mean_over(losses.binary_cross_entropy(own, target, valid), active),
         "dice": _mean_over(losses.dice(own, target, valid), active),
         "iou": _mean_over(jnp.square(student.iou - teacher.iou), active),
+    }
+
+
+def _active(single: Array, masks: int) -> Array:
+    """Which mask tokens of each prompt (b p) count: (b p m) float32."""
+    return jnp.where(single[..., None], jnp.arange(masks) == 0, True).astype(jnp.float32)
+
+
+def _matched_terms(student: Any, teacher: Any, asked: Asked, valid: Array, cells: Array) -> dict[str, Array]:
+    """How far the insides of the two decoders are apart (b p); see ``LossConfig``.
+
+    ``valid`` (b s s) weights of mask pixels, ``cells`` (b g g) bool of the embedding.  Slots without a prompt and cells
+    without a photo are left out of the attention maps.
+    """
+    mine, theirs = student.targets, teacher.targets
+    own = mine["t2t_0"].shape[-1] - asked.prompts.valid.shape[-1]  # the IoU token and the mask tokens are always there
+    tokens = jnp.pad(asked.prompts.valid, ((0, 0), (0, 0), (own, 0)), constant_values=True)
+    image = cells.reshape(len(cells), 1, -1)
+    sides = {"t": tokens, "i": image}
+    maps = [name for name in mine if name not in ("query", "feat")]
+    attention = [losses.attention_error(mine[name], theirs[name], sides[name[0]], sides[name[2]]) for name in maps]
+    query = losses.query_error(mine["query"], theirs["query"])
+    return {
+        "attention": jnp.stack(attention).mean(axis=0),
+        "features": losses.upscaled_error(mine["feat"], theirs["feat"], valid),
+        "query": _mean_over(query, _active(asked.single, query.shape[-1])),
     }
 
 

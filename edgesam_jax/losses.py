@@ -34,6 +34,64 @@ def feature_error(student: Array, teacher: Array, valid: Array) -> Array:
     return jnp.sum(error * valid, axis=(1, 2)) / jnp.maximum(valid.sum(axis=(1, 2)), 1)
 
 
+def channel_divergence(student: Array, teacher: Array, valid: Array, temperature: float) -> Array:
+    """Channel-wise distillation (b g g c) -> (b): mean over channels of T^2 KL(teacher || student).
+
+    Of a channel the softmax over the cells of ``valid`` (b g g) bool is compared, at temperature T: where it is active
+    counts, not how strongly (Shu et al., ICCV 2021, equation 5).
+    """
+    s, t = (
+        jax.nn.log_softmax(jnp.where(valid[..., None], x.astype(jnp.float32) / temperature, -1e9), axis=(1, 2))
+        for x in (student, teacher)
+    )
+    divergence = jnp.sum(jnp.exp(t) * jnp.where(valid[..., None], t - s, 0), axis=(1, 2))
+    return temperature**2 * divergence.mean(axis=-1)
+
+
+def correlation_error(student: Array, teacher: Array, valid: Array) -> Array:
+    """Structured (pair-wise) distillation (b g g c), (b g g d) -> (b): squared error of cosines between cells.
+
+    Mean over all pairs of cells of ``valid`` (b g g) bool (Liu et al., CVPR 2019, equation 1).  The n^2 cosines are
+    never formed: the sum of products of two Gram matrices, S S^T and T T^T, is the squared norm of S^T T.
+    """
+    count = jnp.maximum(valid.sum(axis=(1, 2)), 1)
+    s, t = (
+        (_unit(x.astype(jnp.float32)) * valid[..., None]).reshape(x.shape[0], -1, x.shape[-1])
+        for x in (student, teacher)
+    )
+
+    def together(x: Array, y: Array) -> Array:
+        return jnp.square(jnp.einsum("bsc,bsd->bcd", x, y, precision="highest")).sum(axis=(1, 2))
+
+    return (together(s, s) - 2 * together(s, t) + together(t, t)) / count**2
+
+
+def attention_error(student: Array, teacher: Array, queries: Array, keys: Array) -> Array:
+    """Squared error of attention maps (b p heads q k) -> (b p): mean over heads and over pairs that are both real.
+
+    ``queries`` (b p q) and ``keys`` (b p k) bool; p may be 1 where it is the same for all prompts.
+    """
+    pairs = queries[:, :, :, None] & keys[:, :, None, :]
+    error = jnp.square(student.astype(jnp.float32) - teacher.astype(jnp.float32)).mean(axis=2)
+    return jnp.sum(error * pairs, axis=(-2, -1)) / jnp.maximum(pairs.sum(axis=(-2, -1)), 1)
+
+
+def upscaled_error(student: Array, teacher: Array, weight: Array) -> Array:
+    """Squared error of the decoder's upscaled embeddings (b p h w c) -> (b p): mean over channels and valid pixels."""
+    weight = weight[:, None]
+    error = jnp.square(student.astype(jnp.float32) - teacher.astype(jnp.float32)).mean(axis=-1)
+    return jnp.sum(error * weight, axis=(-2, -1)) / jnp.maximum(weight.sum(axis=(-2, -1)), 1e-6)
+
+
+def query_error(student: Array, teacher: Array) -> Array:
+    """Squared error of the hypernetworks' outputs (b p m c), each scaled to L1 norm 1 -> (b p m): mean over channels.
+
+    The published code takes the norm over the masks instead (defect B18), which ties the masks to one another.
+    """
+    s, t = (x / jnp.maximum(jnp.abs(x).sum(-1, keepdims=True), 1e-6) for x in (student, teacher))
+    return jnp.square(s.astype(jnp.float32) - t.astype(jnp.float32)).mean(axis=-1)
+
+
 def binary_cross_entropy(logits: Array, target: Array, weight: Array) -> Array:
     """(b p m h w) logits and targets in [0, 1], weight (b h w) -> weighted mean over pixels (b p m)."""
     weight = weight[:, None, None]

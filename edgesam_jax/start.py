@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,11 @@ def check_distillation(config: Config) -> None:
         "distill.targets=ground_truth: distill.mode=encoder_only needs a teacher": encoder_only and truth,
         "distill.loss.encoder: there is no teacher's embedding with distill.targets=ground_truth": truth
         and loss.encoder > 0,
+        "distill.loss.attention, features, query: distill.targets=ground_truth has no teacher's decoder to match": truth
+        and max(loss.attention, loss.features, loss.query) > 0,
+        "distill.loss.pixel, channel, correlation: at least one must be above 0": (encoder_only or loss.encoder > 0)
+        and not max(loss.pixel, loss.channel, loss.correlation) > 0,
+        "distill.loss.channel_temperature must be above 0": loss.channel_temperature <= 0,
         "teacher: name a checkpoint, or set distill.targets=ground_truth": not truth and not config.teacher,
         "distill.rounds must be 0 or more": distill.rounds < 0,
         "distill.points_per_round must be 1 or more": distill.points_per_round < 1,
@@ -218,9 +224,14 @@ def check_teacher(config: Config, teacher: SamConfig) -> None:
       UsageError: image, embedding or mask sizes differ.
     """
     student = config.model
-    features = config.distill.mode == "encoder_only" or config.distill.loss.encoder > 0
-    for name in ("image_size", "grid", "mask_size", *(("embed_dim",) if features else ())):
-        mine, theirs = getattr(student, name), getattr(teacher, name)
+    loss = config.distill.loss
+    embeddings = config.distill.mode == "encoder_only" or loss.encoder > 0
+    # The decoder's widths follow embed_dim; cosines between cells can be compared at any width.
+    channels = (embeddings and max(loss.pixel, loss.channel) > 0) or max(loss.features, loss.query) > 0
+    names = ["image_size", "grid", "mask_size", *(["embed_dim"] if channels else [])]
+    names += ["decoder.depth", "decoder.heads"] if loss.attention > 0 else []
+    for name in names:
+        mine, theirs = operator.attrgetter(name)(student), operator.attrgetter(name)(teacher)
         if mine != theirs:
             raise UsageError(f"teacher={config.teacher}: its {name} is {theirs}, the model's {mine}; they must agree")
 

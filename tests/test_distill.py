@@ -18,9 +18,10 @@ B, P = 2, 3
 KEY, KEYS = jax.random.key(0), jax.random.split(jax.random.key(1), B)
 BATCH = make_batch(images=B, prompts=P)
 WEIGHTS = (BATCH.prompt_valid / BATCH.prompt_valid.sum()).astype(np.float32)
+CELLS_INSIDE = np.asarray(losses.valid_weights(BATCH.valid_size, GRID, 32)) > 0.5
 STUDENT, TEACHER = init_variables(CONV, 0), init_variables(CONV, 1)
 EMBEDDING, TEACHER_EMBEDDING = np.random.default_rng(0).standard_normal((2, B, GRID, GRID, 16)).astype(np.float32)
-DECODE = jax.jit(functools.partial(decode, CONV), compiler_options=FAST)
+DECODE = jax.jit(functools.partial(decode, CONV), static_argnames="targets", compiler_options=FAST)
 SAMPLE = jax.jit(
     prompts.sample_disagreement, static_argnames=("cell", "count", "min_disagreement", "law"), compiler_options=FAST
 )
@@ -49,6 +50,21 @@ def mask_terms(logits, target, weight):
     return bce, 1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
 
 
+def matched_terms(student, teacher, valid_slots, b, p, taking_part):
+    """Attention maps, upscaled embedding and hypernetwork outputs of one prompt, compared in float64."""
+    real = {"t": np.r_[np.ones(5, bool), valid_slots[b, p]], "i": CELLS_INSIDE[b].ravel()}
+    errors = []
+    for name in ("t2t_0", "t2i_0", "i2t_0", "t2i_final"):
+        mine, theirs = (np.asarray(x.targets[name][b, p], np.float64) for x in (student, teacher))
+        errors.append(((mine - theirs) ** 2)[:, real[name[0]]][:, :, real[name[2]]].mean())
+    weight = np.asarray(losses.valid_weights(BATCH.valid_size, MASK, 32), np.float64)[b]
+    feat = [np.asarray(x.targets["feat"][b, p], np.float64) for x in (student, teacher)]
+    features = (((feat[0] - feat[1]) ** 2).mean(-1) * weight).sum() / weight.sum()
+    query = [np.asarray(x.targets["query"][b, p], np.float64) for x in (student, teacher)]
+    query = [q / np.abs(q).sum(-1, keepdims=True) for q in query]
+    return np.mean(errors), features, ((query[0] - query[1]) ** 2).mean(-1)[list(taking_part)].mean()
+
+
 def written_out(config, start, is_box):
     """EdgeSAM's algorithm 1, one round, prompt and mask at a time; loss and its terms."""
     cfg = config.distill
@@ -58,11 +74,12 @@ def written_out(config, start, is_box):
     feedback_keys = jax.vmap(lambda k: jax.random.split(k, 3))(KEYS)[:, 1]
     feedback = jax.vmap(lambda k: jax.random.bernoulli(k, cfg.mask_feedback, (P,)))(feedback_keys)
     previous, use = np.zeros((B, P, MASK, MASK), np.float32), np.zeros((B, P), bool)
-    buffer, totals = start, dict.fromkeys(("bce", "dice", "iou"), 0.0)
+    matched = tuple(name for name in distill.MATCHED_TERMS if getattr(cfg.loss, name))
+    buffer, totals = start, dict.fromkeys(("bce", "dice", "iou", *matched), 0.0)
     for i in range(cfg.rounds + 1):
         masks = (previous, use) if cfg.mask_feedback else (None, None)
-        student = DECODE(STUDENT, EMBEDDING, buffer, *masks)
-        answer = DECODE(TEACHER, TEACHER_EMBEDDING, buffer, *masks)
+        student = DECODE(STUDENT, EMBEDDING, buffer, *masks, targets=bool(matched))
+        answer = DECODE(TEACHER, TEACHER_EMBEDDING, buffer, *masks, targets=bool(matched))
         own, want = np.zeros((2, B, P, MASK, MASK), np.float32)
         for b in range(B):
             for p in range(P):
@@ -91,6 +108,11 @@ def written_out(config, start, is_box):
                 terms = np.array([mask_terms(logits[m], t[m], weight[b]) for m in taking_part]).mean(0)
                 for name, value in zip(("bce", "dice", "iou"), (*terms, iou), strict=True):
                     totals[name] += WEIGHTS[b, p] * value
+                if matched:
+                    found = matched_terms(student, answer, np.asarray(buffer.valid), b, p, taking_part)
+                    for name, value in zip(distill.MATCHED_TERMS, found, strict=True):
+                        if name in matched:
+                            totals[name] += WEIGHTS[b, p] * value
                 own[b, p] = student.logits[b, p, best]
         if i < cfg.rounds:
             keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(sampling_keys, i)
@@ -121,7 +143,7 @@ def python_loop(monkeypatch):
         return carry
 
     monkeypatch.setattr(distill.lax, "fori_loop", loop)
-    monkeypatch.setattr(distill, "decode", lambda model, *args: DECODE(*args))
+    monkeypatch.setattr(distill, "decode", lambda model, *args, targets: DECODE(*args, targets=targets))
     monkeypatch.setattr(distill.prompts, "sample_disagreement", SAMPLE)
 
 
@@ -137,6 +159,10 @@ OPTIONS = [
     ("distill.teacher_mask=soft", "distill.temperature=2.0"),
     ("distill.temperature=2.0",),
     ("distill.loss.iou=1.0", "distill.loss.bce=1.0", "distill.loss.dice=0.0"),
+    ("distill.loss.attention=1.0", "distill.loss.features=0.5", "distill.loss.query=100.0"),
+    ("distill.loss.attention=10.0", "distill.loss.bce=0", "distill.loss.dice=0"),
+    ("distill.loss.features=1.0", "distill.loss.bce=0", "distill.loss.dice=0"),
+    ("distill.loss.query=1.0", "distill.loss.bce=0", "distill.loss.dice=0", "distill.start=point"),
     ("distill.mask_feedback=0.6",),
     ("distill.point_start=interior",),
     ("distill.targets=ground_truth", "distill.loss.iou=1.0"),
@@ -361,9 +387,26 @@ def test_encoder_only_loss_is_the_mean_over_images():
     assert metrics == {"encoder": loss}
 
 
-def test_invalid_prompts_have_no_part(python_loop):
+def test_encoder_only_loss_of_several_terms():
+    batch = BATCH.replace(valid_size=np.array([[32, 32], [20, 9]]))
+    weights = ("distill.loss.pixel=0.5", "distill.loss.channel=2", "distill.loss.correlation=3")
+    config = configured("distill.mode=encoder_only", *weights)
+    loss, metrics = distill.encoder_only_loss(EMBEDDING, TEACHER_EMBEDDING, batch, config)
+    valid = losses.valid_weights(batch.valid_size, GRID, 32) > 0.5
+    given = EMBEDDING, TEACHER_EMBEDDING, valid
+    terms = losses.feature_error(*given), losses.channel_divergence(*given, 4.0), losses.correlation_error(*given)
+    np.testing.assert_allclose(loss, np.dot([0.5, 2, 3], [t.mean() for t in terms]), rtol=1e-5)
+    assert metrics.keys() == {"encoder", "pixel", "channel", "correlation"}
+    alone = configured("distill.mode=encoder_only", "distill.loss.pixel=0", "distill.loss.channel=1")
+    loss, metrics = distill.encoder_only_loss(EMBEDDING, TEACHER_EMBEDDING, batch, alone)
+    np.testing.assert_allclose(loss, terms[1].mean(), rtol=1e-5)
+    assert metrics == {"encoder": loss}
+
+
+@pytest.mark.parametrize("extra", [(), ("distill.loss.attention=10.0", "distill.loss.query=1")])
+def test_invalid_prompts_have_no_part(python_loop, extra):
     """Whatever stands in their rows."""
-    config = configured("distill.rounds=1")
+    config = configured("distill.rounds=1", *extra)
     rubbish = ~BATCH.prompt_valid[..., None]
     assert rubbish.any()
     changed = BATCH.replace(

@@ -96,6 +96,64 @@ def test_feature_error_without_a_valid_cell_is_finite():
     assert value == 0 and np.all(np.asarray(grad) == 0)
 
 
+# ---------------------------------------------------------------------------------------------------- its variants
+
+
+@pytest.fixture(scope="module")
+def embeddings():
+    """Two embeddings (b g g c), the second of other values on the padding, and which cells are photo."""
+    rng = np.random.default_rng(1)
+    student, teacher = rng.normal(0, 2, (2, 2, 4, 4, 6)).astype(np.float32)
+    valid = np.array([np.ones((4, 4), bool), np.pad(np.ones((3, 2), bool), ((0, 1), (0, 2)))])
+    return student, teacher, valid
+
+
+def test_channel_divergence_is_the_kl_of_softmaxes_over_valid_cells(embeddings):
+    student, teacher, valid = embeddings
+    expected = []
+    for s, t, v in zip(*embeddings, strict=True):
+        p, q = (np.exp(x[v].astype(np.float64) / 3) for x in (t, s))  # (cells c)
+        p, q = p / p.sum(0), q / q.sum(0)
+        expected.append(9 * (p * np.log(p / q)).sum(0).mean())
+    np.testing.assert_allclose(losses.channel_divergence(student, teacher, valid, 3.0), expected, rtol=1e-5)
+
+
+def test_correlation_error_is_that_of_all_pairs_of_valid_cells(embeddings):
+    student, teacher, valid = embeddings
+    expected = []
+    for s, t, v in zip(*embeddings, strict=True):
+        s, t = (x[v].astype(np.float64) for x in (s, t))
+        s, t = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (s, t))
+        expected.append(((s @ s.T - t @ t.T) ** 2).mean())
+    np.testing.assert_allclose(losses.correlation_error(student, teacher, valid), expected, rtol=1e-4)
+    # It sees neither the length of features nor a rotation of them, and takes another width.
+    rotation = np.linalg.qr(np.random.default_rng(2).normal(size=(8, 8)))[0][:6].astype(np.float32)
+    same = losses.correlation_error(3 * teacher @ rotation, teacher, valid)
+    np.testing.assert_allclose(same, 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["channel", "correlation"])
+def test_variants_ignore_padding_in_value_and_gradient(embeddings, name):
+    student, teacher, valid = embeddings
+    loss = {
+        "channel": lambda s, t: losses.channel_divergence(s, t, valid, 4.0).sum(),
+        "correlation": lambda s, t: losses.correlation_error(s, t, valid).sum(),
+    }[name]
+    value, gradient = jax.value_and_grad(loss)(student, teacher)
+    assert not np.any(np.asarray(gradient)[~valid]) and np.all(np.any(gradient, axis=-1)[valid])
+    other = np.where(valid[..., None], student, 50).astype(np.float32)
+    np.testing.assert_allclose(loss(other, teacher), value, rtol=1e-6)
+    assert loss(teacher, teacher) == pytest.approx(0, abs=1e-5)
+
+
+def test_variants_without_a_valid_cell_are_finite():
+    x, none = jnp.ones((1, 2, 2, 3)), jnp.zeros((1, 2, 2), bool)
+    for loss in (lambda s: losses.channel_divergence(s, 0 * x, none, 4.0).sum(),
+                 lambda s: losses.correlation_error(s, x, none).sum()):  # fmt: skip
+        value, gradient = jax.value_and_grad(loss)(x)
+        assert value == 0 and np.isfinite(gradient).all()
+
+
 # ---------------------------------------------------------------------------------------------------- stage 2
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import CONV, REPVIT
+from tiny import CONV, REPVIT, configured
 
 from edgesam_jax import start
 from edgesam_jax.checkpoint import Model
@@ -22,6 +22,7 @@ from edgesam_jax.config import (
     TrainConfig,
     UsageError,
     VitConfig,
+    apply_overrides,
 )
 from edgesam_jax.data.sources import Part, open_parts
 from edgesam_jax.models.init import init_variables
@@ -92,6 +93,43 @@ def test_a_teacher_of_another_frame_is_refused(field, value):
     start.check_teacher(config, CONV)
     with pytest.raises(UsageError, match=rf"teacher=t: its {field} is {value}"):
         start.check_teacher(config, dataclasses.replace(CONV, **{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field", "value"),
+    [
+        (("distill.loss.attention=1",), "decoder.heads", 4),
+        (("distill.loss.attention=1",), "decoder.depth", 2),
+        (("distill.loss.features=1",), "embed_dim", 32),
+        (("distill.loss.query=1",), "embed_dim", 32),
+        (("distill.loss.encoder=1",), "embed_dim", 32),
+    ],
+)
+def test_a_teacher_whose_decoder_can_not_be_matched_is_refused(overrides, field, value):
+    other = apply_overrides(CONV, [f"{field}={value}"])
+    start.check_teacher(configured("teacher=t"), other)
+    with pytest.raises(UsageError, match=rf"teacher=t: its {field} is {value}"):
+        start.check_teacher(configured("teacher=t", *overrides), other)
+
+
+def test_cosines_between_cells_need_no_equal_width():
+    only = ("distill.mode=encoder_only", "distill.loss.pixel=0", "distill.loss.correlation=1")
+    start.check_teacher(configured("teacher=t", *only), dataclasses.replace(CONV, embed_dim=32))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("distill.targets=ground_truth", "distill.loss.attention=1"), "distill.loss.attention"),
+        (("distill.targets=ground_truth", "distill.loss.query=1"), "no teacher's decoder"),
+        (("distill.mode=encoder_only", "distill.loss.pixel=0"), "at least one must be above 0"),
+        (("distill.loss.channel_temperature=0",), "channel_temperature must be above 0"),
+    ],
+)
+def test_losses_that_can_not_be_computed_are_refused(overrides, message):
+    with pytest.raises(UsageError, match=message):
+        start.check_distillation(configured("teacher=t", *overrides))
+    start.check_distillation(configured("teacher=t"))
 
 
 def test_workdir_notes_its_config_and_names_differences(tmp_path):

@@ -59,6 +59,12 @@ def changed(a, b):
 RUNS = {
     "stage 1": (configured("distill.mode=encoder_only", *RATE, model=REPVIT), 8, 0.9),
     "stage 2": (configured("distill.loss.encoder=0.1", *RATE, model=REPVIT), 8, 0.95),
+    "stage 2, decoders matched": (
+        configured(
+            "distill.loss.attention=1", "distill.loss.features=0.1", "distill.loss.query=1", "distill.loss.iou=1",
+            "distill.loss.encoder=0.1", "distill.loss.channel=0.1", "distill.loss.correlation=1", *RATE,
+        ), 8, 0.95,
+    ),
     "ground truth, everything": (
         configured(
             "distill.targets=ground_truth", "distill.freeze_prompt_encoder=false", "distill.rounds=0",

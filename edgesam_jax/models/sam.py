@@ -119,6 +119,7 @@ def decode(
     mask_input_valid: Array | None = None,
     *,
     num_masks: int = 4,
+    targets: bool = False,
     chunk: int = 0,
 ) -> MaskPrediction:
     """``Sam.decode_masks``, at most ``chunk`` prompts of each image at a time (0: all at once).
@@ -127,7 +128,9 @@ def decode(
     """
 
     def apply(arguments: tuple[Prompts, Array | None, Array | None]) -> MaskPrediction:
-        result = Sam(config).apply(variables, embedding, *arguments, num_masks=num_masks, method="decode_masks")
+        result = Sam(config).apply(
+            variables, embedding, *arguments, num_masks=num_masks, targets=targets, method="decode_masks"
+        )
         return cast(MaskPrediction, result)
 
     arguments = (prompts, mask_input, mask_input_valid)
