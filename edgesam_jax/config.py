@@ -96,6 +96,9 @@ class ConvEncoderConfig:
         return 2 ** (len(self.widths) - 1)
 
 
+EncoderConfig = RepVitConfig | VitConfig | TinyVitConfig | ConvEncoderConfig
+
+
 @dataclass(frozen=True)
 class DecoderConfig:
     """SAM's two-way transformer mask decoder (SAM appendix A)."""
@@ -113,7 +116,7 @@ class DecoderConfig:
 class SamConfig:
     """A promptable segmentation model: any image encoder, SAM's prompt encoder and mask decoder."""
 
-    encoder: RepVitConfig | VitConfig | TinyVitConfig | ConvEncoderConfig = field(default_factory=RepVitConfig)
+    encoder: EncoderConfig = field(default_factory=RepVitConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     image_size: int = 1024
     embed_dim: int = 256

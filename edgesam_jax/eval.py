@@ -86,16 +86,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _source(arguments: argparse.Namespace, image_size: int) -> Source:
     from edgesam_jax.data.coco import CocoSource
-    from edgesam_jax.data.sources import open_source
+    from edgesam_jax.data.sources import kind_of_folder, open_source
 
     kind, root = DATASETS[arguments.dataset], arguments.data_root
     if kind != "scenes" and not root:
         raise UsageError(f"--dataset {arguments.dataset}: give --data-root, the folder of its photos")
-    if kind == "images" and Path(root).is_dir():
-        if (Path(root) / "dataset_info.json").is_file():
-            kind = "prepared"
-        elif any(Path(root).glob("*.tar")):
-            kind = "tars"
+    if kind == "images":
+        kind = kind_of_folder(root)
     limit = arguments.limit or (SCENES if kind == "scenes" else 0)
     if arguments.prompt == "detections":
         if kind != "coco":

@@ -21,7 +21,7 @@ RANKS = {
     "distill": 3, "optim": 3,
     "train_step": 4,
     "parallel": 5,
-    "train": 7, "eval": 7, "predict": 7,
+    "train": 7, "eval": 7, "predict": 7, "ablate": 7,
 }  # fmt: skip
 SERVICES = 6
 FOREIGN = {"torch", "torchvision", "tensorflow", "tensorflow_datasets", "coremltools"}

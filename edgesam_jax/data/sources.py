@@ -155,6 +155,13 @@ def open_source(data: DataConfig, image_size: int, split: Split = "train") -> So
     return source
 
 
+def kind_of_folder(root: str | Path) -> Literal["prepared", "tars", "images"]:
+    """How photos with annotations of their own lie in a folder: as ``prepare`` wrote them, in tars, or side by side."""
+    if (Path(root) / "dataset_info.json").is_file():
+        return "prepared"
+    return "tars" if any(Path(root).glob("*.tar")) else "images"
+
+
 def _open(data: DataConfig, image_size: int, split: Split) -> Source:
     if data.source == "scenes":
         return ScenesSource(data.seed, image_size, data.scene_difficulty, split, data.limit)

@@ -27,8 +27,9 @@ from edgesam_jax.models.vit import Vit
 from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
 from edgesam_jax.types import MaskPrediction, Prompts
 
+TINY_REPVIT = RepVitConfig(widths=(16, 24, 32, 48), depths=(1, 2, 3, 2), stem_strides=(2, 1))
 TINY = SamConfig(
-    encoder=RepVitConfig(widths=(16, 24, 32, 48), depths=(1, 2, 3, 2), stem_strides=(2, 1)),
+    encoder=TINY_REPVIT,
     decoder=DecoderConfig(heads=4, mlp_dim=128),
     image_size=128,
     embed_dim=64,

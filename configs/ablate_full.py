@@ -1,0 +1,50 @@
+"""The ablations at the paper's scale: SAM ViT-H as teacher, 1 % of SA-1B (3 and 10 % for Table 5d), 1024 px.
+
+Every run has the published recipe of its stage, on as many devices as there are.  It needs the teacher's weights and
+SA-1B's tars (``--set teacher=FILE data.root=DIR``), ImageNet weights where stage 1 shall start from them
+(``--set train.init_from=DIR``), and photos to score on: ``--evaluate sa1b=DIR --evaluate coco=DIR``.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from edgesam_jax.ablation.arms import Overrides, Recipe, arms
+from edgesam_jax.config import Config, EvalConfig, load_config
+
+TARS = {1: "sa_000020..sa_000029", 3: "sa_000020..sa_000049", 10: "sa_000020..sa_000119"}
+
+
+def _named(name: str) -> Config:
+    return load_config(Path(__file__).with_name(f"{name}.py"))
+
+
+def _recipe_of(config: Config) -> Overrides:
+    optim = (f"optim.{name}={value}" for name, value in dataclasses.asdict(config.optim).items())
+    return (f"data.batch_size={config.data.batch_size}", *optim, f"train.steps={config.train.steps}")
+
+
+def get_config() -> Config:
+    """All runs as one study."""
+    first, second = _named("edgesam_stage1"), _named("edgesam_stage2")
+    steps = {name: config.train.steps for name, config in (("first", first), ("second", second))}
+    recipe = Recipe(
+        stage_1=_recipe_of(first),
+        short=_recipe_of(first),
+        stage_2=_recipe_of(second),
+        students={},
+        prompts=(8, 32),
+        data={
+            times: (
+                (f"data.subset={tars}", f"train.steps={times * steps['first']}"),
+                (f"data.subset={tars}", f"train.steps={times * steps['second']}"),
+            )
+            for times, tars in TARS.items()
+        },
+    )
+    return dataclasses.replace(
+        second,
+        name="ablate_full",
+        train=dataclasses.replace(second.train, init_from=""),
+        eval=EvalConfig(images=1000, refine=2),
+        study=arms(recipe),
+    )

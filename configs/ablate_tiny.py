@@ -1,0 +1,42 @@
+"""The ablations in miniature: the quickstart's student and teacher, every run a minute or two on two cores.
+
+Stage 1 of the runs that go on to stage 2 is three times the quickstart's; where every row needs its own stage 1 it is
+shorter.  ``python -m edgesam_jax.ablate --table all`` (docs/ablations.md has the result).
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from edgesam_jax.ablation.arms import Recipe, arms, encoder
+from edgesam_jax.config import Config, EvalConfig, load_config
+from edgesam_jax.models.sam import TINY_REPVIT
+
+STEPS_1, STEPS_SHORT, STEPS_2 = 1000, 300, 100
+RATE_2 = ("optim.learning_rate=1e-3", "optim.warmup_steps=0")
+SCENES, SHORT_1, SHORT_2 = 60, 60, 20  # of once the data: distinct scenes, steps of both stages
+
+
+def get_config() -> Config:
+    """All runs as one study."""
+    base = load_config(Path(__file__).with_name("quickstart.py"))
+    recipe = Recipe(
+        stage_1=(f"train.steps={STEPS_1}",),
+        short=(f"train.steps={STEPS_SHORT}",),
+        stage_2=(*RATE_2, f"train.steps={STEPS_2}"),
+        students={"RepViT, no down-sampling": encoder(replace(TINY_REPVIT, fuse=False))},
+        prompts=(2, 8),
+        data={
+            times: (
+                (f"data.limit={times * SCENES}", f"train.steps={times * SHORT_1}"),
+                (f"data.limit={times * SCENES}", f"train.steps={times * SHORT_2}"),
+            )
+            for times in (1, 3, 10)
+        },
+    )
+    return replace(
+        base,
+        name="ablate_tiny",
+        train=replace(base.train, log_every=20, picture_every=0, checkpoint_every=500),
+        eval=EvalConfig(images=60, refine=2),
+        study=arms(recipe),
+    )

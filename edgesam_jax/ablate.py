@@ -1,0 +1,155 @@
+"""``python -m edgesam_jax.ablate --table 5a ... [--scale tiny|small|full] [--seeds N]``: the paper's ablations.
+
+Trains what the tables compare, sharing what they have in common, scores it, and leaves under ``--workdir`` for each
+table Markdown, JSON and a picture.  The same command goes on after a stop; a table asked for later takes over the runs
+that are there.  ``tiny`` needs nothing but two cores; ``small`` is for one GPU (512 px; its config says how photos come
+into the mixture); ``full`` is the paper's own scale.  Exit codes: as ``edgesam_jax.train``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgesam_jax import allocator
+from edgesam_jax.config import Config, UsageError, apply_overrides, load_config
+from edgesam_jax.flags import Parser, count
+
+if TYPE_CHECKING:
+    from edgesam_jax.ablation.grid import Outcomes, Scorer
+    from edgesam_jax.ablation.tables import Table
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+SCALES = ("tiny", "small", "full")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="python -m edgesam_jax.ablate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--table", nargs="+", required=True, metavar="TABLE", help="5a, loops, ... or all")
+    parser.add_argument("--scale", choices=SCALES, default="tiny")
+    parser.add_argument("--seeds", type=count, default=3, metavar="N", help="runs of every row; default 3")
+    parser.add_argument("--workdir", type=Path, help="default: runs/ablate_SCALE")
+    parser.add_argument("--config", default="", help="in place of the scale's configs/ablate_SCALE.py")
+    parser.add_argument("--set", action="append", default=[], nargs="+", metavar="a.b=c", help="change a field")
+    parser.add_argument(
+        "--evaluate", action="append", default=[], metavar="coco|lvis|sa1b=DIR",
+        help="score on annotated photos, as edgesam_jax.eval does, in place of the scale's held-out examples",
+    )  # fmt: skip
+    return parser
+
+
+def _config(arguments: argparse.Namespace) -> Config:
+    path = Path(arguments.config) if arguments.config else CONFIGS / f"ablate_{arguments.scale}.py"
+    if not path.is_file() and not arguments.config:
+        raise UsageError(f"--scale {arguments.scale}: {path} is missing; run in a checkout, or give --config")
+    return apply_overrides(load_config(path), [text for texts in arguments.set for text in texts])
+
+
+def _scorer(config: Config, given: Sequence[str], examples: list[Any]) -> Scorer:
+    from edgesam_jax.ablation import grid
+
+    if not given:
+        if not examples:
+            raise UsageError("this config's data has no held-out examples to score on: give --evaluate coco=DIR")
+        return grid.held_out(config, examples)
+    sets: dict[str, str] = {}
+    for text in given:
+        name, equals, root = text.partition("=")
+        if name not in ("coco", "lvis", "sa1b") or not equals:
+            raise UsageError(f"--evaluate {text}: write coco=DIR, lvis=DIR or sa1b=DIR")
+        if not Path(root).is_dir():
+            raise UsageError(f"--evaluate {text}: no such folder")
+        sets[name] = root
+    from edgesam_jax.ablation.photos import on_photos
+
+    return on_photos(config.eval, sets)
+
+
+def run(arguments: argparse.Namespace, stop: Callable[[], bool] = lambda: False) -> str | None:
+    """Do what the command line says; returns the tables as text, or None if asked to stop before the end.
+
+    Raises:
+      UsageError: an unknown table, a config without the runs, or what ``trainer.fit`` refuses.
+      FloatingPointError: a run's loss was NaN or infinite.
+    """
+    config = _config(arguments)
+    workdir = arguments.workdir or Path("runs") / f"ablate_{arguments.scale}"
+    from edgesam_jax import compile_cache, files, heldout
+    from edgesam_jax.ablation import grid, text
+    from edgesam_jax.ablation.tables import choose, tables
+
+    names = [arm.name for arm in config.study]
+    chosen = choose(tables(names), arguments.table)
+    grid.check_known(config.study, {table.letter: table.arms for table in chosen})
+    compile_cache.enable()
+    examples = heldout.heldout_examples(config)
+    score = _scorer(config, arguments.evaluate, examples)
+    titles = {arm.name: arm.title for arm in config.study}
+    costs = _costs(config, chosen)
+
+    def write(outcomes: Outcomes) -> str:
+        parts = []
+        (workdir / "tables").mkdir(parents=True, exist_ok=True)
+        for table in chosen:
+            part = text.markdown(table, titles, outcomes, costs)
+            beside = workdir / "tables" / table.letter
+            files.write_atomically(beside.with_suffix(".md"), part + "\n")
+            rows = {name: [dataclasses.asdict(o) for o in outcomes[name]] for name in table.arms}
+            files.write_atomically(beside.with_suffix(".json"), json.dumps(rows, indent=2))
+            text.save_plot(beside.with_suffix(".png"), table, titles, outcomes)
+            parts.append(part)
+        return "\n\n".join(parts)
+
+    found = grid.run(
+        config, workdir, config.study, [name for table in chosen for name in table.arms], range(arguments.seeds), score,
+        examples=examples, stop=stop, after_seed=write,
+        with_correlations=frozenset(name for table in chosen if table.scores for name in table.arms),
+    )  # fmt: skip
+    return None if found is None else f"{write(found)}\n\nTables and pictures: {workdir / 'tables'}"
+
+
+def _costs(config: Config, chosen: Sequence[Table]) -> dict[str, tuple[float, float]]:
+    """Parameters in M and multiply-accumulates in G of the encoders of the tables that show them."""
+    from edgesam_jax.evaluation.model_cost import counts
+
+    found = {}
+    for arm in config.study:
+        if any(table.cost and arm.name in table.arms for table in chosen):
+            counted = counts(apply_overrides(config, arm.overrides).model)
+            found[arm.name] = counted["parameters"]["encoder"] / 1e6, counted["gmac"]["encoder"]
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    try:
+        arguments = _parser().parse_args(argv)
+        from edgesam_jax import trainer
+
+        with trainer.StopSignal() as signals:
+            report = run(arguments, stop=lambda: signals.received != 0)
+        if report is None:
+            number = signals.received or signal.SIGTERM
+            print(f"stopped by signal {number:d}, saved; the same command goes on from there", file=sys.stderr)
+            return 128 + number
+        print(report)
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    allocator.restart_with_huge_pages()
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""Scores of a run on annotated photos, as ``python -m edgesam_jax.eval`` measures them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+from edgesam_jax.ablation.grid import Scorer, Scores
+from edgesam_jax.checkpoint import Model
+from edgesam_jax.config import DataConfig, EvalConfig
+from edgesam_jax.data.sources import kind_of_folder, open_source
+from edgesam_jax.evaluation.protocol import Settings
+from edgesam_jax.evaluation.runs import Job
+from edgesam_jax.evaluation.systems import JaxSystem
+
+SA_1K = 64  # instances drawn of a photo of SA-1B (facts, section 7)
+
+
+def on_photos(config: EvalConfig, sets: Mapping[str, str]) -> Scorer:
+    """Scores on data sets ("coco", "lvis", "sa1b") by their folders; ``eval.images`` photos of each, 0 for all.
+
+    Rows of finished photos are kept in the run's folder, so that a stopped evaluation goes on.
+    """
+
+    def score(model: Model, folder: Path) -> Scores:
+        found: Scores = {}
+        system = JaxSystem(folder.name, model, devices=jax.local_devices())
+        for name, root in sets.items():
+            found[name] = {}
+            for prompt in ("box", "center"):
+                most = SA_1K if name == "sa1b" else 0
+                settings = Settings(prompt=prompt, refine=config.refine, seed=config.seed, max_instances=most)
+                job = Job(settings, name, root, prompt, Path("."), at_once=config.batch_size, boundary=False)
+                kind = kind_of_folder(root) if name == "sa1b" else "coco"
+                job.open(open_source(DataConfig(source=kind, root=root, limit=config.images), 0, "heldout"))
+                report = job.score(system, folder / f"eval_{name}_{prompt}")
+                assert report is not None  # only a part of several is None
+                found[name][prompt] = report["miou"]
+        return found
+
+    return score
