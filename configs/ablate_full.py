@@ -30,7 +30,7 @@ def get_config() -> Config:
     recipe = Recipe(
         stage_1=_recipe_of(first),
         short=_recipe_of(first),
-        stage_2=_recipe_of(second),
+        stage_2=(),  # the base config is stage 2's
         students={},
         prompts=(8, 32),
         data={
