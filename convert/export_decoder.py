@@ -17,7 +17,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from convert.torch_encoders import ChannelNorm
+from convert.torch_layers import ChannelNorm
 from convert.torch_model import Attention, LoraLinear, Mlp, PromptEncoder, TorchSam, TwoWayLayer
 
 KINDS = (0, 1, 2, 3, -1)  # outside, inside, corners of a box, learned padding

@@ -20,8 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convert import names
-from convert.torch_encoders import ConvBN, DepthwiseUnit, UpsampleConv, image_encoder
-from edgesam_jax.config import RepVitConfig, SamConfig, TinyVitConfig
+from convert.torch_efficient_vit import ConvLayer
+from convert.torch_encoders import DepthwiseUnit, image_encoder
+from convert.torch_layers import ConvBN, UpsampleConv
+from edgesam_jax.config import STUDENTS, SamConfig
 from edgesam_jax.models.fold import fold, folds
 from edgesam_jax.models.layers import resize_matrix
 from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
@@ -69,6 +71,9 @@ def _for_folded_weights(module: nn.Module) -> None:
             setattr(module, name, FoldedUnit(child))
         elif isinstance(child, ConvBN):
             child.c, child.bn = _biased(child.c), cast(Any, nn.Identity())
+        elif isinstance(child, ConvLayer):
+            if child.norm is not None:
+                child.conv, child.norm = _biased(child.conv), None
         else:
             _for_folded_weights(child)
 
@@ -93,7 +98,7 @@ class ExportEncoder(nn.Module):
             n.removeprefix(PREFIX): torch.from_numpy(np.array(v)) for n, v in entries.items() if n.startswith(PREFIX)
         }
         self.encoder.load_state_dict(state, strict=True)
-        if isinstance(config.encoder, RepVitConfig | TinyVitConfig) and config.encoder.fuse:
+        if isinstance(config.encoder, STUDENTS) and config.encoder.fuse:
             coarse = cast(UpsampleConv, self.encoder.fuse_stage3)
             self.encoder.fuse_stage3 = MatrixUpsample(coarse, config.grid // 2)
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN)[None, :, None, None], persistent=False)

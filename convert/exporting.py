@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from edgesam_jax.checkpoint import Model, load_model
-from edgesam_jax.config import RepVitConfig, TinyVitConfig, UsageError
+from edgesam_jax.config import STUDENTS, UsageError
 from edgesam_jax.files import sha256_of
 from edgesam_jax.flags import Parser
 from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
@@ -104,7 +104,7 @@ def resized(model: Model, size: int) -> Model:
     config = model.config
     if size == config.image_size:
         return model
-    if not isinstance(config.encoder, RepVitConfig | TinyVitConfig):
+    if not isinstance(config.encoder, STUDENTS):
         raise UsageError(
             f"--image-size {size}: this encoder has learned positions for {config.image_size} px and no other size"
         )

@@ -22,7 +22,7 @@ import numpy as np
 from convert import names
 from convert.guess import ENCODER, guess, is_bare_encoder, published_shapes, with_variant
 from edgesam_jax.checkpoint import Model, save_model
-from edgesam_jax.config import RepVitConfig, SamConfig, UsageError, from_json
+from edgesam_jax.config import SamConfig, UsageError, from_json
 from edgesam_jax.models.sam import MODELS
 
 Arrays = dict[str, np.ndarray]
@@ -95,7 +95,7 @@ def _identify(
     else:
         config = with_variant(MODELS[model_name], shapes)
     licence = next(text for start, text in LICENCES.items() if model_name.startswith(start))
-    score = "stability" if isinstance(config.encoder, RepVitConfig) else "iou"
+    score = "stability" if model_name.startswith(("edge_sam", "tiny_student")) else "iou"
     return config, {"model": model_name, "score": score, "licence": licence}
 
 

@@ -11,12 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 from convert import names
-from edgesam_jax.config import RepVitConfig, SamConfig, TinyVitConfig, UsageError, VitConfig
+from edgesam_jax.config import STUDENTS, SamConfig, UsageError
 from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.sam import MODELS
 
 Shapes = Mapping[str, tuple[int, ...]]
 ENCODER = "image_encoder."
+SIZES = {"vit": ("width", "depth"), "tiny_vit": ("widths", "depths", "fuse"), "efficient_vit": ("widths",)}
 
 # What other members of the family are known by, for a clear answer.
 STRANGERS = {
@@ -58,7 +59,7 @@ def with_variant(config: SamConfig, shapes: Shapes) -> SamConfig:
     """``config`` with fusion and LoRA as the entries have them."""
     ranks = {shape[0] for name, shape in shapes.items() if name.endswith(".lora_A")}
     config = replace(config, decoder=replace(config.decoder, lora_rank=max(ranks, default=0)))
-    if isinstance(config.encoder, RepVitConfig | TinyVitConfig):
+    if isinstance(config.encoder, STUDENTS):
         fuse = any(name.startswith(ENCODER + "fuse_stage") for name in shapes)
         config = replace(config, encoder=replace(config.encoder, fuse=fuse))
     return config
@@ -66,7 +67,7 @@ def with_variant(config: SamConfig, shapes: Shapes) -> SamConfig:
 
 def is_bare_encoder(entries: Mapping[str, Any]) -> bool:
     """Whether the entries are those of an image encoder without its prefix (stage 1 of the published training)."""
-    parts = r"(features|fuse_stage\d|neck|pos_embed|patch_embed|blocks|layers)\b"
+    parts = r"(features|fuse_stage\d|neck|pos_embed|patch_embed|blocks|layers|input_stem|stages)\b"
     return bool(entries) and all(re.match(parts, name) for name in entries)
 
 
@@ -89,7 +90,13 @@ def _features(shapes: Shapes) -> dict[str, Any] | None:
         counts = [len(_indices(shapes, rf"image_encoder\.layers\.{i}\.blocks\.(\d+)\.")) for i in layers]
         merged = [shapes.get(f"{ENCODER}layers.{i}.downsample.conv1.c.weight", (0,))[0] for i in layers[:-1]]
         stem = shapes.get(ENCODER + "patch_embed.seq.2.c.weight", (0,))[0]
-        return {**common, "kind": "tiny_vit", "widths": (stem, *merged), "depths": tuple(counts)}
+        fuse = f"{ENCODER}fuse_stage2.weight" in shapes
+        return {**common, "kind": "tiny_vit", "widths": (stem, *merged), "depths": tuple(counts), "fuse": fuse}
+    stages = _indices(shapes, r"image_encoder\.stages\.(\d+)\.op_list")
+    if stages:
+        stem = shapes.get(ENCODER + "input_stem.op_list.0.conv.weight", (0,))[0]
+        own = (shapes.get(f"{ENCODER}stages.{i}.op_list.0.main.point_conv.conv.weight", (0,))[0] for i in stages)
+        return {**common, "kind": "efficient_vit", "widths": (stem, *own)}
     features = _indices(shapes, r"image_encoder\.features\.(\d+)\.")
     if not features:
         return None
@@ -104,8 +111,7 @@ def _features(shapes: Shapes) -> dict[str, Any] | None:
 def _comparable(config: SamConfig) -> dict[str, Any]:
     encoder = config.encoder
     plain = dataclasses.asdict(encoder)
-    sizes = ("width", "depth") if isinstance(encoder, VitConfig) else ("widths", "depths")
-    own = {name: plain[name] for name in ("kind", *sizes)}
+    own = {name: plain[name] for name in ("kind", *SIZES.get(encoder.kind, ("widths", "depths")))}
     return {**own, "embed_dim": config.embed_dim, "mlp_dim": config.decoder.mlp_dim}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from convert import exporting
 from convert.torch_model import TorchSam
 from edgesam_jax.checkpoint import Model
-from edgesam_jax.config import RepVitConfig, TinyVitConfig
+from edgesam_jax.config import STUDENTS
 
 
 class PlainDecoder(nn.Module):
@@ -34,7 +34,7 @@ class PlainDecoder(nn.Module):
 def part(model: Model, name: str) -> nn.Module:
     """The plain encoder or decoder."""
     config = model.config
-    if isinstance(config.encoder, RepVitConfig | TinyVitConfig):
+    if isinstance(config.encoder, STUDENTS):
         config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, upsample="bilinear"))
     sam = exporting.torch_sam(dataclasses.replace(model, config=config))
     return sam.image_encoder if name == "encoder" else PlainDecoder(sam)

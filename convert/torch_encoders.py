@@ -1,8 +1,8 @@
-"""The image encoders in torch with the published names: RepViT, SAM's ViT, TinyViT (MobileSAM), and our small one.
+"""The image encoders in torch with the published names: RepViT, SAM's ViT and our small one; ``image_encoder`` for any.
 
 Tensors are NCHW; every encoder maps (b 3 h w) to (b c g g).
 
-Sources: EdgeSAM section 3.1; RepViT (CVPR 2024) section 3; Segment Anything, appendix A; TinyViT (ECCV 2022) section 3.
+Sources: EdgeSAM section 3.1; RepViT (CVPR 2024) section 3; Segment Anything, appendix A.
 """
 
 from __future__ import annotations
@@ -14,51 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgesam_jax.config import ConvEncoderConfig, RepVitConfig, SamConfig, TinyVitConfig, VitConfig
-from edgesam_jax.models.tiny_vit import offset_index
-
-
-class ChannelNorm(nn.Module):
-    """LayerNorm over the channels of each pixel of (b c h w), eps 1e-6 unless another is given.
-
-    In these very terms coremltools recognises it and emits its fused operation; with ``var`` or ``pow`` it does not.
-    """
-
-    def __init__(self, channels: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        d = x - x.mean(dim=1, keepdim=True)
-        normed = d * torch.rsqrt((d * d).mean(dim=1, keepdim=True) + self.eps)
-        return normed * self.weight[:, None, None] + self.bias[:, None, None]
-
-
-def conv_neck(channels: int, embed_dim: int) -> nn.Sequential:
-    """The two convolutions with channel norms that end every image encoder; no activation."""
-    return nn.Sequential(
-        nn.Conv2d(channels, embed_dim, 1, bias=False),
-        ChannelNorm(embed_dim),
-        nn.Conv2d(embed_dim, embed_dim, 3, padding=1, bias=False),
-        ChannelNorm(embed_dim),
-    )
-
+from convert.torch_efficient_vit import EfficientVit
+from convert.torch_layers import ChannelNorm, ConvBN, FusedEncoder, conv_neck
+from convert.torch_tiny_vit import TinyVit
+from edgesam_jax.config import (
+    ConvEncoderConfig,
+    EfficientVitConfig,
+    RepVitConfig,
+    SamConfig,
+    TinyVitConfig,
+    VitConfig,
+)
 
 # ------------------------------------------------------------------------------------------------------ RepViT
-
-
-class ConvBN(nn.Module):
-    """Convolution without bias, then batch norm: ``c`` and ``bn``."""
-
-    def __init__(self, cin: int, cout: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
-        super().__init__()
-        self.c = nn.Conv2d(cin, cout, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(cout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.c(x))
 
 
 class DepthwiseUnit(nn.Module):
@@ -113,19 +81,7 @@ class RepVitBlock(nn.Module):
         return self.channel_mixer(self.token_mixer(x))
 
 
-class UpsampleConv(nn.Module):
-    """1x1 convolution, then x2 up-sampling."""
-
-    def __init__(self, cin: int, cout: int, mode: str) -> None:
-        super().__init__()
-        self.op_list = nn.Sequential(nn.Conv2d(cin, cout, 1, bias=False))
-        self.mode = mode
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.interpolate(self.op_list(x), scale_factor=2.0, mode=self.mode, align_corners=False)
-
-
-class RepVit(nn.Module):
+class RepVit(FusedEncoder):
     """RepViT with EdgeSAM's two-level fusion neck; (b 3 h w) -> (b c g g).  EdgeSAM section 3.1."""
 
     def __init__(self, config: RepVitConfig, embed_dim: int) -> None:
@@ -144,11 +100,7 @@ class RepVit(nn.Module):
                 blocks.append(RepVitBlock(width, width, 1, entry=False, gate=j % 2 == 0 and j < plain - 1))
             self.stage_ends.append(len(blocks) - 1)
         self.features = nn.ModuleList(blocks)
-        self.fuse = config.fuse
-        if config.fuse:
-            self.fuse_stage2 = nn.Conv2d(widths[2], embed_dim, 1, bias=False)
-            self.fuse_stage3 = UpsampleConv(widths[3], embed_dim, config.upsample)
-        self.neck = conv_neck(embed_dim if config.fuse else widths[3], embed_dim)
+        self.add_end(widths[2], widths[3], embed_dim, config.fuse, config.upsample)
 
     def forward(self, x: Tensor) -> Tensor:
         stages = []
@@ -156,9 +108,7 @@ class RepVit(nn.Module):
             x = block(x)
             if index in self.stage_ends:
                 stages.append(x)
-        if self.fuse:
-            x = self.fuse_stage2(stages[2]) + self.fuse_stage3(stages[3])
-        return self.neck(x)
+        return self.embed(stages[2], stages[3])
 
 
 # --------------------------------------------------------------------------------------------------------- ViT
@@ -260,149 +210,6 @@ class Vit(nn.Module):
         return self.neck(x.permute(0, 3, 1, 2))
 
 
-# ----------------------------------------------------------------------------------------------------- TinyViT
-
-
-class MBConv(nn.Module):
-    """Inverted residual of three convolutions with batch norm; GELU between them and after the sum."""
-
-    def __init__(self, channels: int, expansion: int) -> None:
-        super().__init__()
-        hidden = expansion * channels
-        self.conv1 = ConvBN(channels, hidden)
-        self.conv2 = ConvBN(hidden, hidden, 3, groups=hidden)
-        self.conv3 = ConvBN(hidden, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(x + self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x))))))
-
-
-class PatchMerging(nn.Module):
-    """To another width and, with stride 2, half the grid."""
-
-    def __init__(self, cin: int, cout: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = ConvBN(cin, cout)
-        self.conv2 = ConvBN(cout, cout, 3, stride, groups=cout)
-        self.conv3 = ConvBN(cout, cout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
-
-
-class TinyVitAttention(nn.Module):
-    """Pre-norm attention in windows (n w*w c) with a bias by offset; qkv packed head by head."""
-
-    def __init__(self, width: int, heads: int, window: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
-        self.norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-        self.register_buffer("index", torch.from_numpy(offset_index(window)), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, t, c = x.shape
-        q, k, v = self.qkv(self.norm(x)).view(n, t, self.heads, -1).transpose(1, 2).chunk(3, dim=-1)
-        scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1]) + self.attention_biases[:, cast(Tensor, self.index)]
-        return self.proj((scores.softmax(dim=-1) @ v).transpose(1, 2).reshape(n, t, c))
-
-
-class TinyVitMlp(nn.Module):
-    """Norm, two dense layers with GELU between."""
-
-    def __init__(self, width: int, ratio: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, ratio * width)
-        self.fc2 = nn.Linear(ratio * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(self.norm(x))))
-
-
-class TinyVitBlock(nn.Module):
-    """x + attention, a depthwise convolution, x + MLP, on (b c h w)."""
-
-    def __init__(self, width: int, heads: int, window: int, ratio: int) -> None:
-        super().__init__()
-        self.window = window
-        self.attn = TinyVitAttention(width, heads, window)
-        self.local_conv = ConvBN(width, width, 3, groups=width)
-        self.mlp = TinyVitMlp(width, ratio)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        k = self.window
-        rows, cols = math.ceil(h / k), math.ceil(w / k)
-        y = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, cols * k - w, 0, rows * k - h))  # before the norm, not masked
-        y = y.reshape(b * rows, k, cols, k * c).transpose(1, 2).reshape(-1, k * k, c)
-        y = self.attn(y).view(b * rows, cols, k, k * c).transpose(1, 2)
-        x = x + y.reshape(b, rows * k, cols * k, c)[:, :h, :w].permute(0, 3, 1, 2)
-        x = self.local_conv(x).permute(0, 2, 3, 1)
-        return (x + self.mlp(x)).permute(0, 3, 1, 2)
-
-
-class TinyVitStage(nn.Module):
-    """Blocks, and the down-sampling that ends all stages but the last."""
-
-    def __init__(self, config: TinyVitConfig, index: int) -> None:
-        super().__init__()
-        width, last = config.widths[index], len(config.widths) - 1
-        if index == 0:
-            self.blocks = nn.ModuleList(MBConv(width, config.mlp_ratio) for _ in range(config.depths[0]))
-        else:
-            self.blocks = nn.ModuleList(
-                TinyVitBlock(width, config.heads[index], config.windows[index], config.mlp_ratio)
-                for _ in range(config.depths[index])
-            )
-        self.downsample = None
-        if index < last:
-            stride = 1 if index == last - 1 and not config.fuse else 2
-            self.downsample = PatchMerging(width, config.widths[index + 1], stride)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        for block in self.blocks:
-            x = block(x)
-        return x, x if self.downsample is None else self.downsample(x)
-
-
-class TinyVitPatchEmbed(nn.Module):
-    """Two strided convolutions with GELU between."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.seq = nn.Sequential(ConvBN(3, width // 2, 3, 2), nn.GELU(), ConvBN(width // 2, width, 3, 2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.seq(x)
-
-
-class TinyVit(nn.Module):
-    """MobileSAM's image encoder, or with the fusion neck; (b 3 h w) -> (b c g g)."""
-
-    def __init__(self, config: TinyVitConfig, embed_dim: int) -> None:
-        super().__init__()
-        self.patch_embed = TinyVitPatchEmbed(config.widths[0])
-        self.layers = nn.ModuleList(TinyVitStage(config, i) for i in range(len(config.widths)))
-        self.fuse = config.fuse
-        if config.fuse:
-            self.fuse_stage2 = nn.Conv2d(config.widths[-2], embed_dim, 1, bias=False)
-            self.fuse_stage3 = UpsampleConv(config.widths[-1], embed_dim, config.upsample)
-        self.neck = conv_neck(embed_dim if config.fuse else config.widths[-1], embed_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.patch_embed(x)
-        before = []
-        for layer in self.layers:
-            kept, x = layer(x)
-            before.append(kept)
-        if self.fuse:
-            x = self.fuse_stage2(before[-2]) + self.fuse_stage3(x)
-        return self.neck(x)
-
-
 # ------------------------------------------------------------------------------------- the embedded tiny teacher's
 
 
@@ -475,6 +282,8 @@ def image_encoder(config: SamConfig) -> nn.Module:
         return RepVit(config.encoder, config.embed_dim)
     if isinstance(config.encoder, TinyVitConfig):
         return TinyVit(config.encoder, config.embed_dim)
+    if isinstance(config.encoder, EfficientVitConfig):
+        return EfficientVit(config.encoder, config.embed_dim)
     if isinstance(config.encoder, VitConfig):
         return Vit(config.encoder, config.image_size, config.embed_dim)
     return ConvEncoder(config.encoder, config.image_size, config.embed_dim)

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convert.torch_encoders import ChannelNorm, VitMlp, image_encoder
+from convert.torch_encoders import VitMlp, image_encoder
+from convert.torch_layers import ChannelNorm
 from edgesam_jax.config import SamConfig
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NOT_A_POINT
 

@@ -75,11 +75,31 @@ class TinyVitConfig:
     mlp_ratio: int = 4
     fuse: bool = False  # False: the last down-sampling has stride 1, as in MobileSAM; True: kept, and fused
     upsample: Literal["bicubic", "bilinear"] = "bicubic"
+    stem_strides: tuple[int, int] = (2, 2)
 
     @property
     def stride(self) -> int:
-        """Pixels per cell of the output embedding: 4 of the stem, and all down-samplings but the last."""
-        return 4 * 2 ** (len(self.widths) - 2)
+        """Pixels per cell of the output embedding: the stem's, and all down-samplings but the last."""
+        return self.stem_strides[0] * self.stem_strides[1] * 2 ** (len(self.widths) - 2)
+
+
+@dataclass(frozen=True)
+class EfficientVitConfig:
+    """EfficientViT-B1 (ICCV 2023, MIT HAN lab) as EdgeSAM's student (Table 5c)."""
+
+    kind: Literal["efficient_vit"] = "efficient_vit"
+    widths: tuple[int, ...] = (16, 32, 64, 128, 256)  # of the stem and four stages; attention in the last two
+    depths: tuple[int, ...] = (1, 2, 3, 3, 4)  # of the last two without the block that halves the grid
+    head_dim: int = 16
+    expansion: int = 4
+    fuse: bool = True  # False: the last stage keeps the grid of the one before
+    upsample: Literal["bicubic", "bilinear"] = "bicubic"
+    stem_stride: int = 2
+
+    @property
+    def stride(self) -> int:
+        """Pixels per cell of the output embedding: the stem's, and all stages' but the last."""
+        return self.stem_stride * 2 ** (len(self.widths) - 2)
 
 
 @dataclass(frozen=True)
@@ -96,7 +116,8 @@ class ConvEncoderConfig:
         return 2 ** (len(self.widths) - 1)
 
 
-EncoderConfig = RepVitConfig | VitConfig | TinyVitConfig | ConvEncoderConfig
+EncoderConfig = RepVitConfig | VitConfig | TinyVitConfig | EfficientVitConfig | ConvEncoderConfig
+STUDENTS = (RepVitConfig, TinyVitConfig, EfficientVitConfig)  # convolutions and batch norms, ``fuse`` and ``upsample``
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from edgesam_jax.types import NOT_A_POINT, Prompts
 
 torch = pytest.importorskip("torch")
 from convert import torch_encoders as te  # noqa: E402
+from convert import torch_layers as tl  # noqa: E402
 from convert import torch_model as tm  # noqa: E402
 
 SMALL: SamConfig = make_golden.CONFIGS["repvit"]
@@ -62,11 +63,11 @@ def close(ours, theirs, atol=1e-4):
 
 PAIRS = {
     # name: (ours, theirs, shape of the input, NHWC)
-    "conv_bn": (layers.ConvBN(12, 3, 2), lambda: te.ConvBN(8, 12, 3, 2), (2, 10, 9, 8)),
-    "depthwise_bn": (layers.ConvBN(8, 3, 1, True), lambda: te.ConvBN(8, 8, 3, 1, 8), (2, 7, 9, 8)),
-    "depthwise_bn_stride_2": (layers.ConvBN(8, 3, 2, True), lambda: te.ConvBN(8, 8, 3, 2, 8), (2, 10, 9, 8)),
+    "conv_bn": (layers.ConvBN(12, 3, 2), lambda: tl.ConvBN(8, 12, 3, 2), (2, 10, 9, 8)),
+    "depthwise_bn": (layers.ConvBN(8, 3, 1, True), lambda: tl.ConvBN(8, 8, 3, 1, 8), (2, 7, 9, 8)),
+    "depthwise_bn_stride_2": (layers.ConvBN(8, 3, 2, True), lambda: tl.ConvBN(8, 8, 3, 2, 8), (2, 10, 9, 8)),
     "squeeze_excite": (layers.SqueezeExcite(), lambda: te.SqueezeExcite(48), (2, 5, 6, 48)),
-    "channel_norm": (layers.LayerNorm(), lambda: te.ChannelNorm(16), (2, 5, 6, 16)),
+    "channel_norm": (layers.LayerNorm(), lambda: tl.ChannelNorm(16), (2, 5, 6, 16)),
     "mlp_head": (layers.MLP(16, 5), lambda: tm.Mlp(16, 5), (3, 16)),
     "feed_forward": (transformer.FeedForward(40), lambda: te.VitMlp(16, 40, torch.nn.ReLU()), (3, 7, 16)),
     "vit_mlp": (vit.Mlp(40, 16, jnp.float32), lambda: te.VitMlp(16, 40, torch.nn.GELU()), (3, 7, 16)),
@@ -125,7 +126,7 @@ def test_repvit_part_in_training(name):
 @pytest.mark.parametrize("method", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("size", [(6, 6), (3, 5)])
 def test_upsample(method, size):
-    theirs, variables = fill(te.UpsampleConv(8, 12, method))
+    theirs, variables = fill(tl.UpsampleConv(8, 12, method))
     x = data(2, *size, 8)
     ours = repvit.Upsample(12, method).apply(variables, x, (2 * size[0], 2 * size[1]))
     close(ours, theirs(to_torch(x)), 1e-5)

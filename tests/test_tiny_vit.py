@@ -1,35 +1,21 @@
-"""TinyViT and MobileSAM: the published names, parity with the torch twin, folding, the file with its unused head."""
+"""TinyViT and MobileSAM: the published names and sizes, the file with its unused head."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import deterministic_weights
 import jax
 import numpy as np
 import pytest
-import tiny
 from test_convert_names import read_keys
 
 from convert import names
 from convert.guess import published_shapes
 from edgesam_jax.config import TinyVitConfig
-from edgesam_jax.models.fold import fold
-from edgesam_jax.models.init import abstract_variables, init_variables
-from edgesam_jax.models.sam import MODELS, Sam
+from edgesam_jax.models.init import abstract_variables
+from edgesam_jax.models.sam import MODELS
 from edgesam_jax.models.tiny_vit import offset_index
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
-# 96 px: grids of 12, 6 and 6 (or 3), so that windows of 7, 4 and 7 are padded, and fit more than once.
-ENCODER = TinyVitConfig(widths=(8, 16, 16, 24), depths=(1, 1, 2, 1), heads=(1, 2, 2, 3), windows=(7, 7, 4, 7))
-SMALL = dataclasses.replace(tiny.CONV, encoder=ENCODER, image_size=96)
-FUSED = dataclasses.replace(SMALL, encoder=dataclasses.replace(ENCODER, fuse=True))
-
-
-def encode(config, variables, image, folded=False):
-    return jax.jit(functools.partial(Sam(config, folded=folded).apply, method="encode_image"))(variables, image)
 
 
 def test_the_tree_of_mobile_sam_is_the_published_list_without_its_classifier():
@@ -54,58 +40,6 @@ def test_biases_go_by_the_absolute_offset():
     index = offset_index(3)
     assert index[0, 0] == 0 and index[0, 1] == 1 == index[1, 0] and index[0, 3] == 3 and index[2, 6] == 2 * 3 + 2
     np.testing.assert_array_equal(index, index.T)
-
-
-@pytest.mark.parametrize("config", [SMALL, FUSED], ids=["mobile_sam", "fused"])
-def test_the_encoder_is_the_torch_twins(config):
-    torch = pytest.importorskip("torch")
-    from convert import exporting
-    from convert.export_encoder import ExportEncoder
-    from edgesam_jax.checkpoint import Model
-
-    model, image = Model(config, deterministic_weights.variables(config)), deterministic_weights.image(96)
-    found = np.asarray(encode(config, model.variables, image))
-    assert found.shape == (1, config.grid, config.grid, 16)
-    planes = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())
-    with torch.no_grad():
-        twin = exporting.torch_sam(model).encode_image(planes).numpy().transpose(0, 2, 3, 1)
-        export = ExportEncoder(config, model.variables)(planes).numpy().transpose(0, 2, 3, 1)
-    np.testing.assert_allclose(found, twin, atol=2e-5)
-    np.testing.assert_allclose(export, twin, atol=2e-5)
-
-
-@pytest.mark.parametrize("config", [SMALL, FUSED], ids=["mobile_sam", "fused"])
-def test_folding_changes_nothing(config):
-    variables, image = deterministic_weights.variables(config), deterministic_weights.image(96)
-    folded = fold(config, variables)
-    assert not folded["batch_stats"]
-    want = encode(config, variables, image)
-    np.testing.assert_allclose(encode(config, folded, image, True), want, atol=2e-5)
-
-
-def test_in_training_every_parameter_has_a_gradient_and_statistics_move():
-    variables = init_variables(SMALL, 0)
-    image = deterministic_weights.image(96)
-    rest = {"batch_stats": variables["batch_stats"], "constants": variables["constants"]}
-
-    @jax.jit
-    def step(params):
-        out, updated = Sam(SMALL).apply(
-            {"params": params, **rest}, image, True, method="encode_image", mutable=["batch_stats"]
-        )
-        return (out**2 * np.arange(out.shape[-1])).sum(), updated["batch_stats"]
-
-    (_, stats), gradients = jax.value_and_grad(step, has_aux=True)(variables["params"])
-    for path, g in jax.tree_util.tree_leaves_with_path(gradients["image_encoder"]):
-        keys = jax.tree_util.keystr(path)
-        assert np.isfinite(g).all()
-        # A residual that ends in a norm of scale 0 passes nothing on to what is before it, at the start.
-        assert np.abs(g).max() > 0 or ("blocks_0" in keys and "layers_0" in keys), keys
-    for path, new in jax.tree_util.tree_leaves_with_path(stats):
-        old = variables["batch_stats"]
-        for part in path:
-            old = old[part.key]
-        assert np.abs(np.asarray(new) - old).max() > 0, jax.tree_util.keystr(path)
 
 
 @pytest.mark.parametrize("head", [True, False])

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from edgesam_jax.config import RepVitConfig, SamConfig, TinyVitConfig
+from edgesam_jax.config import STUDENTS, SamConfig
 
 EPSILON = 1e-5
 
 
 def folds(config: SamConfig) -> bool:
     """Whether the encoder has batch norms to fold."""
-    return isinstance(config.encoder, RepVitConfig | TinyVitConfig)
+    return isinstance(config.encoder, STUDENTS)
 
 
 def fold(config: SamConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,9 +43,9 @@ def _fold_tree(params: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str,
             folded[name] = branch
         elif set(branch) == {"conv", "conv1"}:
             folded[name] = {"conv": _depthwise_unit(branch, stats[name])}
-        elif set(branch) == {"c", "bn"}:
+        elif set(branch) in ({"c", "bn"}, {"conv", "norm"}):  # EfficientViT's have the longer names
             kernel, bias = _conv_bn(branch, stats[name])
-            folded[name] = {"c": _as_float32(kernel, bias)}
+            folded[name] = {"c" if "c" in branch else "conv": _as_float32(kernel, bias)}
         else:
             folded[name] = _fold_tree(branch, stats.get(name, {}))
     return folded
@@ -53,16 +53,13 @@ def _fold_tree(params: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str,
 
 def _conv_bn(params: Mapping[str, Any], stats: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Kernel (k k i o), its last axis the output channels also of a depthwise one, and bias (o), in float64."""
-    kernel, scale, bias, mean, var = (
-        np.asarray(v, np.float64)
-        for v in (
-            params["c"]["kernel"],
-            params["bn"]["scale"],
-            params["bn"]["bias"],
-            stats["bn"]["mean"],
-            stats["bn"]["var"],
-        )
+    conv, norm = ("c", "bn") if "c" in params else ("conv", "norm")
+    leaves = (
+        params[conv]["kernel"],
+        *(params[norm][n] for n in ("scale", "bias")),
+        *(stats[norm][n] for n in ("mean", "var")),
     )
+    kernel, scale, bias, mean, var = (np.asarray(leaf, np.float64) for leaf in leaves)
     factor = scale / np.sqrt(var + EPSILON)
     return kernel * factor, bias - mean * factor
 

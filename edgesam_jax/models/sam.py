@@ -13,12 +13,14 @@ from jax import Array
 from edgesam_jax.config import (
     ConvEncoderConfig,
     DecoderConfig,
+    EfficientVitConfig,
     RepVitConfig,
     SamConfig,
     TinyVitConfig,
     VitConfig,
 )
 from edgesam_jax.models.conv_encoder import ConvEncoder
+from edgesam_jax.models.efficient_vit import EfficientVit
 from edgesam_jax.models.mask_decoder import MaskDecoder
 from edgesam_jax.models.prompt_encoder import PromptEncoder
 from edgesam_jax.models.repvit import REPVIT_M1, REPVIT_M2, REPVIT_M3, RepVit
@@ -40,6 +42,8 @@ MODELS: dict[str, SamConfig] = {
     "edge_sam": SamConfig(encoder=REPVIT_M1),
     "edge_sam_m2": SamConfig(encoder=REPVIT_M2),
     "edge_sam_m3": SamConfig(encoder=REPVIT_M3),
+    "edge_sam_tiny_vit": SamConfig(encoder=TinyVitConfig(fuse=True)),
+    "edge_sam_efficient_vit": SamConfig(encoder=EfficientVitConfig()),
     "mobile_sam": SamConfig(encoder=TinyVitConfig()),
     "sam_vit_b": SamConfig(encoder=VitConfig()),
     "sam_vit_l": SamConfig(encoder=VitConfig(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23))),
@@ -67,6 +71,8 @@ class Sam(nn.Module):
             self.image_encoder: nn.Module = RepVit(cfg.encoder, cfg.embed_dim, self.folded, dtype, self.axis_name)
         elif isinstance(cfg.encoder, TinyVitConfig):
             self.image_encoder = TinyVit(cfg.encoder, cfg.embed_dim, self.folded, dtype, self.axis_name)
+        elif isinstance(cfg.encoder, EfficientVitConfig):
+            self.image_encoder = EfficientVit(cfg.encoder, cfg.embed_dim, self.folded, dtype, self.axis_name)
         elif isinstance(cfg.encoder, ConvEncoderConfig):
             self.image_encoder = ConvEncoder(cfg.encoder, cfg.embed_dim, dtype)
         else:

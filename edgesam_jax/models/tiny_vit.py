@@ -121,6 +121,7 @@ class PatchEmbed(nn.Module):
     """Two strided convolutions, GELU between."""
 
     width: int
+    strides: tuple[int, int] = (2, 2)
     folded: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -128,8 +129,8 @@ class PatchEmbed(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         common = {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
-        x = gelu(ConvBN(self.width // 2, 3, 2, **common, name="seq_0")(x, train))
-        return ConvBN(self.width, 3, 2, **common, name="seq_2")(x, train)
+        x = gelu(ConvBN(self.width // 2, 3, self.strides[0], **common, name="seq_0")(x, train))
+        return ConvBN(self.width, 3, self.strides[1], **common, name="seq_2")(x, train)
 
 
 class Stage(nn.Module):
@@ -158,7 +159,7 @@ class Stage(nn.Module):
 
 
 class TinyVit(nn.Module):
-    """Image encoder: (b h w 3) normalised float -> (b h/16 w/16 embed_dim).
+    """Image encoder: (b h w 3) normalised float -> (b h/s w/s embed_dim), s = ``config.stride``.
 
     ``folded`` expects parameters from ``fold.py`` and has no batch statistics.
     """
@@ -172,7 +173,7 @@ class TinyVit(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         cfg, common = self.config, {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
-        x = PatchEmbed(cfg.widths[0], **common, name="patch_embed")(x, train)
+        x = PatchEmbed(cfg.widths[0], cfg.stem_strides, **common, name="patch_embed")(x, train)
         before = []
         for i in range(len(cfg.widths)):
             kept, x = Stage(cfg, i, **common, name=f"layers_{i}")(x, train)
