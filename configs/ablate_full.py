@@ -8,8 +8,8 @@ SA-1B's tars (``--set teacher=FILE data.root=DIR``), ImageNet weights where stag
 import dataclasses
 from pathlib import Path
 
-from edgesam_jax.ablation.arms import Overrides, Recipe, arms
-from edgesam_jax.config import Config, EvalConfig, load_config
+from edgesam_jax.ablation.arms import Overrides, Recipe, arms, encoder
+from edgesam_jax.config import Config, EfficientVitConfig, EvalConfig, RepVitConfig, TinyVitConfig, load_config
 
 TARS = {1: "sa_000020..sa_000029", 3: "sa_000020..sa_000049", 10: "sa_000020..sa_000119"}
 
@@ -31,7 +31,13 @@ def get_config() -> Config:
         stage_1=_recipe_of(first),
         short=_recipe_of(first),
         stage_2=(),  # the base config is stage 2's
-        students={},
+        students={
+            "RepViT-M1, no down-sampling": encoder(RepVitConfig(fuse=False)),
+            "TinyViT-5M, fusion": encoder(TinyVitConfig(fuse=True)),
+            "TinyViT-5M, no down-sampling": encoder(TinyVitConfig(fuse=False)),
+            "EfficientViT-B1, fusion": encoder(EfficientVitConfig(fuse=True)),
+            "EfficientViT-B1, no down-sampling": encoder(EfficientVitConfig(fuse=False)),
+        },
         prompts=(8, 32),
         data={
             times: (

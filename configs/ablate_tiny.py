@@ -8,8 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgesam_jax.ablation.arms import Recipe, arms, encoder
-from edgesam_jax.config import Config, EvalConfig, load_config
+from edgesam_jax.config import Config, EfficientVitConfig, EvalConfig, TinyVitConfig, load_config
 from edgesam_jax.models.sam import TINY_REPVIT
+
+# About as large as the tiny RepViT, with its grid of 16 x 16 at 128 px.
+TINY_VIT = TinyVitConfig(
+    widths=(16, 24, 32, 48), depths=(1, 1, 2, 1), heads=(1, 2, 2, 3), windows=(7, 7, 8, 7), fuse=True, stem_strides=(2, 1)
+)  # fmt: skip
+TINY_EFFICIENT_VIT = EfficientVitConfig(
+    widths=(8, 16, 24, 32, 48), depths=(1, 1, 2, 1, 1), head_dim=8, stem_stride=1
+)  # fmt: skip
 
 STEPS_1, STEPS_SHORT, STEPS_2 = 1000, 300, 100
 RATE_2 = ("optim.learning_rate=1e-3", "optim.warmup_steps=0")
@@ -23,7 +31,13 @@ def get_config() -> Config:
         stage_1=(f"train.steps={STEPS_1}",),
         short=(f"train.steps={STEPS_SHORT}",),
         stage_2=(*RATE_2, f"train.steps={STEPS_2}"),
-        students={"RepViT, no down-sampling": encoder(replace(TINY_REPVIT, fuse=False))},
+        students={
+            "RepViT, no down-sampling": encoder(replace(TINY_REPVIT, fuse=False)),
+            "TinyViT, fusion": encoder(TINY_VIT),
+            "TinyViT, no down-sampling": encoder(replace(TINY_VIT, fuse=False)),
+            "EfficientViT, fusion": encoder(TINY_EFFICIENT_VIT),
+            "EfficientViT, no down-sampling": encoder(replace(TINY_EFFICIENT_VIT, fuse=False)),
+        },
         prompts=(2, 8),
         data={
             times: (
