@@ -13,7 +13,8 @@ from edgesam_jax.models.sam import TINY_REPVIT
 
 # About as large as the tiny RepViT, with its grid of 16 x 16 at 128 px.
 TINY_VIT = TinyVitConfig(
-    widths=(16, 24, 32, 48), depths=(1, 1, 2, 1), heads=(1, 2, 2, 3), windows=(7, 7, 8, 7), fuse=True, stem_strides=(2, 1)
+    widths=(16, 24, 32, 48), depths=(1, 1, 2, 1), heads=(1, 2, 2, 3), windows=(7, 7, 8, 7),
+    fuse=True, stem_strides=(2, 1),
 )  # fmt: skip
 TINY_EFFICIENT_VIT = EfficientVitConfig(
     widths=(8, 16, 24, 32, 48), depths=(1, 1, 2, 1, 1), head_dim=8, stem_stride=1
