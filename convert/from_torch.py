@@ -1,10 +1,11 @@
-"""Published EdgeSAM, SAM and MobileSAM files to this project's checkpoints.
+"""Published EdgeSAM, SAM and MobileSAM files, and ImageNet weights of encoders, to this project's checkpoints.
 
     python -m convert.from_torch SOURCE --output DIR [--model NAME] [--decoder-from FILE]
 
 SOURCE is a .pth or .safetensors file: a published model, or a training checkpoint of the published system.  One of its
-first stage holds the image encoder alone; the rest then comes from a SAM file.  Nothing is ever unpickled that could
-run code.  torch is needed for .pth only.
+first stage holds the image encoder alone; the rest then comes from a SAM file.  An ImageNet classifier (RepViT,
+TinyViT, EfficientViT; their authors' files or timm's) gives a backbone for ``train.init_from``.  Nothing is ever
+unpickled that could run code.  torch is needed for .pth only.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from convert import names
+from convert import imagenet, names
 from convert.guess import ENCODER, guess, is_bare_encoder, published_shapes, with_variant
-from edgesam_jax.checkpoint import Model, save_model
+from edgesam_jax.checkpoint import BACKBONE, Model, save_model
 from edgesam_jax.config import SamConfig, UsageError, from_json
 from edgesam_jax.models.sam import MODELS
 
@@ -57,6 +58,13 @@ def load_published(path: str | Path, model_name: str | None = None, decoder_from
         raise UsageError(f"--model {model_name}: not a known model; there are {', '.join(MODELS)}")
     source, header = read_entries(path)
     origin = path.name
+    layout = imagenet.layout_of(source)
+    if layout is not None:
+        if decoder_from is not None:
+            raise UsageError(
+                f"--decoder-from {decoder_from}: {path} holds a backbone, to start stage 1 from; leave it out"
+            )
+        return _backbone(source, layout, model_name, path)
     if is_bare_encoder(source):
         if decoder_from is None:
             raise UsageError(
@@ -76,6 +84,16 @@ def load_published(path: str | Path, model_name: str | None = None, decoder_from
     variables, counts = names.to_tree(source)
     metadata |= {"source": origin, "num_batches_tracked": counts}
     return Model(config, variables, metadata)
+
+
+def _backbone(source: Arrays, layout: imagenet.Layout, model_name: str | None, path: Path) -> Model:
+    name, config, entries = imagenet.backbone(source, layout, model_name, str(path))
+    variables, counts = names.to_tree(entries)
+    metadata = {
+        "source": path.name, "model": name, "holds": BACKBONE, "licence": layout.licence, "score": "stability",
+        "num_batches_tracked": counts,
+    }  # fmt: skip
+    return Model(config, {n: tree for n, tree in variables.items() if tree}, metadata)
 
 
 def _identify(
@@ -206,7 +224,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     count = len(names.flatten(model.variables)) + len(model.metadata["num_batches_tracked"])
     name, licence = (model.metadata.get(key, "your own") for key in ("model", "licence"))
-    print(f"{args.output}: {count} entries of {name}; licence: {licence}")
+    part = "the backbone of " if model.metadata.get("holds") == BACKBONE else ""
+    print(f"{args.output}: {count} entries of {part}{name}; licence: {licence}")
     return 0
 
 

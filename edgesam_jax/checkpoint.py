@@ -33,6 +33,7 @@ FORMAT = "edgesam_jax/1"
 TINY_TEACHER = "tiny_teacher"
 COLLECTIONS = ("params", "batch_stats", "constants")
 CHECKPOINTS = "checkpoints"
+BACKBONE = "backbone"  # metadata["holds"] of ImageNet weights of an encoder: a start for stage 1, and no model yet
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +139,18 @@ def load_model(path: str | Path) -> Model:
     Args:
       path: an inference checkpoint folder, a training workdir or one of its checkpoints (the newest is taken), a
         .msgpack file, a published .pth or .safetensors file, or "tiny_teacher" for the embedded model.
+
+    Raises:
+      UsageError: nothing there, something of another kind, a damaged file, or the backbone of a model alone.
+    """
+    model = load_weights(path)
+    if model.metadata.get("holds") == BACKBONE:
+        raise UsageError(f"checkpoint {path}: ImageNet weights of a backbone, no model yet; train with train.init_from")
+    return model
+
+
+def load_weights(path: str | Path) -> Model:
+    """As ``load_model``, but the backbone of a model alone is taken too.
 
     Raises:
       UsageError: nothing there, something of another kind, or a damaged file.

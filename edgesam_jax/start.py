@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from edgesam_jax import parallel, train_checkpoint
-from edgesam_jax.checkpoint import CHECKPOINTS, Model, encoder_digest, load_model, newest_step
+from edgesam_jax.checkpoint import BACKBONE, CHECKPOINTS, Model, encoder_digest, load_weights, newest_step
 from edgesam_jax.config import AugmentConfig, Config, SamConfig, UsageError, check_counts, from_json, to_json
 from edgesam_jax.data.embeddings import EmbeddingStore
 from edgesam_jax.data.sources import ENOUGH_TO_JUDGE, Part, left_out
@@ -24,6 +24,7 @@ from edgesam_jax.optim import make_optimizer
 from edgesam_jax.types import TrainState
 
 DECODER_PARTS = ("prompt_encoder", "mask_decoder")
+ENCODER_END = ("fuse_stage", "neck_")  # modules of repvit.embed
 LORA_LEAVES = ("lora_A", "lora_B")  # a checkpoint without them starts them afresh
 
 # Fields that change how a run is watched or where it runs, but not what it computes.
@@ -271,8 +272,21 @@ def initial_variables(
             if notes is not None:
                 notes.append(f"note: the decoder starts from random weights, not from the teacher's: {error}")
     if init_from is not None:
-        variables = merge(variables, init_from.variables, f"train.init_from={config.train.init_from}")
+        source = init_from.variables
+        if init_from.metadata.get("holds") == BACKBONE:
+            source = _with_end_of(variables, source)
+            if notes is not None:
+                taken = len(flatten_dict(init_from.variables))
+                notes.append(f"note: {taken} arrays of the backbone; fusion, neck and decoder start as without them")
+        variables = merge(variables, source, f"train.init_from={config.train.init_from}")
     return variables
+
+
+def _with_end_of(target: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+    """An encoder's backbone, completed by the target's fusion and neck."""
+    end = {k: v for k, v in target["params"]["image_encoder"].items() if k.startswith(ENCODER_END)}
+    encoder = {**end, **source["params"]["image_encoder"]}
+    return {**source, "params": {**source["params"], "image_encoder": encoder}}
 
 
 # ---------------------------------------------------------------------------------------------------- the start
@@ -311,7 +325,7 @@ def begin(
     goes_on = own is not None or bool(train.fork_from)
     where = f"{initial.metadata.get('source', 'given')}, " if initial is not None else f"{train.init_from}, "
     if not goes_on and initial is None and train.init_from:
-        initial = load_model(train.init_from)
+        initial = load_weights(train.init_from)
     notes: list[str] = []
     variables = initial_variables(config, teacher, None if goes_on else initial, notes)
     tx, _ = make_optimizer(config, variables["params"])
