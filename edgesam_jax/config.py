@@ -134,6 +134,34 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True)
+class ProposalConfig:
+    """The region proposal network of the granularity priors (EdgeSAM section 3.2; EfficientDet's numbers)."""
+
+    channels: int = 64
+    repeats: int = 3  # rounds of the feature pyramid
+    head_convs: int = 3
+    scale: float = 4.0  # anchors of scale * stride * 2^(k / octaves), k = 0 .. octaves - 1
+    octaves: int = 3
+    ratios: tuple[float, ...] = (1.0, 0.5, 2.0)  # height / width
+    prior: float = 0.01  # score that every anchor starts with
+    iou_positive: float = 0.5
+    iou_negative: float = 0.5
+    focal_alpha: float = 0.25
+    focal_gamma: float = 1.5
+    huber_beta: float = 0.1
+    box_weight: float = 50.0
+    before_nms: int = 1000  # best anchors that are looked at
+    nms_iou: float = 0.7  # 1: none, as the published code has it
+    kept: int = 100
+    min_score: float = 0.05
+
+    @property
+    def anchors(self) -> int:
+        """Anchors in a cell."""
+        return self.octaves * len(self.ratios)
+
+
+@dataclass(frozen=True)
 class SamConfig:
     """A promptable segmentation model: any image encoder, SAM's prompt encoder and mask decoder."""
 
@@ -144,6 +172,7 @@ class SamConfig:
     mask_in_chans: int = 16
     position_std: float = 1.0  # of the positional encoding's Gaussian matrix when a model starts from scratch
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters stay float32
+    proposals: ProposalConfig | None = None  # a region proposal network beside the decoder, for granularity priors
 
     @property
     def grid(self) -> int:
@@ -216,6 +245,7 @@ class DataConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     embeddings: tuple[str, ...] = ()  # stores of the teacher's embeddings (edgesam_jax.embed); empty: it runs online
     max_bad_share: float = 0.01  # of photos that can't be used, after the first 1,000; beyond it a run stops
+    scene_granularity: Literal["all", "objects", "parts"] = "all"  # which instances of a scene count
     scene_difficulty: float = 0.5  # scenes only, 0 to 1: number and hollowness of objects, texture, lack of contrast
     ids: str = ""  # a file with the photos to use, one a line (prepare --sample writes it); empty: all
 
@@ -243,7 +273,7 @@ class LossConfig:
 class DistillConfig:
     """What is matched, and the prompt loop (EdgeSAM section 3.2, appendix D; facts, sections 6 and 9)."""
 
-    mode: Literal["encoder_only", "prompt_in_the_loop"] = "prompt_in_the_loop"
+    mode: Literal["encoder_only", "prompt_in_the_loop", "proposals"] = "prompt_in_the_loop"
     targets: Literal["teacher", "ground_truth"] = "teacher"
     loss: LossConfig = field(default_factory=LossConfig)
     rounds: int = 1  # decode rounds after the first; 0 switches the loop off
@@ -271,13 +301,16 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW, schedule and clipping (facts, section 6)."""
+    """AdamW, or SGD with momentum ``b1``; schedule and clipping (facts, section 6)."""
 
     learning_rate: float = 1e-3  # after scaling: see scale_by_batch
     min_learning_rate: float = 0.0
     warmup_learning_rate: float = 0.0
     warmup_steps: int = 0
-    schedule: Literal["cosine", "cosine_unshifted", "linear", "constant"] = "cosine"  # unshifted: published stage 1
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    # unshifted: published stage 1; step: a tenth from each of ``milestones`` on
+    schedule: Literal["cosine", "cosine_unshifted", "linear", "constant", "step"] = "cosine"
+    milestones: tuple[float, ...] = ()  # shares of the run
     scale_by_batch: bool = False  # multiply the three rates by batch_size / 512
     b1: float = 0.9
     b2: float = 0.999
@@ -460,6 +493,9 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
         if unknown:
             raise UsageError(f"{where}: {hint.__name__} has no field {', '.join(unknown)}")
         return hint(**{k: _decode(hints[k], v, f"{where}.{k}") for k, v in value.items()})
+    if origin in (typing.Union, types.UnionType) and type(None) in args:
+        (inside,) = (arg for arg in args if arg is not type(None))
+        return None if value is None else _decode(inside, value, where)
     if origin in (typing.Union, types.UnionType):
         kinds = {typing.get_args(typing.get_type_hints(a)["kind"])[0]: a for a in args}
         kind = value.get("kind") if isinstance(value, dict) else None

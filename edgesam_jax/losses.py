@@ -34,6 +34,23 @@ def feature_error(student: Array, teacher: Array, valid: Array) -> Array:
     return jnp.sum(error * valid, axis=(1, 2)) / jnp.maximum(valid.sum(axis=(1, 2)), 1)
 
 
+def focal(logits: Array, positive: Array, alpha: float, gamma: float) -> Array:
+    """Focal loss per element: cross entropy, weighted by how wrong the probability is to the power of gamma.
+
+    ``positive`` bool; positives weigh ``alpha``, negatives 1 - alpha (Lin et al., ICCV 2017, equation 5).
+    """
+    logits = logits.astype(jnp.float32)
+    wrong = jax.nn.sigmoid(jnp.where(positive, -logits, logits))
+    entropy = jax.nn.softplus(jnp.where(positive, -logits, logits))
+    return jnp.where(positive, alpha, 1 - alpha) * wrong**gamma * entropy
+
+
+def huber(error: Array, beta: float) -> Array:
+    """Huber loss per element: half the square below ``beta``, then linear with slope ``beta``."""
+    size = jnp.abs(error.astype(jnp.float32))
+    return jnp.where(size < beta, 0.5 * size**2, beta * size - 0.5 * beta**2)
+
+
 def channel_divergence(student: Array, teacher: Array, valid: Array, temperature: float) -> Array:
     """Channel-wise distillation (b g g c) -> (b): mean over channels of T^2 KL(teacher || student).
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, AdamW with its decay mask, clipping and freezing.
+"""Learning-rate schedules, AdamW and SGD with their decay mask, clipping and freezing.
 
 Sources: EdgeSAM section 4.1 (AdamW, rates), the published configs for schedules, batch scaling, clipping and the decay
 mask, Table 5c for freezing and LoRA of the decoder.
@@ -30,7 +30,7 @@ def make_schedule(optim: OptimConfig, batch_size: int, steps: int) -> optax.Sche
     ``cosine`` falls from the end of the warm-up to ``steps``.  ``cosine_unshifted`` is the published stage 1: its
     cosine runs over all steps, warm-up included, and takes over at its own value, so that with a warm-up of half the
     run the rate climbs to the base rate and then halves at once.  ``linear`` falls in a straight line; ``constant``
-    stays.
+    stays; ``step`` falls to a tenth at each of ``milestones``, shares of the run.
     """
     base, low, start = scaled_rates(optim, batch_size)
     warmup, kind = optim.warmup_steps, optim.schedule
@@ -43,6 +43,9 @@ def make_schedule(optim: OptimConfig, batch_size: int, steps: int) -> optax.Sche
             rate = low + 0.5 * (base - low) * (1.0 + jnp.cos(jnp.pi * share))
         elif kind == "linear":
             rate = base + (low - base) * share
+        elif kind == "step":
+            passed = jnp.asarray([milestone * steps for milestone in optim.milestones]) <= t[..., None]
+            rate = base * 0.1 ** passed.sum(axis=-1)
         else:
             rate = jnp.full_like(t, base)
         climb = start + (base - start) * t / max(warmup, 1)
@@ -60,9 +63,12 @@ def is_trained(path: tuple[str, ...], distill: DistillConfig, lora_rank: int) ->
     """Whether the parameter at this path learns.
 
     With encoder-only distillation the prompt encoder and the decoder see no gradient; they are frozen so that weight
-    decay does not shrink them either.  With LoRA only ``lora_A`` and ``lora_B`` learn in the decoder.
+    decay does not shrink them either.  With LoRA only ``lora_A`` and ``lora_B`` learn in the decoder.  The proposal
+    network learns alone.
     """
     part = path[0]
+    if distill.mode == "proposals" or part == "proposals":
+        return distill.mode == "proposals" and part == "proposals"
     if part == "image_encoder":
         return not distill.freeze_image_encoder
     if distill.mode == "encoder_only":
@@ -95,7 +101,7 @@ def hold_frozen(params: Any, config: Config) -> Any:
 
 
 def make_optimizer(config: Config, params: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW for a run of ``config``: clipping by the global norm of the trained leaves, decay mask, schedule.
+    """AdamW or SGD for a run of ``config``: clipping by the global norm of the trained leaves, decay mask, schedule.
 
     Frozen leaves get no update, no decay and no optimiser state.
 
@@ -107,8 +113,12 @@ def make_optimizer(config: Config, params: Any) -> tuple[optax.GradientTransform
     """
     optim = config.optim
     schedule = make_schedule(optim, config.data.batch_size, config.train.steps)
-    adamw = optax.adamw(
-        schedule, b1=optim.b1, b2=optim.b2, eps=optim.eps, weight_decay=optim.weight_decay, mask=decay_mask
-    )
-    tx = optax.chain(optax.clip_by_global_norm(optim.clip_norm), adamw) if optim.clip_norm > 0 else adamw
+    if optim.optimizer == "sgd":
+        decay = optax.add_decayed_weights(optim.weight_decay, decay_mask)
+        tx = optax.chain(decay, optax.sgd(schedule, momentum=optim.b1))
+    else:
+        tx = optax.adamw(
+            schedule, b1=optim.b1, b2=optim.b2, eps=optim.eps, weight_decay=optim.weight_decay, mask=decay_mask
+        )
+    tx = optax.chain(optax.clip_by_global_norm(optim.clip_norm), tx) if optim.clip_norm > 0 else tx
     return optax.partition({TRAINED: tx, FROZEN: optax.set_to_zero()}, labels(params, config)), schedule

@@ -15,7 +15,16 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from edgesam_jax import parallel, train_checkpoint
 from edgesam_jax.checkpoint import BACKBONE, CHECKPOINTS, Model, encoder_digest, load_weights, newest_step
-from edgesam_jax.config import AugmentConfig, Config, SamConfig, UsageError, check_counts, from_json, to_json
+from edgesam_jax.config import (
+    AugmentConfig,
+    Config,
+    ConvEncoderConfig,
+    SamConfig,
+    UsageError,
+    check_counts,
+    from_json,
+    to_json,
+)
 from edgesam_jax.data.embeddings import EmbeddingStore
 from edgesam_jax.data.sources import ENOUGH_TO_JUDGE, Part, left_out
 from edgesam_jax.files import write_atomically
@@ -151,7 +160,18 @@ def check_distillation(config: Config) -> None:
     check_counts(config)
     distill, loss = config.distill, config.distill.loss
     encoder_only, truth = distill.mode == "encoder_only", distill.targets == "ground_truth"
+    proposals = distill.mode == "proposals"
+    pyramid = isinstance(config.model.encoder, ConvEncoderConfig) or getattr(config.model.encoder, "fuse", False)
     faults = {
+        "distill.mode=proposals: set distill.targets=ground_truth; it learns from boxes, not from a teacher": proposals
+        and not truth,
+        "distill.mode=proposals: the model has no proposal network; set model.proposals={}": proposals
+        and config.model.proposals is None,
+        "model.proposals: this encoder has no maps of three sizes; it needs model.encoder.fuse=true": not pyramid
+        and config.model.proposals is not None,
+        "optim.schedule=step: optim.milestones must be shares of the run between 0 and 1": config.optim.schedule
+        == "step"
+        and not (config.optim.milestones and all(0 < m < 1 for m in config.optim.milestones)),
         "distill.targets=ground_truth: distill.mode=encoder_only needs a teacher": encoder_only and truth,
         "distill.loss.encoder: there is no teacher's embedding with distill.targets=ground_truth": truth
         and loss.encoder > 0,
@@ -177,7 +197,8 @@ def check_data(config: Config, parts: Sequence[Part]) -> None:
     Raises:
       UsageError: a data set that has not what is needed, named by its field.
     """
-    loop, truth = config.distill.mode == "prompt_in_the_loop", config.distill.targets == "ground_truth"
+    loop = config.distill.mode != "encoder_only"
+    truth = config.distill.targets == "ground_truth" and config.distill.mode != "proposals"  # boxes do, too
     roots = [f"data.mixture[{i}].root={m.root}" for i, m in enumerate(config.data.mixture)]
     for part, where in zip(parts, roots or [f"data.root={config.data.root}"], strict=True):
         if loop and not part.source.annotated:

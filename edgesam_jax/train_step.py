@@ -19,6 +19,7 @@ from edgesam_jax import distill, losses
 from edgesam_jax.config import Config, SamConfig
 from edgesam_jax.models.sam import Sam, preprocess
 from edgesam_jax.optim import hold_frozen
+from edgesam_jax.proposal_loss import Targets, proposal_loss, targets_of
 from edgesam_jax.types import Batch, TrainState
 
 
@@ -28,7 +29,9 @@ class Share:
 
     batch: Batch
     keys: Array  # (b) random keys, by the images' places in the global batch
-    weights: Array | None  # (b p) of the prompts in the loss; their mean sum over all pieces is 1
+    # (b p) of the prompts in the loss; their mean sum over all pieces is 1.  (b) of positive anchors, with ``targets``.
+    weights: Array | None
+    targets: Targets | None = None
 
 
 def train_step(
@@ -71,8 +74,11 @@ def train_step(
     if axis_name is not None:
         # The one place where devices meet.  Losses are normalised by global counts, so the mean is the global gradient.
         grads, batch_stats, metrics = lax.pmean((grads, batch_stats, metrics), axis_name)
-    if config.distill.freeze_image_encoder:
-        batch_stats = state.batch_stats  # not a mean of equal numbers, which may be rounded
+    # What is frozen keeps its statistics: not a mean of equal numbers, which may be rounded.
+    if config.distill.mode == "proposals":
+        batch_stats = {**state.batch_stats, "proposals": batch_stats["proposals"]}
+    elif config.distill.freeze_image_encoder:
+        batch_stats = state.batch_stats
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics["grad_norm"] = optax.global_norm(grads)
@@ -114,14 +120,21 @@ def _share(
     keys = jax.vmap(lambda i: jax.random.fold_in(image_key, i))(first + jnp.arange(b))
     if config.distill.mode == "encoder_only":
         return key, Share(batch, keys, None)
-    weights = batch.prompt_valid.astype(jnp.float32)
+    targets = None
+    if config.distill.mode == "proposals":
+        targets = targets_of(batch, config.model)
+        weights = (targets.kind == 1).astype(jnp.float32)
+    else:
+        weights = batch.prompt_valid.astype(jnp.float32)
     if config.distill.loss_over_prompts == "image":
         weights = weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1)
     total = weights.sum() / pieces
     if axis_name is not None:
         total = lax.pmean(total, axis_name)
-    weights = weights / jnp.where(total > 0, total, 1)  # total may be below 1: it is a mean over pieces
-    return key, Share(batch, keys, weights)
+    total = jnp.where(total > 0, total, 1)  # it may be below 1: it is a mean over pieces
+    if targets is not None:
+        return key, Share(batch, keys, jnp.full(b, 1 / total), targets)
+    return key, Share(batch, keys, weights / total)
 
 
 def total_loss(
@@ -155,6 +168,11 @@ def _loss(
     variables = {"params": params, "batch_stats": state.batch_stats, "constants": state.constants}
     train_encoder = not cfg.freeze_image_encoder
     sam = Sam(model, axis_name=axis_name if config.train.batch_norm == "global" else None)
+    if cfg.mode == "proposals":
+        assert share.targets is not None and weights is not None and model.proposals is not None
+        (_, logits, codes), updated = sam.apply(variables, images, True, method="propose", mutable=["batch_stats"])
+        loss, metrics = proposal_loss(logits, codes, share.targets, weights[0], model.proposals)
+        return loss, updated["batch_stats"], {"loss": loss, **metrics}, None
     if train_encoder:
         embedding, updated = sam.apply(variables, images, True, method="encode_image", mutable=["batch_stats"])
         batch_stats = updated.get("batch_stats", state.batch_stats)

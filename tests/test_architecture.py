@@ -17,8 +17,8 @@ PACKAGE = ROOT / "edgesam_jax"
 RANKS = {
     "portable": 0, "config": 0, "types": 0,
     "data": 1, "models": 1,
-    "prompts": 2, "losses": 2,
-    "distill": 3, "optim": 3,
+    "prompts": 2, "losses": 2, "anchors": 2,
+    "distill": 3, "optim": 3, "proposal_loss": 3,
     "train_step": 4,
     "parallel": 5,
     "train": 7, "eval": 7, "predict": 7, "ablate": 7,

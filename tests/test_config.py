@@ -41,7 +41,7 @@ def strategy(hint):
     if origin is typing.Literal:
         return st.sampled_from(args)
     if origin in (typing.Union, types.UnionType):
-        return st.one_of(*map(strategy, args))
+        return st.one_of(*(st.none() if arg is type(None) else strategy(arg) for arg in args))
     if origin is tuple:
         if args[-1] is Ellipsis:
             return st.lists(strategy(args[0]), max_size=3).map(tuple)

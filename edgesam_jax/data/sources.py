@@ -12,7 +12,7 @@ import numpy as np
 
 from edgesam_jax.config import DataConfig, UsageError
 from edgesam_jax.data.scenes import held_out_seed, scene
-from edgesam_jax.data.schema import Example
+from edgesam_jax.data.schema import OBJECT, PART, Example
 
 ENOUGH_TO_JUDGE = 1000  # photos seen before the share of bad ones is asked
 Split = Literal["train", "heldout"]
@@ -92,20 +92,33 @@ def select(example: Example, keep: Keep | None) -> Example:
     return example.take(keep(example.masks.sum((1, 2)), (example.image.shape[0], example.image.shape[1])))
 
 
+_OTHERS = 1 << 32  # scenes beyond any index, for those that can't be used
+
+
 class ScenesSource:
     """The procedural scenes; ``heldout`` ones come from seeds that training never uses."""
 
     annotated = true_masks = True
 
-    def __init__(self, seed: int, size: int, difficulty: float = 1.0, split: Split = "train", limit: int = 0) -> None:
+    def __init__(
+        self, seed: int, size: int, difficulty: float = 1.0, split: Split = "train", limit: int = 0,
+        granularity: Literal["all", "objects", "parts"] = "all",
+    ) -> None:  # fmt: skip
         self._seed = held_out_seed(seed) if split == "heldout" else seed
-        self._size, self._difficulty, self._limit = size, difficulty, limit
+        self._size, self._difficulty, self._limit, self._granularity = size, difficulty, limit, granularity
 
     def __len__(self) -> int:
         return self._limit
 
     def load(self, index: int, keep: Keep | None = None) -> Example:
-        return select(scene(self._seed, index, self._size, self._difficulty), keep)
+        example = scene(self._seed, index, self._size, self._difficulty)
+        if self._granularity != "all":
+            wanted, attempt = (OBJECT if self._granularity == "objects" else PART), 0
+            while not (example.granularity == wanted).any():  # a scene without parts: another in its place
+                attempt += 1
+                example = scene(self._seed, index + attempt * _OTHERS, self._size, self._difficulty)
+            example = replace(example.take(example.granularity == wanted), image_id=index)
+        return select(example, keep)
 
 
 @dataclass(frozen=True)
@@ -164,7 +177,7 @@ def kind_of_folder(root: str | Path) -> Literal["prepared", "tars", "images"]:
 
 def _open(data: DataConfig, image_size: int, split: Split) -> Source:
     if data.source == "scenes":
-        return ScenesSource(data.seed, image_size, data.scene_difficulty, split, data.limit)
+        return ScenesSource(data.seed, image_size, data.scene_difficulty, split, data.limit, data.scene_granularity)
     if data.source == "coco":
         from edgesam_jax.data.coco import CocoSource
 

@@ -48,14 +48,17 @@ class GridAttention(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """Image encoder: (b h w 3) normalised float -> (b h/8 w/8 embed_dim)."""
+    """Image encoder: (b h w 3) normalised float -> (b h/8 w/8 embed_dim).
+
+    With ``pyramid`` also the last three stages' maps.
+    """
 
     config: ConvEncoderConfig
     embed_dim: int = 64
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
+    def __call__(self, x: Array, train: bool = False, pyramid: bool = False) -> Array | tuple[Array, list[Array]]:
         del train  # no batch statistics
         cfg = self.config
         maps = []
@@ -72,4 +75,5 @@ class ConvEncoder(nn.Module):
         x = x + resize(Conv(self.embed_dim, dtype=self.dtype, name="fuse_coarse")(coarse), size, "bilinear")
         x = LayerNorm(dtype=self.dtype, name="neck_0")(x)
         x = Conv(self.embed_dim, 3, dtype=self.dtype, name="neck_1")(jax.nn.relu(x))
-        return LayerNorm(dtype=self.dtype, name="neck_2")(x)
+        embedding = LayerNorm(dtype=self.dtype, name="neck_2")(x)
+        return (embedding, maps[-3:]) if pyramid else embedding

@@ -206,6 +206,7 @@ class Stage(nn.Module):
 class EfficientVit(nn.Module):
     """Image encoder: (b h w 3) normalised float -> (b h/s w/s embed_dim), s = ``config.stride``.
 
+    With ``pyramid`` also the last three stages' maps, each half as large as the one before, if ``config.fuse``.
     ``folded`` expects parameters from ``fold.py`` and has no batch statistics.
     """
 
@@ -216,7 +217,7 @@ class EfficientVit(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
+    def __call__(self, x: Array, train: bool = False, pyramid: bool = False) -> Array | tuple[Array, list[Array]]:
         cfg, common = self.config, {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
         x = Stem(cfg.widths[0], cfg.depths[0], cfg.stem_stride, **common, name="input_stem")(x, train)
         stages, last = [], len(cfg.widths) - 2
@@ -227,4 +228,5 @@ class EfficientVit(nn.Module):
             )
             x = stage(x, train)
             stages.append(x)
-        return embed(stages[-2] if cfg.fuse else None, x, self.embed_dim, cfg.upsample, self.dtype)
+        embedding = embed(stages[-2] if cfg.fuse else None, x, self.embed_dim, cfg.upsample, self.dtype)
+        return (embedding, [stages[-3], stages[-2], x]) if pyramid else embedding

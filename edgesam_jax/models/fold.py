@@ -25,15 +25,16 @@ def folds(config: SamConfig) -> bool:
 def fold(config: SamConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
     """Variables for ``Sam(config, folded=True)`` from those of ``Sam(config)``.
 
-    Computed in float64, returned as float32 numpy arrays; ``batch_stats`` is empty afterwards.  Encoders without batch
-    norm, and variables that are folded already, pass through.
+    Computed in float64, returned as float32 numpy arrays; the encoder has no ``batch_stats`` afterwards.  Encoders
+    without batch norm, and variables that are folded already, pass through.
     """
     if not folds(config):
         return dict(variables)
     params = dict(variables["params"])
     stats = variables.get("batch_stats", {}).get("image_encoder", {})
     params["image_encoder"] = _fold_tree(params["image_encoder"], stats)
-    return {**variables, "params": params, "batch_stats": {}}
+    rest = {part: tree for part, tree in variables.get("batch_stats", {}).items() if part != "image_encoder"}
+    return {**variables, "params": params, "batch_stats": rest}
 
 
 def _fold_tree(params: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, Any]:

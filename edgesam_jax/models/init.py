@@ -6,6 +6,7 @@ cost milliseconds: compiling the initialisers of a small model takes XLA half a 
 
 from __future__ import annotations
 
+import math
 import zlib
 from typing import Any
 
@@ -31,9 +32,9 @@ def init_variables(config: SamConfig, seed: int = 0) -> dict[str, Any]:
     """Random float32 variables of a model that starts from scratch, as numpy arrays.
 
     Kernels are normal with variance 1 / fan-in, embeddings standard normal, norms neutral; the last norm of every
-    residual MLP of RepViT starts at 0 (facts, section 1), of TinyViT's inverted residuals too.  With
-    ``decoder.tie_cross_keys`` the cross attentions' keys start equal to their queries, so that positions match from
-    the first step.
+    residual MLP of RepViT starts at 0 (facts, section 1), of TinyViT's inverted residuals too.  A
+    proposal network gives every anchor the score ``prior``.  With ``decoder.tie_cross_keys`` the cross attentions' keys
+    start equal to their queries, so that positions match from the first step.
     """
     flat = traverse_util.flatten_dict(abstract_variables(config), keep_empty_nodes=True)
     values = {
@@ -49,6 +50,10 @@ def init_variables(config: SamConfig, seed: int = 0) -> dict[str, Any]:
 def _value(path: tuple[str, ...], shape: tuple[int, ...], seed: int, config: SamConfig) -> np.ndarray:
     leaf = path[-1]
     rng = np.random.Generator(np.random.PCG64([seed, zlib.crc32("/".join(path).encode())]))
+    if leaf == "fusion_weights":
+        return np.ones(shape, np.float32)
+    if config.proposals is not None and leaf == "bias" and "class_out" in path:
+        return np.full(shape, -math.log(1 / config.proposals.prior - 1), np.float32)
     if leaf == "scale":
         return np.zeros(shape, np.float32) if _ends_a_residual(path) else np.ones(shape, np.float32)
     if leaf == "var":

@@ -91,11 +91,13 @@ NORM_EPSILON = 1e-5
 KEEP = 0.9  # share of the old running statistics kept: 1 - torch's momentum
 
 
-def running_statistics(old: Mapping[str, Array], mean: Array, var: Array, count: int) -> dict[str, Array]:
+def running_statistics(
+    old: Mapping[str, Array], mean: Array, var: Array, count: int, keep: float = KEEP
+) -> dict[str, Array]:
     """Running ``mean`` and ``var`` after a batch of ``count`` values with that mean and biased variance."""
     return {
-        "mean": KEEP * old["mean"] + (1 - KEEP) * mean,
-        "var": KEEP * old["var"] + (1 - KEEP) * var * (count / max(count - 1, 1)),
+        "mean": keep * old["mean"] + (1 - keep) * mean,
+        "var": keep * old["var"] + (1 - keep) * var * (count / max(count - 1, 1)),
     }
 
 
@@ -109,6 +111,7 @@ class BatchNorm(nn.Module):
     dtype: Dtype = jnp.float32
     axis_name: str | None = None
     epsilon: float = NORM_EPSILON
+    keep: float = KEEP
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
@@ -123,7 +126,7 @@ class BatchNorm(nn.Module):
         y, batch_mean, batch_var = ops.batch_norm(x, scale, bias, self.epsilon, self.axis_name)
         if not self.is_initializing():
             count = x.size // c * (1 if self.axis_name is None else jax.lax.axis_size(self.axis_name))
-            kept = running_statistics({"mean": mean.value, "var": var.value}, batch_mean, batch_var, count)
+            kept = running_statistics({"mean": mean.value, "var": var.value}, batch_mean, batch_var, count, self.keep)
             mean.value, var.value = kept["mean"], kept["var"]
         return y.astype(self.dtype)
 

@@ -197,6 +197,7 @@ def embed(fine: Array | None, x: Array, features: int, method: str, dtype: Any) 
 class RepVit(nn.Module):
     """Image encoder: (b h w 3) normalised float -> (b h/s w/s embed_dim), s = ``config.stride``.
 
+    With ``pyramid`` also the last three stages' maps, each half as large as the one before, if ``config.fuse``.
     ``folded`` expects parameters from ``fold.py`` and has no batch statistics.
     """
 
@@ -207,7 +208,7 @@ class RepVit(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
+    def __call__(self, x: Array, train: bool = False, pyramid: bool = False) -> Array | tuple[Array, list[Array]]:
         cfg = self.config
         common = {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
         x = ConvBN(cfg.widths[0] // 2, 3, cfg.stem_strides[0], **common, name="features_0_0")(x, train)
@@ -225,4 +226,5 @@ class RepVit(nn.Module):
             else:
                 x = Block(width, stride, squeeze_excite, **common, name=name)(x, train)
             stages[stage] = x
-        return embed(stages[2] if cfg.fuse else None, x, self.embed_dim, cfg.upsample, self.dtype)
+        embedding = embed(stages[2] if cfg.fuse else None, x, self.embed_dim, cfg.upsample, self.dtype)
+        return (embedding, [stages[1], stages[2], x]) if pyramid else embedding

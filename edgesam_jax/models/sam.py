@@ -23,6 +23,7 @@ from edgesam_jax.models.conv_encoder import ConvEncoder
 from edgesam_jax.models.efficient_vit import EfficientVit
 from edgesam_jax.models.mask_decoder import MaskDecoder
 from edgesam_jax.models.prompt_encoder import PromptEncoder
+from edgesam_jax.models.proposals import Proposals
 from edgesam_jax.models.repvit import REPVIT_M1, REPVIT_M2, REPVIT_M3, RepVit
 from edgesam_jax.models.tiny_vit import TinyVit
 from edgesam_jax.models.vit import Vit
@@ -81,10 +82,20 @@ class Sam(nn.Module):
             cfg.embed_dim, cfg.grid, cfg.image_size, cfg.mask_in_chans, cfg.position_std, dtype
         )
         self.mask_decoder = MaskDecoder(cfg.decoder, cfg.embed_dim, cfg.grid, dtype)
+        self.proposals = None if cfg.proposals is None else Proposals(cfg.proposals, dtype, self.axis_name)
 
     def encode_image(self, images: Array, train: bool = False) -> Array:
         """Normalised images (b h w 3) -> embedding (b g g c)."""
         return self.image_encoder(images, train)
+
+    def propose(self, images: Array, train: bool = False) -> tuple[Array, Array, Array]:
+        """Normalised images (b h w 3) -> embedding (b g g c), and of all anchors score logits (b n), codes (b n 4).
+
+        ``train`` is of the proposal network; the image encoder is in inference.
+        """
+        assert self.proposals is not None
+        embedding, maps = self.image_encoder(images, False, True)
+        return embedding, *self.proposals(jax.lax.stop_gradient(maps), train)
 
     def decode_masks(
         self,
@@ -106,6 +117,8 @@ class Sam(nn.Module):
 
     def __call__(self, images: Array, prompts: Prompts) -> MaskPrediction:
         """Encode and decode; used to initialise."""
+        if self.proposals is not None:
+            self.propose(images)
         return self.decode_masks(self.encode_image(images), prompts)
 
 

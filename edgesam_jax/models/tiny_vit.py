@@ -161,6 +161,7 @@ class Stage(nn.Module):
 class TinyVit(nn.Module):
     """Image encoder: (b h w 3) normalised float -> (b h/s w/s embed_dim), s = ``config.stride``.
 
+    With ``pyramid`` also the last three stages' maps, each half as large as the one before, if ``config.fuse``.
     ``folded`` expects parameters from ``fold.py`` and has no batch statistics.
     """
 
@@ -171,11 +172,12 @@ class TinyVit(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
+    def __call__(self, x: Array, train: bool = False, pyramid: bool = False) -> Array | tuple[Array, list[Array]]:
         cfg, common = self.config, {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
         x = PatchEmbed(cfg.widths[0], cfg.stem_strides, **common, name="patch_embed")(x, train)
         before = []
         for i in range(len(cfg.widths)):
             kept, x = Stage(cfg, i, **common, name=f"layers_{i}")(x, train)
             before.append(kept)
-        return embed(before[-2] if cfg.fuse else None, x, self.embed_dim, cfg.upsample, self.dtype)
+        embedding = embed(before[-2] if cfg.fuse else None, x, self.embed_dim, cfg.upsample, self.dtype)
+        return (embedding, [before[-3], before[-2], x]) if pyramid else embedding

@@ -1,0 +1,45 @@
+"""Granularity priors: which box a click gets from the proposals around it (EdgeSAM section 3.2).  numpy only.
+
+``nearest``    the paper: the K proposals whose centres are nearest to the click, averaged with their scores as weights.
+``published``  the published evaluation: of the proposals that strictly contain the click, the K nearest centres, and of
+               these the one that scores highest.
+
+A click without proposals (or, ``published``, without one that contains it) has no box, and stays a plain click.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+Rule = Literal["off", "nearest", "published"]
+RULES = ("off", "nearest", "published")
+NEAREST = 5
+
+
+def merge(points: np.ndarray, boxes: np.ndarray, scores: np.ndarray, rule: Rule, nearest: int = NEAREST) -> np.ndarray:
+    """The boxes (p 4) of clicks (p 2); NaN where there is none.
+
+    Args:
+      points: x, y in the boxes' pixels.
+      boxes, scores: proposals (n 4) XYXY and (n); those with a score of 0 are none.
+      rule: ``nearest`` or ``published``.
+      nearest: K.
+    """
+    boxes, scores = np.asarray(boxes, np.float32)[scores > 0], np.asarray(scores, np.float32)[scores > 0]
+    found = np.full((len(points), 4), np.nan, np.float32)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    for out, point in zip(found, np.asarray(points, np.float32), strict=True):
+        candidates = np.arange(len(boxes))
+        if rule == "published":
+            candidates = candidates[np.all((boxes[:, :2] < point) & (point < boxes[:, 2:]), axis=1)]
+        distances = np.linalg.norm(centres[candidates] - point, axis=1)
+        chosen = candidates[np.argsort(distances, kind="stable")[:nearest]]
+        if not len(chosen):
+            continue
+        if rule == "published":
+            out[:] = boxes[chosen[np.argmax(scores[chosen])]]
+        else:
+            out[:] = np.average(boxes[chosen], axis=0, weights=scores[chosen])
+    return found

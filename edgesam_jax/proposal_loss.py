@@ -1,0 +1,62 @@
+"""What the proposal network learns: which anchors are objects, and how far they are from them.
+
+Focal loss of the scores, Huber loss of the positive anchors' codes, both over the number of positive anchors
+(EdgeSAM section 3.2; the numbers are EfficientDet's: more_model_facts, section 4).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from edgesam_jax import losses
+from edgesam_jax.anchors import assign, encode, make_anchors
+from edgesam_jax.config import ProposalConfig, SamConfig
+from edgesam_jax.types import Batch
+
+
+@struct.dataclass
+class Targets:
+    """Of every anchor: ``kind`` (b n) int32, 1 positive, 0 negative, -1 neither; ``codes`` (b n 4) of its box."""
+
+    kind: Array
+    codes: Array
+
+
+def anchors_of(model: SamConfig) -> Array:
+    """The anchors (n 4) of a model: its first level is twice as fine as the embedding."""
+    return jnp.asarray(make_anchors(model.image_size, model.encoder.stride // 2, _config(model)))
+
+
+def _config(model: SamConfig) -> ProposalConfig:
+    assert model.proposals is not None
+    return model.proposals
+
+
+def targets_of(batch: Batch, model: SamConfig) -> Targets:
+    """Assign the anchors of each image to its valid boxes."""
+    anchors, config = anchors_of(model), _config(model)
+
+    def one(boxes: Array, valid: Array) -> Targets:
+        kind, match = assign(anchors, boxes, valid, config)
+        return Targets(kind, encode(anchors, boxes[match]))
+
+    return jax.vmap(one)(batch.boxes, batch.prompt_valid)
+
+
+def proposal_loss(
+    logits: Array, codes: Array, targets: Targets, weight: Array, config: ProposalConfig
+) -> tuple[Array, dict[str, Array]]:
+    """Loss of scores (b n) and codes (b n 4), and its parts.
+
+    Args:
+      weight: one over the number of positive anchors in the whole batch.
+    """
+    positive = targets.kind == 1
+    focal = losses.focal(logits, positive, config.focal_alpha, config.focal_gamma)
+    score = weight * jnp.sum(focal * (targets.kind >= 0))
+    wrong = jnp.where(positive[..., None], codes - targets.codes, 0)  # others' boxes may be of no size
+    box = config.box_weight * weight * losses.huber(wrong, config.huber_beta).sum() / 4
+    return score + box, {"score": score, "box": box}
