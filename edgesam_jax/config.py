@@ -307,16 +307,16 @@ class OptimConfig:
     min_learning_rate: float = 0.0
     warmup_learning_rate: float = 0.0
     warmup_steps: int = 0
-    optimizer: Literal["adamw", "sgd"] = "adamw"
     # unshifted: published stage 1; step: a tenth from each of ``milestones`` on
     schedule: Literal["cosine", "cosine_unshifted", "linear", "constant", "step"] = "cosine"
-    milestones: tuple[float, ...] = ()  # shares of the run
     scale_by_batch: bool = False  # multiply the three rates by batch_size / 512
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.05
     clip_norm: float = 0.0  # 0: off
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    milestones: tuple[float, ...] = ()  # shares of the run
 
 
 @dataclass(frozen=True)

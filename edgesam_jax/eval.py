@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgesam_jax.config import DataConfig, UsageError
 from edgesam_jax.flags import Parser, count, part, share
+from edgesam_jax.portable.priors import RULES
 
 if TYPE_CHECKING:
     from edgesam_jax.data.sources import Source
@@ -68,6 +69,10 @@ def _parser() -> argparse.ArgumentParser:
         help="a random wrong pixel, or the centre of the largest wrong region",
     )  # fmt: skip
     ask.add_argument("--box-noise", type=share, default=0.0, metavar="S", help="noise of corners, share of the side")
+    ask.add_argument(
+        "--priors", choices=RULES, default="off",
+        help="granularity priors: a click gets a box from the proposals around it; needs a proposal network",
+    )  # fmt: skip
     ask.add_argument("--num-masks", type=int, choices=(1, 3, 4), default=1, help="1: the first token's mask")
     ask.add_argument("--select", choices=("score", "stability", "area", "oracle"), help="of 3 or 4; default: score")
     ask.add_argument("--seed", type=_whole, default=0, help="of refinement points, noise and drawn instances")
@@ -122,13 +127,17 @@ def _settings(arguments: argparse.Namespace) -> Settings:
             raise UsageError("--prompt detections: give --detections, the boxes of a detector in COCO's results format")
     elif arguments.detections:
         raise UsageError(f"--detections {arguments.detections}: only with --prompt detections")
+    if arguments.priors != "off" and arguments.prompt not in ("center", "point"):
+        raise UsageError(f"--priors {arguments.priors}: they are for clicks; use --prompt center or point")
+    if arguments.priors != "off" and arguments.predictions:
+        raise UsageError(f"--priors {arguments.priors}: a file of masks has no proposals; leave --predictions out")
     if arguments.box_noise and arguments.prompt not in ("box", "detections"):
         raise UsageError(f"--box-noise {arguments.box_noise}: there are no boxes with --prompt {arguments.prompt}")
     return Settings(
         prompt="box" if arguments.prompt == "detections" else arguments.prompt, refine=arguments.refine,
         refine_point=arguments.refine_point, protocol=arguments.protocol, num_masks=arguments.num_masks,
         select="first" if arguments.num_masks == 1 else arguments.select or "score", seed=arguments.seed,
-        box_noise=arguments.box_noise, max_instances=arguments.max_instances,
+        box_noise=arguments.box_noise, max_instances=arguments.max_instances, priors=arguments.priors,
     )  # fmt: skip
 
 
@@ -139,12 +148,12 @@ def _systems(arguments: argparse.Namespace, settings: Settings, image_ids: Any) 
     from edgesam_jax.checkpoint import TINY_TEACHER, load_model
     from edgesam_jax.evaluation.systems import JaxSystem, OnnxSystem
 
-    chosen = settings.num_masks, settings.select
+    chosen, priors = (settings.num_masks, settings.select), settings.priors != "off"
     found: list[System] = []
     checkpoints = arguments.checkpoint or ([] if arguments.onnx or arguments.predictions else [TINY_TEACHER])
     for path in checkpoints:
-        found.append(JaxSystem(Path(path).name or path, load_model(path), *chosen, jax.local_devices()))
-    found += [OnnxSystem(Path(encoder), Path(decoder), *chosen) for encoder, decoder in arguments.onnx]
+        found.append(JaxSystem(Path(path).name or path, load_model(path), *chosen, jax.local_devices(), priors))
+    found += [OnnxSystem(Path(encoder), Path(decoder), *chosen, priors) for encoder, decoder in arguments.onnx]
     found += [image_ids(Path(path)) for path in arguments.predictions]
     names = Counter(system.name for system in found)
     for number, system in enumerate(found):

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from edgesam_jax.config import SamConfig
+from edgesam_jax.anchors import make_anchors, propose
+from edgesam_jax.config import SamConfig, UsageError
 from edgesam_jax.models.fold import fold, folds
 from edgesam_jax.models.sam import Sam, decode, preprocess
 from edgesam_jax.portable.frame import pad_to_square, resize_longest_side
@@ -22,6 +23,15 @@ from edgesam_jax.types import MaskPrediction
 def decode_chunk() -> int:
     """Prompts decoded at a time: on a CPU one at a time is fastest (docs/performance.md, "Decoder")."""
     return 1 if jax.default_backend() == "cpu" else 16
+
+
+def check_priors(config: SamConfig, flag: str) -> None:
+    """Raises:
+    UsageError: the model has no proposal network, which ``flag`` needs."""
+    if config.proposals is None:
+        raise UsageError(
+            f"{flag}: the checkpoint has no proposal network; train one on it with configs/proposals_coco.py"
+        )
 
 
 def for_inference(config: SamConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,6 +51,31 @@ def encoder(config: SamConfig) -> Callable[[Any, Array | np.ndarray, Array | np.
     @jax.jit
     def encode(variables: Any, images: Array, sizes: Array) -> Array:
         return cast(Array, model.apply(variables, preprocess(images, sizes), method="encode_image"))
+
+    return encode
+
+
+@functools.lru_cache(maxsize=16)
+def proposer(config: SamConfig) -> Callable[[Any, Array | np.ndarray, Array | np.ndarray], tuple[Array, Array, Array]]:
+    """As ``encoder``, with proposals: ``(variables, images, sizes) -> embedding, boxes, scores``.
+
+    Boxes (b n 4) in the frame and their scores (b n), falling; places that are not used have a score of 0.
+    """
+    model, settings = Sam(config, folded=folds(config)), config.proposals
+    assert settings is not None
+    anchors = make_anchors(config.image_size, config.encoder.stride // 2, settings)
+
+    @jax.jit
+    def encode(variables: Any, images: Array, sizes: Array) -> tuple[Array, Array, Array]:
+        found: Any = model.apply(variables, preprocess(images, sizes), method="propose")
+        embedding, logits, codes = found
+        limits = sizes[:, ::-1].astype(jnp.float32)
+
+        def best(logits: Array, codes: Array, limit: Array) -> tuple[Array, Array]:
+            return propose(logits, codes, jnp.asarray(anchors), limit, settings)
+
+        boxes, scores = jax.vmap(best)(logits, codes, limits)
+        return embedding, boxes, scores
 
     return encode
 

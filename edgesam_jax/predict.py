@@ -23,6 +23,7 @@ import numpy as np
 
 from edgesam_jax.config import UsageError
 from edgesam_jax.flags import Parser
+from edgesam_jax.portable.priors import RULES
 
 if TYPE_CHECKING:
     from edgesam_jax.predictor import Predictor
@@ -47,6 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--point", action="append", default=[], metavar="X,Y,LABEL", help="label 1 inside, 0 outside; may be repeated"
     )
+    parser.add_argument(
+        "--priors", choices=RULES, default="off",
+        help="granularity priors: a single click gets a box from the proposals around it; needs a proposal network",
+    )  # fmt: skip
     parser.add_argument("--num-masks", type=int, choices=(1, 3, 4), default=1, help="masks per prompt")
     parser.add_argument("--output", required=True, help="folder for the pictures and predictions.json")
     parser.add_argument("--save-logits", action="store_true", help="also write logits.npz")
@@ -104,7 +109,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     compile_cache.enable()
     model = load_model(arguments.checkpoint)
-    predictor = Predictor(model)
+    predictor = Predictor(model, arguments.priors)
     predictor.set_image(image)
     boxes = None if prompts[0][0] is None else np.asarray([box for box, _ in prompts])
     points = np.asarray([points for _, points in prompts])  # (p n 3), n may be 0
@@ -118,6 +123,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "score": model.metadata.get("score", "stability"),
         "prompts": [_entry(i, *prompts[i], masks[i], scores[i]) for i in range(len(prompts))],
     }
+    if coords is not None and boxes is None and labels is not None and labels.tolist() == [[1]]:
+        prior = predictor.prior_boxes(coords[:, 0])[0]
+        if not np.isnan(prior).any():
+            report["prompts"][0]["prior_box"] = prior.tolist()
     _write(output, image, report, masks, logits, scores, predictor if arguments.save_logits else None)
     return report
 
@@ -164,7 +173,9 @@ def _write(
             best = entry["best"]
             text = f"{report['score']} {entry['masks'][best]['score']:.3f}"
             text += f"  mask {best + 1} of {len(prompt_masks)}" if len(prompt_masks) > 1 else ""
-            picture = overlay.draw(image, prompt_masks[best], text, entry.get("box"), entry.get("points", ()))
+            picture = overlay.draw(
+                image, prompt_masks[best], text, entry.get("box", entry.get("prior_box")), entry.get("points", ())
+            )
             picture.save(beside / entry["overlay"])
         if save is not None:
             embedding = np.asarray(save.embedding.values, np.float32)

@@ -8,7 +8,8 @@ from jax import Array
 from edgesam_jax import inference
 from edgesam_jax.checkpoint import Model
 from edgesam_jax.portable.postprocess import stability_score
-from edgesam_jax.portable.predictor import BasePredictor
+from edgesam_jax.portable.predictor import BasePredictor, Proposals
+from edgesam_jax.portable.priors import Rule
 
 PROMPT_BUCKETS = (1, 4, 16)  # prompt counts that are compiled; beyond, multiples of the last
 
@@ -18,17 +19,28 @@ class Predictor(BasePredictor):
 
     Scores are the IoU head's where that head was trained (``model.metadata["score"] == "iou"``), else the stability
     score, which is the default for EdgeSAM: its IoU head was not distilled.
+
+    Args:
+      priors: granularity priors for single clicks: "nearest" (the paper), "published", or "off".
+
+    Raises:
+      UsageError: priors of a model without a proposal network.
     """
 
     model: Model
 
-    def __init__(self, model: Model) -> None:
-        super().__init__(model, model.config.image_size, model.config.mask_size)
+    def __init__(self, model: Model, priors: Rule = "off") -> None:
+        super().__init__(model, model.config.image_size, model.config.mask_size, priors)
+        if priors != "off":
+            inference.check_priors(model.config, "priors")
         self._variables = inference.for_inference(model.config, model.variables)
 
-    def _encode(self, frame: np.ndarray, input_size: tuple[int, int]) -> Array:
-        encode = inference.encoder(self.model.config)
-        return encode(self._variables, frame[None], np.asarray([input_size], np.int32))[0]
+    def _encode(self, frame: np.ndarray, input_size: tuple[int, int]) -> tuple[Array, Proposals | None]:
+        given = self._variables, frame[None], np.asarray([input_size], np.int32)
+        if self.priors == "off":
+            return inference.encoder(self.model.config)(*given)[0], None
+        embedding, boxes, scores = inference.proposer(self.model.config)(*given)
+        return embedding[0], (np.asarray(boxes[0]), np.asarray(scores[0]))
 
     def _decode(
         self,

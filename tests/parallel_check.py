@@ -12,7 +12,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tiny import CONV, REPVIT, make_batch
+from tiny import CONV, PROPOSALS, REPVIT, make_batch
 
 from edgesam_jax import parallel
 from edgesam_jax.config import Config, DataConfig, DistillConfig, LossConfig, OptimConfig, TrainConfig
@@ -111,6 +111,8 @@ def main() -> None:
         loss=LossConfig(iou=1.0, grouping=1.0, grouping_until=1.0),
     )
     check(dataclasses.replace(base, model=CONV, distill=truth))
+    boxes = DistillConfig(mode="proposals", targets="ground_truth")
+    check(dataclasses.replace(base, model=PROPOSALS, distill=boxes))
     print("all equal")
 
 

@@ -51,6 +51,25 @@ def formula(t, kind, base, low, start, warmup, steps):
     return base + (low - base) * share if kind == "linear" else base
 
 
+def test_step_schedule_is_the_1x_one():
+    """12 epochs of 100 steps: 0.02 after a warm-up of 500 steps from a thousandth, a tenth after 8 and after 11."""
+    config = OptimConfig(0.02, 0, 2e-5, 500, "step", milestones=(8 / 12, 11 / 12))
+    rate = optim.make_schedule(config, 16, 1200)
+    for step, want in ((0, 2e-5), (250, 0.01001), (500, 0.02), (799, 0.02), (800, 0.002), (1100, 2e-4), (1199, 2e-4)):
+        assert float(rate(step)) == pytest.approx(want, rel=1e-5), step
+
+
+def test_sgd_is_heavy_ball_with_decay_of_matrices():
+    config = Config(optim=OptimConfig(0.1, schedule="constant", weight_decay=0.5, optimizer="sgd"))
+    params = {"image_encoder": {"kernel": jnp.full((1, 1), 2.0), "bias": jnp.full(1, 2.0)}}
+    tx, _ = optim.make_optimizer(config, params)
+    state = tx.init(params)
+    for want_kernel, want_bias in ((-0.1 * (3 + 1), -0.1 * 3), (-0.1 * (0.9 * 4 + 4), -0.1 * (0.9 * 3 + 3))):
+        updates, state = tx.update(jax.tree.map(lambda x: jnp.full_like(x, 3.0), params), state, params)
+        assert float(updates["image_encoder"]["kernel"][0, 0]) == pytest.approx(want_kernel)
+        assert float(updates["image_encoder"]["bias"][0]) == pytest.approx(want_bias)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     kind=st.sampled_from(["cosine", "cosine_unshifted", "linear", "constant"]),

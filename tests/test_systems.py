@@ -132,7 +132,7 @@ def test_a_zero_token_attends_and_an_empty_slot_does_not(model):
         np.concatenate([x, np.zeros((PROMPTS - 1, *x.shape[1:]), x.dtype)])
         for x in (slots.coords, slots.labels, slots.valid)
     ]
-    where, embedding = state
+    where, embedding, _ = state
     with_token, _ = decode(system._variables[where], embedding, *padded, 1)
     padded[2][0, 2] = False
     without, _ = decode(system._variables[where], embedding, *padded, 1)

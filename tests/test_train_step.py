@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict
-from tiny import CONV, FAST, REPVIT, configured, make_batch
+from tiny import CONV, FAST, PROPOSALS, REPVIT, configured, make_batch
 
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.models.sam import Sam, preprocess
@@ -76,6 +76,12 @@ RUNS = {
             "distill.targets=ground_truth", "distill.freeze_image_encoder=true", "distill.rounds=0", *RATE, model=LORA
         ), 20, 0.998,
     ),
+    "proposals": (
+        configured(
+            "distill.mode=proposals", "distill.targets=ground_truth", "optim.optimizer=sgd", "optim.learning_rate=0.1",
+            "optim.schedule=step", "optim.milestones=(0.9,)", "optim.weight_decay=0.001", model=PROPOSALS,
+        ), 12, 0.8,
+    ),
 }  # fmt: skip
 
 
@@ -95,7 +101,10 @@ def test_the_loss_falls_and_what_is_frozen_stays(name):
         assert {p[-1] for p in moved} == {"lora_A", "lora_B"}
     assert not changed(first.constants, last.constants)
     statistics = changed(first.batch_stats, last.batch_stats) if first.batch_stats else set()
-    if config.distill.freeze_image_encoder or config.model.encoder.kind != "repvit":
+    if config.distill.mode == "proposals":
+        assert {path[0] for path in moved | statistics} == {"proposals"}
+        assert statistics == {path for path in flatten_dict(first.batch_stats) if path[0] == "proposals"}
+    elif config.distill.freeze_image_encoder or config.model.encoder.kind != "repvit":
         assert not statistics
     else:
         assert statistics == set(flatten_dict(first.batch_stats))
@@ -115,6 +124,14 @@ def test_stored_teacher_embeddings_equal_those_computed_online():
     # Adam's first step is the sign of the gradient, which rounding decides where it is nearly zero.
     distance = jax.tree.map(lambda x, y: np.abs(np.asarray(x) - np.asarray(y)).ravel(), online.params, offline.params)
     assert np.mean(np.concatenate(jax.tree.leaves(distance)) < 1e-4) > 0.95
+
+
+@pytest.mark.slow
+def test_a_batch_without_boxes_teaches_proposals_that_nothing_is_there():
+    config = configured("distill.mode=proposals", "distill.targets=ground_truth", *RATE, model=PROPOSALS)
+    _, _, rows = train(config, 3, BATCH.replace(prompt_valid=np.zeros_like(BATCH.prompt_valid)))
+    assert all(np.isfinite(row["loss"]) and row["box"] == 0 for row in rows)
+    assert rows[-1]["score"] < rows[0]["score"]
 
 
 @pytest.mark.slow

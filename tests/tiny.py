@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from edgesam_jax.config import Config, ConvEncoderConfig, DecoderConfig, RepVitConfig, SamConfig
+from edgesam_jax.config import Config, ConvEncoderConfig, DecoderConfig, ProposalConfig, RepVitConfig, SamConfig
 from edgesam_jax.types import Batch
 
 CONV = SamConfig(
@@ -17,6 +17,7 @@ CONV = SamConfig(
     mask_in_chans=4,
 )
 REPVIT = dataclasses.replace(CONV, encoder=RepVitConfig(widths=(8, 8, 8, 8), depths=(1, 1, 2, 1), stem_strides=(2, 1)))
+PROPOSALS = dataclasses.replace(REPVIT, proposals=ProposalConfig(channels=8, repeats=1, head_convs=1, before_nms=50))
 GRID, MASK, CELL = CONV.grid, CONV.mask_size, CONV.image_size / CONV.mask_size
 
 

@@ -26,7 +26,7 @@ from edgesam_jax.flags import count
 from edgesam_jax.reporting import aligned_table
 
 MUST_AGREE = ("dataset", "prompt", "refine", "protocol")
-WORTH_A_NOTE = ("seed", "refine_point", "num_masks", "select", "box_noise", "data_root", "annotations")
+WORTH_A_NOTE = ("seed", "refine_point", "num_masks", "select", "box_noise", "priors", "data_root", "annotations")
 FEW_PHOTOS = 10  # below, an interval is far too narrow: 5 of 5 photos have one sign by chance in 1 of 16 cases
 NAMED = 5  # unpaired instances named in the text; the JSON has all
 CELLS = 1_000_000  # photos times resamples held at a time: bounds memory to some 40 MB

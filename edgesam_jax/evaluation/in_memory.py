@@ -16,6 +16,7 @@ from edgesam_jax.evaluation.prompted import Scored, in_parallel, score_photo
 from edgesam_jax.evaluation.protocol import PromptKind, Settings
 from edgesam_jax.evaluation.systems import JaxSystem
 from edgesam_jax.metrics import mean_iou
+from edgesam_jax.portable.priors import Rule
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,7 @@ def evaluate(
     seed: int = 0,
     at_once: int = 2,
     teacher: Model | None = None,
+    priors: Rule = "off",
     on_image: Callable[[], object] | None = None,
 ) -> Evaluation:
     """Score a model on examples.
@@ -62,16 +64,17 @@ def evaluate(
       examples: annotated photos; those without instances count as images only.
       at_once: photos under way: speed, not results.
       teacher: also measure the agreement with this model's masks.
+      priors: how clicks get boxes from the model's proposals.
       on_image: called after each image.
 
     Raises:
       UsageError: a teacher of another frame or mask size.
     """
-    system = JaxSystem("model", Model(config, variables))
+    system = JaxSystem("model", Model(config, variables), priors=priors != "off")
     guide = JaxSystem("teacher", teacher) if teacher is not None else None
     if guide is not None and (guide.image_size, guide.mask_size) != (system.image_size, system.mask_size):
         raise UsageError("teacher: its input frame or mask size differs from the model's")
-    settings = Settings(prompt=prompt, refine=refine, seed=seed)
+    settings = Settings(prompt=prompt, refine=refine, seed=seed, priors=priors)
 
     def work(example: Example) -> tuple[Photo, Scored]:
         photo = of_example(example)

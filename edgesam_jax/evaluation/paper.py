@@ -172,6 +172,8 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
         found.append("The paper takes the first mask token; here a mask was selected in another way.")
     if report.get("box_noise"):
         found.append("The boxes carry noise here; the paper's do not.")
+    if report.get("priors", "off") != "off":
+        found.append("Clicks have a box from proposals here; of the paper's rows only EdgeSAM-RPN's do.")
     if report.get("refine") and report.get("refine_point", "random") != "random":
         found.append("The paper's refinement points are random pixels of the wrong area; here they are not.")
     return found

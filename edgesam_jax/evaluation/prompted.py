@@ -70,6 +70,9 @@ def score_photo(
     watch.lap("prompts")
     state = system.start(photo) if n else None
     watch.lap("encode")
+    if settings.priors != "off" and n:
+        slots = protocol.with_priors(slots, system.proposals(state), settings.priors)
+        watch.lap("prompts")
     other = teacher.start(photo) if teacher and n else None
     last: list[Bits] = []
     for number in range(rounds if n else 0):

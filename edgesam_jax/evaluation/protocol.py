@@ -21,6 +21,7 @@ from edgesam_jax.data.transforms import center_point, jitter_boxes, low_res_wind
 from edgesam_jax.data.windows import NOTHING, Window, crop
 from edgesam_jax.evaluation.photos import Photo
 from edgesam_jax.portable.frame import scale_coords
+from edgesam_jax.portable.priors import Rule, merge
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, IGNORED, NEGATIVE, NOT_A_POINT, POSITIVE
 
 ProtocolName = Literal["exact", "published"]
@@ -37,7 +38,7 @@ class Settings:
 
     ``truth``, ``center`` and ``points`` take one part of the other protocol; None: ``protocol``'s.  They tell what each
     difference is worth (``benchmarks/protocols.py``).  ``box_noise`` is the standard deviation of each corner as a
-    share of the box's side; ``max_instances`` of a photo, 0 for all.
+    share of the box's side; ``max_instances`` of a photo, 0 for all; ``priors``: how a click gets a box from proposals.
     """
 
     prompt: PromptKind = "box"
@@ -49,6 +50,7 @@ class Settings:
     seed: int = 0
     box_noise: float = 0.0
     max_instances: int = 0
+    priors: Rule = "off"
     truth: ProtocolName | None = None
     center: ProtocolName | None = None
     points: ProtocolName | None = None
@@ -99,6 +101,20 @@ def start(photo: Photo, input_size: tuple[int, int], settings: Settings) -> Slot
         points = np.array([center_in_frame(mask, photo.size, input_size) for mask in photo.masks], np.float32)
     found.coords[:, 0] = points
     found.labels[:, 0] = POSITIVE
+    return found
+
+
+def with_priors(slots: Slots, proposals: tuple[np.ndarray, np.ndarray], rule: Rule) -> Slots:
+    """The clicks of ``start`` with a box where proposals (boxes in the frame, scores) have one: its corners' slots are
+    the padding token's, and a new one at the end."""
+    boxes = merge(slots.coords[:, 0], *proposals, rule)
+    coords = np.pad(slots.coords, ((0, 0), (0, 1), (0, 0)))
+    labels = np.pad(slots.labels, ((0, 0), (0, 1)), constant_values=NOT_A_POINT)
+    found = Slots(coords, labels, np.pad(slots.valid, ((0, 0), (0, 1))))
+    for instance in np.flatnonzero(~np.isnan(boxes[:, 0])).tolist():
+        x0, y0, x1, y1 = boxes[instance].tolist()
+        found.put(instance, 1, x0, y0, BOX_TOP_LEFT)
+        found.put(instance, coords.shape[1] - 1, x1, y1, BOX_BOTTOM_RIGHT)
     return found
 
 

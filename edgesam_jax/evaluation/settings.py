@@ -18,6 +18,10 @@ PROTOCOLS = {
     "exact": "exact (masks compared with the annotation at the photo's own size, every pixel)",
     "published": "published (the procedure of the published evaluation as it stands, its rounding included)",
 }
+PRIORS = {
+    "nearest": "with a box averaged from the five nearest proposals (granularity priors, the paper's rule)",
+    "published": "with the best of the five nearest proposals around it (granularity priors, the published rule)",
+}
 SELECTIONS = {
     "first": "the first mask",
     "score": "the mask that the model scores highest",
@@ -74,6 +78,7 @@ def _counted(report: Report) -> str:
 
 def _prompted(report: Report) -> str:
     text = PROMPTS.get(report.get("prompt", ""), str(report.get("prompt", "")))
+    text += f", {PRIORS[report['priors']]}" if report.get("priors", "off") != "off" else ""
     return text + (f", moved by noise (`--box-noise {report['box_noise']:g}`)" if report.get("box_noise") else "")
 
 

@@ -66,6 +66,10 @@ class System(Protocol):
         """The masks of some prompts on it."""
         ...
 
+    def proposals(self, state: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (n 4) in the frame and scores (n) for granularity priors."""
+        ...
+
 
 def input_size(photo: Photo, image_size: int) -> tuple[int, int]:
     """Rows and columns of the frame that a photo fills."""
@@ -87,14 +91,22 @@ class JaxSystem:
 
     Args:
       num_masks, select: which masks are decoded, and which of them is the answer (``oracle``: all).
+      priors: whether granularity priors are asked for.
+
+    Raises:
+      UsageError: priors of a model without a proposal network.
     """
 
     def __init__(
-        self, name: str, model: Model, num_masks: int = 1, select: Select = "first", devices: Sequence[Any] = ()
-    ) -> None:
+        self, name: str, model: Model, num_masks: int = 1, select: Select = "first", devices: Sequence[Any] = (),
+        priors: bool = False,
+    ) -> None:  # fmt: skip
         self.name, self._config = name, model.config
         self.image_size, self.mask_size = model.config.image_size, model.config.mask_size
-        self._encode = inference.encoder(model.config)
+        if priors:
+            inference.check_priors(model.config, f"--priors: {name}")
+        self._encode: Any = (inference.proposer if priors else inference.encoder)(model.config)
+        self._priors = priors
         self._decode = device.decoder(model.config, num_masks, select)
         folded = inference.for_inference(model.config, model.variables)
         self._variables = {d: jax.device_put(folded, d) for d in devices or jax.local_devices()[:1]}
@@ -109,15 +121,23 @@ class JaxSystem:
         """Of the weights and the configuration."""
         return digest_of({"config": repr(self._config), "variables": self._model.variables})
 
-    def start(self, photo: Photo) -> tuple[Any, Any]:
+    def start(self, photo: Photo) -> tuple[Any, Any, Any]:
         where = self._free.get()
         self._free.put(where)
         image, filled = inference.frame(photo.image, self.image_size)
         given = jax.device_put((image[None], np.asarray([filled], np.int32)), where)
-        return where, jax.block_until_ready(self._encode(self._variables[where], *given)[0])
+        found = jax.block_until_ready(self._encode(self._variables[where], *given))
+        if not self._priors:
+            return where, found[0], None
+        embedding, boxes, scores = found
+        return where, embedding[0], (np.asarray(boxes[0]), np.asarray(scores[0]))
 
-    def masks(self, state: tuple[Any, Any], photo: Photo, slots: Slots) -> Answer:
-        where, embedding = state
+    def proposals(self, state: tuple[Any, Any, Any]) -> tuple[np.ndarray, np.ndarray]:
+        found: tuple[np.ndarray, np.ndarray] = state[2]
+        return found
+
+    def masks(self, state: tuple[Any, Any, Any], photo: Photo, slots: Slots) -> Answer:
+        where, embedding, _ = state
         low: list[np.ndarray] = []
         full: list[list[Bits]] = []
         for first in range(0, len(slots.coords), PROMPTS):
@@ -138,7 +158,9 @@ class OnnxSystem:
       UsageError: onnxruntime is not installed, a file is missing or damaged, or names are others.
     """
 
-    def __init__(self, encoder: Path, decoder: Path, num_masks: int = 1, select: Select = "first") -> None:
+    def __init__(
+        self, encoder: Path, decoder: Path, num_masks: int = 1, select: Select = "first", priors: bool = False
+    ) -> None:
         self.name = decoder.name.removesuffix(".onnx").removesuffix("_decoder")
         try:
             self._model = OnnxModel(encoder, decoder)
@@ -147,20 +169,26 @@ class OnnxSystem:
         self.digest = sha256_of(encoder) + sha256_of(decoder)
         self._num_masks, self._select = num_masks, select
         self.image_size, self.mask_size = self._model.image_size, self._model.mask_size
+        if priors and not self._model.encoder.proposes:
+            raise UsageError(f"--priors: {encoder} gives no proposals; export it with --priors")
         if select != "first" and self._model.num_masks != 4:
             raise UsageError(f"--select {select}: {decoder} gives {self._model.num_masks} masks, not SAM's four")
 
-    def start(self, photo: Photo) -> np.ndarray:
-        return self._model.encoder.embed(*inference.frame(photo.image, self.image_size))
+    def start(self, photo: Photo) -> tuple[np.ndarray, Any]:
+        return self._model.encoder.run(*inference.frame(photo.image, self.image_size))
 
-    def masks(self, state: np.ndarray, photo: Photo, slots: Slots) -> Answer:
+    def proposals(self, state: tuple[np.ndarray, Any]) -> tuple[np.ndarray, np.ndarray]:
+        found: tuple[np.ndarray, np.ndarray] = state[1]
+        return found
+
+    def masks(self, state: tuple[np.ndarray, Any], photo: Photo, slots: Slots) -> Answer:
         low: list[np.ndarray] = []
         full: list[list[Bits]] = []
         while len(slots.coords):
             some = []
             for coords, labels, valid in zip(slots.coords, slots.labels, slots.valid, strict=True):
                 used = valid & (labels != IGNORED)  # exports don't know it
-                some.append(self._selected(*self._model.decoder.decode(state, coords[used], labels[used])))
+                some.append(self._selected(*self._model.decoder.decode(state[0], coords[used], labels[used])))
                 if len(some) == PROMPTS:
                     break
             logits = np.zeros((PROMPTS, *some[0].shape), np.float32)
@@ -207,6 +235,11 @@ class PredictionsSystem:
     def start(self, photo: Photo) -> list[Window]:
         size = self._sizes[photo.image_id]
         return [decode_window(e["segmentation"], *size, self.name) for e in self._of.get(photo.image_id, ())]
+
+    def proposals(self, state: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Raises:
+        UsageError: a file of masks has none."""
+        raise UsageError(f"--priors: {self.name} is a file of masks; it has no proposals")
 
     def masks(self, state: Sequence[Window], photo: Photo, slots: Slots) -> Answer:
         filled = input_size(photo, self.image_size)

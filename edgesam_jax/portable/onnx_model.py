@@ -20,7 +20,7 @@ METADATA = "edgesam_jax"  # key of our contract, as JSON, in a file's metadata
 class OnnxEncoder:
     """One input: a normalised and padded photo (1 3 s s) float32, or RGB (1 3 h w) uint8, unpadded, its longest side s.
 
-    ``image_size`` is the side of the frame, s.
+    ``image_size`` is the side of the frame, s; ``proposes`` whether it gives proposals beside the embedding.
 
     Raises:
       UsageError: onnxruntime is not installed; the file is missing, damaged or has other inputs.
@@ -34,16 +34,26 @@ class OnnxEncoder:
             raise UsageError(
                 f"{path}: the encoder must have one input, a photo (1 3 size size) in float32 or (1 3 h w) in uint8"
             )
+        self.proposes = {"proposal_boxes", "proposal_scores"} <= {o.name for o in self._session.get_outputs()}
         side = image.shape[-1] if isinstance(image.shape[-1], int) else 1024
         self.image_size = int(_contract(self._session).get("image_size", side))
 
     def embed(self, frame: np.ndarray, filled: Sequence[int]) -> np.ndarray:
         """Embedding (1 c g g) of a padded frame (s s 3) uint8, of which the photo fills rows and columns ``filled``."""
+        return self.run(frame, filled)[0]
+
+    def run(self, frame: np.ndarray, filled: Sequence[int]) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+        """As ``embed``, and the proposals where there are any: boxes (n 4) in the frame, scores (n)."""
         if self._raw:
             x = frame[: filled[0], : filled[1]].transpose(2, 0, 1)[None]
         else:
             x = normalised(frame, filled)
-        return np.asarray(self._session.run(None, {self._image: np.ascontiguousarray(x)})[0])
+        embedding, *proposals = self._session.run(None, {self._image: np.ascontiguousarray(x)})
+        if not self.proposes:
+            return embedding, None
+        boxes, scores = proposals
+        rows, columns = filled
+        return embedding, (np.clip(boxes, 0, np.array([columns, rows] * 2, np.float32)), scores)
 
 
 class OnnxDecoder:

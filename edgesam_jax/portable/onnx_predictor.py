@@ -9,7 +9,8 @@ import numpy as np
 
 from edgesam_jax.portable.errors import UsageError
 from edgesam_jax.portable.onnx_model import NOT_A_POINT, OnnxModel
-from edgesam_jax.portable.predictor import BasePredictor
+from edgesam_jax.portable.predictor import BasePredictor, Proposals
+from edgesam_jax.portable.priors import Rule
 
 
 class OnnxPredictor(BasePredictor):
@@ -20,21 +21,28 @@ class OnnxPredictor(BasePredictor):
     Args:
       encoder, decoder: the files.
       providers: ONNX Runtime's execution providers in order; all that are there by default.
+      priors: granularity priors for single clicks, of an encoder exported with ``--priors``.
 
     Raises:
-      UsageError: see ``OnnxModel``; or a decoder that gives other than SAM's four masks.
+      UsageError: see ``OnnxModel``; a decoder that gives other than SAM's four masks, or priors of an encoder that
+        gives no proposals.
     """
 
     model: OnnxModel
 
-    def __init__(self, encoder: str | Path, decoder: str | Path, providers: Sequence[str] = ()) -> None:
+    def __init__(
+        self, encoder: str | Path, decoder: str | Path, providers: Sequence[str] = (), priors: Rule = "off"
+    ) -> None:
         model = OnnxModel(encoder, decoder, providers)
         if model.num_masks != 4:
             raise UsageError(f"{decoder}: gives {model.num_masks} masks, not SAM's four")
-        super().__init__(model, model.image_size, model.mask_size)
+        super().__init__(model, model.image_size, model.mask_size, priors)
+        if priors != "off" and not model.encoder.proposes:
+            raise UsageError(f"{encoder}: gives no proposals for priors; export it with --priors")
 
-    def _encode(self, frame: np.ndarray, input_size: tuple[int, int]) -> np.ndarray:
-        return self.model.encoder.embed(frame, input_size)
+    def _encode(self, frame: np.ndarray, input_size: tuple[int, int]) -> tuple[np.ndarray, Proposals | None]:
+        embedding, proposals = self.model.encoder.run(frame, input_size)
+        return embedding, proposals if self.priors != "off" else None
 
     def _decode(
         self,

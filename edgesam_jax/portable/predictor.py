@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from edgesam_jax.portable.errors import UsageError
-from edgesam_jax.portable.frame import pad_to_square, resize_longest_side
+from edgesam_jax.portable.frame import pad_to_square, resize_longest_side, scale_coords
 from edgesam_jax.portable.postprocess import upscale_masks
+from edgesam_jax.portable.priors import RULES, Rule, merge
 from edgesam_jax.portable.prompts import check_masks, check_prompts
 
+Proposals = tuple[np.ndarray, np.ndarray]  # boxes (n 4) in the frame, scores (n), 0 where a place is not used
 MASK_CHOICES = {1: slice(0, 1), 3: slice(1, 4), 4: slice(0, 4)}  # SAM: token 0 alone, tokens 1 to 3, all
 
 
@@ -22,11 +24,12 @@ MASK_CHOICES = {1: slice(0, 1), 3: slice(1, 4), 4: slice(0, 4)}  # SAM: token 0 
 class ImageEmbedding:
     """What the encoder made of one photo.  It belongs to that photo and to the model that made it.
 
-    ``values`` are the encoder's; ``original_size`` and ``input_size``: rows and columns of the photo, and of its place
-    in the model's frame.
+    ``values`` are the encoder's, ``proposals`` there where granularity priors are on; ``original_size`` and
+    ``input_size``: rows and columns of the photo, and of its place in the model's frame.
     """
 
     values: Any
+    proposals: Proposals | None = field(repr=False)
     original_size: tuple[int, int]
     input_size: tuple[int, int]
     photo: bytes = field(repr=False)  # digest of the pixels
@@ -39,15 +42,21 @@ class BasePredictor(ABC):
     Args:
       model: what the embeddings belong to.
       image_size, mask_size: sides of the model's frame and of its low-resolution masks.
+      priors: how a prompt that is one click inside gets a box from the proposals around it (``priors.merge``).
+
+    Raises:
+      UsageError: an unknown rule.
     """
 
-    def __init__(self, model: Any, image_size: int, mask_size: int) -> None:
-        self.model, self.image_size, self.mask_size = model, image_size, mask_size
+    def __init__(self, model: Any, image_size: int, mask_size: int, priors: Rule = "off") -> None:
+        if priors not in RULES:
+            raise UsageError(f"priors: there is {', '.join(RULES)}, not {priors!r}")
+        self.model, self.image_size, self.mask_size, self.priors = model, image_size, mask_size, priors
         self._embedding: ImageEmbedding | None = None
 
     @abstractmethod
-    def _encode(self, frame: np.ndarray, input_size: tuple[int, int]) -> Any:
-        """Embedding of a padded frame (s s 3) uint8, of which the photo fills ``input_size``."""
+    def _encode(self, frame: np.ndarray, input_size: tuple[int, int]) -> tuple[Any, Proposals | None]:
+        """Embedding of a padded frame (s s 3) uint8, of which the photo fills ``input_size``, and proposals if on."""
 
     @abstractmethod
     def _decode(
@@ -76,12 +85,15 @@ class BasePredictor(ABC):
         photo = hashlib.blake2b(image.data, digest_size=16).digest()
         if embedding is None:
             resized, input_size = resize_longest_side(image, self.image_size)
-            values = self._encode(pad_to_square(resized, self.image_size), input_size)
-            embedding = ImageEmbedding(values, (image.shape[0], image.shape[1]), input_size, photo, self.model)
+            values, proposals = self._encode(pad_to_square(resized, self.image_size), input_size)
+            size = image.shape[0], image.shape[1]
+            embedding = ImageEmbedding(values, proposals, size, input_size, photo, self.model)
         elif embedding.model is not self.model:
             raise UsageError("embedding: it was made by another model; call set_image without it")
         elif embedding.photo != photo or embedding.original_size != image.shape[:2]:
             raise UsageError("embedding: it belongs to another photo; call set_image without it")
+        elif self.priors != "off" and embedding.proposals is None:
+            raise UsageError("embedding: it was made without priors; call set_image without it")
         self._embedding = embedding
         return embedding
 
@@ -153,7 +165,47 @@ class BasePredictor(ABC):
         )  # fmt: skip
         count = len(boxes) if boxes is not None else len(coords) if coords is not None else 0
         masks = check_masks(mask_inputs, count, self.mask_size)
-        logits, scores = self._decode(image.values, boxes, coords, labels, masks)
+        priors = None
+        if boxes is None and coords is not None and labels is not None and coords.shape[1] == 1 and (labels == 1).all():
+            priors = self._prior_boxes(coords[:, 0])
+        if priors is None:
+            logits, scores = self._decode(image.values, boxes, coords, labels, masks)
+        else:
+            logits, scores = self._decode_with_priors(image.values, priors, coords, labels, masks)
         chosen = MASK_CHOICES[num_masks]
         logits, scores = logits[:, chosen], scores[:, chosen]
         return upscale_masks(logits, self.image_size, image.input_size, image.original_size), scores, logits
+
+    def prior_boxes(self, points: np.ndarray) -> np.ndarray:
+        """The boxes (p 4) that clicks (p 2) get, both in pixels of the photo; NaN where priors are off or have none.
+
+        Raises:
+          UsageError: no photo set.
+        """
+        image = self.embedding
+        points = np.asarray(points, np.float32).reshape(-1, 2)
+        found = self._prior_boxes(scale_coords(points, image.original_size, image.input_size))
+        if found is None:
+            return np.full((len(points), 4), np.nan, np.float32)
+        return scale_coords(found, image.input_size, image.original_size)
+
+    def _prior_boxes(self, points: np.ndarray) -> np.ndarray | None:
+        proposals = self.embedding.proposals
+        return None if self.priors == "off" or proposals is None else merge(points, *proposals, self.priors)
+
+    def _decode_with_priors(
+        self, embedding: Any, priors: np.ndarray, coords: Any, labels: Any, masks: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Clicks that have a box with it, the others plain."""
+        parts = []
+        has_box = ~np.isnan(priors[:, 0])
+        for group in (has_box, ~has_box):
+            if group.any():
+                own = None if masks is None else masks[group]
+                boxes = priors[group] if group is has_box else None
+                parts.append((group, self._decode(embedding, boxes, coords[group], labels[group], own)))
+        first = parts[0][1]
+        logits, scores = (np.zeros((len(priors), *x.shape[1:]), x.dtype) for x in first)
+        for group, (own_logits, own_scores) in parts:
+            logits[group], scores[group] = own_logits, own_scores
+        return logits, scores

@@ -1,0 +1,84 @@
+"""Granularity priors in miniature: does a box from proposals say which of several masks a click means?
+
+    python -m benchmarks.priors --objects DIR --parts DIR [--scenes 200] [--coco DIR [--coco-priors DIR]]
+
+DIRs are runs of configs/proposals_scenes_objects.py and configs/proposals_scenes_parts.py: one model, with proposals
+that learnt whole objects or parts of the same scenes.  Each is asked for objects and for parts of held-out scenes by
+one click at the centre: mIoU without and with priors, by both rules, as in Table 5b; then the cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import timing
+from edgesam_jax import inference
+from edgesam_jax.checkpoint import Model, load_model
+from edgesam_jax.config import DataConfig
+from edgesam_jax.data.schema import OBJECT, PART, Example
+from edgesam_jax.data.sources import open_source
+from edgesam_jax.evaluation.in_memory import evaluate
+from edgesam_jax.portable.priors import Rule
+from edgesam_jax.reporting import aligned_table
+
+RULES: tuple[Rule, ...] = ("nearest", "published")
+
+
+def miou(model: Model, examples: list[Example], rule: Rule) -> float:
+    """Percent, one centre click an instance."""
+    result = evaluate(model.config, model.variables, examples, prompt="center", priors=rule)
+    return 100 * result.miou[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--objects", type=Path, required=True)
+    parser.add_argument("--parts", type=Path, required=True)
+    parser.add_argument("--scenes", type=int, default=200)
+    parser.add_argument("--coco", default="", help="photos in COCO's format, for a smoke run")
+    parser.add_argument("--coco-priors", type=Path, help="a run whose proposals learnt such photos")
+    arguments = parser.parse_args()
+    models = {"objects": load_model(arguments.objects), "parts": load_model(arguments.parts)}
+    source = open_source(DataConfig(limit=arguments.scenes), 128, "heldout")
+    scenes = [source.load(i) for i in range(arguments.scenes)]
+    asked = {
+        "objects": [scene.take(scene.granularity == OBJECT) for scene in scenes],
+        "parts": [scene.take(scene.granularity == PART) for scene in scenes],
+        "any": scenes,
+    }
+    counts = {name: sum(map(len, examples)) for name, examples in asked.items()}
+    header = ["priors learnt from", "rule", *(f"{name} ({counts[name]})" for name in asked)]
+    rows = [["none", "-", *(f"{miou(models['objects'], examples, 'off'):.1f}" for examples in asked.values())]]
+    for learnt, model in models.items():
+        for rule in RULES:
+            rows.append([learnt, rule, *(f"{miou(model, examples, rule):.1f}" for examples in asked.values())])
+    print(aligned_table(header, rows))
+    if arguments.coco:
+        data = DataConfig(source="coco", root=arguments.coco)
+        photos_source = open_source(data, 128, "heldout")
+        photos = [photos_source.load(i) for i in range(len(photos_source))]
+        learners = dict(models) | ({"photos": load_model(arguments.coco_priors)} if arguments.coco_priors else {})
+        rows = [["none", "-", f"{miou(models['objects'], photos, 'off'):.1f}"]]
+        rows += [[learnt, rule, f"{miou(m, photos, rule):.1f}"] for learnt, m in learners.items() for rule in RULES]
+        print("\n" + aligned_table(["priors learnt from", "rule", f"photos ({sum(map(len, photos))})"], rows))
+    cost(models["objects"])
+
+
+def cost(model: Model) -> None:
+    """Seconds of the encoder alone and with proposals, in turn."""
+    config, variables = model.config, inference.for_inference(model.config, model.variables)
+    photo = np.zeros((1, config.image_size, config.image_size, 3), np.uint8)
+    size = np.array([[config.image_size] * 2], np.int32)
+    plain, both = inference.encoder(config), inference.proposer(config)
+    contenders = {
+        "encoder": lambda: plain(variables, photo, size).block_until_ready(),
+        "encoder and proposals": lambda: both(variables, photo, size)[0].block_until_ready(),
+    }
+    timing.report(timing.in_turn(contenders, 20), "encoder")
+
+
+if __name__ == "__main__":
+    main()
