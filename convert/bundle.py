@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     photos = gate.load_photos(args.photos)
     contents: dict[str, Any] = {}
     with exporting.whole_folder(args.output, replace=True) as folder:
-        cases = gate.make_cases(job.model, photos, job.slots, job.mask_input)
+        cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)
         write_vectors(folder / "vectors", photos, cases, job)
         if "onnx" in formats:
             (folder / "onnx").mkdir()

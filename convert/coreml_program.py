@@ -31,23 +31,30 @@ def runner(path: Path) -> Any:
 
 
 class CoremlEncoder:
-    """``image`` (a normalised tensor, or with ``image_input`` a picture) to ``image_embeddings``."""
+    """``image`` (a normalised tensor, or with ``image_input`` a picture) to the ``names`` of outputs."""
 
-    def __init__(self, path: Path, image_input: bool) -> None:
-        self._run, self._image_input = runner(path), image_input
+    def __init__(self, path: Path, image_input: bool, names: Sequence[str] = ("image_embeddings",)) -> None:
+        self._run, self._image_input, self._names = runner(path), image_input, names
 
-    def embed(self, frame: np.ndarray, filled: Sequence[int]) -> np.ndarray:
-        """Embedding (1 c g g) of a padded frame (s s 3) uint8, of which the photo fills rows and columns ``filled``."""
+    def outputs(self, frame: np.ndarray, filled: Sequence[int]) -> list[np.ndarray]:
+        """Embedding (1 c g g), and maybe anchors' boxes (1 n 4) and scores (1 n), of a padded frame (s s 3) uint8.
+
+        The photo fills rows and columns ``filled``.
+        """
+        found = self._answer(frame, filled)
+        return [found[name] for name in self._names]
+
+    def _answer(self, frame: np.ndarray, filled: Sequence[int]) -> Any:
         if not self._image_input:
-            return self._run(image=normalised(frame, filled))["image_embeddings"]
+            return self._run(image=normalised(frame, filled))
         picture = np.empty_like(frame)
         picture[:] = LETTERBOX
         picture[: filled[0], : filled[1]] = frame[: filled[0], : filled[1]]
         if sys.platform == "darwin":
             from PIL import Image
 
-            return self._run(image=Image.fromarray(picture))["image_embeddings"]
-        return self._run(image=picture.transpose(2, 0, 1)[None])["image_embeddings"]
+            return self._run(image=Image.fromarray(picture))
+        return self._run(image=picture.transpose(2, 0, 1)[None])
 
 
 class CoremlDecoder:

@@ -23,6 +23,8 @@ from convert import names
 from convert.torch_efficient_vit import ConvLayer
 from convert.torch_encoders import DepthwiseUnit, image_encoder
 from convert.torch_layers import ConvBN, UpsampleConv
+from convert.torch_proposals import Proposals, pyramid_widths
+from edgesam_jax.anchors import CLAMP, make_anchors
 from edgesam_jax.config import STUDENTS, SamConfig
 from edgesam_jax.models.fold import fold, folds
 from edgesam_jax.models.layers import resize_matrix
@@ -85,9 +87,13 @@ class ExportEncoder(nn.Module):
       input: ``tensor``: (1 3 s s) float32, normalised and padded with zeros, as published.  ``image``: (1 3 s s) with
         values 0 to 255, padded with the colour ``LETTERBOX``.  ``photo``: (1 3 h w) uint8 with 1 <= h, w <= s, the
         longest side s; normalised and padded inside.
+      priors: also give of all anchors the boxes (1 n 4) in the frame, not clipped, and their scores (1 n).  Which of
+        them are proposals is told outside (``portable.priors.select``): what runs fast on phones has no sorting.
     """
 
-    def __init__(self, config: SamConfig, variables: Mapping[str, Any], input: Input = "tensor") -> None:
+    def __init__(
+        self, config: SamConfig, variables: Mapping[str, Any], input: Input = "tensor", priors: bool = False
+    ) -> None:
         super().__init__()
         self.input, self.size = input, config.image_size
         self.encoder = image_encoder(config)
@@ -103,9 +109,18 @@ class ExportEncoder(nn.Module):
             self.encoder.fuse_stage3 = MatrixUpsample(coarse, config.grid // 2)
         self.register_buffer("mean", torch.tensor(PIXEL_MEAN)[None, :, None, None], persistent=False)
         self.register_buffer("scale", 1 / torch.tensor(PIXEL_STD)[None, :, None, None], persistent=False)
+        self.proposals = None
+        if priors:
+            assert config.proposals is not None
+            self.proposals = Proposals(config.proposals, pyramid_widths(config))
+            own = {n.removeprefix("proposals."): v for n, v in entries.items() if n.startswith("proposals.")}
+            self.proposals.load_state_dict({n: torch.from_numpy(np.array(v)) for n, v in own.items()}, strict=True)
+            anchors = torch.from_numpy(make_anchors(config.image_size, config.encoder.stride // 2, config.proposals))
+            self.register_buffer("centres", (anchors[:, :2] + anchors[:, 2:]) / 2, persistent=False)
+            self.register_buffer("sizes", anchors[:, 2:] - anchors[:, :2], persistent=False)
         self.eval()
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Any:
         mean, scale = cast(Tensor, self.mean), cast(Tensor, self.scale)
         if self.input == "image":
             # SAM pads with zeros after normalising, and no whole number is the mean colour.  A pixel that is as near
@@ -116,4 +131,11 @@ class ExportEncoder(nn.Module):
         elif self.input == "photo":
             height, width = image.shape[2:]
             image = F.pad((image.float() - mean) * scale, (0, self.size - width, 0, self.size - height))
-        return self.encoder(image)
+        if self.proposals is None:
+            return self.encoder(image)
+        embedding, maps = self.encoder(image, True)
+        logits, codes = self.proposals(maps)
+        sizes = cast(Tensor, self.sizes)
+        centre = cast(Tensor, self.centres) + codes[..., :2] * sizes
+        half = sizes * codes[..., 2:].clamp(-CLAMP, CLAMP).exp() / 2
+        return embedding, torch.cat([centre - half, centre + half], dim=-1), logits.sigmoid()

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from edgesam_jax.checkpoint import Model, load_model
-from edgesam_jax.config import STUDENTS, UsageError
+from edgesam_jax.config import STUDENTS, SamConfig, UsageError
 from edgesam_jax.files import sha256_of
 from edgesam_jax.flags import Parser
+from edgesam_jax.inference import check_priors
 from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
 
 EXTRA = "pip install 'edgesam-jax[export]'"
@@ -34,7 +35,8 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to export: ``slots`` 0 takes any number of points; ``mask_input`` whether the decoder takes masks."""
+    """What to export: ``slots`` 0 takes any number of points; ``mask_input``: the decoder takes masks; ``priors``: the
+    encoder gives what granularity priors need."""
 
     name: str
     parts: tuple[str, ...]
@@ -42,6 +44,7 @@ class Wanted:
     mask_input: bool
     score: str
     model: Model
+    priors: bool = False
 
     def file(self, part: str, suffix: str) -> str:
         """File name of a part."""
@@ -60,6 +63,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--published", action="store_true", help="inputs and outputs exactly as in the official files: no mask input"
+    )
+    parser.add_argument(
+        "--priors", action="store_true", help="the encoder also gives proposals, for granularity priors"
     )
     parser.add_argument("--score", choices=("stability", "iou"), help="default: iou where the IoU head was trained")
     parser.add_argument(
@@ -92,7 +98,16 @@ def wanted(args: argparse.Namespace) -> Wanted:
     parts = ("encoder", "decoder") if args.part == "both" else (args.part,)
     score = args.score or str(model.metadata.get("score", "stability"))
     model = dataclasses.replace(model, metadata={**model.metadata, "score": score})
-    return Wanted(name, parts, args.slots, not args.published, score, model)
+    if args.priors:
+        check_priors(model.config, "--priors")
+        if args.part == "decoder":
+            raise UsageError("--priors: the encoder gives the proposals; leave --part decoder out")
+    return Wanted(name, parts, args.slots, not args.published, score, model, args.priors)
+
+
+def encoder_outputs(job: Wanted) -> list[str]:
+    """Names of what the encoder gives."""
+    return ["image_embeddings", *(["proposal_boxes", "proposal_scores"] if job.priors else [])]
 
 
 def resized(model: Model, size: int) -> Model:
@@ -178,7 +193,15 @@ def contract(job: Wanted, image_input: str) -> dict[str, Any]:
         "score": job.score,
         "licence": job.model.metadata.get("licence", "the checkpoint's"),
         "source": str(job.model.metadata.get("source", "")),
+        **({"proposals": selection(config)} if job.priors else {}),
     }  # fmt: skip
+
+
+def selection(config: SamConfig) -> dict[str, float]:
+    """How proposals are told among all anchors: arguments of ``portable.priors.select``."""
+    own = config.proposals
+    assert own is not None
+    return {"min_score": own.min_score, "before": own.before_nms, "iou": own.nms_iou, "most": own.kept}
 
 
 def sha256(path: Path) -> str:

@@ -20,15 +20,19 @@ import numpy as np
 from tqdm import tqdm
 
 from edgesam_jax import inference
+from edgesam_jax.anchors import decode as decode_boxes
+from edgesam_jax.anchors import make_anchors
 from edgesam_jax.checkpoint import Model
 from edgesam_jax.config import SamConfig, UsageError
 from edgesam_jax.data.textures import photos as wheel_photos
 from edgesam_jax.data.transforms import PHOTO_SUFFIXES, load_image
-from edgesam_jax.models.sam import decode
+from edgesam_jax.models.fold import folds
+from edgesam_jax.models.sam import Sam, decode, preprocess
 from edgesam_jax.portable.frame import scale_coords
 from edgesam_jax.portable.postprocess import stability_score
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NOT_A_POINT, MaskPrediction, Prompts
 
+HIGHEST = 100  # anchors whose boxes are compared
 SMALLEST = 64  # pixels of a low-resolution mask below which its overlap says nothing: one pixel is too much of it
 UNDECIDED = 1e-4  # of the logits' root mean square: a pixel so near the threshold is neither in the mask nor out of it
 
@@ -59,9 +63,12 @@ TOLERANCES = {
 
 
 class Encoder(Protocol):
-    """A program that turns a padded frame (s s 3) uint8 and its filled (rows, columns) into (1 c g g)."""
+    """A program that turns a padded frame (s s 3) uint8 and its filled (rows, columns) into (1 c g g).
 
-    def embed(self, frame: np.ndarray, filled: Sequence[int]) -> np.ndarray: ...
+    With priors also into all anchors' boxes (1 n 4) and scores (1 n).
+    """
+
+    def outputs(self, frame: np.ndarray, filled: Sequence[int]) -> list[np.ndarray]: ...
 
 
 class Decoder(Protocol):
@@ -84,7 +91,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Case:
-    """A framed photo, its prompts, and what the model answers: embedding (1 c g g), logits and scores (p 4 ...)."""
+    """A framed photo, its prompts, and what the model answers: embedding (1 c g g), logits and scores (p 4 ...).
+
+    With priors ``anchors`` has the boxes (n 4) in the frame and the scores (n) of all anchors.
+    """
 
     name: str
     frame: np.ndarray
@@ -93,6 +103,7 @@ class Case:
     embedding: np.ndarray
     logits: np.ndarray
     scores: np.ndarray
+    anchors: tuple[np.ndarray, np.ndarray] | None = None
 
     def without_masks(self) -> Case:
         """For decoders that take no masks."""
@@ -220,7 +231,9 @@ def spread(size: tuple[int, int], slots: int, with_mask: bool, seed: int) -> lis
     return [p for p in found if len(p.coords) <= most]
 
 
-def make_cases(model: Model, photos: dict[str, np.ndarray], slots: int, with_mask: bool) -> list[Case]:
+def make_cases(
+    model: Model, photos: dict[str, np.ndarray], slots: int, with_mask: bool, priors: bool = False
+) -> list[Case]:
     """The model's own answers on photos."""
     variables = inference.for_inference(model.config, model.variables)
     encode, answer = inference.encoder(model.config), _decoder(model.config)
@@ -241,8 +254,26 @@ def make_cases(model: Model, photos: dict[str, np.ndarray], slots: int, with_mas
             logits.append(one_logits)
             scores.append(stability_score(one_logits) if stable else iou)
         whole = np.asarray(embedding).transpose(2, 0, 1)[None]
-        cases.append(Case(name, frame, filled, prompts, whole, np.stack(logits), np.stack(scores)))
+        anchors = _anchors(model.config, variables, frame, filled) if priors else None
+        cases.append(Case(name, frame, filled, prompts, whole, np.stack(logits), np.stack(scores), anchors))
     return cases
+
+
+def _anchors(
+    config: SamConfig, variables: Any, frame: np.ndarray, filled: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes and scores of all anchors, as the model has them before any are left out."""
+    own = config.proposals
+    assert own is not None
+
+    @jax.jit
+    def run(variables: Any, image: Any, sizes: Any) -> Any:
+        return Sam(config, folded=folds(config)).apply(variables, preprocess(image, sizes), method="propose")
+
+    _, logits, codes = run(variables, frame[None], np.asarray([filled], np.int32))
+    anchors = make_anchors(config.image_size, config.encoder.stride // 2, own)
+    boxes = decode_boxes(jnp.asarray(anchors), codes[0], jnp.full(2, config.image_size, jnp.float32))
+    return np.asarray(boxes), np.asarray(jax.nn.sigmoid(logits[0]))
 
 
 def _decoder(config: SamConfig) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
@@ -286,16 +317,33 @@ def verify(
     for case in _progress(cases, "verifying"):
         embedding = None
         if encoder is not None:
-            embedding = encoder.embed(case.frame, case.filled)
+            embedding, *anchors = encoder.outputs(case.frame, case.filled)
             verdict.findings.append(
                 Finding("embedding", case.name, _relative(embedding, case.embedding), tolerance.embedding)
             )
+            if case.anchors is not None:
+                verdict.findings += _compare_anchors(case, anchors, tolerance)
         if decoder is not None:
             verdict.findings += _compare(case, decoder, case.embedding, "", tolerance, score)
             if embedding is not None and np.isfinite(embedding).all():
                 verdict.findings += _compare(case, decoder, embedding, " from end to end", tolerance, score)
     verdict.seconds = time.perf_counter() - began
     return verdict
+
+
+def _compare_anchors(case: Case, found: Sequence[np.ndarray], tolerance: Tolerance) -> Iterator[Finding]:
+    """Scores of all anchors, and the boxes of those that score highest, in sides of the frame."""
+    assert case.anchors is not None
+    boxes, scores = case.anchors
+    if [x.shape for x in found] != [(1, *boxes.shape), (1, *scores.shape)]:
+        yield Finding("proposals", f"{case.name}: outputs of other shapes", float("inf"), 0)
+        return
+    yield Finding("proposal scores", case.name, float(np.abs(found[1][0] - scores).max()), tolerance.logits)
+    best = np.argsort(-scores)[:HIGHEST]
+    side = case.frame.shape[0]
+    limits = np.clip(found[0][0][best], 0, side), np.clip(boxes[best], 0, side)
+    off = float(np.abs(limits[0] - limits[1]).max()) / side
+    yield Finding("proposal boxes", case.name, off, tolerance.logits)
 
 
 def _progress(items: Collection[Any], what: str) -> Iterable[Any]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from convert import names
-from edgesam_jax.config import STUDENTS, SamConfig, UsageError
+from edgesam_jax.config import STUDENTS, ProposalConfig, SamConfig, UsageError
 from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.sam import MODELS
 
@@ -56,12 +56,14 @@ def guess(shapes: Shapes, what: str) -> tuple[str, SamConfig]:
 
 
 def with_variant(config: SamConfig, shapes: Shapes) -> SamConfig:
-    """``config`` with fusion and LoRA as the entries have them."""
+    """``config`` with fusion, LoRA and proposals as the entries have them."""
     ranks = {shape[0] for name, shape in shapes.items() if name.endswith(".lora_A")}
     config = replace(config, decoder=replace(config.decoder, lora_rank=max(ranks, default=0)))
     if isinstance(config.encoder, STUDENTS):
         fuse = any(name.startswith(ENCODER + "fuse_stage") for name in shapes)
         config = replace(config, encoder=replace(config.encoder, fuse=fuse))
+    if any(name.startswith("proposals.") for name in shapes):
+        config = replace(config, proposals=ProposalConfig())
     return config
 
 

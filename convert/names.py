@@ -12,7 +12,7 @@ Leaf kinds (torch layout -> ours)::
     weight, 2-D                linear O I -> kernel I O
     weight, 1-D                norm -> scale
     weight of an embedding     unchanged -> embedding
-    bias, pos_embed, rel_pos_h, rel_pos_w, lora_A, lora_B, attention_biases: unchanged
+    bias, pos_embed, rel_pos_h, rel_pos_w, lora_A, lora_B, attention_biases, fusion_weights: unchanged
     running_mean, running_var  -> collection batch_stats: mean, var
     num_batches_tracked        -> no leaf: returned as counts, so that the way back is exact
     positional_encoding_gaussian_matrix -> collection constants
@@ -38,7 +38,7 @@ TRANSPOSED = re.compile(r"(^|/)output_upscaling_\d+$")
 CONSTANTS = ("positional_encoding_gaussian_matrix",)
 STATISTICS = {"running_mean": "mean", "running_var": "var"}
 COUNT = "num_batches_tracked"
-UNCHANGED = ("bias", "pos_embed", "rel_pos_h", "rel_pos_w", "lora_A", "lora_B", "attention_biases")
+UNCHANGED = ("bias", "pos_embed", "rel_pos_h", "rel_pos_w", "lora_A", "lora_B", "attention_biases", "fusion_weights")
 TINY_VIT = "image_encoder.patch_embed.seq.0.c.weight"  # every MobileSAM file has it,
 CLASSIFIER = re.compile(r"image_encoder\.(norm_head|head)\.(weight|bias)$")  # and this head of TinyViT, never used
 BUFFERS = ("pixel_mean", "pixel_std")  # some exports carry SAM's normalisation; it is a constant here

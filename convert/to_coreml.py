@@ -50,10 +50,11 @@ def export(job: Wanted, folder: Path, precision: Any, compression: Any, image_in
         image = image_input and part == "encoder"
         module: Any
         if part == "encoder":
-            module = ExportEncoder(job.model.config, job.model.variables, "image" if image else "tensor")
+            module = ExportEncoder(job.model.config, job.model.variables, "image" if image else "tensor", job.priors)
         else:
             module = ExportDecoder(exporting.torch_sam(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
-        model = coreml.convert(module, shapes(job)[part], OUTPUTS[part], precision, image)
+        outputs = exporting.encoder_outputs(job) if part == "encoder" else OUTPUTS[part]
+        model = coreml.convert(module, shapes(job)[part], outputs, precision, image)
         text = f"{job.name} {part}, {precision}" + ("" if compression == "none" else f", {compression}")
         path = folder / job.file(part, ".mlpackage")
         licence = str(job.model.metadata.get("licence", "the checkpoint's"))
@@ -98,7 +99,9 @@ def build(
     files = export(job, folder, precision, compression, image_input)
     for path in files.values():
         print(f"{path.name}: {exporting.size_of(path) / 1e6:.1f} MB; verifying", flush=True)
-    encoder = CoremlEncoder(files["encoder"], image_input) if "encoder" in files else None
+    encoder = (
+        CoremlEncoder(files["encoder"], image_input, exporting.encoder_outputs(job)) if "encoder" in files else None
+    )
     decoder = None
     if "decoder" in files:
         decoder = CoremlDecoder(files["decoder"], job.slots, job.mask_input)
@@ -135,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
     job = exporting.wanted(args)
     photos = gate.load_photos(args.photos)
     with exporting.whole_folder(args.output) as folder:
-        cases = gate.make_cases(job.model, photos, job.slots, job.mask_input)
+        cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)
         build(job, folder, args.precision, args.compress, args.image_input, cases)
     return 0
 

@@ -31,14 +31,15 @@ EXTRA = "pip install 'edgesam-jax[litert]'"
 
 
 class LitertEncoder:
-    """``image`` to the embedding."""
+    """``image`` to the embedding, and what priors need."""
 
     def __init__(self, path: Path) -> None:
         self._run = _runner(path)
 
-    def embed(self, frame: np.ndarray, filled: Sequence[int]) -> np.ndarray:
-        """Embedding (1 c g g) of a padded frame (s s 3) uint8, of which the photo fills rows and columns ``filled``."""
-        return self._run(image=np.ascontiguousarray(normalised(frame, filled)))["output_0"]
+    def outputs(self, frame: np.ndarray, filled: Sequence[int]) -> list[np.ndarray]:
+        """As ``OnnxEncoder.outputs``."""
+        found = self._run(image=np.ascontiguousarray(normalised(frame, filled)))
+        return [found[f"output_{i}"] for i in range(len(found))]
 
 
 class LitertDecoder:
@@ -72,7 +73,7 @@ def export(job: Wanted, folder: Path) -> dict[str, Path]:
     for part in job.parts:
         module: Any
         if part == "encoder":
-            module = ExportEncoder(job.model.config, job.model.variables)
+            module = ExportEncoder(job.model.config, job.model.variables, priors=job.priors)
         else:
             module = ExportDecoder(exporting.torch_sam(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
         written[part] = folder / job.file(part, ".tflite")
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         files = export(job, folder)
         for path in files.values():
             print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB; verifying", flush=True)
-        cases = gate.make_cases(job.model, photos, job.slots, job.mask_input)
+        cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)
         encoder = LitertEncoder(files["encoder"]) if "encoder" in files else None
         decoder = LitertDecoder(files["decoder"], job) if "decoder" in files else None
         verdict = gate.verify(cases, encoder, decoder, gate.TOLERANCES["float32"], job.score)
@@ -112,7 +113,10 @@ def run(args: argparse.Namespace) -> int:
             folder / f"{job.name}_litert.json",
             {
                 **exporting.contract(job, "tensor"),
-                "outputs": {"encoder": ["output_0: embedding"], "decoder": ["output_0: scores", "output_1: masks"]},
+                "outputs": {
+                    "encoder": [f"output_{i}: {name}" for i, name in enumerate(exporting.encoder_outputs(job))],
+                    "decoder": ["output_0: scores", "output_1: masks"],
+                },
                 "files": {p.name: {"bytes": p.stat().st_size, "sha256": exporting.sha256(p)} for p in files.values()},
                 "verified": verdict.summary(),
             },

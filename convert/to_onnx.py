@@ -1,6 +1,6 @@
 """Checkpoints to ONNX, verified with ONNX Runtime.
 
-    python -m convert.to_onnx CHECKPOINT --output DIR [--slots dynamic] [--image-input] [--published]
+    python -m convert.to_onnx CHECKPOINT --output DIR [--slots dynamic] [--image-input] [--published] [--priors]
 
 Writes ``NAME_encoder.onnx``, ``NAME_decoder.onnx`` and ``NAME_onnx.json``: the contract of inputs and outputs, which is
 in the files' metadata too, with checksums and what the verification found.  Exit code 1, and nothing written, if the
@@ -40,7 +40,8 @@ def export(job: Wanted, folder: Path, image_input: str) -> dict[str, Path]:
     content = exporting.contract(job, image_input)
     if "encoder" in job.parts:
         side = config.image_size
-        encoder = ExportEncoder(config, job.model.variables, "photo" if image_input == "photo" else "tensor")
+        form: Any = "photo" if image_input == "photo" else "tensor"
+        encoder = ExportEncoder(config, job.model.variables, form, job.priors)
         dynamic: list[Any] | None = None
         if image_input == "photo":
             # Both below the full side: an example at its limit would be taken for a constant.
@@ -50,7 +51,7 @@ def export(job: Wanted, folder: Path, image_input: str) -> dict[str, Path]:
         else:
             example = torch.zeros(1, 3, side, side)
         written["encoder"] = folder / job.file("encoder", ".onnx")
-        _write(written["encoder"], encoder, (example,), ["image"], ["image_embeddings"], dynamic, content)
+        _write(written["encoder"], encoder, (example,), ["image"], exporting.encoder_outputs(job), dynamic, content)
     if "decoder" in job.parts:
         decoder = ExportDecoder(exporting.torch_sam(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
         n, g, s = job.slots or 3, config.grid, config.mask_size
@@ -145,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
     job = exporting.wanted(args)
     photos = gate.load_photos(args.photos)
     with exporting.whole_folder(args.output) as folder:
-        cases = gate.make_cases(job.model, photos, job.slots, job.mask_input)
+        cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)
         build(job, folder, "photo" if args.image_input else "tensor", cases)
     return 0
 

@@ -5,6 +5,8 @@ Sources: EfficientViT (arXiv 2205.14756), section 3; more_model_facts, section 1
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -141,10 +143,11 @@ class EfficientVit(FusedEncoder):
             self.stages.append(Stage(*blocks))
         self.add_end(widths[-2], widths[-1], embed_dim, config.fuse, config.upsample)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pyramid: bool = False) -> Any:
         x = self.input_stem(x)
         maps = []
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
-        return self.embed(maps[-2], x)
+        embedding = self.embed(maps[-2], x)
+        return (embedding, maps[-3:]) if pyramid else embedding

@@ -8,7 +8,7 @@ Sources: EdgeSAM section 3.1; RepViT (CVPR 2024) section 3; Segment Anything, ap
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -102,13 +102,14 @@ class RepVit(FusedEncoder):
         self.features = nn.ModuleList(blocks)
         self.add_end(widths[2], widths[3], embed_dim, config.fuse, config.upsample)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pyramid: bool = False) -> Any:
         stages = []
         for index, block in enumerate(self.features):
             x = block(x)
             if index in self.stage_ends:
                 stages.append(x)
-        return self.embed(stages[2], stages[3])
+        embedding = self.embed(stages[2], stages[3])
+        return (embedding, stages[1:]) if pyramid else embedding
 
 
 # --------------------------------------------------------------------------------------------------------- ViT
@@ -266,14 +267,17 @@ class ConvEncoder(nn.Module):
         convolution = nn.Conv2d(embed_dim, embed_dim, 3, padding=1, bias=False)
         self.neck = nn.ModuleList([ChannelNorm(embed_dim), convolution, ChannelNorm(embed_dim)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        fine = x
+    def forward(self, x: Tensor, pyramid: bool = False) -> Any:
+        maps = []
         for shrink, norm, blocks in zip(self.downsample, self.norm, self.stages, strict=True):
-            fine, x = x, blocks(F.relu(norm(shrink(x))))
+            x = blocks(F.relu(norm(shrink(x))))
+            maps.append(x)
+        fine = maps[-2]
         coarse = self.fuse_coarse(self.attention(x))
         x = self.fuse_fine(fine) + F.interpolate(coarse, fine.shape[2:], mode="bilinear", align_corners=False)
         first, convolution, last = self.neck
-        return last(convolution(F.relu(first(x))))
+        embedding = last(convolution(F.relu(first(x))))
+        return (embedding, maps[-3:]) if pyramid else embedding
 
 
 def image_encoder(config: SamConfig) -> nn.Module:

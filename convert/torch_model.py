@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from convert.torch_encoders import VitMlp, image_encoder
 from convert.torch_layers import ChannelNorm
+from convert.torch_proposals import Proposals, pyramid_widths
 from edgesam_jax.config import SamConfig
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NOT_A_POINT
 
@@ -230,6 +231,15 @@ class TorchSam(nn.Module):
         self.image_encoder = image_encoder(config)
         self.prompt_encoder = PromptEncoder(config)
         self.mask_decoder = MaskDecoder(config)
+        self.proposals = None
+        if config.proposals is not None:
+            self.proposals = Proposals(config.proposals, pyramid_widths(config))
+
+    def propose(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (b 3 h w) -> embedding (b c g g), and of all anchors score logits (b n) and box codes (b n 4)."""
+        assert self.proposals is not None
+        embedding, maps = self.image_encoder(x, True)
+        return embedding, *self.proposals(maps)
 
     def encode_image(self, x: Tensor) -> Tensor:
         """x (b 3 h w), normalised and padded -> (b c g g)."""

@@ -6,7 +6,7 @@ Source: TinyViT (ECCV 2022), section 3.
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -143,10 +143,11 @@ class TinyVit(FusedEncoder):
         self.layers = nn.ModuleList(TinyVitStage(config, i) for i in range(len(config.widths)))
         self.add_end(config.widths[-2], config.widths[-1], embed_dim, config.fuse, config.upsample)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pyramid: bool = False) -> Any:
         x = self.patch_embed(x)
         before = []
         for layer in self.layers:
             kept, x = layer(x)
             before.append(kept)
-        return self.embed(before[-2], x)
+        embedding = self.embed(before[-2], x)
+        return (embedding, [before[-3], before[-2], x]) if pyramid else embedding

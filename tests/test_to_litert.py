@@ -28,6 +28,6 @@ def test_files_equal_the_model_and_say_how_to_call_them(tmp_path, capsys):
         "tiny_teacher_encoder.tflite", "tiny_teacher_decoder.tflite",
     }  # fmt: skip
     encoder = to_litert.LitertEncoder(out / "tiny_teacher_encoder.tflite")
-    assert encoder.embed(np.zeros((128, 128, 3), np.uint8), (128, 128)).shape == (1, 64, 16, 16)
+    assert encoder.outputs(np.zeros((128, 128, 3), np.uint8), (128, 128))[0].shape == (1, 64, 16, 16)
     assert to_litert.main(["tiny_teacher", "--output", str(out), "--slots", "dynamic"]) == 2
     assert "--slots dynamic" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgesam_jax.portable.errors import UsageError
 from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
+from edgesam_jax.portable.priors import select
 
 NOT_A_POINT, UNUSED = -1, -2  # labels: SAM's learned padding; a slot that is not there
 LABELS = (UNUSED, NOT_A_POINT, 0, 1, 2, 3)
@@ -34,26 +35,30 @@ class OnnxEncoder:
             raise UsageError(
                 f"{path}: the encoder must have one input, a photo (1 3 size size) in float32 or (1 3 h w) in uint8"
             )
-        self.proposes = {"proposal_boxes", "proposal_scores"} <= {o.name for o in self._session.get_outputs()}
+        self._selection: dict[str, Any] = _contract(self._session).get("proposals", {})
+        self.proposes = bool(self._selection)
         side = image.shape[-1] if isinstance(image.shape[-1], int) else 1024
         self.image_size = int(_contract(self._session).get("image_size", side))
 
     def embed(self, frame: np.ndarray, filled: Sequence[int]) -> np.ndarray:
         """Embedding (1 c g g) of a padded frame (s s 3) uint8, of which the photo fills rows and columns ``filled``."""
-        return self.run(frame, filled)[0]
+        return self.outputs(frame, filled)[0]
 
-    def run(self, frame: np.ndarray, filled: Sequence[int]) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
-        """As ``embed``, and the proposals where there are any: boxes (n 4) in the frame, scores (n)."""
+    def outputs(self, frame: np.ndarray, filled: Sequence[int]) -> list[np.ndarray]:
+        """All that the encoder gives: the embedding, and with ``proposes`` all anchors' boxes (1 n 4), scores (1 n)."""
         if self._raw:
             x = frame[: filled[0], : filled[1]].transpose(2, 0, 1)[None]
         else:
             x = normalised(frame, filled)
-        embedding, *proposals = self._session.run(None, {self._image: np.ascontiguousarray(x)})
+        return [np.asarray(v) for v in self._session.run(None, {self._image: np.ascontiguousarray(x)})]
+
+    def run(self, frame: np.ndarray, filled: Sequence[int]) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+        """As ``embed``, and the proposals where there are any: boxes (n 4) in the frame, scores (n)."""
+        embedding, *anchors = self.outputs(frame, filled)
         if not self.proposes:
             return embedding, None
-        boxes, scores = proposals
-        rows, columns = filled
-        return embedding, (np.clip(boxes, 0, np.array([columns, rows] * 2, np.float32)), scores)
+        boxes, scores = (x[0] for x in anchors)
+        return embedding, select(boxes, scores, (filled[1], filled[0]), **self._selection)
 
 
 class OnnxDecoder:

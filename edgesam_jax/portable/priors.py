@@ -18,6 +18,36 @@ RULES = ("off", "nearest", "published")
 NEAREST = 5
 
 
+def suppress(boxes: np.ndarray, iou: float) -> np.ndarray:
+    """Greedy non-maximum suppression of boxes (n 4) in the order of their scores: indices that are kept."""
+    kept: list[int] = []
+    low, high = boxes[:, :2], boxes[:, 2:]
+    areas = np.prod(high - low, axis=1)
+    for i in range(len(boxes)):
+        common = np.prod(np.maximum(np.minimum(high[i], high[kept]) - np.maximum(low[i], low[kept]), 0), axis=1)
+        if not (common > iou * (areas[i] + areas[kept] - common)).any():
+            kept.append(i)
+    return np.asarray(kept, np.int64)
+
+
+def select(
+    boxes: np.ndarray, scores: np.ndarray, limit: tuple[int, int], min_score: float, before: int, iou: float, most: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The proposals among all anchors' boxes (n 4) and scores (n), as ``edgesam_jax.anchors.propose`` finds them.
+
+    Args:
+      limit: width and height of the photo in the frame.
+      min_score, before, iou, most: least score, boxes looked at, overlap allowed (1: any), boxes returned.
+    """
+    order = np.argsort(-scores, kind="stable")[:before]
+    order = order[scores[order] >= min_score]
+    boxes = np.clip(boxes[order].astype(np.float32), 0, np.array([*limit, *limit], np.float32))
+    real = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+    boxes, scores = boxes[real], scores[order][real].astype(np.float32)
+    kept = suppress(boxes, iou) if iou < 1 else np.arange(len(boxes))
+    return boxes[kept[:most]], scores[kept[:most]]
+
+
 def merge(points: np.ndarray, boxes: np.ndarray, scores: np.ndarray, rule: Rule, nearest: int = NEAREST) -> np.ndarray:
     """The boxes (p 4) of clicks (p 2); NaN where there is none.
 
