@@ -1,17 +1,21 @@
 """Granularity priors in miniature: does a box from proposals say which of several masks a click means?
 
-    python -m benchmarks.priors --objects DIR --parts DIR [--scenes 200] [--coco DIR [--coco-priors DIR]]
+    python -m benchmarks.priors --objects DIR --parts DIR [--decoder DIR] [--scenes 200]
+                                [--coco DIR [--coco-priors DIR]]
 
 DIRs are runs of configs/proposals_scenes_objects.py and configs/proposals_scenes_parts.py: one model, with proposals
 that learnt whole objects or parts of the same scenes.  Each is asked for objects and for parts of held-out scenes by
-one click at the centre: mIoU without and with priors, by both rules, as in Table 5b; then the cost.
+one click at the centre: mIoU without and with priors, by both rules, as in Table 5b; then the cost.  With
+``--decoder``, a run with the same frozen encoder, its decoder takes the place of theirs for a second table.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from benchmarks import timing
@@ -33,10 +37,31 @@ def miou(model: Model, examples: list[Example], rule: Rule) -> float:
     return 100 * result.miou[0]
 
 
+def with_decoder(model: Model, other: Model) -> Model:
+    """The model with the decoder of another that has the same image encoder."""
+    ours, theirs = model.variables["params"], other.variables["params"]
+    same = jax.tree.map(np.array_equal, ours["image_encoder"], theirs["image_encoder"])
+    assert all(jax.tree.leaves(same)), "another encoder: its proposals would mean nothing"
+    params = {part: theirs[part] if part in ("prompt_encoder", "mask_decoder") else tree for part, tree in ours.items()}
+    return dataclasses.replace(model, variables={**model.variables, "params": params})
+
+
+def table(models: dict[str, Model], asked: dict[str, list[Example]]) -> str:
+    """A row without priors, and one for each data set that proposals learnt from and each rule."""
+    counts = {name: sum(map(len, examples)) for name, examples in asked.items()}
+    header = ["priors learnt from", "rule", *(f"{name} ({counts[name]})" for name in asked)]
+    rows = [["none", "-", *(f"{miou(models['objects'], examples, 'off'):.1f}" for examples in asked.values())]]
+    for learnt, model in models.items():
+        for rule in RULES:
+            rows.append([learnt, rule, *(f"{miou(model, examples, rule):.1f}" for examples in asked.values())])
+    return aligned_table(header, rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objects", type=Path, required=True)
     parser.add_argument("--parts", type=Path, required=True)
+    parser.add_argument("--decoder", type=Path)
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--coco", default="", help="photos in COCO's format, for a smoke run")
     parser.add_argument("--coco-priors", type=Path, help="a run whose proposals learnt such photos")
@@ -49,13 +74,11 @@ def main() -> None:
         "parts": [scene.take(scene.granularity == PART) for scene in scenes],
         "any": scenes,
     }
-    counts = {name: sum(map(len, examples)) for name, examples in asked.items()}
-    header = ["priors learnt from", "rule", *(f"{name} ({counts[name]})" for name in asked)]
-    rows = [["none", "-", *(f"{miou(models['objects'], examples, 'off'):.1f}" for examples in asked.values())]]
-    for learnt, model in models.items():
-        for rule in RULES:
-            rows.append([learnt, rule, *(f"{miou(model, examples, rule):.1f}" for examples in asked.values())])
-    print(aligned_table(header, rows))
+    print(table(models, asked))
+    if arguments.decoder:
+        other = load_model(arguments.decoder)
+        print(f"\nThe decoder of {arguments.decoder}:\n")
+        print(table({name: with_decoder(model, other) for name, model in models.items()}, asked))
     if arguments.coco:
         data = DataConfig(source="coco", root=arguments.coco)
         photos_source = open_source(data, 128, "heldout")
