@@ -22,17 +22,16 @@ from torch.nn import functional
 from benchmarks import timing
 from convert.to_torch import state_dict
 from convert.torch_model import TorchSam
-from edgesam_jax import inference
 from edgesam_jax.checkpoint import Model
 from edgesam_jax.data.schema import Example, boxes_of
 from edgesam_jax.evaluation import protocol
 from edgesam_jax.evaluation.photos import Photo, of_example
 from edgesam_jax.evaluation.prompted import in_parallel, score_photo
 from edgesam_jax.evaluation.protocol import HEAD, Settings
-from edgesam_jax.evaluation.systems import JaxSystem, input_size
+from edgesam_jax.evaluation.systems import JaxSystem
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.models.sam import MODELS
-from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
+from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD, into_frame, target_size
 
 SIZE = (480, 640)
 
@@ -54,8 +53,8 @@ def make_photo(instances: int, seed: int) -> Photo:
 def torch_loop(model: TorchSam, photo: Photo, settings: Settings) -> np.ndarray:
     """Overlaps (n 1+refine) of one photo, instance by instance."""
     size = MODELS["edge_sam"].image_size
-    frame = input_size(photo, size)
-    image, _ = inference.frame(photo.image, size)
+    frame = target_size(*photo.size, size)
+    image, _ = into_frame(photo.image, size)
     x = (torch.from_numpy(image).permute(2, 0, 1).float() - torch.tensor(PIXEL_MEAN)[:, None, None]) / torch.tensor(
         PIXEL_STD
     )[:, None, None]

@@ -26,7 +26,7 @@ from edgesam_jax.data.embeddings import StoredType, dequantise, quantise
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.sources import open_source
 from edgesam_jax.metrics import mask_iou
-from edgesam_jax.portable.frame import scale_coords
+from edgesam_jax.portable.frame import into_frame, scale_coords
 
 TYPES: tuple[StoredType, ...] = get_args(StoredType)
 
@@ -93,7 +93,7 @@ def main() -> None:
         except BadExample as error:
             print(f"left out: {error}")
             continue
-        image, filled = inference.frame(example.image, size)
+        image, filled = into_frame(example.image, size)
         valid = losses.valid_weights(jnp.array([filled]), grid, size) > 0.5
 
         def error_between(a: np.ndarray, b: np.ndarray, valid: Any = valid) -> float:

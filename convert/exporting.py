@@ -89,6 +89,8 @@ def wanted(args: argparse.Namespace) -> Wanted:
       UsageError: an unreadable checkpoint, a size that the model cannot have, a name that is no file name.
     """
     model = load_model(args.checkpoint)
+    if model.config.variant != "sam":
+        raise UsageError(f"{args.checkpoint}: EfficientSAM can be written by convert.to_torch, not exported")
     if args.image_size is not None:
         model = resized(model, args.image_size)
     path = Path(str(args.checkpoint))

@@ -33,6 +33,7 @@ LICENCES = {  # by the beginning of the model's name
     "edge_sam": "converted official EdgeSAM weights stay under S-Lab License 1.0 (non-commercial)",
     "sam_vit": "SAM's weights are under Apache-2.0",
     "mobile_sam": "MobileSAM's weights are under Apache-2.0",
+    "efficient_sam": "EfficientSAM's weights are under Apache-2.0",
     "": "that of whoever trained them",
 }
 

@@ -28,7 +28,7 @@ from edgesam_jax.data.textures import photos as wheel_photos
 from edgesam_jax.data.transforms import PHOTO_SUFFIXES, load_image
 from edgesam_jax.models.fold import folds
 from edgesam_jax.models.sam import Sam, decode, preprocess
-from edgesam_jax.portable.frame import scale_coords
+from edgesam_jax.portable.frame import into_frame, scale_coords
 from edgesam_jax.portable.postprocess import stability_score
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NOT_A_POINT, MaskPrediction, Prompts
 
@@ -239,7 +239,7 @@ def make_cases(
     encode, answer = inference.encoder(model.config), _decoder(model.config)
     cases = []
     for number, (name, photo) in enumerate(_progress(photos.items(), "the model's answers")):
-        frame, filled = inference.frame(photo, model.config.image_size)
+        frame, filled = into_frame(photo, model.config.image_size)
         embedding = encode(variables, frame[None], np.asarray([filled], np.int32))[0]
         prompts = tuple(
             Prompt(p.name, scale_coords(p.coords, (photo.shape[0], photo.shape[1]), filled), p.labels, p.after)

@@ -17,7 +17,10 @@ from edgesam_jax.models.sam import MODELS
 
 Shapes = Mapping[str, tuple[int, ...]]
 ENCODER = "image_encoder."
-SIZES = {"vit": ("width", "depth"), "tiny_vit": ("widths", "depths", "fuse"), "efficient_vit": ("widths",)}
+SIZES = {  # what tells models of a kind apart
+    "vit": ("width", "depth"), "plain_vit": ("width", "depth"), "tiny_vit": ("widths", "depths", "fuse"),
+    "efficient_vit": ("widths",),
+}  # fmt: skip
 
 # What other members of the family are known by, for a clear answer.
 STRANGERS = {
@@ -78,6 +81,12 @@ def _features(shapes: Shapes) -> dict[str, Any] | None:
     neck = shapes.get(ENCODER + "neck.2.weight", (0,))[0]
     mlp = shapes.get("mask_decoder.transformer.layers.0.mlp.lin1.weight", (0,))[0]
     common = {"embed_dim": neck, "mlp_dim": mlp}
+    positions = shapes.get(ENCODER + "pos_embed", ())
+    if len(positions) == 3:  # a class token and patches: EfficientSAM's; SAM's are a map
+        plain_mlp = shapes.get("mask_decoder.transformer.layers.0.mlp.layers.0.0.weight", (0,))[0]
+        depth = max(_indices(shapes, r"image_encoder\.blocks\.(\d+)\."), default=-1) + 1
+        common = {"embed_dim": neck, "mlp_dim": plain_mlp}
+        return {**common, "kind": "plain_vit", "width": positions[2], "depth": depth}
     blocks = _indices(shapes, r"image_encoder\.blocks\.(\d+)\.")
     if blocks:
         width = shapes.get(ENCODER + "patch_embed.proj.weight", shapes.get(ENCODER + "neck.0.weight", (0,)))[0]
@@ -97,8 +106,8 @@ def _features(shapes: Shapes) -> dict[str, Any] | None:
     stages = _indices(shapes, r"image_encoder\.stages\.(\d+)\.op_list")
     if stages:
         stem = shapes.get(ENCODER + "input_stem.op_list.0.conv.weight", (0,))[0]
-        own = (shapes.get(f"{ENCODER}stages.{i}.op_list.0.main.point_conv.conv.weight", (0,))[0] for i in stages)
-        return {**common, "kind": "efficient_vit", "widths": (stem, *own)}
+        ends = (shapes.get(f"{ENCODER}stages.{i}.op_list.0.main.point_conv.conv.weight", (0,))[0] for i in stages)
+        return {**common, "kind": "efficient_vit", "widths": (stem, *ends)}
     features = _indices(shapes, r"image_encoder\.features\.(\d+)\.")
     if not features:
         return None

@@ -33,8 +33,11 @@ from edgesam_jax.config import UsageError
 Array = np.ndarray
 Tree = dict[str, Any]
 
-EMBEDDINGS = re.compile(r"(point_embeddings_\d+|not_a_point_embed|no_mask_embed|iou_token|mask_tokens)$")
-TRANSPOSED = re.compile(r"(^|/)output_upscaling_\d+$")
+EMBEDDINGS = re.compile(
+    r"(point_embeddings(_\d+)?|not_a_point_embed|no_mask_embed|iou_token|mask_tokens"
+    r"|invalid_points|bbox_(top_left|bottom_right)_embeddings)$"  # EfficientSAM's
+)
+TRANSPOSED = re.compile(r"(^|/)(output_upscaling_\d+|final_output_upscaling_layers_\d_0)$")
 CONSTANTS = ("positional_encoding_gaussian_matrix",)
 STATISTICS = {"running_mean": "mean", "running_var": "var"}
 COUNT = "num_batches_tracked"

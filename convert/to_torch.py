@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -77,15 +78,18 @@ def _write_pickle(path: Path, entries: dict[str, np.ndarray], model: Model) -> N
     try:
         import torch
 
+        from convert.torch_efficient_sam import TorchEfficientSam
         from convert.torch_model import TorchSam
     except ImportError as error:
         raise UsageError(
             "--output: a .pth file needs PyTorch: pip install 'edgesam-jax[convert]', or write a .safetensors file"
         ) from error
+    efficient = model.config.variant == "efficient_sam"
     with torch.device("meta"):
-        order = TorchSam(model.config).state_dict()
+        order = (TorchEfficientSam if efficient else TorchSam)(model.config).state_dict()
+    content: dict[str, Any] = {name: torch.from_numpy(np.array(entries[name])) for name in order}
     with path.open("wb") as out:
-        torch.save({name: torch.from_numpy(np.array(entries[name])) for name in order}, out)
+        torch.save({"model": content} if efficient else content, out)  # as each is published
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -290,4 +290,5 @@ def image_encoder(config: SamConfig) -> nn.Module:
         return EfficientVit(config.encoder, config.embed_dim)
     if isinstance(config.encoder, VitConfig):
         return Vit(config.encoder, config.image_size, config.embed_dim)
+    assert isinstance(config.encoder, ConvEncoderConfig)
     return ConvEncoder(config.encoder, config.image_size, config.embed_dim)

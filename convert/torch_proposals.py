@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgesam_jax.config import ProposalConfig, SamConfig, VitConfig
+from edgesam_jax.config import PlainVitConfig, ProposalConfig, SamConfig, VitConfig
 from edgesam_jax.models.proposals import EPSILON, FUSION_EPSILON, KEEP, LEVELS
 
 
 def pyramid_widths(config: SamConfig) -> tuple[int, ...]:
     """Channels of the three maps that an encoder gives."""
-    assert not isinstance(config.encoder, VitConfig)
+    assert not isinstance(config.encoder, VitConfig | PlainVitConfig)
     return config.encoder.widths[-3:]
 
 

@@ -103,6 +103,24 @@ class EfficientVitConfig:
 
 
 @dataclass(frozen=True)
+class PlainVitConfig:
+    """EfficientSAM's ViT-Tiny (width 192) or ViT-Small (384, 6 heads): global attention, no relative positions."""
+
+    kind: Literal["plain_vit"] = "plain_vit"
+    width: int = 192
+    depth: int = 12
+    heads: int = 3
+    mlp_ratio: int = 4
+    patch_size: int = 16
+    trained_grid: int = 14  # cells a side that the positions were learnt on
+
+    @property
+    def stride(self) -> int:
+        """Pixels per cell of the output embedding."""
+        return self.patch_size
+
+
+@dataclass(frozen=True)
 class ConvEncoderConfig:
     """Small convolutional encoder of the embedded tiny teacher; every stage halves the grid."""
 
@@ -116,7 +134,7 @@ class ConvEncoderConfig:
         return 2 ** (len(self.widths) - 1)
 
 
-EncoderConfig = RepVitConfig | VitConfig | TinyVitConfig | EfficientVitConfig | ConvEncoderConfig
+EncoderConfig = RepVitConfig | VitConfig | TinyVitConfig | EfficientVitConfig | PlainVitConfig | ConvEncoderConfig
 STUDENTS = (RepVitConfig, TinyVitConfig, EfficientVitConfig)  # convolutions and batch norms, ``fuse`` and ``upsample``
 
 
@@ -172,7 +190,14 @@ class SamConfig:
     mask_in_chans: int = 16
     position_std: float = 1.0  # of the positional encoding's Gaussian matrix when a model starts from scratch
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters stay float32
+    # EfficientSAM has its own decoder and prompts, and photos fill its whole frame, whatever their shape.
+    variant: Literal["sam", "efficient_sam"] = "sam"
     proposals: ProposalConfig | None = None  # a region proposal network beside the decoder, for granularity priors
+
+    @property
+    def frame(self) -> Literal["pad", "stretch"]:
+        """How a photo comes into the model's square frame."""
+        return "stretch" if self.variant == "efficient_sam" else "pad"
 
     @property
     def grid(self) -> int:

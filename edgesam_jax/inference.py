@@ -15,7 +15,6 @@ from edgesam_jax.anchors import make_anchors, propose
 from edgesam_jax.config import SamConfig, UsageError
 from edgesam_jax.models.fold import fold, folds
 from edgesam_jax.models.sam import Sam, decode, preprocess
-from edgesam_jax.portable.frame import pad_to_square, resize_longest_side
 from edgesam_jax.prompts import from_boxes, from_boxes_and_points, from_points
 from edgesam_jax.types import MaskPrediction
 
@@ -112,9 +111,3 @@ def decoder(config: SamConfig) -> Callable[..., MaskPrediction]:
         return jax.tree.map(lambda x: x[0], result)
 
     return run
-
-
-def frame(image: np.ndarray, size: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """A photo (h w 3) uint8 in the model's padded square frame (size size 3), and the rows and columns it fills."""
-    resized, input_size = resize_longest_side(image, size)
-    return pad_to_square(resized, size), input_size

@@ -7,6 +7,7 @@ from jax import Array
 
 from edgesam_jax import inference
 from edgesam_jax.checkpoint import Model
+from edgesam_jax.config import UsageError
 from edgesam_jax.portable.postprocess import stability_score
 from edgesam_jax.portable.predictor import BasePredictor, Proposals
 from edgesam_jax.portable.priors import Rule
@@ -30,10 +31,11 @@ class Predictor(BasePredictor):
     model: Model
 
     def __init__(self, model: Model, priors: Rule = "off") -> None:
-        super().__init__(model, model.config.image_size, model.config.mask_size, priors)
+        config = model.config
+        super().__init__(model, config.image_size, config.mask_size, priors, config.frame)
         if priors != "off":
-            inference.check_priors(model.config, "priors")
-        self._variables = inference.for_inference(model.config, model.variables)
+            inference.check_priors(config, "priors")
+        self._variables = inference.for_inference(config, model.variables)
 
     def _encode(self, frame: np.ndarray, input_size: tuple[int, int]) -> tuple[Array, Proposals | None]:
         given = self._variables, frame[None], np.asarray([input_size], np.int32)
@@ -50,6 +52,8 @@ class Predictor(BasePredictor):
         labels: np.ndarray | None,
         masks: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
+        if masks is not None and self.model.config.variant == "efficient_sam":
+            raise UsageError("mask_input: EfficientSAM takes no masks; leave it out")
         count = next(len(x) for x in (boxes, coords) if x is not None)
         slots = 0 if coords is None else 1 << (coords.shape[1] - 1).bit_length()  # powers of two: few shapes to compile
         arrays = [_pad(x, _bucket(count)) for x in (boxes, coords, labels, masks)]

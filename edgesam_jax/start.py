@@ -251,7 +251,7 @@ def check_teacher(config: Config, teacher: SamConfig) -> None:
     # The decoder's widths follow embed_dim; cosines between cells can be compared at any width.
     channels = (embeddings and max(loss.pixel, loss.channel) > 0) or max(loss.features, loss.query) > 0
     names = ["image_size", "grid", "mask_size", *(["embed_dim"] if channels else [])]
-    names += ["decoder.depth", "decoder.heads"] if loss.attention > 0 else []
+    names += ["variant", "decoder.depth", "decoder.heads"] if loss.attention > 0 else []
     for name in names:
         mine, theirs = operator.attrgetter(name)(student), operator.attrgetter(name)(teacher)
         if mine != theirs:

@@ -18,7 +18,7 @@ from edgesam_jax import files, heldout, inference, reporting
 from edgesam_jax.checkpoint import Model
 from edgesam_jax.config import ArmConfig, Config, UsageError, apply_overrides
 from edgesam_jax.data.schema import Example
-from edgesam_jax.portable.frame import scale_coords
+from edgesam_jax.portable.frame import into_frame, scale_coords
 from edgesam_jax.start import check_distillation, claim_workdir
 from edgesam_jax.trainer import RunResult, fit, load_teacher
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
@@ -193,7 +193,7 @@ def mask_sheet(examples: list[Example], models: Mapping[str, Model]) -> np.ndarr
         chosen = int(np.argmax(example.masks.sum((1, 2))))
         panels: list[np.ndarray] = []
         for model in models.values():
-            image, size = inference.frame(example.image, model.config.image_size)
+            image, size = into_frame(example.image, model.config.image_size, model.config.frame)
             box = scale_coords(example.boxes[chosen : chosen + 1], example.image.shape[:2], size)
             variables = inference.for_inference(model.config, model.variables)
             embedding = inference.encoder(model.config)(variables, image[None], np.asarray(size, np.int32)[None])

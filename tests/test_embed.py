@@ -29,8 +29,9 @@ from edgesam_jax.data.embeddings import EmbeddingStore, dequantise, photo_key, q
 from edgesam_jax.data.pipeline import batches
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.sources import open_source
-from edgesam_jax.inference import encoder, for_inference, frame
+from edgesam_jax.inference import encoder, for_inference
 from edgesam_jax.models.init import init_variables
+from edgesam_jax.portable.frame import into_frame
 from edgesam_jax.trainer import fit
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -53,7 +54,7 @@ def data(photos):
 
 def own(teacher, image):
     """The embedding, computed for this photo alone."""
-    framed, size = frame(image, teacher.config.image_size)
+    framed, size = into_frame(image, teacher.config.image_size)
     variables = for_inference(teacher.config, teacher.variables)
     return np.asarray(encoder(teacher.config)(variables, framed[None], np.array([size], np.int32)))[0]
 

@@ -21,6 +21,7 @@ from edgesam_jax.evaluation.protocol import Settings
 from edgesam_jax.evaluation.systems import JaxSystem, OnnxSystem, PredictionsSystem, input_size
 from edgesam_jax.metrics import mask_iou
 from edgesam_jax.models.init import init_variables
+from edgesam_jax.portable.frame import target_size
 from edgesam_jax.portable.postprocess import stability_score, upscale_logits
 from edgesam_jax.predictor import Predictor
 
@@ -51,7 +52,7 @@ def model() -> Model:
 
 
 def start(system, one, prompt="box", refine=0):
-    return protocol.start(one, input_size(one, system.image_size), Settings(prompt, refine))
+    return protocol.start(one, input_size(one, system), Settings(prompt, refine))
 
 
 @settings(max_examples=60, deadline=None)
@@ -72,7 +73,7 @@ def test_masks_leave_the_device_at_the_photos_size(size):
     logits = np.zeros((PROMPTS, 2, 64, 64), np.float32)
     logits[:3] = np.random.default_rng(0).standard_normal((3, 2, 64, 64))
     one = photo(0, size)
-    filled = input_size(one, 64)
+    filled = target_size(*one.size, 64)
     rows, columns = (device.resize_matrix(64, 64, new, old) for new, old in zip(filled, size, strict=True))
     bits = np.asarray(device.upscale(logits, rows, columns, 3))
     assert bits.dtype == np.uint8 and not bits[3:].any()
@@ -228,7 +229,7 @@ def test_prompts_choose_among_the_masks_of_a_file():
     system = PredictionsSystem("f", "d", [entry(m) for m in (near, other, inner)], {0: (48, 80)})
     state = system.start(one)
     slots = protocol.Slots(np.zeros((4, 3, 2), np.float32), np.full((4, 3), -1, np.int32), np.zeros((4, 3), bool))
-    scale = np.array(input_size(one, 1024)[::-1]) / (80, 48)
+    scale = np.array(target_size(*one.size, 1024)[::-1]) / (80, 48)
     for i, points in enumerate(
         (
             [((3, 1), 2), ((31, 21), 3)],  # a box around the first

@@ -67,7 +67,7 @@ def run_detections(
         if len(boxes):
             state = system.start(photo)
             watch.lap("encode")
-            slots = box_slots(boxes, photo.size, input_size(photo, system.image_size))
+            slots = box_slots(boxes, photo.size, input_size(photo, system))
             answer = system.masks(state, photo, slots)
             watch.lap("decode")
             results = [

@@ -19,7 +19,8 @@ from jax import Array
 from edgesam_jax.config import SamConfig
 from edgesam_jax.evaluation.protocol import Select
 from edgesam_jax.models.sam import Sam
-from edgesam_jax.portable.postprocess import MASK_THRESHOLD, STABILITY_OFFSET, bilinear_matrix
+from edgesam_jax.portable.frame import Frame
+from edgesam_jax.portable.postprocess import MASK_THRESHOLD, STABILITY_OFFSET, axis_matrix
 from edgesam_jax.types import MaskPrediction, Prompts
 
 PROMPTS = 32  # of one call
@@ -97,11 +98,10 @@ def bucket(pixels: int) -> int:
 
 
 @functools.lru_cache(maxsize=256)
-def resize_matrix(low: int, frame: int, filled: int, original: int) -> np.ndarray:
+def resize_matrix(low: int, frame: int, filled: int, original: int, kind: Frame = "pad") -> np.ndarray:
     """(bucket low) float32: low resolution -> frame, cropped to the photo -> the photo's own pixels, then zeros."""
-    matrix = bilinear_matrix(filled, original) @ bilinear_matrix(low, frame)[:filled]
     out = np.zeros((bucket(original), low), np.float32)
-    out[:original] = matrix
+    out[:original] = axis_matrix(low, frame, filled, original, kind)
     return out
 
 

@@ -61,7 +61,7 @@ def score_photo(
     """
     watch = Watch()
     n, rounds = len(photo), 1 + settings.refine
-    frame = input_size(photo, system.image_size)
+    frame = input_size(photo, system)
     slots = protocol.start(photo, frame, settings)
     truth = protocol.truth(photo, frame, system.image_size, system.mask_size, settings.truth or settings.protocol)
     points = settings.points or settings.protocol

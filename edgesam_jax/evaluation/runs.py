@@ -254,7 +254,7 @@ class Job:
                 continue
             photo = choose_instances(photo, self.settings.max_instances, self.settings.seed)
             scored = score_photo(system, photo, self.settings)
-            frame = input_size(photo, system.image_size)
+            frame = input_size(photo, system)
             scale = np.array(photo.size[::-1]) / frame[::-1]
             for annotation_id, kind in wanted[photo.image_id]:
                 i = photo.ids.tolist().index(annotation_id)

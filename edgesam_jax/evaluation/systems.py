@@ -29,7 +29,7 @@ from edgesam_jax.evaluation.device import PROMPTS, Bits
 from edgesam_jax.evaluation.photos import Photo
 from edgesam_jax.evaluation.protocol import Select, Slots
 from edgesam_jax.files import sha256_of
-from edgesam_jax.portable.frame import target_size
+from edgesam_jax.portable.frame import Frame, into_frame, target_size
 from edgesam_jax.portable.onnx_model import OnnxModel
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, IGNORED, NEGATIVE, POSITIVE, MaskPrediction
 
@@ -46,12 +46,14 @@ class System(Protocol):
     """What the evaluation asks.  ``start`` and ``masks`` may be called by several threads at once.
 
     ``name`` for tables; ``digest`` tells it from others where a stopped run goes on; ``image_size`` and
-    ``mask_size``: sides of the frame that prompts are given in, and of the low-resolution masks.
+    ``mask_size``: sides of the frame that prompts are given in, and of the low-resolution masks; ``frame``: how photos
+    come into it.
     """
 
     name: str
     image_size: int
     mask_size: int
+    frame: Frame
 
     @property
     def digest(self) -> str:
@@ -71,16 +73,17 @@ class System(Protocol):
         ...
 
 
-def input_size(photo: Photo, image_size: int) -> tuple[int, int]:
-    """Rows and columns of the frame that a photo fills."""
-    return target_size(*photo.size, image_size)
+def input_size(photo: Photo, system: System) -> tuple[int, int]:
+    """Rows and columns of a system's frame that a photo fills."""
+    return target_size(*photo.size, system.image_size, system.frame)
 
 
-def _upscaled(logits: Any, count: int, photo: Photo, image_size: int) -> list[list[Bits]]:
+def _upscaled(logits: Any, count: int, photo: Photo, system: System) -> list[list[Bits]]:
     """Logits (P k s s) of a device or of the host -> masks of the first ``count`` prompts at the photo's size."""
-    filled, low = input_size(photo, image_size), logits.shape[-1]
+    filled, low = input_size(photo, system), logits.shape[-1]
     rows, columns = (
-        device.resize_matrix(low, image_size, new, old) for new, old in zip(filled, photo.size, strict=True)
+        device.resize_matrix(low, system.image_size, new, old, system.frame)
+        for new, old in zip(filled, photo.size, strict=True)
     )
     bits = np.asarray(device.upscale(logits, rows, columns, count))[:count]
     return [[Bits(mask, photo.size) for mask in masks] for masks in bits]
@@ -103,6 +106,7 @@ class JaxSystem:
     ) -> None:  # fmt: skip
         self.name, self._config = name, model.config
         self.image_size, self.mask_size = model.config.image_size, model.config.mask_size
+        self.frame = model.config.frame
         if priors:
             inference.check_priors(model.config, f"--priors: {name}")
         self._encode: Any = (inference.proposer if priors else inference.encoder)(model.config)
@@ -124,7 +128,7 @@ class JaxSystem:
     def start(self, photo: Photo) -> tuple[Any, Any, Any]:
         where = self._free.get()
         self._free.put(where)
-        image, filled = inference.frame(photo.image, self.image_size)
+        image, filled = into_frame(photo.image, self.image_size, self.frame)
         given = jax.device_put((image[None], np.asarray([filled], np.int32)), where)
         found = jax.block_until_ready(self._encode(self._variables[where], *given))
         if not self._priors:
@@ -146,7 +150,7 @@ class JaxSystem:
             piece = [np.concatenate([x, np.zeros((PROMPTS - count, *x.shape[1:]), x.dtype)]) for x in piece]
             given = jax.device_put(piece, where)
             logits, bits = self._decode(self._variables[where], embedding, *given, count)
-            full += _upscaled(logits, count, photo, self.image_size)
+            full += _upscaled(logits, count, photo, self)
             low.append(np.unpackbits(np.asarray(bits)[:count], axis=-1).view(bool))
         return Answer(np.concatenate(low), full)
 
@@ -169,13 +173,14 @@ class OnnxSystem:
         self.digest = sha256_of(encoder) + sha256_of(decoder)
         self._num_masks, self._select = num_masks, select
         self.image_size, self.mask_size = self._model.image_size, self._model.mask_size
+        self.frame: Frame = "pad"
         if priors and not self._model.encoder.proposes:
             raise UsageError(f"--priors: {encoder} gives no proposals; export it with --priors")
         if select != "first" and self._model.num_masks != 4:
             raise UsageError(f"--select {select}: {decoder} gives {self._model.num_masks} masks, not SAM's four")
 
     def start(self, photo: Photo) -> tuple[np.ndarray, Any]:
-        return self._model.encoder.run(*inference.frame(photo.image, self.image_size))
+        return self._model.encoder.run(*into_frame(photo.image, self.image_size))
 
     def proposals(self, state: tuple[np.ndarray, Any]) -> tuple[np.ndarray, np.ndarray]:
         found: tuple[np.ndarray, np.ndarray] = state[1]
@@ -193,7 +198,7 @@ class OnnxSystem:
                     break
             logits = np.zeros((PROMPTS, *some[0].shape), np.float32)
             logits[: len(some)] = some
-            full += _upscaled(logits, len(some), photo, self.image_size)
+            full += _upscaled(logits, len(some), photo, self)
             low.append(logits[: len(some)] > 0)
             slots = Slots(slots.coords[PROMPTS:], slots.labels[PROMPTS:], slots.valid[PROMPTS:])
         return Answer(np.concatenate(low), full)
@@ -219,6 +224,7 @@ class PredictionsSystem:
     """
 
     image_size, mask_size = 1024, 256
+    frame: Frame = "pad"
 
     def __init__(
         self,
@@ -242,7 +248,7 @@ class PredictionsSystem:
         raise UsageError(f"--priors: {self.name} is a file of masks; it has no proposals")
 
     def masks(self, state: Sequence[Window], photo: Photo, slots: Slots) -> Answer:
-        filled = input_size(photo, self.image_size)
+        filled = input_size(photo, self)
         scale = np.array(photo.size[::-1]) / filled[::-1]
         found: list[Window] = []
         for coords, labels, valid in zip(slots.coords * scale, slots.labels, slots.valid, strict=True):

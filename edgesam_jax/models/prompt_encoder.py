@@ -66,6 +66,10 @@ class PromptEncoder(nn.Module):
         y, x = jnp.meshgrid(centre, centre, indexing="ij")
         return self.pe_layer(jnp.stack([x, y], axis=-1))
 
+    def tokens(self, prompts: Prompts) -> tuple[Array, Array]:
+        """Tokens (b p n c), and which of them are real (b p n)."""
+        return self.sparse(prompts), prompts.valid
+
     def sparse(self, prompts: Prompts) -> Array:
         """Tokens (b p n c) of the buffer's slots; which of them are real is ``prompts.valid``."""
         tokens = self.pe_layer((prompts.coords + 0.5) / self.image_size)

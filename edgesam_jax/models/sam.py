@@ -14,11 +14,13 @@ from edgesam_jax.config import (
     ConvEncoderConfig,
     DecoderConfig,
     EfficientVitConfig,
+    PlainVitConfig,
     RepVitConfig,
     SamConfig,
     TinyVitConfig,
     VitConfig,
 )
+from edgesam_jax.models import efficient_sam
 from edgesam_jax.models.conv_encoder import ConvEncoder
 from edgesam_jax.models.efficient_vit import EfficientVit
 from edgesam_jax.models.mask_decoder import MaskDecoder
@@ -49,6 +51,8 @@ MODELS: dict[str, SamConfig] = {
     "sam_vit_b": SamConfig(encoder=VitConfig()),
     "sam_vit_l": SamConfig(encoder=VitConfig(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23))),
     "sam_vit_h": SamConfig(encoder=VitConfig(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31))),
+    "efficient_sam_ti": SamConfig(encoder=PlainVitConfig(), variant="efficient_sam"),
+    "efficient_sam_s": SamConfig(encoder=PlainVitConfig(width=384, heads=6), variant="efficient_sam"),
     "tiny_teacher": replace(TINY, encoder=ConvEncoderConfig(), decoder=replace(TINY.decoder, tie_cross_keys=True)),
     "tiny_student": TINY,
 }
@@ -76,12 +80,20 @@ class Sam(nn.Module):
             self.image_encoder = EfficientVit(cfg.encoder, cfg.embed_dim, self.folded, dtype, self.axis_name)
         elif isinstance(cfg.encoder, ConvEncoderConfig):
             self.image_encoder = ConvEncoder(cfg.encoder, cfg.embed_dim, dtype)
+        elif isinstance(cfg.encoder, PlainVitConfig):
+            self.image_encoder = efficient_sam.PlainVit(cfg.encoder, cfg.embed_dim, dtype)
         else:
             self.image_encoder = Vit(cfg.encoder, cfg.image_size, cfg.embed_dim, dtype)
-        self.prompt_encoder = PromptEncoder(
-            cfg.embed_dim, cfg.grid, cfg.image_size, cfg.mask_in_chans, cfg.position_std, dtype
-        )
-        self.mask_decoder = MaskDecoder(cfg.decoder, cfg.embed_dim, cfg.grid, dtype)
+        if cfg.variant == "efficient_sam":
+            self.prompt_encoder: nn.Module = efficient_sam.PromptEncoder(
+                cfg.embed_dim, cfg.grid, cfg.image_size, cfg.position_std, dtype
+            )
+            self.mask_decoder: nn.Module = efficient_sam.MaskDecoder(cfg.decoder, cfg.embed_dim, cfg.grid, dtype)
+        else:
+            self.prompt_encoder = PromptEncoder(
+                cfg.embed_dim, cfg.grid, cfg.image_size, cfg.mask_in_chans, cfg.position_std, dtype
+            )
+            self.mask_decoder = MaskDecoder(cfg.decoder, cfg.embed_dim, cfg.grid, dtype)
         self.proposals = None if cfg.proposals is None else Proposals(cfg.proposals, dtype, self.axis_name)
 
     def encode_image(self, images: Array, train: bool = False) -> Array:
@@ -110,10 +122,10 @@ class Sam(nn.Module):
 
         ``mask_input`` (b p 4g 4g) are logits of an earlier round; those not in ``mask_input_valid`` (b p) are ignored.
         """
-        sparse = self.prompt_encoder.sparse(prompts)
+        sparse, valid = self.prompt_encoder.tokens(prompts)
         dense = self.prompt_encoder.dense(mask_input, mask_input_valid)
         positions = self.prompt_encoder.dense_positions()
-        return self.mask_decoder(embedding, positions, sparse, prompts.valid, dense, num_masks, targets)
+        return self.mask_decoder(embedding, positions, sparse, valid, dense, num_masks, targets)
 
     def __call__(self, images: Array, prompts: Prompts) -> MaskPrediction:
         """Encode and decode; used to initialise."""

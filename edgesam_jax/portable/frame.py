@@ -1,20 +1,26 @@
 """Photos and coordinates into the model's square frame, exactly as SAM prepares them.
 
 A photo's longest side becomes ``size`` pixels (Pillow's bilinear filter on uint8, sides rounded half up); it fills the
-top left corner and the rest is padding.
+top left corner and the rest is padding.  That is the frame called ``pad``; EfficientSAM's is ``stretch``: both sides
+become ``size``, without antialiasing.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from PIL import Image
 
+Frame = Literal["pad", "stretch"]
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, of RGB from 0 to 255
 PIXEL_STD = (58.395, 57.12, 57.375)
 
 
-def target_size(height: int, width: int, size: int) -> tuple[int, int]:
+def target_size(height: int, width: int, size: int, kind: Frame = "pad") -> tuple[int, int]:
     """Rows and columns of a photo whose longest side is resized to ``size``: int(side * scale + 0.5), at least 1."""
+    if kind == "stretch":
+        return size, size
     scale = size / max(height, width)
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
@@ -27,6 +33,27 @@ def resize_longest_side(image: np.ndarray | Image.Image, size: int) -> tuple[np.
         return np.asarray(image), (rows, columns)
     photo = image if isinstance(image, Image.Image) else Image.fromarray(image)
     return np.asarray(photo.resize((columns, rows), Image.Resampling.BILINEAR)), (rows, columns)
+
+
+def into_frame(image: np.ndarray, size: int, kind: Frame = "pad") -> tuple[np.ndarray, tuple[int, int]]:
+    """A photo (h w 3) uint8 in the model's frame (size size 3), and the rows and columns that it fills."""
+    if kind == "stretch":
+        return stretch(image, size), (size, size)
+    resized, filled = resize_longest_side(image, size)
+    return pad_to_square(resized, size), filled
+
+
+def stretch(image: np.ndarray, size: int) -> np.ndarray:
+    """Resize (h w 3) uint8 to (size size 3) as torch does, bilinear without antialiasing; rounded to uint8 again."""
+    found = image.astype(np.float32)
+    for axis in (0, 1):
+        old = found.shape[axis]
+        source = np.maximum((np.arange(size) + 0.5) * (old / size) - 0.5, 0.0)
+        low = np.minimum(source.astype(np.int64), old - 1)
+        share = (source - low).astype(np.float32).reshape(-1, *(1,) * (2 - axis))
+        high = np.minimum(low + 1, old - 1)
+        found = np.take(found, low, axis) * (1 - share) + np.take(found, high, axis) * share
+    return (found + 0.5).astype(np.uint8)
 
 
 def pad_to_square(image: np.ndarray, size: int) -> np.ndarray:

@@ -11,32 +11,32 @@ import functools
 
 import numpy as np
 
+from edgesam_jax.portable.frame import Frame
+from edgesam_jax.portable.resizing import resize_matrix
+
 MASK_THRESHOLD = 0.0
 STABILITY_OFFSET = 1.0
 
 
 def bilinear_matrix(old: int, new: int) -> np.ndarray:
-    """(new old) float64: bilinear resizing of a line, half-pixel centres, edges replicated, no antialiasing."""
-    source = np.maximum((np.arange(new) + 0.5) * (old / new) - 0.5, 0.0)
-    low = np.minimum(source.astype(np.int64), old - 1)
-    high = np.minimum(low + 1, old - 1)
-    fraction = source - low
-    matrix = np.zeros((new, old))
-    rows = np.arange(new)
-    np.add.at(matrix, (rows, low), 1.0 - fraction)
-    np.add.at(matrix, (rows, high), fraction)
-    return matrix
+    """(new old) float64: bilinear resizing of a line."""
+    return resize_matrix(old, new, "bilinear")
 
 
 @functools.lru_cache(maxsize=64)
-def _axis_matrix(low: int, frame: int, valid: int, original: int) -> np.ndarray:
-    """(original low) float32: low resolution -> frame, cropped to the ``valid`` pixels of the photo -> original."""
+def axis_matrix(low: int, frame: int, valid: int, original: int, kind: Frame = "pad") -> np.ndarray:
+    """(original low) float32: low resolution -> frame, cropped to the ``valid`` pixels of the photo -> original.
+
+    In a ``stretch`` frame the photo is all of it, and EfficientSAM's one bicubic step leads to the photo's size.
+    """
+    if kind == "stretch":
+        return resize_matrix(low, original, "bicubic").astype(np.float32)
     to_frame = bilinear_matrix(low, frame)[:valid]
     return (bilinear_matrix(valid, original) @ to_frame).astype(np.float32)
 
 
 def upscale_logits(
-    logits: np.ndarray, frame: int, input_size: tuple[int, int], original_size: tuple[int, int]
+    logits: np.ndarray, frame: int, input_size: tuple[int, int], original_size: tuple[int, int], kind: Frame = "pad"
 ) -> np.ndarray:
     """Logits (... s s) of the square frame -> float32 logits (... h w) at the photo's own size.
 
@@ -44,19 +44,20 @@ def upscale_logits(
       frame: side of the model's input in pixels.
       input_size: rows and columns of the frame that the photo fills.
       original_size: rows and columns of the photo.
+      kind: of frame.
     """
-    rows = _axis_matrix(logits.shape[-2], frame, input_size[0], original_size[0])
-    columns = _axis_matrix(logits.shape[-1], frame, input_size[1], original_size[1])
+    rows = axis_matrix(logits.shape[-2], frame, input_size[0], original_size[0], kind)
+    columns = axis_matrix(logits.shape[-1], frame, input_size[1], original_size[1], kind)
     return rows @ (np.asarray(logits, np.float32) @ columns.T)
 
 
 def upscale_masks(
-    logits: np.ndarray, frame: int, input_size: tuple[int, int], original_size: tuple[int, int]
+    logits: np.ndarray, frame: int, input_size: tuple[int, int], original_size: tuple[int, int], kind: Frame = "pad"
 ) -> np.ndarray:
     """As ``upscale_logits``, thresholded: (... s s) -> bool (... h w).  Mask by mask, so that memory stays small."""
     masks = np.empty((*logits.shape[:-2], *original_size), bool)
     for index in np.ndindex(*logits.shape[:-2]):
-        masks[index] = upscale_logits(logits[index], frame, input_size, original_size) > MASK_THRESHOLD
+        masks[index] = upscale_logits(logits[index], frame, input_size, original_size, kind) > MASK_THRESHOLD
     return masks
 
 

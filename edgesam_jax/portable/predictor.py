@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgesam_jax.portable.errors import UsageError
-from edgesam_jax.portable.frame import pad_to_square, resize_longest_side, scale_coords
+from edgesam_jax.portable.frame import Frame, into_frame, scale_coords
 from edgesam_jax.portable.postprocess import upscale_masks
 from edgesam_jax.portable.priors import RULES, Rule, merge
 from edgesam_jax.portable.prompts import check_masks, check_prompts
@@ -42,16 +42,18 @@ class BasePredictor(ABC):
     Args:
       model: what the embeddings belong to.
       image_size, mask_size: sides of the model's frame and of its low-resolution masks.
+      frame: how photos come into the model's frame.
       priors: how a prompt that is one click inside gets a box from the proposals around it (``priors.merge``).
 
     Raises:
       UsageError: an unknown rule.
     """
 
-    def __init__(self, model: Any, image_size: int, mask_size: int, priors: Rule = "off") -> None:
+    def __init__(self, model: Any, image_size: int, mask_size: int, priors: Rule = "off", frame: Frame = "pad") -> None:
         if priors not in RULES:
             raise UsageError(f"priors: there is {', '.join(RULES)}, not {priors!r}")
-        self.model, self.image_size, self.mask_size, self.priors = model, image_size, mask_size, priors
+        self.model, self.image_size, self.mask_size = model, image_size, mask_size
+        self.priors, self.frame = priors, frame
         self._embedding: ImageEmbedding | None = None
 
     @abstractmethod
@@ -84,8 +86,8 @@ class BasePredictor(ABC):
             raise UsageError(f"image: wants RGB (h w 3) uint8, got {image.shape} {image.dtype}")
         photo = hashlib.blake2b(image.data, digest_size=16).digest()
         if embedding is None:
-            resized, input_size = resize_longest_side(image, self.image_size)
-            values, proposals = self._encode(pad_to_square(resized, self.image_size), input_size)
+            framed, input_size = into_frame(image, self.image_size, self.frame)
+            values, proposals = self._encode(framed, input_size)
             size = image.shape[0], image.shape[1]
             embedding = ImageEmbedding(values, proposals, size, input_size, photo, self.model)
         elif embedding.model is not self.model:
@@ -174,7 +176,8 @@ class BasePredictor(ABC):
             logits, scores = self._decode_with_priors(image.values, priors, coords, labels, masks)
         chosen = MASK_CHOICES[num_masks]
         logits, scores = logits[:, chosen], scores[:, chosen]
-        return upscale_masks(logits, self.image_size, image.input_size, image.original_size), scores, logits
+        full = upscale_masks(logits, self.image_size, image.input_size, image.original_size, self.frame)
+        return full, scores, logits
 
     def prior_boxes(self, points: np.ndarray) -> np.ndarray:
         """The boxes (p 4) that clicks (p 2) get, both in pixels of the photo; NaN where priors are off or have none.
