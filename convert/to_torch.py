@@ -78,18 +78,17 @@ def _write_pickle(path: Path, entries: dict[str, np.ndarray], model: Model) -> N
     try:
         import torch
 
-        from convert.torch_efficient_sam import TorchEfficientSam
-        from convert.torch_model import TorchSam
+        from convert.torch_model import twin_of
     except ImportError as error:
         raise UsageError(
             "--output: a .pth file needs PyTorch: pip install 'edgesam-jax[convert]', or write a .safetensors file"
         ) from error
-    efficient = model.config.variant == "efficient_sam"
     with torch.device("meta"):
-        order = (TorchEfficientSam if efficient else TorchSam)(model.config).state_dict()
+        order = twin_of(model.config).state_dict()
     content: dict[str, Any] = {name: torch.from_numpy(np.array(entries[name])) for name in order}
     with path.open("wb") as out:
-        torch.save({"model": content} if efficient else content, out)  # as each is published
+        # As each is published.
+        torch.save({"model": content} if model.config.variant == "efficient_sam" else content, out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

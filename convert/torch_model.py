@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convert.torch_efficient_sam import TorchEfficientSam
 from convert.torch_encoders import VitMlp, image_encoder
 from convert.torch_layers import ChannelNorm
 from convert.torch_proposals import Proposals, pyramid_widths
@@ -308,3 +309,8 @@ class TorchSam(nn.Module):
             corners = kinds.new_tensor([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT])
             kinds = torch.cat([kinds, corners.expand(p, 2)], dim=1)
         return self.decode_tokens(embedding, coords, kinds, None, mask_input, num_masks)[:2]
+
+
+def twin_of(config: SamConfig) -> TorchSam | TorchEfficientSam:
+    """A model of that config with the published names, its weights torch's own random ones."""
+    return TorchEfficientSam(config) if config.variant == "efficient_sam" else TorchSam(config)

@@ -86,7 +86,7 @@ def test_half_precision_files_are_read_as_float32(tiny, tmp_path, dtype, suffix)
 def test_the_model_is_guessed_from_names_and_shapes(name):
     """ViT-L and ViT-H too: shapes are enough."""
     from convert.guess import guess
-    from convert.torch_model import TorchSam
+    from convert.torch_model import twin_of
 
     config = MODELS.get(name, MODELS["edge_sam_m2"])
     if name == "no_fuse":
@@ -94,7 +94,7 @@ def test_the_model_is_guessed_from_names_and_shapes(name):
     if name == "lora":
         config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, lora_rank=16))
     with torch.device("meta"):
-        shapes = {key: tuple(value.shape) for key, value in TorchSam(config).state_dict().items()}
+        shapes = {key: tuple(value.shape) for key, value in twin_of(config).state_dict().items()}
     assert guess(shapes, "file") == (name if name in MODELS else "edge_sam_m2", config)
 
 
