@@ -159,9 +159,11 @@ def check_known(arms: Sequence[ArmConfig], wanted: Mapping[str, Sequence[str]]) 
     """Every table's rows must be runs of the config.
 
     Raises:
-      UsageError: a row without its run.
+      UsageError: a row without its run, or a table without rows.
     """
     names = {arm.name for arm in arms}
     for table, rows in wanted.items():
         if missing := [name for name in rows if name not in names]:
             raise UsageError(f"--table {table}: this scale has no run called {', '.join(missing)}")
+        if len(rows) < 2:
+            raise UsageError(f"--table {table}: this scale has no runs to compare in it")

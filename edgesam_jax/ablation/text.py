@@ -85,7 +85,8 @@ def _correlation(found: Sequence[Outcome], kind: str) -> str:
 def verdict(claim: Claim, table: Table, titles: Mapping[str, str], outcomes: Outcomes, dataset: str) -> str:
     """One line: the paper's difference, ours seed by seed, and whether they agree.
 
-    A difference counts where all seeds have its sign; with fewer than three seeds nothing can be told.
+    A difference counts where all seeds have its sign; with fewer than three seeds nothing can be told.  Rows that the
+    paper has level are level here where the mean of the differences is at most twice ``NEAR``.
     """
     name = {row.arm: row.title or titles[row.arm] for row in table.rows}
     pairs = zip(*(values(outcomes[arm], dataset, claim.column) for arm in (claim.first, claim.second)), strict=True)
@@ -101,11 +102,12 @@ def _agreement(paper: float | None, found: Sequence[float]) -> str:
     one_sign = all(d > 0 for d in found) or all(d < 0 for d in found)
     if len(found) < 3:
         return "can't be told from fewer than three seeds"
-    if level:
-        small = abs(float(np.mean(found))) <= 2 * NEAR
-        return "agrees: level" if small and not one_sign else "agrees: nearly level" if small else "disagrees"
+    if level and abs(float(np.mean(found))) <= 2 * NEAR:
+        return "agrees: nearly level" if one_sign else "agrees: level"
     if not one_sign:
         return "can't be told: the seeds have both signs"
+    if level:
+        return "disagrees"
     return "agrees" if (found[0] > 0) == (paper is None or paper > 0) else "disagrees"
 
 
