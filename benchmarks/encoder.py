@@ -1,15 +1,16 @@
-"""RepViT-M1's encoder, folded, against our torch model (eager, unfolded) and ONNX Runtime.
+"""The students' image encoders, folded, against our torch models (eager, unfolded) and ONNX Runtime.
 
-    python -m benchmarks.encoder [--size 1024] [--rounds 5] [--onnx FILE]
+    python -m benchmarks.encoder [--models edge_sam ...] [--size 1024] [--rounds 5] [--onnx FOLDER]
 
-With torch, ``--onnx FILE`` exports the torch encoder to FILE and times ONNX Runtime on it; without torch (Python 3.13)
-it times the FILE that is there.  The prediction is printed first: convolution work over the rate of matrix products,
-and each activation written once and read once over the rate of copying, both measured in the same run.
+With torch, ``--onnx FOLDER`` exports the torch encoders into it and times ONNX Runtime on them; without torch (Python
+3.13) it times the files that are there.  The prediction is printed first: multiply-accumulates over the rate of matrix
+products, and each activation written once and read once over the rate of copying, both measured in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -17,51 +18,69 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
 
 from benchmarks import timing
+from edgesam_jax.config import SamConfig
+from edgesam_jax.evaluation.model_cost import counts
 from edgesam_jax.models.fold import fold
 from edgesam_jax.models.init import init_variables
-from edgesam_jax.models.repvit import REPVIT_M1, block_table
 from edgesam_jax.models.sam import MODELS, Sam
 
-MACS_AT_1024 = 20.05e9  # facts, section 1
+STUDENTS = ("edge_sam", "edge_sam_tiny_vit", "edge_sam_efficient_vit")
 
 
-def activations(size: int) -> int:
-    """Elements of the outputs of all convolutions of the folded RepViT-M1 encoder, without the squeeze-excites."""
-    total, before, side = 24 * (size // 2) ** 2 + 48 * (size // 4) ** 2, 48, size // 4
-    for width, stride, _, _ in block_table(REPVIT_M1):
-        side //= max(stride, 1)
-        mixer = 3 * width
-        total += (mixer + (before + width if stride else width)) * side**2
-        before = width
-    return total + 256 * (3 * (size // 16) ** 2 + (size // 32) ** 2)
+def activations(config: SamConfig, variables: Any) -> int:
+    """Elements of the outputs of all layers with a kernel, in the folded encoder."""
+    total = 0
+
+    def count(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        nonlocal total
+        out = call(*args, **kwargs)
+        own = context.module.variables.get("params", {}) if context.method_name == "__call__" else {}
+        total += out.size if "kernel" in own else 0
+        return out
+
+    image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), np.float32)
+    with nn.intercept_methods(count):
+        jax.eval_shape(lambda x: Sam(config, folded=True).apply(variables, x, method="encode_image"), image)
+    return total
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=STUDENTS, choices=STUDENTS)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--onnx", type=Path)
     arguments = parser.parse_args()
-    share = (arguments.size / 1024) ** 2
     product, copy = timing.machine()
-    work, traffic = 2 * MACS_AT_1024 * share / product, 2 * 4 * activations(arguments.size) / copy
     print(f"machine: {product / 1e9:.0f} GFLOP/s, {copy / 1e9:.0f} GB/s, {timing.cores()} cores; jax {jax.__version__}")
-    print(f"floor: {work:.3f} s of products + {traffic:.3f} s of traffic if no two convolutions are fused")
+    for name in arguments.models:
+        measure(name, arguments.size, arguments.rounds, arguments.onnx, product, copy)
 
-    config = MODELS["edge_sam"]
-    images = np.random.default_rng(0).standard_normal((1, arguments.size, arguments.size, 3)).astype(np.float32)
-    variables = jax.device_put(fold(config, init_variables(config)))
+
+def measure(name: str, size: int, rounds: int, onnx: Path | None, product: float, copy: float) -> None:
+    """Print a model's floor and the times of its contenders."""
+    config = dataclasses.replace(MODELS[name], image_size=size)
+    folded = fold(config, init_variables(config))
+    gmac = counts(config)["gmac"]["encoder"]
+    work, traffic = 2e9 * gmac / product, 2 * 4 * activations(config, folded) / copy
+    print(f"\n{name}: {gmac:.2f} G multiply-accumulates")
+    print(f"floor: {work:.3f} s of products + {traffic:.3f} s of traffic if no two layers are fused")
+    images = np.random.default_rng(0).standard_normal((1, size, size, 3)).astype(np.float32)
+    variables = jax.device_put(folded)
     encode = jax.jit(lambda v, x: Sam(config, folded=True).apply(v, x, method="encode_image"))
     compiled = encode.lower(variables, images).compile()
+    print(f"XLA's temporary memory: {timing.temporary_bytes(compiled) / 2**20:.0f} MiB")
+    file = onnx and onnx / f"{name}.onnx"
     contenders: dict[str, Callable[[], object]] = {}
     if importlib.util.find_spec("torch"):
-        contenders["torch eager, unfolded"] = torch_run(config, images, arguments.onnx)
+        contenders["torch eager, unfolded"] = torch_run(config, images, file)
     contenders["jax, folded"] = timing.compiled_run(compiled, variables, jax.device_put(images))
-    if arguments.onnx and importlib.util.find_spec("onnxruntime"):
-        contenders["ONNX Runtime"] = onnx_run(arguments.onnx, images)
-    times = timing.in_turn(contenders, arguments.rounds)
+    if file and file.is_file() and importlib.util.find_spec("onnxruntime"):
+        contenders["ONNX Runtime"] = onnx_run(file, images)
+    times = timing.in_turn(contenders, rounds)
     timing.report(times, "ONNX Runtime" if "torch eager, unfolded" not in contenders else "torch eager, unfolded")
 
 

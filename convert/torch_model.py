@@ -80,7 +80,7 @@ class PromptEncoder(nn.Module):
 
 
 class LoraLinear(nn.Linear):
-    """Dense layer plus a low-rank update B A with alpha 1 (EdgeSAM Table 5c)."""
+    """Dense layer plus a low-rank update B A with alpha 1 (EdgeSAM Table 6)."""
 
     def __init__(self, cin: int, cout: int, rank: int) -> None:
         super().__init__(cin, cout)

@@ -148,7 +148,7 @@ class DecoderConfig:
     attention_downsample: int = 2  # inner width of cross attention is embed_dim / this
     num_mask_tokens: int = 4
     tie_cross_keys: bool = False  # from scratch only: key projections of the cross attentions start as the queries'
-    lora_rank: int = 0  # > 0: low-rank updates of every q_proj and v_proj (EdgeSAM Table 5c), alpha 1
+    lora_rank: int = 0  # > 0: low-rank updates of every q_proj and v_proj (EdgeSAM Table 6), alpha 1
 
 
 @dataclass(frozen=True)

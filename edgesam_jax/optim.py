@@ -1,7 +1,7 @@
 """Learning-rate schedules, AdamW and SGD with their decay mask, clipping and freezing.
 
 Sources: EdgeSAM section 4.1 (AdamW, rates), the published configs for schedules, batch scaling, clipping and the decay
-mask, Table 5c for freezing and LoRA of the decoder.
+mask, Table 6 for freezing and LoRA of the decoder.
 """
 
 from __future__ import annotations
