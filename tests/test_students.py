@@ -14,12 +14,13 @@ import tiny
 from test_convert_names import read_keys
 
 from convert.guess import guess, published_shapes
-from edgesam_jax.config import EfficientVitConfig, RepVitConfig, TinyVitConfig
+from edgesam_jax.config import Config, DistillConfig, EfficientVitConfig, RepVitConfig, TinyVitConfig
 from edgesam_jax.evaluation.model_cost import counts
 from edgesam_jax.models.efficient_vit import linear_attention
 from edgesam_jax.models.fold import fold
-from edgesam_jax.models.init import init_variables
+from edgesam_jax.models.init import abstract_variables, init_variables
 from edgesam_jax.models.sam import MODELS, Sam
+from edgesam_jax.start import check_teacher
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -172,3 +173,34 @@ def test_half_precision_encoders_stay_close():
         assert half.dtype == jnp.bfloat16
         error = np.asarray(half, np.float32) - encode(config, variables, image)
         assert np.sqrt((error**2).mean()) < 0.05
+
+
+@pytest.mark.parametrize("name", ["edge_sam", "mobile_sam", "edge_sam_efficient_vit", "efficient_sam_ti", "sam_vit_b"])
+def test_any_registered_model_can_teach(name):
+    """A step of stage 1 and one of stage 2 at full size, by its shapes."""
+    from edgesam_jax.train_step import total_loss
+    from edgesam_jax.types import Batch, TrainState
+
+    shallow = RepVitConfig(depths=(1, 1, 2, 1))
+    student, teacher = dataclasses.replace(MODELS["edge_sam"], encoder=shallow), MODELS[name]
+    for mode in ("encoder_only", "prompt_in_the_loop"):
+        config = Config(model=student, teacher="t", distill=DistillConfig(mode=mode))
+        check_teacher(config, teacher)
+        array = jax.ShapeDtypeStruct
+        batch = Batch(
+            array((1, 1024, 1024, 3), np.uint8), array((1, 2), np.int32), array((1, 2, 4), np.float32),
+            array((1, 2, 2), np.float32), array((1, 2), bool), array((1, 2, 256, 256), bool),
+        )  # fmt: skip
+        own, theirs = abstract_variables(student), abstract_variables(teacher)
+
+        def loss(own, theirs, batch, config=config):
+            state = TrainState(jnp.zeros((), jnp.int32), own["params"], own["batch_stats"], own["constants"], None)
+            rest = {"config": config, "teacher_config": teacher}
+            return total_loss(state.params, state, theirs, batch, jax.random.key(0), **rest)[0]
+
+        assert jax.eval_shape(loss, own, theirs, batch).shape == ()
+
+
+@pytest.mark.parametrize("name", ["sam_vit_l", "sam_vit_h"])
+def test_large_teachers_fit_the_student(name):
+    check_teacher(Config(model=MODELS["edge_sam"], teacher="t"), MODELS[name])
