@@ -95,6 +95,7 @@ def torch_run(config: Any, images: np.ndarray, export_to: Path | None) -> Callab
     encoder = TorchSam(config).eval().image_encoder
     x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     if export_to is not None:
+        export_to.parent.mkdir(parents=True, exist_ok=True)
         torch.onnx.export(encoder, (x,), str(export_to), dynamo=False, opset_version=17)
 
     def run() -> object:

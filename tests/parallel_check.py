@@ -112,7 +112,7 @@ def main() -> None:
     )
     check(dataclasses.replace(base, model=CONV, distill=truth))
     boxes = DistillConfig(mode="proposals", targets="ground_truth")
-    check(dataclasses.replace(base, model=PROPOSALS, distill=boxes))
+    check(dataclasses.replace(base, model=dataclasses.replace(CONV, proposals=PROPOSALS.proposals), distill=boxes))
     print("all equal")
 
 
