@@ -84,6 +84,7 @@ def test_every_field_can_be_set_from_text(data):
     if isinstance(value, str):
         value = value.strip()  # the text after "=" is stripped
     plain = [dataclasses.asdict(v) for v in value] if path == "data.mixture" else value
+    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else plain
     text = value if isinstance(value, str) else repr(plain)
     assert read(apply_overrides(Config(), [f"{path}={text}"]), path) == value
 

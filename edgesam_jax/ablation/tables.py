@@ -94,7 +94,7 @@ def tables(arms: Sequence[str]) -> tuple[Table, ...]:
         ),
         Table(
             "5c", "students", "Image encoders, and two ways of keeping the resolution (stage 1)",
-            (Row("short", "RepViT-M1, fusion"), *(Row(name) for name in students)),
+            (Row("short", "RepViT, fusion"), *(Row(name) for name in students)),
             cost=True,
         ),
         Table(
