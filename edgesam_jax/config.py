@@ -467,6 +467,8 @@ def apply_overrides(config: T, overrides: typing.Sequence[str]) -> T:
 
 
 def _set(config: Any, path: list[str], value: str, where: str) -> Any:
+    if config is None:
+        raise UsageError(f"{where}: there is none yet; set it as a whole before, to {{}} for its defaults")
     names = [f.name for f in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
     if path[0] not in names:
         raise UsageError(f"{where}: no field {path[0]!r} in {type(config).__name__}; it has {', '.join(names)}")

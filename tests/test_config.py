@@ -89,6 +89,12 @@ def test_every_field_can_be_set_from_text(data):
     assert read(apply_overrides(Config(), [f"{path}={text}"]), path) == value
 
 
+def test_a_field_of_what_is_not_there_says_how_to_get_it():
+    with pytest.raises(UsageError, match=r"model\.proposals\.kept=5: there is none yet; set it as a whole before"):
+        apply_overrides(Config(), ["model.proposals.kept=5"])
+    assert apply_overrides(Config(), ["model.proposals={}", "model.proposals.kept=5"]).model.proposals.kept == 5
+
+
 def test_overrides_apply_in_order_and_leave_the_rest():
     config = apply_overrides(
         Config(), ["train.steps=5", "optim.learning_rate=1", "train.steps = 7", "optim.scale_by_batch=true"]
