@@ -24,7 +24,7 @@ from convert.torch_efficient_vit import ConvLayer
 from convert.torch_encoders import DepthwiseUnit, image_encoder
 from convert.torch_layers import ConvBN, UpsampleConv
 from convert.torch_proposals import Proposals, pyramid_widths
-from edgesam_jax.anchors import CLAMP, make_anchors
+from edgesam_jax.anchors import CLAMP, anchors_of
 from edgesam_jax.config import STUDENTS, SamConfig
 from edgesam_jax.models.fold import fold, folds
 from edgesam_jax.models.layers import resize_matrix
@@ -115,7 +115,7 @@ class ExportEncoder(nn.Module):
             self.proposals = Proposals(config.proposals, pyramid_widths(config))
             own = {n.removeprefix("proposals."): v for n, v in entries.items() if n.startswith("proposals.")}
             self.proposals.load_state_dict({n: torch.from_numpy(np.array(v)) for n, v in own.items()}, strict=True)
-            anchors = torch.from_numpy(make_anchors(config.image_size, config.encoder.stride // 2, config.proposals))
+            anchors = torch.from_numpy(anchors_of(config))
             self.register_buffer("centres", (anchors[:, :2] + anchors[:, 2:]) / 2, persistent=False)
             self.register_buffer("sizes", anchors[:, 2:] - anchors[:, :2], persistent=False)
         self.eval()

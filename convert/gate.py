@@ -20,8 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from edgesam_jax import inference
+from edgesam_jax.anchors import anchors_of
 from edgesam_jax.anchors import decode as decode_boxes
-from edgesam_jax.anchors import make_anchors
 from edgesam_jax.checkpoint import Model
 from edgesam_jax.config import SamConfig, UsageError
 from edgesam_jax.data.textures import photos as wheel_photos
@@ -263,16 +263,13 @@ def _anchors(
     config: SamConfig, variables: Any, frame: np.ndarray, filled: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boxes and scores of all anchors, as the model has them before any are left out."""
-    own = config.proposals
-    assert own is not None
 
     @jax.jit
     def run(variables: Any, image: Any, sizes: Any) -> Any:
         return Sam(config, folded=folds(config)).apply(variables, preprocess(image, sizes), method="propose")
 
     _, logits, codes = run(variables, frame[None], np.asarray([filled], np.int32))
-    anchors = make_anchors(config.image_size, config.encoder.stride // 2, own)
-    boxes = decode_boxes(jnp.asarray(anchors), codes[0], jnp.full(2, config.image_size, jnp.float32))
+    boxes = decode_boxes(jnp.asarray(anchors_of(config)), codes[0], jnp.full(2, config.image_size, jnp.float32))
     return np.asarray(boxes), np.asarray(jax.nn.sigmoid(logits[0]))
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from edgesam_jax.config import ProposalConfig
+from edgesam_jax.config import ProposalConfig, SamConfig
 from edgesam_jax.models.proposals import LEVELS
 
 CLAMP = math.log(1000 / 16)  # of log ratios: a code grows its anchor to 62.5 times at most
@@ -42,6 +42,12 @@ def make_anchors(image_size: int, stride: int, config: ProposalConfig) -> np.nda
         corners = np.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], axis=-1)
         found.append(corners.reshape(-1, 4))
     return np.concatenate(found).astype(np.float32)
+
+
+def anchors_of(model: SamConfig) -> np.ndarray:
+    """The anchors (n 4) float32 of a model with proposals: its first level is twice as fine as the embedding."""
+    assert model.proposals is not None
+    return make_anchors(model.image_size, model.encoder.stride // 2, model.proposals)
 
 
 def overlaps(a: Array, b: Array) -> Array:

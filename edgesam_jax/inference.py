@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from edgesam_jax.anchors import make_anchors, propose
+from edgesam_jax.anchors import anchors_of, propose
 from edgesam_jax.config import SamConfig, UsageError
 from edgesam_jax.models.fold import fold, folds
 from edgesam_jax.models.sam import Sam, decode, preprocess
@@ -62,7 +62,7 @@ def proposer(config: SamConfig) -> Callable[[Any, Array | np.ndarray, Array | np
     """
     model, settings = Sam(config, folded=folds(config)), config.proposals
     assert settings is not None
-    anchors = make_anchors(config.image_size, config.encoder.stride // 2, settings)
+    anchors = anchors_of(config)
 
     @jax.jit
     def encode(variables: Any, images: Array, sizes: Array) -> tuple[Array, Array, Array]:

@@ -12,7 +12,7 @@ from flax import struct
 from jax import Array
 
 from edgesam_jax import losses
-from edgesam_jax.anchors import assign, encode, make_anchors
+from edgesam_jax.anchors import anchors_of, assign, encode
 from edgesam_jax.config import ProposalConfig, SamConfig
 from edgesam_jax.types import Batch
 
@@ -25,19 +25,10 @@ class Targets:
     codes: Array
 
 
-def anchors_of(model: SamConfig) -> Array:
-    """The anchors (n 4) of a model: its first level is twice as fine as the embedding."""
-    return jnp.asarray(make_anchors(model.image_size, model.encoder.stride // 2, _config(model)))
-
-
-def _config(model: SamConfig) -> ProposalConfig:
-    assert model.proposals is not None
-    return model.proposals
-
-
 def targets_of(batch: Batch, model: SamConfig) -> Targets:
     """Assign the anchors of each image to its valid boxes."""
-    anchors, config = anchors_of(model), _config(model)
+    anchors, config = jnp.asarray(anchors_of(model)), model.proposals
+    assert config is not None
 
     def one(boxes: Array, valid: Array) -> Targets:
         kind, match = assign(anchors, boxes, valid, config)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from edgesam_jax import Predictor, UsageError, inference, predict
 from edgesam_jax import eval as eval_command
-from edgesam_jax.anchors import make_anchors, propose
+from edgesam_jax.anchors import anchors_of, make_anchors, propose
 from edgesam_jax.checkpoint import Model, load_model, save_model_file
 from edgesam_jax.config import DataConfig, ProposalConfig
 from edgesam_jax.data.schema import OBJECT, PART
@@ -62,7 +62,7 @@ def test_every_encoder_with_maps_of_three_sizes_can_have_one(name):
     image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), np.float32)
     variables = abstract_variables(config)
     embedding, logits, codes = jax.eval_shape(lambda v, x: Sam(config).apply(v, x, method="propose"), variables, image)
-    count = len(make_anchors(config.image_size, config.encoder.stride // 2, config.proposals))
+    count = len(anchors_of(config))
     assert embedding.shape == (1, config.grid, config.grid, config.embed_dim)
     assert logits.shape == (1, count) and codes.shape == (1, count, 4)
 
