@@ -129,9 +129,10 @@ def run(args: argparse.Namespace) -> int:
                 job, folder / "coreml", args.precision, args.compress, args.image_input, cases
             )
         if "x-anylabeling" in formats:
-            labelling = dataclasses.replace(job, name=f"{job.name}_labelling", slots=0, mask_input=False)
+            # X-AnyLabeling knows points, boxes and one output of the encoder.
+            labelling = dataclasses.replace(job, name=f"{job.name}_labelling", slots=0, mask_input=False, priors=False)
             (folder / "x-anylabeling").mkdir()
-            plain = [c.without_masks() for c in cases]
+            plain = [dataclasses.replace(c.without_masks(), anchors=None) for c in cases]
             contents["x-anylabeling"] = to_onnx.build(labelling, folder / "x-anylabeling", "photo", plain)
             write_x_anylabeling(folder / "x-anylabeling", labelling)
         exporting.write_json(folder / "contract.json", contents)
