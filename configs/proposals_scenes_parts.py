@@ -3,26 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
-from edgesam_jax.config import AugmentConfig, Config, EvalConfig, load_config
-from edgesam_jax.models.sam import MODELS
+from edgesam_jax.config import Config, load_config
 
 
 def get_config() -> Config:
-    """The recipe for COCO, shorter and for small batches."""
-    base = load_config(Path(__file__).with_name("proposals_coco.py"))
-    return replace(
-        base,
-        name="proposals_scenes_parts",
-        model=replace(MODELS["tiny_teacher"], proposals=base.model.proposals),
-        data=replace(
-            base.data,
-            source="scenes",
-            scene_granularity="parts",
-            batch_size=8,
-            max_prompts=24,
-            augment=AugmentConfig(),
-        ),
-        optim=replace(base.optim, warmup_steps=50),
-        train=replace(base.train, steps=600, checkpoint_every=200, init_from="tiny_teacher"),
-        eval=EvalConfig(images=0),
-    )
+    """As for whole objects."""
+    base = load_config(Path(__file__).with_name("proposals_scenes_objects.py"))
+    return replace(base, name="proposals_scenes_parts", data=replace(base.data, scene_granularity="parts"))
