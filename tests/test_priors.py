@@ -22,6 +22,7 @@ from edgesam_jax.data.textures import photos
 from edgesam_jax.evaluation.in_memory import evaluate
 from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.sam import MODELS
+from edgesam_jax.portable.onnx_model import OnnxEncoder
 from edgesam_jax.portable.priors import merge, select
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -277,6 +278,13 @@ def test_onnx_with_priors_is_the_predictor(model, checkpoint, tmp_path, capsys):
         OnnxPredictor(tmp_path / "plain" / "small_encoder.onnx", pair[1], priors="nearest")
     flags = ["--dataset", "scenes", "--limit", "2", "--prompt", "center", "--priors", "nearest", "--no-boundary"]
     assert eval_command.main([*flags, "--onnx", *map(str, pair)]) == 0
+    from convert import bundle
+
+    # X-AnyLabeling's encoder has one output, whatever the rest of the bundle has.
+    labelling = ["--name", "label", "--priors", "--formats", "x-anylabeling"]
+    assert bundle.main([str(checkpoint), "--output", str(tmp_path / "bundle"), *labelling]) == 0
+    encoder = OnnxEncoder(tmp_path / "bundle" / "x-anylabeling" / "label_labelling_encoder.onnx")
+    assert not encoder.proposes and len(encoder.outputs(np.zeros((32, 32, 3), np.uint8), (20, 32))) == 1
     bare = save_model_file(tmp_path / "bare.msgpack", Model(tiny.CONV, deterministic_weights.variables(tiny.CONV)))
     assert to_onnx.main([str(bare), "--output", str(tmp_path / "no"), "--priors"]) == 2
     assert not (tmp_path / "no").exists()
