@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import jax
 import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The commands' compile cache is the suite's own, shared by workers and subprocesses: the user's would be warm."""
+    if not hasattr(config, "workerinput"):
+        folder = tempfile.mkdtemp(prefix="edgesam_jax_tests_")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        os.environ["EDGESAM_JAX_CACHE"] = folder
 
 
 @pytest.fixture(scope="module")

@@ -276,7 +276,7 @@ def test_four_devices_give_the_same_report(dataset: Path, checkpoint: Path) -> N
         flags = [*base(dataset, checkpoint), "--prompt", "box", "--refine", 1, "--no-pictures", "--output", output]
         environment = {
             **os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "EDGESAM_JAX_CACHE": str(dataset.parent / "cache"),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         }  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-m", "edgesam_jax.eval", *map(str, flags)], env=environment, cwd=ROOT,

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from multiprocess_check import STEPS, prepare
+from tiny import FAST_FLAGS
 
 from edgesam_jax import parallel
 from edgesam_jax.checkpoint import load_model
@@ -36,11 +37,7 @@ def job(workdir: Path, processes: int, devices: int, terminate: int = -1, broken
     ``terminate``: the process that gets SIGTERM as soon as a step is logged; batches then come slowly.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "SLURM", "XLA_FLAGS"))}
-    environment |= {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "EDGESAM_JAX_CACHE": str(workdir.parent / "cache"),
-    }
+    environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST_FLAGS}
     address = f"localhost:{free_port()}"
     running = []
     for index in range(processes):

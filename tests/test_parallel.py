@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tiny import FAST_FLAGS
 
 from edgesam_jax import parallel
 from edgesam_jax.config import UsageError
@@ -21,8 +22,8 @@ from edgesam_jax.config import UsageError
 
 @pytest.mark.slow
 def test_pmap_over_four_devices_equals_jit_over_the_whole_batch():
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # they would cost minutes
+    flags = f"{FAST_FLAGS} --xla_force_host_platform_device_count=4"
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     script = Path(__file__).with_name("parallel_check.py")
     done = subprocess.run(
         [sys.executable, str(script)], env=env, cwd=script.parents[1], capture_output=True, text=True, timeout=1800

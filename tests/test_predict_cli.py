@@ -53,11 +53,6 @@ def place(tmp_path_factory: pytest.TempPathFactory, model: Model, pixels: np.nda
     return path
 
 
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGESAM_JAX_CACHE", "off")
-
-
 def command(place: Path, *flags: str, image: str = "photo.png", checkpoint: str = "model.msgpack") -> list[str]:
     return ["--checkpoint", str(place / checkpoint), "--image", str(place / image), *flags]
 

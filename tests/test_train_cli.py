@@ -48,13 +48,11 @@ CONFIG = Config(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory, quick_compile):
-    """Programs are compiled once for the whole module, subprocesses included."""
+def cache(quick_compile):
+    """Subprocesses compile like this process, so that they find its programs in the cache."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGESAM_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         yield
-    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from edgesam_jax.config import Config, ConvEncoderConfig, DecoderConfig, ProposalConfig, RepVitConfig, SamConfig
@@ -41,5 +42,8 @@ def configured(*overrides: str, model: SamConfig = CONV) -> Config:
     return apply_overrides(Config(model=model), overrides)
 
 
-# XLA's optimisations cost more than these models ever repay.
+# XLA's optimisations cost more than these models ever repay: as options of a program, and for processes of their own.
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+if jax.__version_info__ < (0, 11):  # a third of the time; later ones have this way alone, and no such flag
+    FAST["xla_cpu_use_fusion_emitters"] = False
+FAST_FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in FAST.items())
