@@ -9,11 +9,13 @@ from collections.abc import Iterator
 
 import jax
 import pytest
+from tiny import QUICK_FLAGS
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The commands' compile cache is the suite's own, shared by workers and subprocesses: the user's would be warm."""
-    if not hasattr(config, "workerinput"):
+    """Compile quickly, subprocesses too; the commands' cache is the suite's own, since the user's would be warm."""
+    if not hasattr(config, "workerinput"):  # the workers have the environment from here
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_FLAGS}".strip()
         folder = tempfile.mkdtemp(prefix="edgesam_jax_tests_")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
         os.environ["EDGESAM_JAX_CACHE"] = folder

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_prepare import coco_folder
-from tiny import CONV, REPVIT
+from tiny import CONV, FAST_FLAGS, REPVIT
 
 from edgesam_jax import embed, start
 from edgesam_jax.checkpoint import Model, encoder_digest, save_model_file
@@ -187,7 +187,7 @@ def test_all_devices_make_the_same_store(tmp_path, teacher, photos):
             sys.executable, "-m", "edgesam_jax.embed", "--teacher", tmp_path / "teacher.msgpack", "--source", "coco",
             "--root", photos, "--output", tmp_path / str(devices), "--photos-per-shard", "5", "--batch-size", "1",
         ]  # fmt: skip
-        environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        environment = {**os.environ, "XLA_FLAGS": f"{FAST_FLAGS} --xla_force_host_platform_device_count={devices}"}
         done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=environment)
         assert done.returncode == 0 and "7 photos embedded" in done.stdout, done.stderr
     for number in range(2):

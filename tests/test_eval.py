@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
+from tiny import FAST_FLAGS
 
 from edgesam_jax import eval as command
 from edgesam_jax.checkpoint import Model, save_model_file
@@ -275,8 +276,8 @@ def test_four_devices_give_the_same_report(dataset: Path, checkpoint: Path) -> N
         output = dataset.parent / f"{devices}.json"
         flags = [*base(dataset, checkpoint), "--prompt", "box", "--refine", 1, "--no-pictures", "--output", output]
         environment = {
-            **os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            **os.environ, "XLA_FLAGS": f"{FAST_FLAGS} --xla_force_host_platform_device_count={devices}",
+            "JAX_PLATFORMS": "cpu",
         }  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-m", "edgesam_jax.eval", *map(str, flags)], env=environment, cwd=ROOT,
