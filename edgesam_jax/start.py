@@ -105,7 +105,7 @@ def claim_workdir(config: Config, workdir: Path) -> Iterator[None]:
       UsageError: another config's run, naming the fields that differ; or a path that is no folder.
     """
     saved = workdir / "config.json"
-    fresh = not saved.exists()
+    fresh, made = not saved.exists(), not workdir.exists()
     check_workdir(config, workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -120,6 +120,9 @@ def claim_workdir(config: Config, workdir: Path) -> Iterator[None]:
     except BaseException:
         if fresh and parallel.is_first() and not any(workdir.glob("**/checkpoints/*/")):
             saved.unlink(missing_ok=True)
+            if made:
+                with contextlib.suppress(OSError):  # something else is in it
+                    workdir.rmdir()
         raise
 
 

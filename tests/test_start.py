@@ -156,6 +156,7 @@ def test_a_run_that_fails_before_its_first_checkpoint_gives_the_folder_back(tmp_
     with pytest.raises(ZeroDivisionError), start.claim_workdir(Config(name="wrong"), folder):
         assert (folder / "config.json").exists()
         1 / 0  # noqa: B018
+    assert not folder.exists()
     with pytest.raises(ZeroDivisionError), start.claim_workdir(Config(name="right"), folder):
         (folder / "checkpoints" / "1").mkdir(parents=True)
         1 / 0  # noqa: B018
