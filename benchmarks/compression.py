@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from convert import coreml, exporting, gate, to_coreml
-from convert.coreml_program import CoremlDecoder, CoremlEncoder
-from convert.export_decoder import ExportDecoder
-from convert.export_encoder import ExportEncoder
+from convert import to_coreml
+from convert.coreml import packages
+from convert.coreml.program import CoremlDecoder, CoremlEncoder
+from convert.export import common, gate
+from convert.export.decoder import ExportDecoder
+from convert.export.encoder import ExportEncoder
 from edgesam_jax.checkpoint import load_model
 
 ANYTHING = gate.Tolerance(np.inf, np.inf, 0.0, np.inf)
@@ -31,7 +33,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=8, help="of the photos")
     arguments = parser.parse_args()
     model = load_model(arguments.checkpoint)
-    job = exporting.Wanted("m", ("encoder", "decoder"), 16, True, str(model.metadata.get("score", "stability")), model)
+    job = common.Wanted("m", ("encoder", "decoder"), 16, True, str(model.metadata.get("score", "stability")), model)
     photos = dict(itertools.islice(gate.load_photos(arguments.photos).items(), arguments.limit))
     cases = gate.make_cases(model, photos, job.slots, job.mask_input)
     print(f"{len(photos)} photos, {sum(len(c.prompts) for c in cases)} prompts, four masks each")
@@ -39,10 +41,10 @@ def main() -> None:
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
     modules = {
         "encoder": ExportEncoder(model.config, model.variables),
-        "decoder": ExportDecoder(exporting.torch_sam(model), "stability", True),
+        "decoder": ExportDecoder(common.torch_sam(model), "stability", True),
     }
     plain = {
-        (part, precision): coreml.convert(module, to_coreml.shapes(job)[part], to_coreml.OUTPUTS[part], precision)
+        (part, precision): packages.convert(module, to_coreml.shapes(job)[part], to_coreml.OUTPUTS[part], precision)
         for part, module in modules.items()
         for precision in ("float32", "float16")
     }
@@ -51,14 +53,14 @@ def main() -> None:
             began, paths = time.perf_counter(), {}
             for part in modules:
                 made = plain[part, "float32" if name == "float32" else "float16"]
-                made = made if name.startswith("float") else coreml.compress(made, name)
-                paths[part] = coreml.save(made, Path(folder) / f"{name}_{part}.mlpackage", "", "")
+                made = made if name.startswith("float") else packages.compress(made, name)
+                paths[part] = packages.save(made, Path(folder) / f"{name}_{part}.mlpackage", "", "")
             seconds = time.perf_counter() - began
             encoder = CoremlEncoder(paths["encoder"], False)
             decoder = CoremlDecoder(paths["decoder"], job.slots, True)
             found = gate.verify(cases, encoder, decoder, ANYTHING, "stability").summary()
             masks, logits = found["mask IoU from end to end"], found["logits from end to end"]
-            sizes = [f"{exporting.size_of(paths[part]) / 1e6:.1f}" for part in modules]
+            sizes = [f"{common.size_of(paths[part]) / 1e6:.1f}" for part in modules]
             print(
                 f"| {name} | {sizes[0]} | {sizes[1]} | {found['embedding']['mean']:.2g} | {logits['mean']:.2g} |"
                 f" {masks['mean']:.4f} | {masks['worst']:.3f} | {seconds:.0f} |",

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks import timing
 from convert.names import to_tree
-from convert.torch_model import TorchSam
+from convert.torch_twin.model import TorchSam
 from edgesam_jax.config import SamConfig
 from edgesam_jax.models.sam import MODELS, decode
 from edgesam_jax.types import Prompts

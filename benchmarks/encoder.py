@@ -88,7 +88,7 @@ def torch_run(config: Any, images: np.ndarray, export_to: Path | None) -> Callab
     """The torch encoder in eager mode; exported to ``export_to`` on the way."""
     import torch
 
-    from convert.torch_model import TorchSam
+    from convert.torch_twin.model import TorchSam
 
     torch.manual_seed(0)
     torch.set_num_threads(timing.cores())

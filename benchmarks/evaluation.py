@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from benchmarks import timing
 from convert.to_torch import state_dict
-from convert.torch_model import TorchSam
+from convert.torch_twin.model import TorchSam
 from edgesam_jax.checkpoint import Model
 from edgesam_jax.data.schema import Example, boxes_of
 from edgesam_jax.evaluation import protocol

@@ -95,7 +95,7 @@ def torch_step(stage: int, size: int, chunk: int) -> Callable[[], float]:
     import torch
     import torch.nn.functional as F
 
-    from convert.torch_model import TorchSam
+    from convert.torch_twin.model import TorchSam
 
     del chunk
     torch.manual_seed(0)

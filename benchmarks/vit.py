@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks import timing
-from convert.torch_encoders import image_encoder
+from convert.torch_twin.encoders import image_encoder
 from edgesam_jax.config import SamConfig, VitConfig
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.models.sam import MODELS

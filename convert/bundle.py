@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from convert import bundle_text, exporting, gate, to_coreml, to_onnx
-from convert.exporting import Wanted
+from convert import to_coreml, to_onnx
+from convert.export import bundle_text, common, gate
+from convert.export.common import Wanted
 from edgesam_jax.config import UsageError
+from edgesam_jax.files import whole_folder
 from edgesam_jax.flags import Parser
 from edgesam_jax.portable.postprocess import upscale_masks
 
@@ -68,7 +70,7 @@ def write_vectors(folder: Path, photos: dict[str, np.ndarray], cases: Sequence[g
                 "prompts": prompts,
             }
         )  # fmt: skip
-    exporting.write_json(folder / "vectors.json", {"least_overlap": TOLERANCE, "photos": content})
+    common.write_json(folder / "vectors.json", {"least_overlap": TOLERANCE, "photos": content})
 
 
 def write_predictor(folder: Path) -> None:
@@ -100,7 +102,7 @@ def write_x_anylabeling(folder: Path, job: Wanted) -> None:
 def checksums(folder: Path) -> None:
     """SHA256SUMS of all files, as ``sha256sum --check`` reads it."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    lines = [f"{exporting.sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in files]
+    lines = [f"{common.sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in files]
     (folder / "SHA256SUMS").write_text("".join(lines))
 
 
@@ -110,13 +112,13 @@ def run(args: argparse.Namespace) -> int:
     unknown = set(args.formats.split(",")) - set(FORMATS)
     if unknown or not formats:
         raise UsageError(f"--formats {args.formats}: wants some of {','.join(FORMATS)}")
-    exporting.need("torch", "onnx", "onnxscript", "onnxruntime")
+    common.need("torch", "onnx", "onnxscript", "onnxruntime")
     if "coreml" in formats:
         to_coreml.check(args)
-    job = exporting.wanted(args)
+    job = common.wanted(args)
     photos = gate.load_photos(args.photos)
     contents: dict[str, Any] = {}
-    with exporting.whole_folder(args.output, replace=True) as folder:
+    with whole_folder(args.output, replace=True) as folder:
         cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)
         write_vectors(folder / "vectors", photos, cases, job)
         if "onnx" in formats:
@@ -135,22 +137,22 @@ def run(args: argparse.Namespace) -> int:
             plain = [dataclasses.replace(c.without_masks(), anchors=None) for c in cases]
             contents["x-anylabeling"] = to_onnx.build(labelling, folder / "x-anylabeling", "photo", plain)
             write_x_anylabeling(folder / "x-anylabeling", labelling)
-        exporting.write_json(folder / "contract.json", contents)
+        common.write_json(folder / "contract.json", contents)
         licence = str(job.model.metadata.get("licence", ""))
         (folder / "LICENCE.txt").write_text(bundle_text.licence(licence, str(job.model.metadata.get("source", ""))))
         (folder / "README.md").write_text(bundle_text.readme(job, contents))
         checksums(folder)
-    print(f"{args.output}: {exporting.size_of(args.output) / 1e6:.1f} MB, verified; begin with README.md")
+    print(f"{args.output}: {common.size_of(args.output) / 1e6:.1f} MB, verified; begin with README.md")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = Parser(prog="python -m convert.bundle", description="Export a checkpoint with all that shipping it needs.")
-    exporting.add_flags(parser)
+    common.add_flags(parser)
     parser.add_argument("--formats", default=",".join(FORMATS), help="default: all, %(default)s")
     to_coreml.add_flags(parser)
-    return exporting.command(parser, run, argv)
+    return common.command(parser, run, argv)
 
 
 if __name__ == "__main__":

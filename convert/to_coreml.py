@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from convert import exporting, gate
-from convert.exporting import Wanted
+from convert.export import common, contract, gate
+from convert.export.common import Wanted
 from edgesam_jax.config import UsageError
+from edgesam_jax.files import whole_folder
 from edgesam_jax.flags import Parser
 
 COMPRESSIONS = ("none", "int8", "palette8", "palette6", "palette4")
@@ -41,9 +42,9 @@ OUTPUTS = {"encoder": ["image_embeddings"], "decoder": ["scores", "masks"]}
 
 def export(job: Wanted, folder: Path, precision: Any, compression: Any, image_input: bool) -> dict[str, Path]:
     """Write the parts into a folder; returns their paths by part."""
-    from convert import coreml
-    from convert.export_decoder import ExportDecoder
-    from convert.export_encoder import ExportEncoder
+    from convert.coreml import packages
+    from convert.export.decoder import ExportDecoder
+    from convert.export.encoder import ExportEncoder
 
     written = {}
     for part in job.parts:
@@ -52,20 +53,20 @@ def export(job: Wanted, folder: Path, precision: Any, compression: Any, image_in
         if part == "encoder":
             module = ExportEncoder(job.model.config, job.model.variables, "image" if image else "tensor", job.priors)
         else:
-            module = ExportDecoder(exporting.torch_sam(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
-        outputs = exporting.encoder_outputs(job) if part == "encoder" else OUTPUTS[part]
-        model = coreml.convert(module, shapes(job)[part], outputs, precision, image)
+            module = ExportDecoder(common.torch_sam(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
+        outputs = common.encoder_outputs(job) if part == "encoder" else OUTPUTS[part]
+        model = packages.convert(module, shapes(job)[part], outputs, precision, image)
         text = f"{job.name} {part}, {precision}" + ("" if compression == "none" else f", {compression}")
         path = folder / job.file(part, ".mlpackage")
         licence = str(job.model.metadata.get("licence", "the checkpoint's"))
-        written[part] = coreml.save(coreml.compress(model, compression), path, text, licence)
+        written[part] = packages.save(packages.compress(model, compression), path, text, licence)
     return written
 
 
 def operations(job: Wanted, files: dict[str, Path], precision: Any, folder: Path) -> tuple[dict[str, Any], str]:
     """What the packages consist of, as JSON and as Markdown, beside plain conversions made in ``folder``."""
-    from convert import coreml, mil_evaluator, plain
-    from convert.op_report import census, table
+    from convert.coreml import mil_evaluator, packages, plain
+    from convert.coreml.op_report import census, table
 
     content, text = {}, [f"# Operations of {job.name}\n"]
     for part, path in files.items():
@@ -74,8 +75,8 @@ def operations(job: Wanted, files: dict[str, Path], precision: Any, folder: Path
         try:
             inputs = {k: v for k, v in shapes(job)[part].items() if "mask_input" not in k}
             module = plain.part(job.model, part)
-            model = coreml.convert(module, inputs, OUTPUTS[part], precision)
-            scratch = coreml.save(model, folder / f"plain_{part}.mlpackage", "plain", "")
+            model = packages.convert(module, inputs, OUTPUTS[part], precision)
+            scratch = packages.save(model, folder / f"plain_{part}.mlpackage", "plain", "")
             other = census(mil_evaluator.load(scratch).operations())
             shutil.rmtree(scratch)
         except Exception as error:  # coremltools raises what it likes; the plain conversion is for comparison only
@@ -93,15 +94,13 @@ def build(
     Raises:
       Refused: the packages do not give what the model gives.
     """
-    from convert.coreml_program import CoremlDecoder, CoremlEncoder
+    from convert.coreml.program import CoremlDecoder, CoremlEncoder
 
     print(f"{job.name}: {' and '.join(job.parts)} to Core ML", flush=True)
     files = export(job, folder, precision, compression, image_input)
     for path in files.values():
-        print(f"{path.name}: {exporting.size_of(path) / 1e6:.1f} MB; verifying", flush=True)
-    encoder = (
-        CoremlEncoder(files["encoder"], image_input, exporting.encoder_outputs(job)) if "encoder" in files else None
-    )
+        print(f"{path.name}: {common.size_of(path) / 1e6:.1f} MB; verifying", flush=True)
+    encoder = CoremlEncoder(files["encoder"], image_input, common.encoder_outputs(job)) if "encoder" in files else None
     decoder = None
     if "decoder" in files:
         decoder = CoremlDecoder(files["decoder"], job.slots, job.mask_input)
@@ -109,25 +108,25 @@ def build(
     verdict = gate.verify(cases, encoder, decoder, tolerance, job.score)
     print(gate.report(verdict, job.name), flush=True)
     if not verdict.passed:
-        raise exporting.Refused("the export differs from the model; nothing was written")
+        raise common.Refused("the export differs from the model; nothing was written")
     counted, text = operations(job, files, precision, folder)
     (folder / f"{job.name}_operations.md").write_text(text)
     content = {
-        **exporting.contract(job, "image" if image_input else "tensor"),
-        "files": {p.name: {"bytes": exporting.size_of(p), "sha256": exporting.sha256(p)} for p in files.values()},
+        **contract.contract(job, "image" if image_input else "tensor"),
+        "files": {p.name: {"bytes": common.size_of(p), "sha256": common.sha256(p)} for p in files.values()},
         "precision": precision,
         "compression": compression,
         "verified": {"by": "predict" if sys.platform == "darwin" else "op by op", **verdict.summary()},
         "operations": counted,
     }
-    exporting.write_json(folder / f"{job.name}_coreml.json", content)
+    common.write_json(folder / f"{job.name}_coreml.json", content)
     return content
 
 
 def check(args: argparse.Namespace) -> None:
     """Raises:
     UsageError: flags that Core ML cannot have, or libraries that are missing."""
-    exporting.need("torch", "coremltools", *(("sklearn",) if args.compress.startswith("palette") else ()))
+    common.need("torch", "coremltools", *(("sklearn",) if args.compress.startswith("palette") else ()))
     if not args.slots:
         raise UsageError("--slots dynamic: for ONNX only; on the Neural Engine a program has fixed shapes")
 
@@ -135,9 +134,9 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what the command line says."""
     check(args)
-    job = exporting.wanted(args)
+    job = common.wanted(args)
     photos = gate.load_photos(args.photos)
-    with exporting.whole_folder(args.output) as folder:
+    with whole_folder(args.output) as folder:
         cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)
         build(job, folder, args.precision, args.compress, args.image_input, cases)
     return 0
@@ -157,9 +156,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = Parser(prog="python -m convert.to_coreml", description="Export a checkpoint to Core ML, and verify it.")
-    exporting.add_flags(parser)
+    common.add_flags(parser)
     add_flags(parser)
-    return exporting.command(parser, run, argv)
+    return common.command(parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from convert import exporting, gate, to_coreml
-from convert.exporting import Wanted
+from convert import to_coreml
+from convert.export import common, contract, gate
+from convert.export.common import Wanted
 from edgesam_jax.config import UsageError
+from edgesam_jax.files import whole_folder
 from edgesam_jax.flags import Parser
 from edgesam_jax.portable.onnx_model import normalised, prompt_inputs
 
@@ -65,8 +67,8 @@ def _runner(path: Path) -> Any:
 
 def export(job: Wanted, folder: Path) -> dict[str, Path]:
     """Write the parts into a folder; returns their paths by part."""
-    from convert.export_decoder import ExportDecoder
-    from convert.export_encoder import ExportEncoder
+    from convert.export.decoder import ExportDecoder
+    from convert.export.encoder import ExportEncoder
 
     written, logger = {}, logging.getLogger()
     level = logger.level
@@ -75,7 +77,7 @@ def export(job: Wanted, folder: Path) -> dict[str, Path]:
         if part == "encoder":
             module = ExportEncoder(job.model.config, job.model.variables, priors=job.priors)
         else:
-            module = ExportDecoder(exporting.torch_sam(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
+            module = ExportDecoder(common.torch_sam(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
         written[part] = folder / job.file(part, ".tflite")
         try:
             with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -92,12 +94,12 @@ def export(job: Wanted, folder: Path) -> dict[str, Path]:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the command line says."""
-    exporting.need("torch", "litert_torch", "ai_edge_litert", extra=EXTRA)
+    common.need("torch", "litert_torch", "ai_edge_litert", extra=EXTRA)
     if not args.slots:
         raise UsageError("--slots dynamic: for ONNX only; LiteRT files have fixed shapes here")
-    job = exporting.wanted(args)
+    job = common.wanted(args)
     photos = gate.load_photos(args.photos)
-    with exporting.whole_folder(args.output) as folder:
+    with whole_folder(args.output) as folder:
         print(f"{job.name}: {' and '.join(job.parts)} to LiteRT", flush=True)
         files = export(job, folder)
         for path in files.values():
@@ -108,16 +110,16 @@ def run(args: argparse.Namespace) -> int:
         verdict = gate.verify(cases, encoder, decoder, gate.TOLERANCES["float32"], job.score)
         print(gate.report(verdict, job.name), flush=True)
         if not verdict.passed:
-            raise exporting.Refused("the export differs from the model; nothing was written")
-        exporting.write_json(
+            raise common.Refused("the export differs from the model; nothing was written")
+        common.write_json(
             folder / f"{job.name}_litert.json",
             {
-                **exporting.contract(job, "tensor"),
+                **contract.contract(job, "tensor"),
                 "outputs": {
-                    "encoder": [f"output_{i}: {name}" for i, name in enumerate(exporting.encoder_outputs(job))],
+                    "encoder": [f"output_{i}: {name}" for i, name in enumerate(common.encoder_outputs(job))],
                     "decoder": ["output_0: scores", "output_1: masks"],
                 },
-                "files": {p.name: {"bytes": p.stat().st_size, "sha256": exporting.sha256(p)} for p in files.values()},
+                "files": {p.name: {"bytes": p.stat().st_size, "sha256": common.sha256(p)} for p in files.values()},
                 "verified": verdict.summary(),
             },
         )
@@ -127,8 +129,8 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = Parser(prog="python -m convert.to_litert", description="Export a checkpoint to LiteRT, and verify it.")
-    exporting.add_flags(parser)
-    return exporting.command(parser, run, argv)
+    common.add_flags(parser)
+    return common.command(parser, run, argv)
 
 
 if __name__ == "__main__":

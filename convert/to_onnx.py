@@ -20,8 +20,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from convert import exporting, gate
-from convert.exporting import Wanted
+from convert.export import common, contract, gate
+from convert.export.common import Wanted
+from edgesam_jax.files import whole_folder
 from edgesam_jax.flags import Parser
 from edgesam_jax.portable.onnx_model import METADATA
 
@@ -33,11 +34,11 @@ def export(job: Wanted, folder: Path, image_input: str) -> dict[str, Path]:
     """Write the parts into a folder; returns their paths by part."""
     import torch
 
-    from convert.export_decoder import ExportDecoder
-    from convert.export_encoder import ExportEncoder
+    from convert.export.decoder import ExportDecoder
+    from convert.export.encoder import ExportEncoder
 
     config, written = job.model.config, {}
-    content = exporting.contract(job, image_input)
+    content = contract.contract(job, image_input)
     if "encoder" in job.parts:
         side = config.image_size
         form: Any = "photo" if image_input == "photo" else "tensor"
@@ -51,9 +52,9 @@ def export(job: Wanted, folder: Path, image_input: str) -> dict[str, Path]:
         else:
             example = torch.zeros(1, 3, side, side)
         written["encoder"] = folder / job.file("encoder", ".onnx")
-        _write(written["encoder"], encoder, (example,), ["image"], exporting.encoder_outputs(job), dynamic, content)
+        _write(written["encoder"], encoder, (example,), ["image"], common.encoder_outputs(job), dynamic, content)
     if "decoder" in job.parts:
-        decoder = ExportDecoder(exporting.torch_sam(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
+        decoder = ExportDecoder(common.torch_sam(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
         n, g, s = job.slots or 3, config.grid, config.mask_size
         example_inputs = [torch.zeros(1, config.embed_dim, g, g), torch.zeros(1, n, 2), torch.zeros(1, n)]
         names = ["image_embeddings", "point_coords", "point_labels"]
@@ -129,23 +130,23 @@ def build(job: Wanted, folder: Path, image_input: str, cases: Sequence[gate.Case
     verdict = gate.verify(cases, encoder, decoder, gate.TOLERANCES["float32"], job.score)
     print(gate.report(verdict, job.name), flush=True)
     if not verdict.passed:
-        raise exporting.Refused("the export differs from the model; nothing was written")
+        raise common.Refused("the export differs from the model; nothing was written")
     content = {
-        **exporting.contract(job, image_input),
-        "files": {p.name: {"bytes": p.stat().st_size, "sha256": exporting.sha256(p)} for p in files.values()},
+        **contract.contract(job, image_input),
+        "files": {p.name: {"bytes": p.stat().st_size, "sha256": common.sha256(p)} for p in files.values()},
         "opset": OPSET,
         "verified": verdict.summary(),
     }
-    exporting.write_json(folder / f"{job.name}_onnx.json", content)
+    common.write_json(folder / f"{job.name}_onnx.json", content)
     return content
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what the command line says."""
-    exporting.need("torch", "onnx", "onnxscript", "onnxruntime")
-    job = exporting.wanted(args)
+    common.need("torch", "onnx", "onnxscript", "onnxruntime")
+    job = common.wanted(args)
     photos = gate.load_photos(args.photos)
-    with exporting.whole_folder(args.output) as folder:
+    with whole_folder(args.output) as folder:
         cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)
         build(job, folder, "photo" if args.image_input else "tensor", cases)
     return 0
@@ -154,13 +155,13 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = Parser(prog="python -m convert.to_onnx", description="Export a checkpoint to ONNX, and verify it.")
-    exporting.add_flags(parser)
+    common.add_flags(parser)
     parser.add_argument(
         "--image-input",
         action="store_true",
         help="the encoder takes RGB in uint8, not padded: normalisation and padding are inside (X-AnyLabeling's form)",
     )
-    return exporting.command(parser, run, argv)
+    return common.command(parser, run, argv)
 
 
 if __name__ == "__main__":

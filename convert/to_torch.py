@@ -78,7 +78,7 @@ def _write_pickle(path: Path, entries: dict[str, np.ndarray], model: Model) -> N
     try:
         import torch
 
-        from convert.torch_model import twin_of
+        from convert.torch_twin.model import twin_of
     except ImportError as error:
         raise UsageError(
             "--output: a .pth file needs PyTorch: pip install 'edgesam-jax[convert]', or write a .safetensors file"

@@ -55,7 +55,7 @@ def torch_outputs(config: SamConfig) -> dict[str, np.ndarray]:
     """Everything that is stored for a config."""
     import torch
 
-    from convert.torch_model import TorchSam
+    from convert.torch_twin.model import TorchSam
 
     model = TorchSam(config).eval()
     model.load_state_dict({k: torch.from_numpy(v) for k, v in deterministic_weights.published(config).items()})

@@ -60,7 +60,7 @@ def test_a_small_vit_costs_what_arithmetic_says():
 def test_layers_are_those_that_pytorch_runs():
     """Every convolution and linear layer of the torch model, counted as it runs."""
     torch = pytest.importorskip("torch")
-    from convert.torch_model import TorchSam
+    from convert.torch_twin.model import TorchSam
 
     found = {"image_encoder": 0, "mask_decoder": 0}
     model = TorchSam(REPVIT).eval()

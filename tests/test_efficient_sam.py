@@ -71,7 +71,7 @@ def test_the_encoder_is_the_torch_twins(model):
 def _twin(key):
     import torch
 
-    from convert.torch_efficient_sam import TorchEfficientSam
+    from convert.torch_twin.efficient_sam import TorchEfficientSam
 
     sam = TorchEfficientSam(SMALL).eval()
     published = deterministic_weights.published(SMALL)
@@ -195,7 +195,7 @@ def test_a_published_file_goes_both_ways(tmp_path):
 def TorchOrder(config):
     import torch
 
-    from convert.torch_efficient_sam import TorchEfficientSam
+    from convert.torch_twin.efficient_sam import TorchEfficientSam
 
     with torch.device("meta"):
         return TorchEfficientSam(config).state_dict()

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from convert import exporting, gate  # noqa: E402
-from convert.export_decoder import UNUSED, ExportDecoder  # noqa: E402
-from convert.export_encoder import LETTERBOX, ExportEncoder  # noqa: E402
+from convert.export import common, gate  # noqa: E402
+from convert.export.decoder import UNUSED, ExportDecoder  # noqa: E402
+from convert.export.encoder import LETTERBOX, ExportEncoder  # noqa: E402
 from edgesam_jax.checkpoint import Model  # noqa: E402
 from edgesam_jax.config import DecoderConfig, VitConfig  # noqa: E402
 from edgesam_jax.models.sam import TINY  # noqa: E402
@@ -37,7 +37,7 @@ def model_of(config) -> Model:
 
 @pytest.fixture(scope="module")
 def sam():
-    return exporting.torch_sam(model_of(REPVIT))
+    return common.torch_sam(model_of(REPVIT))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_the_encoder_is_the_twin(config):
     model = model_of(config)
     image = torch.from_numpy(deterministic_weights.image(config.image_size).transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
-        want = exporting.torch_sam(model).encode_image(image)
+        want = common.torch_sam(model).encode_image(image)
         found = ExportEncoder(config, model.variables)(image)
     np.testing.assert_allclose(found, want, atol=2e-5)
 
@@ -157,13 +157,13 @@ def test_padding_is_not_neutral(decoder, embedding, sam):
 
 def test_low_rank_updates_are_merged(embedding):
     model = model_of(LORA)
-    lora = exporting.torch_sam(model)
+    lora = common.torch_sam(model)
     coords, labels = torch.tensor([[[9.0, 11.0], [20.0, 5.0]]]), torch.tensor([[1, 0]])
     with torch.no_grad():
         want, iou = lora.decode(embedding, coords, labels)
         lora.mask_decoder.transformer.layers[0].self_attn.q_proj.lora_B.mul_(0)
         without, _ = lora.decode(embedding, coords, labels)
-    decoder = ExportDecoder(exporting.torch_sam(model), "iou", False)
+    decoder = ExportDecoder(common.torch_sam(model), "iou", False)
     with torch.no_grad():
         scores, found = decoder(embedding, coords, labels.float())
     np.testing.assert_allclose(found, want, atol=2e-5 * float(want.abs().max()))
@@ -179,7 +179,7 @@ def test_scores_of_uniform_masks_are_numbers(decoder, value, expected):
 
 
 def test_other_frames_keep_the_grid_of_the_encoder():
-    model = exporting.resized(model_of(TINY), 64)
+    model = common.resized(model_of(TINY), 64)
     assert model.config.grid == 8
     with torch.no_grad():
         assert ExportEncoder(model.config, model.variables)(torch.zeros(1, 3, 64, 64)).shape == (1, 64, 8, 8)

@@ -86,7 +86,7 @@ def test_half_precision_files_are_read_as_float32(tiny, tmp_path, dtype, suffix)
 def test_the_model_is_guessed_from_names_and_shapes(name):
     """ViT-L and ViT-H too: shapes are enough."""
     from convert.guess import guess
-    from convert.torch_model import twin_of
+    from convert.torch_twin.model import twin_of
 
     config = MODELS.get(name, MODELS["edge_sam_m2"])
     if name == "no_fuse":

@@ -130,7 +130,7 @@ def second_generation(entries):
 @pytest.mark.parametrize("timm", [False, True])
 def test_the_second_generation_of_repvit_is_converted_exactly(timm, tmp_path):
     torch = pytest.importorskip("torch")
-    from convert.torch_encoders import DepthwiseUnit
+    from convert.torch_twin.encoders import DepthwiseUnit
 
     source = second_generation(backbone_of("edge_sam"))
     written = {to_timm_repvit(name): value for name, value in source.items()} if timm else source

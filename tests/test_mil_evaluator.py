@@ -25,8 +25,8 @@ from coremltools.converters.mil.mil import types
 from coremltools.optimize import coreml as compression
 from torch import nn
 
-from convert import mil_evaluator
-from convert.mil_evaluator import load
+from convert.coreml import mil_evaluator
+from convert.coreml.mil_evaluator import load
 from edgesam_jax.config import UsageError
 
 IOS16, IOS17, IOS18 = ct.target.iOS16, ct.target.iOS17, ct.target.iOS18

@@ -22,9 +22,9 @@ from edgesam_jax.models.sam import MODELS, Sam
 from edgesam_jax.types import NOT_A_POINT, Prompts
 
 torch = pytest.importorskip("torch")
-from convert import torch_encoders as te  # noqa: E402
-from convert import torch_layers as tl  # noqa: E402
-from convert import torch_model as tm  # noqa: E402
+from convert.torch_twin import encoders as te  # noqa: E402
+from convert.torch_twin import layers as tl  # noqa: E402
+from convert.torch_twin import model as tm  # noqa: E402
 
 SMALL: SamConfig = make_golden.CONFIGS["repvit"]
 VIT = VitConfig(width=48, depth=2, heads=4, global_blocks=(1,), window_size=4, patch_size=8)

@@ -224,7 +224,7 @@ def test_what_exports_select_is_what_the_model_proposes(model):
 @pytest.mark.parametrize("name", ["repvit", "conv"])
 def test_the_torch_twin_proposes_the_same(name):
     torch = pytest.importorskip("torch")
-    from convert import exporting
+    from convert.export import common
     from edgesam_jax.models.sam import Sam
 
     base = CONFIG if name == "repvit" else dataclasses.replace(tiny.CONV, proposals=CONFIG.proposals)
@@ -235,7 +235,7 @@ def test_the_torch_twin_proposes_the_same(name):
         ours = Sam(config).apply(own.variables, image, method="propose")
         planes = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())
         with torch.no_grad():
-            theirs = exporting.torch_sam(own).propose(planes)
+            theirs = common.torch_sam(own).propose(planes)
         for a, b in zip(ours[1:], theirs[1:], strict=True):
             np.testing.assert_allclose(a, b.numpy(), atol=1e-4)
 

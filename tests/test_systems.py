@@ -150,7 +150,7 @@ def pair(tmp_path_factory, model) -> tuple[Path, Path]:
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     from convert.to_torch import state_dict
-    from convert.torch_model import TorchSam
+    from convert.torch_twin.model import TorchSam
 
     twin = TorchSam(CONFIG).eval()
     twin.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state_dict(model).items()})

@@ -12,10 +12,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("coremltools")
 
-from convert import coreml, export_decoder, exporting, gate, mil_evaluator, op_report, to_coreml  # noqa: E402
-from convert.coreml_program import CoremlDecoder, CoremlEncoder  # noqa: E402
-from convert.export_decoder import ExportDecoder  # noqa: E402
-from convert.export_encoder import ExportEncoder  # noqa: E402
+from convert import to_coreml  # noqa: E402
+from convert.coreml import mil_evaluator, op_report, packages  # noqa: E402
+from convert.coreml.program import CoremlDecoder, CoremlEncoder  # noqa: E402
+from convert.export import common, gate  # noqa: E402
+from convert.export import decoder as export_decoder  # noqa: E402
+from convert.export.decoder import ExportDecoder  # noqa: E402
+from convert.export.encoder import ExportEncoder  # noqa: E402
 from edgesam_jax.checkpoint import Model, save_model_file  # noqa: E402
 from edgesam_jax.models.sam import TINY  # noqa: E402
 
@@ -52,10 +55,12 @@ def cases(model):
 def decoder_of(model, tmp_path, precision="float32", size=None):
     """A decoder's package, for a frame of another size if one is given."""
     config = model.config if size is None else dataclasses.replace(model.config, image_size=size)
-    module = ExportDecoder(exporting.torch_sam(dataclasses.replace(model, config=config)), "stability", False)
+    module = ExportDecoder(common.torch_sam(dataclasses.replace(model, config=config)), "stability", False)
     c, g = config.embed_dim, config.grid
     shapes = {"image_embeddings": (1, c, g, g), "point_coords": (1, 4, 2), "point_labels": (1, 4)}
-    return coreml.save(coreml.convert(module, shapes, ["scores", "masks"], precision), tmp_path / "d.mlpackage", "", "")
+    return packages.save(
+        packages.convert(module, shapes, ["scores", "masks"], precision), tmp_path / "d.mlpackage", "", ""
+    )
 
 
 def random_embedding(program):
@@ -69,7 +74,7 @@ def test_the_folder_has_packages_contract_and_census(exported):
     assert content["verified"]["passed"] and content["verified"]["by"] == "op by op"
     assert content["slots"] == 16 and content["precision"] == "float16"
     for name, facts in content["files"].items():
-        assert facts == {"bytes": exporting.size_of(exported / name), "sha256": exporting.sha256(exported / name)}
+        assert facts == {"bytes": common.size_of(exported / name), "sha256": common.sha256(exported / name)}
         assert not (exported / name / "executorch_debug_handle_mapping.json").exists()
     text = (exported / "small_operations.md").read_text()
     assert "| conv |" in text and "plain conversion" in text and "computes in fp32" in text
@@ -138,9 +143,9 @@ class Full(torch.nn.Module):
 
 @pytest.mark.parametrize(("value", "expected"), [(4.0, 1.0), (-4.0, 0.0)])
 def test_scores_of_whole_frames_are_numbers(model, tmp_path, value, expected):
-    decoder = ExportDecoder(exporting.torch_sam(model), "stability", False)
-    made = coreml.convert(Full(decoder).eval(), {"masks": (1, 4, 256, 256)}, ["scores"], "float16")
-    program = mil_evaluator.load(coreml.save(made, tmp_path / "s.mlpackage", "", ""))
+    decoder = ExportDecoder(common.torch_sam(model), "stability", False)
+    made = packages.convert(Full(decoder).eval(), {"masks": (1, 4, 256, 256)}, ["scores"], "float16")
+    program = mil_evaluator.load(packages.save(made, tmp_path / "s.mlpackage", "", ""))
     found = program(masks=np.full((1, 4, 256, 256), value, np.float32))["scores"]
     assert found.tolist() == [[expected] * 4]
 
@@ -170,8 +175,8 @@ def test_swapped_channels_and_bilinear_are_found(model, cases, tmp_path):
     stem.weight.data = stem.weight.data.flip(1)  # as if it were fed BGR
     bilinear = dataclasses.replace(CONFIG, encoder=dataclasses.replace(CONFIG.encoder, upsample="bilinear"))
     for name, module in (("swapped", swapped), ("bilinear", ExportEncoder(bilinear, model.variables))):
-        made = coreml.convert(module.eval(), {"image": (1, 3, 64, 64)}, ["image_embeddings"], "float16")
-        path = coreml.save(made, tmp_path / f"{name}.mlpackage", "", "")
+        made = packages.convert(module.eval(), {"image": (1, 3, 64, 64)}, ["image_embeddings"], "float16")
+        path = packages.save(made, tmp_path / f"{name}.mlpackage", "", "")
         verdict = gate.verify(cases, CoremlEncoder(path, False), None, HALF, "stability")
         assert not verdict.passed and verdict.worst.what == "embedding", name
 
@@ -221,6 +226,6 @@ def test_user_faults_are_one_line(checkpoint, tmp_path, capsys, monkeypatch):
         assert to_coreml.main([str(checkpoint), *flags]) == 2
         text = capsys.readouterr().err
         assert message in text and text.count("\n") == 1
-    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(common.importlib.util, "find_spec", lambda name: None)
     assert to_coreml.main([str(checkpoint), *out]) == 2
     assert "coremltools: pip install 'edgesam-jax[export]'" in capsys.readouterr().err

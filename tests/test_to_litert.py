@@ -7,13 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from convert import exporting, to_litert
+from convert import to_litert
+from convert.export import common
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def test_without_the_extra_there_is_one_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(common.importlib.util, "find_spec", lambda name: None)
     assert to_litert.main(["tiny_teacher", "--output", str(tmp_path / "out")]) == 2
     text = capsys.readouterr().err
     assert "pip install 'edgesam-jax[litert]'" in text and text.count("\n") == 1

@@ -20,7 +20,9 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-from convert import export_decoder, exporting, gate, to_onnx  # noqa: E402
+from convert import to_onnx  # noqa: E402
+from convert.export import common, gate  # noqa: E402
+from convert.export import decoder as export_decoder  # noqa: E402
 from edgesam_jax import OnnxPredictor, Predictor, UsageError  # noqa: E402
 from edgesam_jax.checkpoint import Model, save_model_file  # noqa: E402
 from edgesam_jax.data.textures import photos  # noqa: E402
@@ -80,7 +82,7 @@ def test_the_folder_has_the_files_and_their_contract(exported, model):
     assert content["verified"]["passed"] and content["verified"]["logits"]["count"] == 36
     for name, facts in content["files"].items():
         path = exported / name
-        assert facts == {"bytes": path.stat().st_size, "sha256": exporting.sha256(path)}
+        assert facts == {"bytes": path.stat().st_size, "sha256": common.sha256(path)}
 
 
 def test_the_files_say_themselves_what_they_are(exported, labelling):
@@ -261,7 +263,7 @@ def test_a_dropped_padding_token_is_found_at_the_points(checkpoint, tmp_path, mo
 
 def test_bilinear_in_place_of_bicubic_is_found(model, cases, tmp_path):
     config = dataclasses.replace(CONFIG, encoder=dataclasses.replace(CONFIG.encoder, upsample="bilinear"))
-    job = exporting.Wanted("b", ("encoder",), 16, True, "stability", Model(config, model.variables))
+    job = common.Wanted("b", ("encoder",), 16, True, "stability", Model(config, model.variables))
     files = to_onnx.export(job, tmp_path, "tensor")
     verdict = gate.verify(cases, OnnxEncoder(files["encoder"]), None, TOLERANCE, "stability")
     assert not verdict.passed and verdict.worst.badness > 10
@@ -303,7 +305,7 @@ def test_user_faults_are_one_line(checkpoint, tmp_path, capsys, monkeypatch):
         text = capsys.readouterr().err
         assert message in text and text.count("\n") == 1, text
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(common.importlib.util, "find_spec", lambda name: None)
     assert to_onnx.main([str(checkpoint), *out]) == 2
     assert "pip install 'edgesam-jax[export]'" in capsys.readouterr().err
 

@@ -18,7 +18,7 @@ from edgesam_jax.models.sam import MODELS
 @pytest.fixture
 def no_torch(monkeypatch):
     for name in list(sys.modules):
-        if name == "torch" or name.startswith(("torch.", "convert.torch_model")):
+        if name == "torch" or name.startswith(("torch.", "convert.torch_twin.model")):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from convert import mil_evaluator
-from convert.coreml import quiet
-from convert.export_encoder import LETTERBOX
+from convert.coreml import mil_evaluator
+from convert.coreml.packages import quiet
+from convert.export.encoder import LETTERBOX
 from edgesam_jax.portable.onnx_model import normalised, prompt_inputs
 
 

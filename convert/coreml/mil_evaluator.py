@@ -14,7 +14,7 @@ Image inputs (``coremltools.ImageType``) are float32 tensors (1, 3, h, w) of pix
 the package's colour space; its scale and bias are the program's own first ops, a float32 ``mul`` and ``add``, so pixels
 are passed in raw.
 
-The ops are in ``convert.mil_ops``.
+The ops are in ``convert.coreml.mil_ops``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convert.mil_ops import NUMPY, OPERATIONS, Arguments, rounded
+from convert.coreml.mil_ops import NUMPY, OPERATIONS, Arguments, rounded
 from edgesam_jax.config import UsageError
 
 

@@ -7,11 +7,8 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
-import os
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +16,10 @@ from typing import Any
 import numpy as np
 
 from edgesam_jax.checkpoint import Model, load_model
-from edgesam_jax.config import STUDENTS, SamConfig, UsageError
+from edgesam_jax.config import STUDENTS, UsageError
 from edgesam_jax.files import sha256_of
 from edgesam_jax.flags import Parser
 from edgesam_jax.inference import check_priors
-from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
 
 EXTRA = "pip install 'edgesam-jax[export]'"
 FAILED = 1  # exit code of an export that the gate refuses
@@ -144,7 +140,7 @@ def torch_sam(model: Model) -> Any:
     import torch
 
     from convert.to_torch import state_dict
-    from convert.torch_model import TorchSam
+    from convert.torch_twin.model import TorchSam
 
     sam = TorchSam(model.config).eval().requires_grad_(False)
     sam.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state_dict(model).items()}, strict=True)
@@ -152,58 +148,6 @@ def torch_sam(model: Model) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------------- the contract
-
-
-def contract(job: Wanted, image_input: str) -> dict[str, Any]:
-    """What a program that runs the export must know; ``image_input`` is ``export_encoder.Input``."""
-    from convert.export_decoder import UNUSED
-
-    config = job.model.config
-    side = config.image_size
-    image = {
-        "tensor": {
-            "shape": [1, 3, side, side], "type": "float32",
-            "values": "RGB, (pixel - mean) / std, then zeros to the right and below the photo",
-        },
-        "image": {
-            "shape": [1, 3, side, side], "type": "image",
-            "values": "RGB from 0 to 255; to the right and below the photo the colour 124, 116, 104, which becomes 0",
-        },
-        "photo": {
-            "shape": [1, 3, "height", "width"], "type": "uint8",
-            "values": "RGB from 0 to 255, not padded; the longest side is image_size; normalised and padded inside",
-        },
-    }[image_input]  # fmt: skip
-    return {
-        "format": "edgesam_jax export/1",
-        "image_size": side,
-        "mask_size": config.mask_size,
-        "embedding": [1, config.embed_dim, config.grid, config.grid],
-        "image": {**image, "mean": list(PIXEL_MEAN), "std": list(PIXEL_STD)},
-        "resizing": "longest side to image_size, bilinear with antialiasing (Pillow), sides rounded half up; top left",
-        "coordinates": "x, y; pixels of the photo times resized width / width, resized height / height",
-        "labels": {
-            "1": "a point inside the object", "0": "a point outside it",
-            "2": "the box's top left corner", "3": "the box's bottom right corner",
-            "-1": "SAM's learned padding, at any place", str(UNUSED): "no point: this slot changes nothing",
-        },
-        "slots": job.slots or "dynamic",
-        "adds_padding": True,
-        "mask_input": job.mask_input,
-        "masks": "logits of four masks; threshold 0; the first for one mask, the other three for parts to wholes;"
-        " resize to image_size, crop to the resized photo, resize to the photo (bilinear, half-pixel centres)",
-        "score": job.score,
-        "licence": job.model.metadata.get("licence", "the checkpoint's"),
-        "source": str(job.model.metadata.get("source", "")),
-        **({"proposals": selection(config)} if job.priors else {}),
-    }  # fmt: skip
-
-
-def selection(config: SamConfig) -> dict[str, float]:
-    """How proposals are told among all anchors: arguments of ``portable.priors.select``."""
-    own = config.proposals
-    assert own is not None
-    return {"min_score": own.min_score, "before": own.before_nms, "iou": own.nms_iou, "most": own.kept}
 
 
 def sha256(path: Path) -> str:
@@ -219,38 +163,6 @@ def sha256(path: Path) -> str:
 def size_of(path: Path) -> int:
     """Bytes of a file or of all files of a folder."""
     return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-
-
-@contextmanager
-def whole_folder(output: Path, replace: bool = False) -> Iterator[Path]:
-    """A folder to write into; what is in it moves to ``output`` when the block ends well, and else is gone.
-
-    Args:
-      replace: ``output`` is a bundle: an earlier one there goes as a whole, and anything else is refused.
-
-    Raises:
-      UsageError: ``output`` is a file, holds something else than a bundle, or cannot be written.
-    """
-    if replace and output.is_dir() and any(output.iterdir()) and not (output / "contract.json").is_file():
-        raise UsageError(f"--output {output}: holds something other than a bundle; name a new folder")
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"--output {output}: is a file; name a folder")
-    beside = output.parent / f".{output.name}.{os.getpid()}.tmp"
-    try:
-        beside.mkdir(parents=True)
-        yield beside
-        if replace and output.is_dir():
-            shutil.rmtree(output)
-        output.mkdir(exist_ok=True)
-        for entry in sorted(beside.iterdir()):
-            target = output / entry.name
-            if target.is_dir() and not target.is_symlink():
-                shutil.rmtree(target)
-            entry.replace(target)
-    except OSError as error:
-        raise UsageError(f"--output {output}: cannot write there ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

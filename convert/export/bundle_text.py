@@ -5,7 +5,7 @@ from __future__ import annotations
 from string import Template
 from typing import Any
 
-from convert.exporting import Wanted
+from convert.export.common import Wanted
 
 CHECK = '''"""Run the ONNX models on the test vectors: python check.py"""
 

@@ -10,8 +10,8 @@ import dataclasses
 
 from torch import Tensor, nn
 
-from convert import exporting
-from convert.torch_model import TorchSam
+from convert.export import common
+from convert.torch_twin.model import TorchSam
 from edgesam_jax.checkpoint import Model
 from edgesam_jax.config import STUDENTS
 
@@ -36,5 +36,5 @@ def part(model: Model, name: str) -> nn.Module:
     config = model.config
     if isinstance(config.encoder, STUDENTS):
         config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, upsample="bilinear"))
-    sam = exporting.torch_sam(dataclasses.replace(model, config=config))
+    sam = common.torch_sam(dataclasses.replace(model, config=config))
     return sam.image_encoder if name == "encoder" else PlainDecoder(sam)

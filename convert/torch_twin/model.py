@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convert.torch_efficient_sam import TorchEfficientSam
-from convert.torch_encoders import VitMlp, image_encoder
-from convert.torch_layers import ChannelNorm
-from convert.torch_proposals import Proposals, pyramid_widths
+from convert.torch_twin.efficient_sam import TorchEfficientSam
+from convert.torch_twin.encoders import VitMlp, image_encoder
+from convert.torch_twin.layers import ChannelNorm
+from convert.torch_twin.proposals import Proposals, pyramid_widths
 from edgesam_jax.config import SamConfig
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NOT_A_POINT
 

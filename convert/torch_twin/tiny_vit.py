@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convert.torch_layers import ConvBN, FusedEncoder
+from convert.torch_twin.layers import ConvBN, FusedEncoder
 from edgesam_jax.config import TinyVitConfig
 from edgesam_jax.models.tiny_vit import offset_index
 

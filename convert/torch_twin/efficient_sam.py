@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convert.torch_layers import conv_neck
+from convert.torch_twin.layers import conv_neck
 from edgesam_jax.config import DecoderConfig, PlainVitConfig, SamConfig
 
 POINTS = 6

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convert.torch_efficient_vit import EfficientVit
-from convert.torch_layers import ChannelNorm, ConvBN, FusedEncoder, conv_neck
-from convert.torch_tiny_vit import TinyVit
+from convert.torch_twin.efficient_vit import EfficientVit
+from convert.torch_twin.layers import ChannelNorm, ConvBN, FusedEncoder, conv_neck
+from convert.torch_twin.tiny_vit import TinyVit
 from edgesam_jax.config import (
     ConvEncoderConfig,
     EfficientVitConfig,

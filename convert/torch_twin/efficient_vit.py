@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convert.torch_layers import FusedEncoder
+from convert.torch_twin.layers import FusedEncoder
 from edgesam_jax.config import EfficientVitConfig
 from edgesam_jax.models.efficient_vit import EPSILON
 

@@ -17,8 +17,8 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from convert.torch_layers import ChannelNorm
-from convert.torch_model import Attention, LoraLinear, Mlp, PromptEncoder, TorchSam, TwoWayLayer
+from convert.torch_twin.layers import ChannelNorm
+from convert.torch_twin.model import Attention, LoraLinear, Mlp, PromptEncoder, TorchSam, TwoWayLayer
 
 KINDS = (0, 1, 2, 3, -1)  # outside, inside, corners of a box, learned padding
 UNUSED = -2  # or any other: a slot that is not there

@@ -1,0 +1,1 @@
+"""Core ML packages: how they are made, what they consist of, and their evaluation without a Mac."""
