@@ -21,7 +21,7 @@ from convert.coreml.program import CoremlDecoder, CoremlEncoder
 from convert.export import common, gate
 from convert.export.decoder import ExportDecoder
 from convert.export.encoder import ExportEncoder
-from edgesam_jax.checkpoint import load_model
+from edgesam_jax.checkpoints.load import load_model
 
 ANYTHING = gate.Tolerance(np.inf, np.inf, 0.0, np.inf)
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from benchmarks import timing
-from convert.names import to_tree
 from convert.torch_twin.model import TorchSam
+from edgesam_jax.checkpoints.published.names import to_tree
 from edgesam_jax.config import SamConfig
 from edgesam_jax.models.sam import MODELS, decode
 from edgesam_jax.types import Prompts

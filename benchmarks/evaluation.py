@@ -22,7 +22,7 @@ from torch.nn import functional
 from benchmarks import timing
 from convert.to_torch import state_dict
 from convert.torch_twin.model import TorchSam
-from edgesam_jax.checkpoint import Model
+from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.data.schema import Example, boxes_of
 from edgesam_jax.evaluation import protocol
 from edgesam_jax.evaluation.photos import Photo, of_example

@@ -364,8 +364,8 @@ def flips(config: Config, workdir: Path, step: Path) -> list[Row]:
     """Flip bits of a checkpoint, one at a time: how many are refused, change nothing, or go unseen."""
     import jax
 
+    from edgesam_jax.checkpoints.training import restore
     from edgesam_jax.start import begin
-    from edgesam_jax.train_checkpoint import restore
     from edgesam_jax.trainer import load_teacher
 
     template = begin(config, workdir, load_teacher(config)).state

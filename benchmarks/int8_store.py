@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesam_jax import inference, losses
-from edgesam_jax.checkpoint import load_model
+from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.config import DataConfig
 from edgesam_jax.data.embeddings import StoredType, dequantise, quantise
 from edgesam_jax.data.schema import BadExample

@@ -20,7 +20,8 @@ import numpy as np
 
 from benchmarks import timing
 from edgesam_jax import inference
-from edgesam_jax.checkpoint import Model, load_model
+from edgesam_jax.checkpoints.load import load_model
+from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import DataConfig
 from edgesam_jax.data.schema import OBJECT, PART, Example
 from edgesam_jax.data.sources import open_source

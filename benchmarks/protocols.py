@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from edgesam_jax import compile_cache
-from edgesam_jax.checkpoint import load_model
+from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.data.coco import CocoSource
 from edgesam_jax.evaluation.photos import load
 from edgesam_jax.evaluation.prompted import in_parallel, row_of, score_photo

@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from convert import names
-from convert.from_torch import HEADER
-from convert.guess import published_shapes
-from edgesam_jax.checkpoint import Model, load_model
+from edgesam_jax.checkpoints.load import load_model
+from edgesam_jax.checkpoints.model import Model
+from edgesam_jax.checkpoints.published import names
+from edgesam_jax.checkpoints.published.guess import published_shapes
+from edgesam_jax.checkpoints.published.read import HEADER
 from edgesam_jax.config import UsageError
 
 

@@ -11,7 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgesam_jax.checkpoint import Model, load_model
+    from edgesam_jax.checkpoints.load import load_model
+    from edgesam_jax.checkpoints.model import Model
     from edgesam_jax.config import UsageError
     from edgesam_jax.portable.onnx_predictor import OnnxPredictor
     from edgesam_jax.predictor import Predictor
@@ -20,8 +21,8 @@ __version__ = "0.1.0"
 __all__ = ["Model", "OnnxPredictor", "Predictor", "UsageError", "__version__", "load_model"]
 
 _HOMES = {
-    "load_model": "checkpoint",
-    "Model": "checkpoint",
+    "load_model": "checkpoints.load",
+    "Model": "checkpoints.model",
     "Predictor": "predictor",
     "OnnxPredictor": "portable.onnx_predictor",
     "UsageError": "config",

@@ -157,7 +157,7 @@ def report(config: Config, setup: Setup) -> str:
     if not config.study:
         teacher = planning.teacher_config(config, setup.teacher_model)
         return describe(planning.plan(config, teacher, setup.for_devices), setup)
-    from edgesam_jax.checkpoint import Model
+    from edgesam_jax.checkpoints.model import Model
     from edgesam_jax.study import arm_config
     from edgesam_jax.trainer import RunResult
 

@@ -35,7 +35,7 @@ from edgesam_jax.flags import Parser, count, part, share
 from edgesam_jax.portable.frame import pad_to_square, resize_longest_side
 
 if TYPE_CHECKING:
-    from edgesam_jax.checkpoint import Model
+    from edgesam_jax.checkpoints.model import Model
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def framed(source: Any, index: int, size: int) -> tuple[bytes, np.ndarray, tuple
 
 def header_of(teacher: Model, data: DataConfig, photos: int, dtype: StoredType, per_shard: int) -> StoreHeader:
     """What a store of this teacher for this data set says of itself."""
-    from edgesam_jax.checkpoint import encoder_digest
+    from edgesam_jax.checkpoints.digest import encoder_digest
 
     config = teacher.config
     fields = {name: getattr(data, name) for name in ("source", "root", "annotations", "subset", "split", "limit")}
@@ -243,7 +243,7 @@ def run(given: argparse.Namespace) -> str:
     """
     # Imported late, so that a wrong flag is answered at once.
     from edgesam_jax import compile_cache
-    from edgesam_jax.checkpoint import load_model
+    from edgesam_jax.checkpoints.load import load_model
 
     compile_cache.enable()
     data = DataConfig(

@@ -145,7 +145,7 @@ def _systems(arguments: argparse.Namespace, settings: Settings, image_ids: Any) 
     """What is scored, in the order of the flags; ``image_ids`` are called for if files of masks need them."""
     import jax
 
-    from edgesam_jax.checkpoint import TINY_TEACHER, load_model
+    from edgesam_jax.checkpoints.load import TINY_TEACHER, load_model
     from edgesam_jax.evaluation.systems import JaxSystem, OnnxSystem
 
     chosen, priors = (settings.num_masks, settings.select), settings.priors != "off"

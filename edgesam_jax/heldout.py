@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from edgesam_jax.checkpoint import Model
+from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import Config, SamConfig
 from edgesam_jax.data.schema import Example
 from edgesam_jax.data.sources import open_source

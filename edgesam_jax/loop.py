@@ -19,14 +19,14 @@ import numpy as np
 from tqdm import tqdm
 
 from edgesam_jax import heldout, parallel, reporting
-from edgesam_jax.checkpoint import Model, score_kind
+from edgesam_jax.checkpoints.model import Model, score_kind
+from edgesam_jax.checkpoints.training import TrainCheckpointer
 from edgesam_jax.config import Config, LossConfig, SamConfig, UsageError
 from edgesam_jax.data.pipeline import Batches
 from edgesam_jax.data.schema import Example
 from edgesam_jax.data.sources import ENOUGH_TO_JUDGE
 from edgesam_jax.meter import Meter, peak_flops, peak_memory
 from edgesam_jax.start import of_teacher_needed
-from edgesam_jax.train_checkpoint import TrainCheckpointer
 from edgesam_jax.train_step import total_loss
 from edgesam_jax.types import Batch, TrainState
 

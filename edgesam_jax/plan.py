@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from edgesam_jax import cost, parallel, prompts
-from edgesam_jax.checkpoint import load_model
+from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.config import Config, DataConfig, SamConfig, UsageError, from_json
 from edgesam_jax.data.embeddings import STORE, read_header
 from edgesam_jax.data.sources import open_source

@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     prompts = _prompts(arguments.box, arguments.point, (image.shape[0], image.shape[1]))
 
     from edgesam_jax import compile_cache
-    from edgesam_jax.checkpoint import load_model
+    from edgesam_jax.checkpoints.load import load_model
     from edgesam_jax.predictor import Predictor
 
     compile_cache.enable()

@@ -6,7 +6,7 @@ import numpy as np
 from jax import Array
 
 from edgesam_jax import inference
-from edgesam_jax.checkpoint import Model
+from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import UsageError
 from edgesam_jax.portable.postprocess import stability_score
 from edgesam_jax.portable.predictor import BasePredictor, Proposals

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from edgesam_jax import parallel
-from edgesam_jax.checkpoint import Model
+from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import Config, UsageError
 from edgesam_jax.loop import phase
 from edgesam_jax.optim import make_optimizer

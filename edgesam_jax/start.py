@@ -13,8 +13,12 @@ from typing import Any
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from edgesam_jax import parallel, train_checkpoint
-from edgesam_jax.checkpoint import BACKBONE, CHECKPOINTS, Model, encoder_digest, load_weights, newest_step
+from edgesam_jax import parallel
+from edgesam_jax.checkpoints import training
+from edgesam_jax.checkpoints.digest import encoder_digest
+from edgesam_jax.checkpoints.load import load_weights
+from edgesam_jax.checkpoints.model import BACKBONE, Model
+from edgesam_jax.checkpoints.steps import CHECKPOINTS, newest_step
 from edgesam_jax.config import (
     AugmentConfig,
     Config,
@@ -355,10 +359,10 @@ def begin(
     tx, _ = make_optimizer(config, variables["params"])
     state = TrainState(step=jnp.zeros((), jnp.int32), opt_state=tx.init(variables["params"]), **variables)
     if own is not None:
-        state, position, _ = train_checkpoint.restore(own, state)
+        state, position, _ = training.restore(own, state)
         return Start(state, position, f"resume {workdir} at step {int(state.step)}")
     if train.fork_from:
-        state, _, _ = train_checkpoint.restore(train.fork_from, state)
+        state, _, _ = training.restore(train.fork_from, state)
         return Start(
             state, {}, f"fork of {train.fork_from} at its step {int(state.step)}, with optimiser, into {workdir}"
         )

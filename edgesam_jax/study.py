@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from edgesam_jax import files, heldout, inference, reporting
-from edgesam_jax.checkpoint import Model
+from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import ArmConfig, Config, UsageError, apply_overrides
 from edgesam_jax.data.schema import Example
 from edgesam_jax.portable.frame import into_frame, scale_coords

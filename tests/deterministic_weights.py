@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from convert import names
-from convert.guess import published_shapes
+from edgesam_jax.checkpoints.published import names
+from edgesam_jax.checkpoints.published.guess import published_shapes
 from edgesam_jax.config import SamConfig
 
 # Last layers of residual branches are damped, so that deep stacks keep their size.

@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import CONV, REPVIT
 
 from edgesam_jax import train
-from edgesam_jax.checkpoint import Model, save_model_file
+from edgesam_jax.checkpoints.model import Model
+from edgesam_jax.checkpoints.save import save_model_file
 from edgesam_jax.config import (
     Config,
     DataConfig,

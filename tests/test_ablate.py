@@ -18,7 +18,9 @@ from edgesam_jax.ablation import grid, text, usable
 from edgesam_jax.ablation.arms import Recipe, arms
 from edgesam_jax.ablation.grid import Outcome
 from edgesam_jax.ablation.tables import BOX, Claim, Row, Table, choose, tables
-from edgesam_jax.checkpoint import Model, load_model, save_model_file
+from edgesam_jax.checkpoints.load import load_model
+from edgesam_jax.checkpoints.model import Model
+from edgesam_jax.checkpoints.save import save_model_file
 from edgesam_jax.config import (
     Config,
     DataConfig,

@@ -9,7 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from edgesam_jax.checkpoint import Model, load_model, save_model, save_model_file
+from edgesam_jax.checkpoints.load import load_model
+from edgesam_jax.checkpoints.model import Model
+from edgesam_jax.checkpoints.save import save_model, save_model_file
 from edgesam_jax.config import DecoderConfig, RepVitConfig, SamConfig, UsageError
 from edgesam_jax.models.init import init_variables
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert import names
-from convert.guess import published_shapes
+from edgesam_jax.checkpoints.published import names
+from edgesam_jax.checkpoints.published.guess import published_shapes
 from edgesam_jax.config import DecoderConfig, UsageError
 from edgesam_jax.models.sam import MODELS
 

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_convert_names import read_keys
 
-from convert.guess import guess, published_shapes
 from edgesam_jax import Predictor, UsageError
-from edgesam_jax.checkpoint import Model
+from edgesam_jax.checkpoints.model import Model
+from edgesam_jax.checkpoints.published.guess import guess, published_shapes
 from edgesam_jax.config import Config, DistillConfig, PlainVitConfig
 from edgesam_jax.data.textures import photos
 from edgesam_jax.models.init import abstract_variables
@@ -180,8 +180,8 @@ def test_the_evaluation_uses_the_same_frame(model):
 
 def test_a_published_file_goes_both_ways(tmp_path):
     torch = pytest.importorskip("torch")
-    from convert.from_torch import load_published
     from convert.to_torch import save_published
+    from edgesam_jax.checkpoints.published.read import load_published
 
     entries = deterministic_weights.published(MODELS["efficient_sam_ti"])
     torch.save({"model": {n: torch.from_numpy(np.array(v)) for n, v in entries.items()}}, tmp_path / "vitt.pt")

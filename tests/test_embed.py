@@ -22,7 +22,9 @@ from test_prepare import coco_folder
 from tiny import CONV, FAST_FLAGS, REPVIT
 
 from edgesam_jax import embed, start
-from edgesam_jax.checkpoint import Model, encoder_digest, save_model_file
+from edgesam_jax.checkpoints.digest import encoder_digest
+from edgesam_jax.checkpoints.model import Model
+from edgesam_jax.checkpoints.save import save_model_file
 from edgesam_jax.config import AugmentConfig, Config, DataConfig, DistillConfig, MixtureConfig, TrainConfig, UsageError
 from edgesam_jax.data import sources
 from edgesam_jax.data.embeddings import EmbeddingStore, dequantise, photo_key, quantise, read_header, shard_name

@@ -15,7 +15,8 @@ from pycocotools import mask as coco_mask
 from tiny import FAST_FLAGS
 
 from edgesam_jax import eval as command
-from edgesam_jax.checkpoint import Model, save_model_file
+from edgesam_jax.checkpoints.model import Model
+from edgesam_jax.checkpoints.save import save_model_file
 from edgesam_jax.config import DecoderConfig, SamConfig, UsageError, VitConfig
 from edgesam_jax.data.schema import Example, boxes_of
 from edgesam_jax.data.windows import crop

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 from convert.export import common, gate  # noqa: E402
 from convert.export.decoder import UNUSED, ExportDecoder  # noqa: E402
 from convert.export.encoder import LETTERBOX, ExportEncoder  # noqa: E402
-from edgesam_jax.checkpoint import Model  # noqa: E402
+from edgesam_jax.checkpoints.model import Model  # noqa: E402
 from edgesam_jax.config import DecoderConfig, VitConfig  # noqa: E402
 from edgesam_jax.models.sam import TINY  # noqa: E402
 from edgesam_jax.portable.onnx_model import normalised  # noqa: E402

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from test_convert_names import read_keys
 
-from convert import from_torch, names, to_torch
-from convert.from_torch import load_published
-from edgesam_jax.checkpoint import load_model, save_model
+from convert import from_torch, to_torch
+from edgesam_jax.checkpoints.load import load_model
+from edgesam_jax.checkpoints.published import names
+from edgesam_jax.checkpoints.published.read import load_published
+from edgesam_jax.checkpoints.save import save_model
 from edgesam_jax.config import UsageError
 from edgesam_jax.models.sam import MODELS
 
@@ -85,8 +87,8 @@ def test_half_precision_files_are_read_as_float32(tiny, tmp_path, dtype, suffix)
 @pytest.mark.parametrize("name", [*MODELS, "no_fuse", "lora"], ids=lambda name: name)
 def test_the_model_is_guessed_from_names_and_shapes(name):
     """ViT-L and ViT-H too: shapes are enough."""
-    from convert.guess import guess
     from convert.torch_twin.model import twin_of
+    from edgesam_jax.checkpoints.published.guess import guess
 
     config = MODELS.get(name, MODELS["edge_sam_m2"])
     if name == "no_fuse":

@@ -12,11 +12,13 @@ import tiny
 from safetensors.numpy import save_file
 from test_convert_names import read_keys
 
-from convert import imagenet, names
-from convert.from_torch import load_published, main
-from convert.guess import ENCODER, published_shapes
+from convert.from_torch import main
 from edgesam_jax import start
-from edgesam_jax.checkpoint import Model, load_model, load_weights
+from edgesam_jax.checkpoints.load import load_model, load_weights
+from edgesam_jax.checkpoints.model import Model
+from edgesam_jax.checkpoints.published import imagenet, names
+from edgesam_jax.checkpoints.published.guess import ENCODER, published_shapes
+from edgesam_jax.checkpoints.published.read import load_published
 from edgesam_jax.config import Config, DistillConfig, TrainConfig, UsageError
 from edgesam_jax.models.sam import MODELS
 

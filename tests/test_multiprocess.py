@@ -18,7 +18,7 @@ from multiprocess_check import STEPS, prepare
 from tiny import FAST_FLAGS
 
 from edgesam_jax import parallel
-from edgesam_jax.checkpoint import load_model
+from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.config import UsageError
 from edgesam_jax.reporting import read_metrics
 

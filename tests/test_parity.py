@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convert import names
+from edgesam_jax.checkpoints.published import names
 from edgesam_jax.config import SamConfig, VitConfig
 from edgesam_jax.models import layers, mask_decoder, prompt_encoder, repvit, transformer, vit
 from edgesam_jax.models.sam import MODELS, Sam

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from edgesam_jax.checkpoint import Model, save_model, save_model_file
+from edgesam_jax.checkpoints.model import Model
+from edgesam_jax.checkpoints.save import save_model, save_model_file
 from edgesam_jax.config import DecoderConfig, SamConfig, VitConfig
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.predict import main

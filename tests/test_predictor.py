@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from edgesam_jax import predictor as predictor_module
-from edgesam_jax.checkpoint import Model
+from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import DecoderConfig, RepVitConfig, SamConfig, UsageError
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.models.sam import Sam, preprocess

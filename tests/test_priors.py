@@ -14,7 +14,9 @@ from PIL import Image
 from edgesam_jax import Predictor, UsageError, inference, predict
 from edgesam_jax import eval as eval_command
 from edgesam_jax.anchors import anchors_of, make_anchors, propose
-from edgesam_jax.checkpoint import Model, load_model, save_model_file
+from edgesam_jax.checkpoints.load import load_model
+from edgesam_jax.checkpoints.model import Model
+from edgesam_jax.checkpoints.save import save_model_file
 from edgesam_jax.config import DataConfig, ProposalConfig
 from edgesam_jax.data.schema import OBJECT, PART
 from edgesam_jax.data.sources import open_source
@@ -242,8 +244,8 @@ def test_the_torch_twin_proposes_the_same(name):
 
 def test_a_model_with_proposals_goes_to_torch_and_back(model, tmp_path):
     pytest.importorskip("torch")
-    from convert.from_torch import load_published
     from convert.to_torch import save_published
+    from edgesam_jax.checkpoints.published.read import load_published
 
     for suffix in ("safetensors", "pth"):
         path = save_published(tmp_path / f"model.{suffix}", model)

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import CONV, REPVIT, configured
 
 from edgesam_jax import start
-from edgesam_jax.checkpoint import Model
+from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import (
     Config,
     DataConfig,

@@ -13,7 +13,7 @@ import pytest
 import tiny
 from test_convert_names import read_keys
 
-from convert.guess import guess, published_shapes
+from edgesam_jax.checkpoints.published.guess import guess, published_shapes
 from edgesam_jax.config import Config, DistillConfig, EfficientVitConfig, RepVitConfig, TinyVitConfig
 from edgesam_jax.evaluation.model_cost import counts
 from edgesam_jax.models.efficient_vit import linear_attention
@@ -53,7 +53,7 @@ def test_the_encoder_is_the_torch_twins(config):
     torch = pytest.importorskip("torch")
     from convert.export import common
     from convert.export.encoder import ExportEncoder
-    from edgesam_jax.checkpoint import Model
+    from edgesam_jax.checkpoints.model import Model
 
     model, image = Model(config, deterministic_weights.variables(config)), deterministic_weights.image(96)
     found = np.asarray(encode(config, model.variables, image))

@@ -11,7 +11,8 @@ from PIL import Image
 from tiny import CONV
 
 from edgesam_jax import heldout, study
-from edgesam_jax.checkpoint import Model, save_model_file
+from edgesam_jax.checkpoints.model import Model
+from edgesam_jax.checkpoints.save import save_model_file
 from edgesam_jax.config import ArmConfig, Config, DataConfig, DistillConfig, EvalConfig, TrainConfig, UsageError
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.trainer import RunResult

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from edgesam_jax.checkpoint import Model
+from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import DecoderConfig, SamConfig, UsageError, VitConfig
 from edgesam_jax.data.schema import Example, boxes_of
 from edgesam_jax.evaluation import device, protocol

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from test_convert_names import read_keys
 
-from convert import names
-from convert.guess import published_shapes
+from edgesam_jax.checkpoints.published import names
+from edgesam_jax.checkpoints.published.guess import published_shapes
 from edgesam_jax.config import TinyVitConfig
 from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.sam import MODELS
@@ -45,8 +45,8 @@ def test_biases_go_by_the_absolute_offset():
 @pytest.mark.parametrize("head", [True, False])
 def test_a_published_file_loads_with_and_without_its_head(tmp_path, head):
     torch = pytest.importorskip("torch")
-    from convert.from_torch import load_published
     from convert.to_torch import save_published
+    from edgesam_jax.checkpoints.published.read import load_published
 
     entries = deterministic_weights.published(MODELS["mobile_sam"])
     shapes = {name: shape for name, (shape, _) in read_keys("mobile_sam").items() if head or name in entries}

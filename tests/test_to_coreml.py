@@ -19,7 +19,8 @@ from convert.export import common, gate  # noqa: E402
 from convert.export import decoder as export_decoder  # noqa: E402
 from convert.export.decoder import ExportDecoder  # noqa: E402
 from convert.export.encoder import ExportEncoder  # noqa: E402
-from edgesam_jax.checkpoint import Model, save_model_file  # noqa: E402
+from edgesam_jax.checkpoints.model import Model  # noqa: E402
+from edgesam_jax.checkpoints.save import save_model_file  # noqa: E402
 from edgesam_jax.models.sam import TINY  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -9,8 +9,11 @@ import deterministic_weights
 import numpy as np
 import pytest
 
-from convert import from_torch, names, to_torch
-from edgesam_jax.checkpoint import Model, load_model, save_model
+from convert import from_torch, to_torch
+from edgesam_jax.checkpoints.load import load_model
+from edgesam_jax.checkpoints.model import Model
+from edgesam_jax.checkpoints.published import names, read
+from edgesam_jax.checkpoints.save import save_model
 from edgesam_jax.config import DecoderConfig, UsageError
 from edgesam_jax.models.sam import MODELS
 
@@ -50,9 +53,9 @@ def test_there_and_back(no_torch, model, tmp_path, capsys):
 def test_a_damaged_header_is_one_line(model, tmp_path):
     from safetensors.numpy import save_file
 
-    save_file(to_torch.state_dict(model), tmp_path / "x.safetensors", {from_torch.HEADER: "{"})
+    save_file(to_torch.state_dict(model), tmp_path / "x.safetensors", {read.HEADER: "{"})
     with pytest.raises(UsageError, match=r"x\.safetensors: damaged .* name the model with --model"):
-        from_torch.load_published(tmp_path / "x.safetensors")
+        read.load_published(tmp_path / "x.safetensors")
 
 
 def test_pth_without_torch_says_what_to_install(no_torch, model, tmp_path):
@@ -62,7 +65,7 @@ def test_pth_without_torch_says_what_to_install(no_torch, model, tmp_path):
     assert list(tmp_path.iterdir()) == []
     path.write_bytes(b"x")
     with pytest.raises(UsageError, match="needs PyTorch: pip install"):
-        from_torch.load_published(path)
+        read.load_published(path)
 
 
 def test_variables_of_another_model_are_refused(model, tmp_path):

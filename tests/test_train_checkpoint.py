@@ -13,9 +13,9 @@ import optax
 import pytest
 from test_checkpoint import damage, same
 
-from edgesam_jax.checkpoint import load_model
+from edgesam_jax.checkpoints.load import load_model
+from edgesam_jax.checkpoints.training import TrainCheckpointer, restore
 from edgesam_jax.config import Config, SamConfig, UsageError
-from edgesam_jax.train_checkpoint import TrainCheckpointer, restore
 from edgesam_jax.types import TrainState
 
 CONFIG = Config(name="run", model=SamConfig(embed_dim=16))

@@ -18,7 +18,7 @@ from PIL import Image
 from tiny import CONV
 
 from edgesam_jax import loop, train, trainer
-from edgesam_jax.checkpoint import load_model
+from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.config import (
     Config,
     DataConfig,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from convert.export import common
 from convert.torch_twin.model import TorchSam
-from edgesam_jax.checkpoint import Model
+from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import STUDENTS
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from edgesam_jax.checkpoint import Model, load_model
+from edgesam_jax.checkpoints.load import load_model
+from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import STUDENTS, UsageError
 from edgesam_jax.files import sha256_of
 from edgesam_jax.flags import Parser

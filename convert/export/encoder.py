@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convert import names
 from convert.torch_twin.efficient_vit import ConvLayer
 from convert.torch_twin.encoders import DepthwiseUnit, image_encoder
 from convert.torch_twin.layers import ConvBN, UpsampleConv
 from convert.torch_twin.proposals import Proposals, pyramid_widths
 from edgesam_jax.anchors import CLAMP, anchors_of
+from edgesam_jax.checkpoints.published import names
 from edgesam_jax.config import STUDENTS, SamConfig
 from edgesam_jax.models.fold import fold, folds
 from edgesam_jax.models.layers import resize_matrix

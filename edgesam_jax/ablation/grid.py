@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from edgesam_jax import heldout, study
 from edgesam_jax.ablation import usable
-from edgesam_jax.checkpoint import Model
+from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import ArmConfig, Config, UsageError
 from edgesam_jax.data.schema import Example
 from edgesam_jax.files import write_atomically

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 
 from edgesam_jax.ablation.grid import Scorer, Scores
-from edgesam_jax.checkpoint import Model
+from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import DataConfig, EvalConfig
 from edgesam_jax.data.sources import kind_of_folder, open_source
 from edgesam_jax.evaluation.protocol import Settings

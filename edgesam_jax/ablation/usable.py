@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from edgesam_jax.checkpoint import Model
+from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.data.schema import Example
 from edgesam_jax.metrics import mask_iou
 from edgesam_jax.portable.postprocess import stability_score

@@ -131,7 +131,7 @@ def _chosen(arguments: argparse.Namespace) -> dict[str, SamConfig]:
     if size and size % FRAME:
         raise UsageError(f"--image-size {size}: must be a multiple of {FRAME}")
 
-    from edgesam_jax.checkpoint import load_model
+    from edgesam_jax.checkpoints.load import load_model
     from edgesam_jax.models.sam import MODELS
 
     names = arguments.models or ([] if arguments.checkpoint else list(MODELS))

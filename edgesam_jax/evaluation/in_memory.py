@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgesam_jax.checkpoint import Model
+from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import SamConfig, UsageError
 from edgesam_jax.data.schema import Example
 from edgesam_jax.evaluation.photos import Photo, of_example

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from edgesam_jax import inference
-from edgesam_jax.checkpoint import Model, digest_of
+from edgesam_jax.checkpoints.digest import digest_of
+from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.records import decode_window
 from edgesam_jax.data.transforms import low_res_windows

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convert import names
-from convert.guess import ENCODER, guess, published_shapes
+from edgesam_jax.checkpoints.published import names
+from edgesam_jax.checkpoints.published.guess import ENCODER, guess, published_shapes
 from edgesam_jax.config import SamConfig, UsageError
 from edgesam_jax.models.fold import EPSILON
 from edgesam_jax.models.sam import MODELS

@@ -16,7 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from edgesam_jax.checkpoint import CHECKPOINTS, COLLECTIONS, alone, digest_of, newest_step, orbax, quiet
+from edgesam_jax.checkpoints.digest import digest_of
+from edgesam_jax.checkpoints.orbax import alone, orbax, quiet
+from edgesam_jax.checkpoints.steps import CHECKPOINTS, COLLECTIONS, newest_step
 from edgesam_jax.config import Config, UsageError, from_json, to_json
 from edgesam_jax.files import write_atomically
 from edgesam_jax.types import TrainState

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from convert import names
+from edgesam_jax.checkpoints.published import names
 from edgesam_jax.config import STUDENTS, ProposalConfig, SamConfig, UsageError
 from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.sam import MODELS

@@ -1,0 +1,127 @@
+"""Weights on disk: inference checkpoints, the single-file form, and the weights of training checkpoints.
+
+    DIR/config.json, DIR/variables/                              inference checkpoint (``save_model``)
+    NAME.msgpack                                                 the same in one small file (``save_model_file``)
+    WORKDIR/checkpoints/STEP/{variables,optimizer,extra}/        training (``checkpoints.training``)
+
+``load_model`` reads all of them, and published .pth and .safetensors files.  Orbax is imported where it is used, so
+that a start from a single file does without it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from edgesam_jax.checkpoints.digest import digest_of
+from edgesam_jax.checkpoints.model import BACKBONE, Model, score_kind
+from edgesam_jax.checkpoints.orbax import restore_numpy
+from edgesam_jax.checkpoints.save import FORMAT
+from edgesam_jax.checkpoints.steps import newest_step
+from edgesam_jax.config import Config, SamConfig, UsageError, from_json
+
+TINY_TEACHER = "tiny_teacher"
+
+
+def load_model(path: str | Path) -> Model:
+    """Load a model for inference, as float32 numpy arrays.
+
+    Args:
+      path: an inference checkpoint folder, a training workdir or one of its checkpoints (the newest is taken), a
+        .msgpack file, a published .pth or .safetensors file, or "tiny_teacher" for the embedded model.
+
+    Raises:
+      UsageError: nothing there, something of another kind, a damaged file, or the backbone of a model alone.
+    """
+    model = load_weights(path)
+    if model.metadata.get("holds") == BACKBONE:
+        raise UsageError(f"checkpoint {path}: ImageNet weights of a backbone, no model yet; train with train.init_from")
+    return model
+
+
+def load_weights(path: str | Path) -> Model:
+    """As ``load_model``, but the backbone of a model alone is taken too.
+
+    Raises:
+      UsageError: nothing there, something of another kind, or a damaged file.
+    """
+    if str(path) == TINY_TEACHER:
+        return _load_file(Path(__file__).parents[1] / "assets" / f"{TINY_TEACHER}.msgpack")
+    path = Path(path).absolute()
+    if not path.exists():
+        raise UsageError(f"checkpoint {path}: no such file or folder")
+    if path.is_dir():
+        if (path / "config.json").is_file() and (path / "variables").is_dir():
+            return _load_folder(path)
+        step = newest_step(path)
+        if step is None:
+            raise UsageError(f"checkpoint {path}: the folder holds no checkpoint of edgesam_jax")
+        return _load_training(step)
+    if path.suffix == ".msgpack":
+        return _load_file(path)
+    if path.suffix in (".pth", ".pt", ".safetensors"):
+        from edgesam_jax.checkpoints.published.read import load_published
+
+        return load_published(path)
+    raise UsageError(f"checkpoint {path}: not a checkpoint (a folder, .msgpack, .pth or .safetensors is)")
+
+
+def _load_file(path: Path) -> Model:
+    from flax import serialization
+
+    if not path.is_file():
+        raise UsageError(f"checkpoint {path}: no such file")
+    try:
+        content = serialization.msgpack_restore(path.read_bytes())
+        payload = content["payload"]
+        intact = content["format"] == FORMAT
+        config, metadata, sha256 = _read_header(content["header"], path)
+    except UsageError:
+        raise
+    except Exception:  # msgpack's are many
+        intact = False
+    if not intact or hashlib.sha256(payload).hexdigest() != sha256:
+        raise UsageError(f"checkpoint {path}: damaged, or not written by edgesam_jax")
+    return Model(config, _float32(serialization.msgpack_restore(payload)), metadata)
+
+
+def _load_folder(path: Path) -> Model:
+    config, metadata, sha256 = _read_header((path / "config.json").read_text(errors="replace"), path)
+    variables = restore_numpy(path / "variables", path)
+    if digest_of(variables) != sha256:
+        raise UsageError(f"checkpoint {path}: damaged (its arrays do not match their checksum)")
+    return Model(config, _float32(variables), metadata)
+
+
+def _read_header(text: str, path: Path) -> tuple[SamConfig, dict[str, Any], str]:
+    try:
+        content = json.loads(text)
+        config, metadata, sha256 = json.dumps(content["model"]), dict(content["metadata"]), str(content["sha256"])
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"checkpoint {path}: its config is damaged") from None
+    return from_json(SamConfig, config, f"checkpoint {path}"), metadata, sha256
+
+
+def _load_training(step: Path) -> Model:
+    try:
+        extra = json.loads((step / "extra" / "metadata").read_text())
+        text, sha256 = extra["config"], extra["sha256"]["variables"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"checkpoint {step}: its config is damaged") from None
+    config = from_json(Config, text, f"checkpoint {step}")
+    variables = restore_numpy(step / "variables", step)
+    if digest_of(variables) != sha256:
+        raise UsageError(f"checkpoint {step}: damaged (its arrays do not match their checksum)")
+    return Model(config.model, _float32(variables), {"source": str(step), "score": score_kind(config)})
+
+
+def _float32(variables: dict[str, Any]) -> dict[str, Any]:
+    def leaf(value: Any) -> np.ndarray:
+        return value.astype(np.float32) if value.dtype in (np.float16, "bfloat16") else value
+
+    return jax.tree.map(leaf, variables)

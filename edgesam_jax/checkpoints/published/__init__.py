@@ -1,0 +1,1 @@
+"""The layouts of published weights: names, which model a file holds, ImageNet backbones."""

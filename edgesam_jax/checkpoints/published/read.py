@@ -1,0 +1,186 @@
+"""Published .pth and .safetensors files as models."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgesam_jax.checkpoints.model import BACKBONE, Model
+from edgesam_jax.checkpoints.published import imagenet, names
+from edgesam_jax.checkpoints.published.guess import ENCODER, guess, is_bare_encoder, published_shapes, with_variant
+from edgesam_jax.config import SamConfig, UsageError, from_json
+from edgesam_jax.models.sam import MODELS
+
+Arrays = dict[str, np.ndarray]
+HEADER = "edgesam_jax"  # entry of a .safetensors header in which convert.to_torch leaves config and metadata
+SHARED = ("prompt_encoder.", "mask_decoder.")  # the parts that EdgeSAM takes over from SAM
+LICENCES = {  # by the beginning of the model's name
+    "edge_sam": "converted official EdgeSAM weights stay under S-Lab License 1.0 (non-commercial)",
+    "sam_vit": "SAM's weights are under Apache-2.0",
+    "mobile_sam": "MobileSAM's weights are under Apache-2.0",
+    "efficient_sam": "EfficientSAM's weights are under Apache-2.0",
+    "": "that of whoever trained them",
+}
+
+
+def load_published(path: str | Path, model_name: str | None = None, decoder_from: str | Path | None = None) -> Model:
+    """Read a published file as a model of this project.
+
+    Args:
+      path: .pth, .pt or .safetensors.
+      model_name: a name of ``models.sam.MODELS``; None: guessed from the names and shapes.
+      decoder_from: for a file with an image encoder alone: the SAM file that gives prompt encoder and mask decoder.
+
+    Returns:
+      The model; ``metadata`` has ``source``, ``model``, ``score`` ("stability" for EdgeSAM, whose IoU head was not
+      distilled), ``licence`` and ``num_batches_tracked``, which ``convert.to_torch`` needs for the exact way back.
+
+    Raises:
+      UsageError: no such file, damaged, of another kind, in need of code execution, or entries that do not fit the
+        model: then one report of all that is missing, left over or misshapen.
+    """
+    path = Path(path)
+    if model_name is not None and model_name not in MODELS:
+        raise UsageError(f"--model {model_name}: not a known model; there are {', '.join(MODELS)}")
+    source, header = read_entries(path)
+    origin = path.name
+    layout = imagenet.layout_of(source)
+    if layout is not None:
+        if decoder_from is not None:
+            raise UsageError(
+                f"--decoder-from {decoder_from}: {path} holds a backbone, to start stage 1 from; leave it out"
+            )
+        return _backbone(source, layout, model_name, path)
+    if is_bare_encoder(source):
+        if decoder_from is None:
+            raise UsageError(
+                f"{path}: holds an image encoder alone (stage 1 of the published training); "
+                "name the SAM file that gives the prompt encoder and the mask decoder: --decoder-from FILE"
+            )
+        donor = {k: v for k, v in read_entries(Path(decoder_from))[0].items() if k.startswith(SHARED)}
+        if not donor:
+            raise UsageError(f"--decoder-from {decoder_from}: holds no prompt encoder and no mask decoder")
+        source = {ENCODER + name: value for name, value in source.items()} | donor
+        origin = f"{path.name}, prompt encoder and mask decoder from {Path(decoder_from).name}"
+    elif decoder_from is not None:
+        raise UsageError(f"--decoder-from {decoder_from}: {path} is a whole model and needs none")
+
+    config, metadata = _identify(source, header, model_name, str(path))
+    names.check(source, published_shapes(config), str(path))
+    variables, counts = names.to_tree(source)
+    metadata |= {"source": origin, "num_batches_tracked": counts}
+    return Model(config, variables, metadata)
+
+
+def _backbone(source: Arrays, layout: imagenet.Layout, model_name: str | None, path: Path) -> Model:
+    name, config, entries = imagenet.backbone(source, layout, model_name, str(path))
+    variables, counts = names.to_tree(entries)
+    metadata = {
+        "source": path.name, "model": name, "holds": BACKBONE, "licence": layout.licence, "score": "stability",
+        "num_batches_tracked": counts,
+    }  # fmt: skip
+    return Model(config, {n: tree for n, tree in variables.items() if tree}, metadata)
+
+
+def _identify(
+    source: Arrays, header: dict[str, str], model_name: str | None, what: str
+) -> tuple[SamConfig, dict[str, Any]]:
+    """The config, and metadata so far."""
+    if HEADER in header and model_name is None:  # written by convert.to_torch: says itself what it is
+        try:
+            content = json.loads(header[HEADER])
+            text, metadata = json.dumps(content["config"]), dict(content["metadata"])
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(f"{what}: damaged (its header is not readable); name the model with --model") from None
+        return from_json(SamConfig, text, what), metadata
+    shapes = {name: value.shape for name, value in source.items()}
+    if model_name is None:
+        model_name, config = guess(shapes, what)
+    else:
+        config = with_variant(MODELS[model_name], shapes)
+    licence = next(text for start, text in LICENCES.items() if model_name.startswith(start))
+    score = "stability" if model_name.startswith(("edge_sam", "tiny_student")) else "iou"
+    return config, {"model": model_name, "score": score, "licence": licence}
+
+
+def read_entries(path: Path) -> tuple[Arrays, dict[str, str]]:
+    """The flat entries of a file, unwrapped and without constants, and the header of a .safetensors file.
+
+    Raises:
+      UsageError: see ``load_published``.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+    if path.stat().st_size == 0:
+        raise UsageError(f"{path}: the file is empty")
+    if path.suffix == ".safetensors":
+        entries, header = _read_safetensors(path)
+    elif path.suffix in (".pth", ".pt"):
+        entries, header = _read_pickle(path), {}
+    else:
+        raise UsageError(f"{path}: not a .pth or .safetensors file")
+    entries = {name.removeprefix("module."): value for name, value in entries.items()}
+    entries = {name: value for name, value in entries.items() if name not in names.BUFFERS}
+    if names.TINY_VIT in entries:
+        entries = {name: value for name, value in entries.items() if not names.CLASSIFIER.match(name)}
+    if not entries:
+        raise UsageError(f"{path}: holds no weights")
+    return entries, header
+
+
+def _read_safetensors(path: Path) -> tuple[Arrays, dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as handle:
+            entries = {name: _plain(handle.get_tensor(name)) for name in handle.keys()}  # noqa: SIM118 (it is no dict)
+            return entries, handle.metadata() or {}
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise UsageError(f"{path}: damaged, or not a .safetensors file ({_first_line(error)})") from error
+
+
+def _read_pickle(path: Path) -> Arrays:
+    try:
+        import torch
+    except ImportError as error:
+        raise UsageError(f"{path}: reading it needs PyTorch: pip install 'edgesam-jax[convert]'") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if any(mark in str(error) for mark in ("Unsupported global", "Unsupported class", "GLOBAL")):
+            raise UsageError(
+                f"{path}: reading it would execute code that it carries (training checkpoints pickle their config so). "
+                "Where you trust it, save its weights anew in the environment that wrote it: python -c "
+                f"\"import torch; c = torch.load('{path}', map_location='cpu', weights_only=False); "
+                f"torch.save(c['model'], '{path.stem}_weights.pth')\", and convert that"
+            ) from error
+        raise UsageError(f"{path}: damaged, or not a PyTorch file") from error
+    except Exception as error:  # torch, zipfile and pickle each have their own
+        raise UsageError(f"{path}: damaged, or not a PyTorch file ({_first_line(error)})") from error
+
+    for wrapper in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping):
+        raise UsageError(f"{path}: holds a {type(content).__name__}, not the weights of a model")
+    strange = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    if strange:
+        raise UsageError(f"{path}: not the weights of a model: {', '.join(strange[:5])} is no tensor")
+    return {
+        str(name): _plain(value.detach().float().numpy() if value.is_floating_point() else value.numpy())
+        for name, value in content.items()
+    }
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """Half-precision types as float32, others as they are."""
+    return array.astype(np.float32) if array.dtype.itemsize == 2 and array.dtype.kind not in "iu" else array
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:150]}"

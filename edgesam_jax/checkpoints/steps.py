@@ -1,0 +1,21 @@
+"""The step folders of a run: ``WORKDIR/checkpoints/STEP/``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+COLLECTIONS = ("params", "batch_stats", "constants")
+CHECKPOINTS = "checkpoints"
+
+
+def newest_step(path: Path, at_most: int | None = None) -> Path | None:
+    """The newest complete step folder in a workdir, in its checkpoint folder, or ``path`` if it is one itself."""
+    if (path / "extra").is_dir() and (path / "variables").is_dir():
+        return path
+    for folder in (path / CHECKPOINTS, path):
+        if folder.is_dir():
+            steps = [p for p in folder.iterdir() if p.name.isdigit() and (p / "variables").is_dir()]
+            steps = [p for p in steps if at_most is None or int(p.name) <= at_most]
+            if steps:
+                return max(steps, key=lambda p: int(p.name))
+    return None
