@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgesam_jax.config import Config, UsageError
+from edgesam_jax.config.derive import Length, arm_config
 
 if TYPE_CHECKING:
     from edgesam_jax.plan import Plan
@@ -157,16 +158,13 @@ def report(config: Config, setup: Setup) -> str:
     if not config.study:
         teacher = planning.teacher_config(config, setup.teacher_model)
         return describe(planning.plan(config, teacher, setup.for_devices), setup)
-    from edgesam_jax.checkpoints.model import Model
-    from edgesam_jax.study import arm_config
-    from edgesam_jax.trainer import RunResult
 
     texts: list[str] = []
-    earlier: dict[str, RunResult] = {}
+    earlier: dict[str, Length] = {}
     for arm in config.study:  # an arm may last as long as others: as long as they are estimated to
         own = arm_config(config, arm, earlier)
         made = planning.plan(own, planning.teacher_config(own, setup.teacher_model), setup.for_devices)
-        earlier[arm.name] = RunResult(Model(own.model, {}), own.train.steps, run_seconds(made, setup), True)
+        earlier[arm.name] = Length(own.train.steps, run_seconds(made, setup))
         texts.append(describe(made, setup))
     return "\n\n\n".join(texts)
 

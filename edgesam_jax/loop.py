@@ -22,6 +22,7 @@ from edgesam_jax import heldout, parallel, reporting
 from edgesam_jax.checkpoints.model import Model, score_kind
 from edgesam_jax.checkpoints.training import TrainCheckpointer
 from edgesam_jax.config import Config, LossConfig, SamConfig, UsageError
+from edgesam_jax.config.derive import phase
 from edgesam_jax.data.pipeline import Batches
 from edgesam_jax.data.schema import Example
 from edgesam_jax.data.sources import ENOUGH_TO_JUDGE
@@ -38,19 +39,6 @@ def model_of(config: Config, state: TrainState) -> Model:
     """The model inside a training state, on the host."""
     variables = {"params": state.params, "batch_stats": state.batch_stats, "constants": state.constants}
     return Model(config.model, parallel.to_host(variables), {"source": config.name, "score": score_kind(config)})
-
-
-def phase(config: Config, step: int) -> Config:
-    """The config as it stands at a step: the prompt loop may start late, the grouping loss may stop early.
-
-    The loop's number of rounds is part of the compiled program, so each phase is compiled once.
-    """
-    distill, share = config.distill, step / config.train.steps
-    if share < distill.rounds_from:
-        distill = dataclasses.replace(distill, rounds=0, mask_feedback=0.0)
-    if share >= distill.loss.grouping_until:
-        distill = dataclasses.replace(distill, loss=dataclasses.replace(distill.loss, grouping=0.0))
-    return dataclasses.replace(config, distill=distill)
 
 
 def picture_trace(

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from edgesam_jax import parallel
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import Config, UsageError
-from edgesam_jax.loop import phase
+from edgesam_jax.config.derive import phase
 from edgesam_jax.optim import make_optimizer
 from edgesam_jax.start import begin, check_workdir, of_teacher_needed
 from edgesam_jax.train_step import total_loss

@@ -16,10 +16,11 @@ from PIL import Image
 
 from edgesam_jax import files, heldout, inference, reporting
 from edgesam_jax.checkpoints.model import Model
-from edgesam_jax.config import ArmConfig, Config, UsageError, apply_overrides
+from edgesam_jax.config import Config, UsageError
+from edgesam_jax.config.derive import Length, arm_config, check_arms
 from edgesam_jax.data.schema import Example
 from edgesam_jax.portable.frame import into_frame, scale_coords
-from edgesam_jax.start import check_distillation, claim_workdir
+from edgesam_jax.start import claim_workdir
 from edgesam_jax.trainer import RunResult, fit, load_teacher
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
 
@@ -35,44 +36,6 @@ class Row:
     scores: heldout.Scores
     steps: int | None = None
     seconds: float | None = None
-
-
-def arm_config(config: Config, arm: ArmConfig, earlier: Mapping[str, RunResult]) -> Config:
-    """The config of one arm: the study's with the arm's overrides, start and length.
-
-    With ``time_from`` the number of steps is what fits into the time that the named arms took together, at the rate of
-    the first of them, which must do the same kind of step.
-
-    Raises:
-      UsageError: an arm that names one which does not come before it, or a wrong override.
-    """
-    for name in (arm.init_from, *arm.time_from):
-        if name and name not in earlier:
-            raise UsageError(f"study: arm {arm.name!r} needs arm {name!r}, which does not come before it")
-    own = apply_overrides(dataclasses.replace(config, study=(), name=f"{config.name}-{arm.name}"), arm.overrides)
-    train = own.train
-    if arm.init_from:
-        train = dataclasses.replace(train, init_from=f"../{arm.init_from}/model")
-    if arm.time_from:
-        total = sum(earlier[name].seconds for name in arm.time_from)
-        first = earlier[arm.time_from[0]]
-        train = dataclasses.replace(train, steps=max(1, round(first.step * total / max(first.seconds, 1e-9))))
-    return dataclasses.replace(own, train=train)
-
-
-def check_arms(config: Config) -> None:
-    """Refuse at once what would fail after hours.
-
-    Raises:
-      UsageError: names that are missing, not unique or not usable as a folder, a wrong order or override.
-    """
-    seen: dict[str, RunResult] = {}
-    blank = RunResult(Model(config.model, {}), 1, 1.0, True)
-    for arm in config.study:
-        if not arm.name.isidentifier() or arm.name in seen:
-            raise UsageError(f"study: arm name {arm.name!r} must be a word of its own")
-        check_distillation(arm_config(config, arm, seen))
-        seen[arm.name] = blank
 
 
 def run(config: Config, workdir: Path, stop: Callable[[], bool] = lambda: False) -> str | None:
@@ -104,7 +67,8 @@ def _run_arms(config: Config, workdir: Path, stop: Callable[[], bool]) -> str | 
     for number, arm in enumerate(config.study, 1):
         if stop():
             return None
-        own, folder = arm_config(config, arm, results), workdir / arm.name
+        lengths = {name: Length(result.step, result.seconds) for name, result in results.items()}
+        own, folder = arm_config(config, arm, lengths), workdir / arm.name
         print(f"[{number}/{len(config.study)}] {arm.title}: {own.train.steps} steps", file=sys.stderr, flush=True)
         initial = results[arm.init_from].model if arm.init_from else None
         result = fit(own, folder, initial=initial, stop=stop)

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgesam_jax import allocator, dry_run
-from edgesam_jax.config import Config, UsageError, apply_overrides, check_counts, load_config
+from edgesam_jax.config import Config, UsageError, apply_overrides, load_config
+from edgesam_jax.config.rules import check_counts
 from edgesam_jax.flags import Parser
 
 

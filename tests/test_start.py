@@ -23,6 +23,7 @@ from edgesam_jax.config import (
     UsageError,
     VitConfig,
     apply_overrides,
+    rules,
 )
 from edgesam_jax.data.sources import Part, open_parts
 from edgesam_jax.models.init import init_variables
@@ -90,9 +91,9 @@ def test_lora_starts_afresh_on_weights_without_it():
 @pytest.mark.parametrize(("field", "value"), [("image_size", 64), ("embed_dim", 32)])
 def test_a_teacher_of_another_frame_is_refused(field, value):
     config = Config(model=CONV, teacher="t", distill=ENCODER_ONLY)
-    start.check_teacher(config, CONV)
+    rules.check_teacher(config, CONV)
     with pytest.raises(UsageError, match=rf"teacher=t: its {field} is {value}"):
-        start.check_teacher(config, dataclasses.replace(CONV, **{field: value}))
+        rules.check_teacher(config, dataclasses.replace(CONV, **{field: value}))
 
 
 @pytest.mark.parametrize(
@@ -107,14 +108,14 @@ def test_a_teacher_of_another_frame_is_refused(field, value):
 )
 def test_a_teacher_whose_decoder_can_not_be_matched_is_refused(overrides, field, value):
     other = apply_overrides(CONV, [f"{field}={value}"])
-    start.check_teacher(configured("teacher=t"), other)
+    rules.check_teacher(configured("teacher=t"), other)
     with pytest.raises(UsageError, match=rf"teacher=t: its {field} is {value}"):
-        start.check_teacher(configured("teacher=t", *overrides), other)
+        rules.check_teacher(configured("teacher=t", *overrides), other)
 
 
 def test_cosines_between_cells_need_no_equal_width():
     only = ("distill.mode=encoder_only", "distill.loss.pixel=0", "distill.loss.correlation=1")
-    start.check_teacher(configured("teacher=t", *only), dataclasses.replace(CONV, embed_dim=32))
+    rules.check_teacher(configured("teacher=t", *only), dataclasses.replace(CONV, embed_dim=32))
 
 
 @pytest.mark.parametrize(
@@ -128,8 +129,8 @@ def test_cosines_between_cells_need_no_equal_width():
 )
 def test_losses_that_can_not_be_computed_are_refused(overrides, message):
     with pytest.raises(UsageError, match=message):
-        start.check_distillation(configured("teacher=t", *overrides))
-    start.check_distillation(configured("teacher=t"))
+        rules.check_distillation(configured("teacher=t", *overrides))
+    rules.check_distillation(configured("teacher=t"))
 
 
 def test_workdir_notes_its_config_and_names_differences(tmp_path):

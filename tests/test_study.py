@@ -13,9 +13,8 @@ from tiny import CONV
 from edgesam_jax import heldout, study
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.save import save_model_file
-from edgesam_jax.config import ArmConfig, Config, DataConfig, DistillConfig, EvalConfig, TrainConfig, UsageError
+from edgesam_jax.config import ArmConfig, Config, DataConfig, DistillConfig, EvalConfig, TrainConfig, UsageError, derive
 from edgesam_jax.models.init import init_variables
-from edgesam_jax.trainer import RunResult
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 ENCODER_ONLY = ("distill.mode=encoder_only",)
@@ -34,16 +33,12 @@ CONFIG = Config(
 )
 
 
-def result(step: int, seconds: float) -> RunResult:
-    return RunResult(Model(CONV, {}), step, seconds, True)
-
-
 def test_equal_time_counts_steps_at_the_rate_of_the_first_arm():
-    earlier = {"A": result(100, 20.0), "D": result(50, 31.0)}
-    own = study.arm_config(CONFIG, CONFIG.study[2], earlier)
+    earlier = {"A": derive.Length(100, 20.0), "D": derive.Length(50, 31.0)}
+    own = derive.arm_config(CONFIG, CONFIG.study[2], earlier)
     assert own.train.steps == 255  # 51 s at 5 steps a second
     assert (own.study, own.name, own.distill.mode, own.train.init_from) == ((), "small-B", "encoder_only", "")
-    stage_2 = study.arm_config(CONFIG, CONFIG.study[1], earlier)
+    stage_2 = derive.arm_config(CONFIG, CONFIG.study[1], earlier)
     assert (stage_2.train.init_from, stage_2.train.steps, stage_2.distill) == ("../A/model", 2, CONFIG.distill)
 
 
@@ -59,7 +54,7 @@ def test_equal_time_counts_steps_at_the_rate_of_the_first_arm():
 )
 def test_a_study_that_cannot_run_is_refused_at_once(arms, says):
     with pytest.raises(UsageError, match=says):
-        study.check_arms(dataclasses.replace(CONFIG, study=arms, teacher="tiny_teacher"))
+        derive.check_arms(dataclasses.replace(CONFIG, study=arms, teacher="tiny_teacher"))
 
 
 def test_table_has_a_column_per_prompt_and_dashes_where_nothing_was_measured():

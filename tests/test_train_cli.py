@@ -28,6 +28,7 @@ from edgesam_jax.config import (
     OptimConfig,
     TrainConfig,
     UsageError,
+    derive,
     to_json,
 )
 from edgesam_jax.data.pipeline import BatchSource, batches
@@ -358,9 +359,9 @@ def test_phases_of_a_run():
     loss = LossConfig(grouping=2.0, grouping_until=0.2)
     distill = dataclasses.replace(CONFIG.distill, rounds=3, rounds_from=0.5, mask_feedback=0.5, loss=loss)
     config = dataclasses.replace(CONFIG, distill=distill, train=TrainConfig(steps=100))
-    seen = [loop.phase(config, step).distill for step in (0, 19, 20, 49, 50, 99)]
+    seen = [derive.phase(config, step).distill for step in (0, 19, 20, 49, 50, 99)]
     assert [(d.loss.grouping, d.rounds, d.mask_feedback) for d in seen] == [
         (2.0, 0, 0.0), (2.0, 0, 0.0), (0.0, 0, 0.0), (0.0, 0, 0.0), (0.0, 3, 0.5), (0.0, 3, 0.5)
     ]  # fmt: skip
     always = dataclasses.replace(config, distill=dataclasses.replace(distill, rounds_from=0.0))
-    assert loop.phase(always, 99) == loop.phase(always, 20)
+    assert derive.phase(always, 99) == derive.phase(always, 20)

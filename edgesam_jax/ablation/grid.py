@@ -14,10 +14,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from edgesam_jax import heldout, study
+from edgesam_jax import heldout
 from edgesam_jax.ablation import usable
 from edgesam_jax.checkpoints.model import Model
-from edgesam_jax.config import ArmConfig, Config, UsageError
+from edgesam_jax.config import ArmConfig, Config, UsageError, derive
+from edgesam_jax.config.derive import Length, arm_config
 from edgesam_jax.data.schema import Example
 from edgesam_jax.files import write_atomically
 from edgesam_jax.trainer import RunResult, fit
@@ -55,9 +56,8 @@ def needed(arms: Sequence[ArmConfig], wanted: Sequence[str]) -> list[ArmConfig]:
 def expected_steps(config: Config, arms: Sequence[ArmConfig]) -> dict[str, int]:
     """Steps of each arm; of those that take the time of others a guess, their steps together."""
     steps: dict[str, int] = {}
-    blank = RunResult(Model(config.model, {}), 1, 1.0, True)
     for arm in arms:
-        own = study.arm_config(config, arm, dict.fromkeys(steps, blank))
+        own = arm_config(config, arm, dict.fromkeys(steps, Length(1, 1.0)))
         steps[arm.name] = sum(steps[name] for name in arm.time_from) if arm.time_from else own.train.steps
     return steps
 
@@ -109,7 +109,7 @@ def run(
       FloatingPointError: a run's loss was NaN or infinite.
     """
     todo = needed(arms, wanted)
-    study.check_arms(dataclasses.replace(config, study=tuple(todo)))
+    derive.check_arms(dataclasses.replace(config, study=tuple(todo)))
     steps = expected_steps(config, todo)
     outcomes: Outcomes = {name: [] for name in wanted}
     before = 0
@@ -124,7 +124,8 @@ def run(
             for number, arm in enumerate(todo, 1):
                 bar.set_description(f"seed {seed}, run {number} of {len(todo)}: {arm.name}")
                 folder = workdir / f"seed{seed}" / arm.name
-                own = study.arm_config(of_seed(config, seed), arm, results)
+                lengths = {name: Length(result.step, result.seconds) for name, result in results.items()}
+                own = arm_config(of_seed(config, seed), arm, lengths)
                 initial = results[arm.init_from].model if arm.init_from else None
                 result = fit(own, folder, initial=initial, stop=counted, quiet=True)
                 if not result.finished or stop():

@@ -1,0 +1,62 @@
+"""Experiment configuration: frozen dataclasses, typed overrides, a JSON round trip.
+
+Everything here is plain standard library, so workers and command lines can read a config without importing JAX.
+``rules`` checks a config, ``derive`` makes one config from another; import those modules by name.
+"""
+
+from edgesam_jax.config.parse import apply_overrides, from_json, load_config, to_json
+from edgesam_jax.config.schema import (
+    STUDENTS,
+    ArmConfig,
+    AugmentConfig,
+    Config,
+    ConvEncoderConfig,
+    DataConfig,
+    DecoderConfig,
+    DistillConfig,
+    EfficientVitConfig,
+    EncoderConfig,
+    EvalConfig,
+    LossConfig,
+    MixtureConfig,
+    OptimConfig,
+    PlainVitConfig,
+    ProposalConfig,
+    RepVitConfig,
+    SamConfig,
+    SourceName,
+    TinyVitConfig,
+    TrainConfig,
+    VitConfig,
+)
+from edgesam_jax.portable.errors import UsageError
+
+__all__ = [
+    "STUDENTS",
+    "ArmConfig",
+    "AugmentConfig",
+    "Config",
+    "ConvEncoderConfig",
+    "DataConfig",
+    "DecoderConfig",
+    "DistillConfig",
+    "EfficientVitConfig",
+    "EncoderConfig",
+    "EvalConfig",
+    "LossConfig",
+    "MixtureConfig",
+    "OptimConfig",
+    "PlainVitConfig",
+    "ProposalConfig",
+    "RepVitConfig",
+    "SamConfig",
+    "SourceName",
+    "TinyVitConfig",
+    "TrainConfig",
+    "UsageError",
+    "VitConfig",
+    "apply_overrides",
+    "from_json",
+    "load_config",
+    "to_json",
+]
