@@ -26,10 +26,11 @@ import PIL
 from PIL import Image
 
 from edgesam_jax.config import DataConfig, SamConfig
+from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.pipeline import BatchSource
-from edgesam_jax.data.records import Record
+from edgesam_jax.data.readers.records import Record
 from edgesam_jax.data.schema import Example
-from edgesam_jax.data.sources import Keep, Part, open_source
+from edgesam_jax.data.source import Keep, Part
 from edgesam_jax.models.sam import MODELS
 from edgesam_jax.portable.frame import target_size
 

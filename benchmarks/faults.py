@@ -38,9 +38,9 @@ from pycocotools import mask as coco_mask
 from benchmarks.kill9 import differences, saved, steps
 from edgesam_jax.config import Config, DataConfig, EvalConfig, UsageError, apply_overrides, load_config, to_json
 from edgesam_jax.data.embeddings import photo_key, read_header, write_shard
-from edgesam_jax.data.pipeline import order
-from edgesam_jax.data.scenes import scene
-from edgesam_jax.data.sources import open_parts
+from edgesam_jax.data.opening import open_parts
+from edgesam_jax.data.order import order
+from edgesam_jax.data.scenes.scene import scene
 from edgesam_jax.reporting import aligned_table, read_metrics
 
 ROOT = Path(__file__).parents[1]

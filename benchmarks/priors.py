@@ -23,8 +23,8 @@ from edgesam_jax import inference
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import DataConfig
+from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.schema import OBJECT, PART, Example
-from edgesam_jax.data.sources import open_source
 from edgesam_jax.evaluation.in_memory import evaluate
 from edgesam_jax.portable.priors import Rule
 from edgesam_jax.reporting import aligned_table

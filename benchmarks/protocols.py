@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from edgesam_jax import compile_cache
 from edgesam_jax.checkpoints.load import load_model
-from edgesam_jax.data.coco import CocoSource
+from edgesam_jax.data.readers.coco import CocoSource
 from edgesam_jax.evaluation.photos import load
 from edgesam_jax.evaluation.prompted import in_parallel, row_of, score_photo
 from edgesam_jax.evaluation.protocol import Settings

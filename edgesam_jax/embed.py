@@ -25,11 +25,12 @@ import numpy as np
 from tqdm import tqdm
 
 from edgesam_jax.config import DataConfig, SourceName, UsageError
-from edgesam_jax.data.chosen import digest, read_ids
 from edgesam_jax.data.embeddings import STORE, StoredType, StoreHeader, photo_key, read_header, shard_name, write_shard
-from edgesam_jax.data.records import decode_record
+from edgesam_jax.data.opening import open_source
+from edgesam_jax.data.readers.chosen import digest, read_ids
+from edgesam_jax.data.readers.records import decode_record
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.data.sources import check_share, left_out, open_source
+from edgesam_jax.data.source import check_share, left_out
 from edgesam_jax.files import write_atomically, written_beside
 from edgesam_jax.flags import Parser, count, part, share
 from edgesam_jax.portable.frame import pad_to_square, resize_longest_side

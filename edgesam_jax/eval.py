@@ -24,7 +24,7 @@ from edgesam_jax.flags import Parser, count, part, share
 from edgesam_jax.portable.priors import RULES
 
 if TYPE_CHECKING:
-    from edgesam_jax.data.sources import Source
+    from edgesam_jax.data.source import Source
     from edgesam_jax.evaluation.protocol import Settings
     from edgesam_jax.evaluation.systems import System
 
@@ -90,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _source(arguments: argparse.Namespace, image_size: int) -> Source:
-    from edgesam_jax.data.coco import CocoSource
-    from edgesam_jax.data.sources import kind_of_folder, open_source
+    from edgesam_jax.data.opening import kind_of_folder, open_source
+    from edgesam_jax.data.readers.coco import CocoSource
 
     kind, root = DATASETS[arguments.dataset], arguments.data_root
     if kind != "scenes" and not root:

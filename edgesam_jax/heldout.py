@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import Config, SamConfig
+from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.schema import Example
-from edgesam_jax.data.sources import open_source
 from edgesam_jax.evaluation.in_memory import evaluate
 from edgesam_jax.evaluation.protocol import PromptKind
 from edgesam_jax.metrics import filled_box, inscribed_ellipse, mask_iou, mean_iou

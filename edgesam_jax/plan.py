@@ -24,8 +24,8 @@ from edgesam_jax.config import Config, DataConfig, SamConfig, UsageError, from_j
 from edgesam_jax.config.derive import phase
 from edgesam_jax.config.rules import check_distillation, check_teacher
 from edgesam_jax.data.embeddings import STORE, read_header
-from edgesam_jax.data.sources import open_source
-from edgesam_jax.data.tars import find_tars
+from edgesam_jax.data.opening import open_source
+from edgesam_jax.data.readers.tars import find_tars
 from edgesam_jax.distill import POINT_SLOTS_AT_START
 from edgesam_jax.models import ops
 from edgesam_jax.models.init import abstract_variables

@@ -29,12 +29,13 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from edgesam_jax.config import DataConfig, SourceName, UsageError
-from edgesam_jax.data.chosen import digest, draw, ids_text, photo_ids, read_ids
+from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.pipeline import check_size
-from edgesam_jax.data.prepared import FORMAT, MANIFEST, encode, features, load_tfds
-from edgesam_jax.data.records import Record, area_of, decode_record
+from edgesam_jax.data.readers.chosen import digest, draw, ids_text, photo_ids, read_ids
+from edgesam_jax.data.readers.prepared import FORMAT, MANIFEST, encode, features, load_tfds
+from edgesam_jax.data.readers.records import Record, area_of, decode_record
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.data.sources import check_share, left_out, open_source
+from edgesam_jax.data.source import check_share, left_out
 from edgesam_jax.files import sha256_of, write_atomically, written_beside
 from edgesam_jax.flags import Parser, count, share
 
@@ -293,7 +294,7 @@ def verify(output: Path) -> list[str]:
     Raises:
       UsageError: no manifest there, or a damaged one.
     """
-    from edgesam_jax.data.prepared import read_manifest
+    from edgesam_jax.data.readers.prepared import read_manifest
 
     manifest = read_manifest(output)
     if not manifest:

@@ -20,7 +20,7 @@ from edgesam_jax.checkpoints.steps import CHECKPOINTS, newest_step
 from edgesam_jax.config import AugmentConfig, Config, UsageError, from_json, to_json
 from edgesam_jax.config.rules import differing_fields
 from edgesam_jax.data.embeddings import EmbeddingStore
-from edgesam_jax.data.sources import ENOUGH_TO_JUDGE, Part, left_out
+from edgesam_jax.data.source import ENOUGH_TO_JUDGE, Part, left_out
 from edgesam_jax.files import write_atomically
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.optim import make_optimizer

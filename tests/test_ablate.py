@@ -31,7 +31,7 @@ from edgesam_jax.config import (
     load_config,
     to_json,
 )
-from edgesam_jax.data.sources import open_source
+from edgesam_jax.data.opening import open_source
 from edgesam_jax.models.init import abstract_variables
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -13,8 +13,8 @@ from test_prepare import coco_folder, run
 from test_tars import annotation, photo, write_tar
 
 from edgesam_jax.config import Config, DataConfig, MixtureConfig, UsageError, apply_overrides
-from edgesam_jax.data.chosen import digest, draw, ids_text, photo_ids, read_ids
-from edgesam_jax.data.sources import open_parts, open_source
+from edgesam_jax.data.opening import open_parts, open_source
+from edgesam_jax.data.readers.chosen import digest, draw, ids_text, photo_ids, read_ids
 
 NAMES = st.lists(st.integers(0, 10**6).map("sa_{}".format), min_size=1, max_size=60, unique=True)
 

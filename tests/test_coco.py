@@ -11,10 +11,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.coco import CocoSource, find_annotations
-from edgesam_jax.data.images import ImagesSource
-from edgesam_jax.data.records import decode_mask
-from edgesam_jax.data.scenes import scene
+from edgesam_jax.data.readers.coco import CocoSource, find_annotations
+from edgesam_jax.data.readers.images import ImagesSource
+from edgesam_jax.data.readers.records import decode_mask
+from edgesam_jax.data.scenes.scene import scene
 
 H, W = 48, 64
 

@@ -27,7 +27,7 @@ from edgesam_jax.config import (
     load_config,
     to_json,
 )
-from edgesam_jax.data.tars import tar_names
+from edgesam_jax.data.readers.tars import tar_names
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

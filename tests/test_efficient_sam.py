@@ -20,7 +20,7 @@ from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.published.guess import guess, published_shapes
 from edgesam_jax.config import Config, DistillConfig, PlainVitConfig
 from edgesam_jax.config.rules import check_teacher
-from edgesam_jax.data.textures import photos
+from edgesam_jax.data.scenes.textures import photos
 from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.sam import MODELS, Sam, decode
 from edgesam_jax.portable.frame import into_frame

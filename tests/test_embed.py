@@ -26,11 +26,11 @@ from edgesam_jax.checkpoints.digest import encoder_digest
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.save import save_model_file
 from edgesam_jax.config import AugmentConfig, Config, DataConfig, DistillConfig, MixtureConfig, TrainConfig, UsageError
-from edgesam_jax.data import sources
+from edgesam_jax.data import source as data_source
 from edgesam_jax.data.embeddings import EmbeddingStore, dequantise, photo_key, quantise, read_header, shard_name
+from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.pipeline import batches
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.data.sources import open_source
 from edgesam_jax.inference import encoder, for_inference
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.portable.frame import into_frame
@@ -172,7 +172,7 @@ def test_too_many_bad_photos_stop_it(tmp_path, teacher, monkeypatch):
     root = coco_folder(tmp_path / "coco", 4)
     data = DataConfig(source="coco", root=str(root))
     (root / "003.jpg").write_bytes(b"")
-    monkeypatch.setattr(sources, "ENOUGH_TO_JUDGE", 4)
+    monkeypatch.setattr(data_source, "ENOUGH_TO_JUDGE", 4)
     with pytest.raises(UsageError, match=r"1 of the first 4 photos can't be used, more than --max-bad-share 0.2"):
         embed.embed(teacher, data, tmp_path / "a", per_shard=2, max_bad_share=0.2)
     for name in ("001.jpg", "002.png", "004.jpg"):

@@ -19,12 +19,13 @@ from PIL import Image, ImageFile
 
 from edgesam_jax import prepare
 from edgesam_jax.config import DataConfig, SamConfig, UsageError
-from edgesam_jax.data import records
-from edgesam_jax.data.images import ImagesSource
+from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.pipeline import BatchSource
-from edgesam_jax.data.records import decode_mask
+from edgesam_jax.data.readers import records
+from edgesam_jax.data.readers.images import ImagesSource
+from edgesam_jax.data.readers.records import decode_mask
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.data.sources import Part, left_out, open_source
+from edgesam_jax.data.source import Part, left_out
 
 H, W = 40, 60
 NAN = float("nan")

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edgesam_jax.config import DataConfig
-from edgesam_jax.data.images import ImagesSource
+from edgesam_jax.data.opening import open_source
+from edgesam_jax.data.readers.images import ImagesSource
+from edgesam_jax.data.readers.unlabelled import grid, superpixels
 from edgesam_jax.data.schema import BadExample, boxes_of
-from edgesam_jax.data.sources import open_source
-from edgesam_jax.data.unlabelled import grid, superpixels
 
 HEIGHT, WIDTH = 30, 40
 

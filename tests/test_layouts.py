@@ -15,10 +15,10 @@ from tensorflow_datasets.core import example_serializer
 from test_tars import write_tar
 
 from edgesam_jax.config import DataConfig, UsageError
-from edgesam_jax.data.prepared import PreparedSource
-from edgesam_jax.data.records import decode_record
+from edgesam_jax.data.opening import open_source
+from edgesam_jax.data.readers.prepared import PreparedSource
+from edgesam_jax.data.readers.records import decode_record
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.data.sources import open_source
 
 F = tfds.features
 H, W = 40, 60

@@ -18,11 +18,13 @@ from pycocotools import mask as coco_mask
 
 from edgesam_jax.config import AugmentConfig, DataConfig, MixtureConfig, RepVitConfig, SamConfig, UsageError
 from edgesam_jax.data.augment import augment, mirror, recolour, zoom
-from edgesam_jax.data.pipeline import BatchSource, Windows, batches, check_size, example_arrays, order
-from edgesam_jax.data.records import Record, decode_record
-from edgesam_jax.data.scenes import scene
+from edgesam_jax.data.opening import open_parts, open_source
+from edgesam_jax.data.order import Windows, order
+from edgesam_jax.data.pipeline import BatchSource, batches, check_size, example_arrays
+from edgesam_jax.data.readers.records import Record, decode_record
+from edgesam_jax.data.scenes.scene import scene
 from edgesam_jax.data.schema import BadExample, Example, boxes_of
-from edgesam_jax.data.sources import Part, open_parts, open_source, select
+from edgesam_jax.data.source import Part, select
 from edgesam_jax.data.transforms import suppress_masks
 
 MODEL = SamConfig(image_size=64, encoder=RepVitConfig(stem_strides=(2, 1)))

@@ -19,11 +19,12 @@ from pycocotools import mask as coco_mask
 
 from edgesam_jax import prepare
 from edgesam_jax.config import DataConfig, SamConfig, UsageError
-from edgesam_jax.data import sources
+from edgesam_jax.data import source as data_source
+from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.pipeline import BatchSource
-from edgesam_jax.data.prepared import PreparedSource
+from edgesam_jax.data.readers.prepared import PreparedSource
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.data.sources import Part, open_source
+from edgesam_jax.data.source import Part
 
 FIELDS = ("image", "masks", "boxes", "points", "annotation_ids")
 
@@ -117,7 +118,7 @@ def test_what_can_not_be_used_is_left_out_and_listed(tmp_path, capsys):
 
 
 def test_too_many_bad_photos_stop_it(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sources, "ENOUGH_TO_JUDGE", 4)
+    monkeypatch.setattr(data_source, "ENOUGH_TO_JUDGE", 4)
     root, output = coco_folder(tmp_path / "coco", 8), tmp_path / "out"
     (root / "003.jpg").write_bytes(b"")
     flags = ["--source", "coco", "--root", root, "--output", output, "--photos-per-shard", 4, "--workers", 1]

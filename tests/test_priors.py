@@ -18,9 +18,9 @@ from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.save import save_model_file
 from edgesam_jax.config import DataConfig, ProposalConfig
+from edgesam_jax.data.opening import open_source
+from edgesam_jax.data.scenes.textures import photos
 from edgesam_jax.data.schema import OBJECT, PART
-from edgesam_jax.data.sources import open_source
-from edgesam_jax.data.textures import photos
 from edgesam_jax.evaluation.in_memory import evaluate
 from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.sam import MODELS

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.records import decode_mask
+from edgesam_jax.data.readers.records import decode_mask
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.evaluation.results import check_results, compressed, read_results, result, top_per_image
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgesam_jax.data.scenes import MIN_AREA, held_out_seed, scene
+from edgesam_jax.data.scenes.scene import MIN_AREA, held_out_seed, scene
 from edgesam_jax.data.schema import OBJECT, PART
 from edgesam_jax.data.transforms import center_point
 from edgesam_jax.metrics import filled_box, inscribed_ellipse, mask_iou

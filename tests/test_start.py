@@ -25,7 +25,8 @@ from edgesam_jax.config import (
     apply_overrides,
     rules,
 )
-from edgesam_jax.data.sources import Part, open_parts
+from edgesam_jax.data.opening import open_parts
+from edgesam_jax.data.source import Part
 from edgesam_jax.models.init import init_variables
 
 ENCODER_ONLY = DistillConfig(mode="encoder_only")

@@ -14,10 +14,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from edgesam_jax.config import DataConfig, UsageError
-from edgesam_jax.data import tars
+from edgesam_jax.data.opening import open_source
+from edgesam_jax.data.readers import tars
+from edgesam_jax.data.readers.tars import TarsSource, make_index, open_index, tar_names
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.data.sources import open_source
-from edgesam_jax.data.tars import TarsSource, make_index, open_index, tar_names
 
 
 def photo(number: int) -> bytes:

@@ -5,7 +5,7 @@ import pytest
 
 from edgesam_jax import heldout
 from edgesam_jax.checkpoints.load import load_model
-from edgesam_jax.data.scenes import held_out_seed, scene
+from edgesam_jax.data.scenes.scene import held_out_seed, scene
 from edgesam_jax.evaluation.in_memory import evaluate
 
 

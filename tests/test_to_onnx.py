@@ -26,7 +26,7 @@ from convert.export import decoder as export_decoder  # noqa: E402
 from edgesam_jax import OnnxPredictor, Predictor, UsageError  # noqa: E402
 from edgesam_jax.checkpoints.model import Model  # noqa: E402
 from edgesam_jax.checkpoints.save import save_model_file  # noqa: E402
-from edgesam_jax.data.textures import photos  # noqa: E402
+from edgesam_jax.data.scenes.textures import photos  # noqa: E402
 from edgesam_jax.evaluation.protocol import Settings  # noqa: E402
 from edgesam_jax.portable.onnx_model import METADATA, OnnxDecoder, OnnxEncoder  # noqa: E402
 

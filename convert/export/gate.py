@@ -24,7 +24,7 @@ from edgesam_jax.anchors import anchors_of
 from edgesam_jax.anchors import decode as decode_boxes
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import SamConfig, UsageError
-from edgesam_jax.data.textures import photos as wheel_photos
+from edgesam_jax.data.scenes.textures import photos as wheel_photos
 from edgesam_jax.data.transforms import PHOTO_SUFFIXES, load_image
 from edgesam_jax.models.fold import folds
 from edgesam_jax.models.sam import Sam, decode, preprocess

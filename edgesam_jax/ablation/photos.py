@@ -10,7 +10,7 @@ import jax
 from edgesam_jax.ablation.grid import Scorer, Scores
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import DataConfig, EvalConfig
-from edgesam_jax.data.sources import kind_of_folder, open_source
+from edgesam_jax.data.opening import kind_of_folder, open_source
 from edgesam_jax.evaluation.protocol import Settings
 from edgesam_jax.evaluation.runs import Job
 from edgesam_jax.evaluation.systems import JaxSystem

@@ -23,9 +23,11 @@ from PIL import Image
 from edgesam_jax.config import AugmentConfig, DataConfig, SamConfig, UsageError
 from edgesam_jax.data.augment import augment
 from edgesam_jax.data.embeddings import EmbeddingStore, photo_key
-from edgesam_jax.data.records import decode
+from edgesam_jax.data.opening import open_parts
+from edgesam_jax.data.order import _ENDLESS, order
+from edgesam_jax.data.readers.records import decode
 from edgesam_jax.data.schema import BadExample, Example
-from edgesam_jax.data.sources import Part, Source, Split, left_out, open_parts
+from edgesam_jax.data.source import Part, Source, Split, left_out
 from edgesam_jax.data.transforms import MAX_SIDE, jitter_boxes, low_res_windows, suppress_masks
 from edgesam_jax.data.windows import Window, crop
 from edgesam_jax.portable.frame import pad_to_square, resize_longest_side, scale_coords, target_size
@@ -35,7 +37,6 @@ if TYPE_CHECKING:  # workers import this module, and must not start JAX
 
 Arrays = dict[str, np.ndarray]
 _AHEAD = 2  # batches prepared while a step runs
-_ENDLESS = 1 << 40  # steps; longer than any run
 _TRIES = 20  # photos drawn in place of one that can't be used, before the run is given up
 MAX_RATIO = 64  # of the sides: beyond it the shorter one is less than a cell of the embedding
 
@@ -277,51 +278,6 @@ def check_sides(image_id: int | str, height: int, width: int) -> None:
         raise BadExample("photo too large", f"photo {image_id}: {width}x{height} pixels; shrink it first")
     if max(height, width) > MAX_RATIO * min(height, width):
         raise BadExample("photo too thin", f"photo {image_id}: {width}x{height} pixels; crop it first")
-
-
-def order(parts: list[Part], data: DataConfig) -> Callable[[int], tuple[int, int]]:
-    """Position in the endless sequence -> (part, index of its example).
-
-    Every part goes round in epochs of its own, each in its own order; parts take turns by their weights.
-    """
-    import grain
-
-    def positions(number: int, part: Part) -> grain.MapDataset:
-        size = len(part.source)
-        if size and data.shuffle and data.shuffle_window:
-            windows = Windows(size, data.shuffle_window, data.seed + 7919 * number)
-            return grain.MapDataset.range(_ENDLESS).map(lambda position: (number, windows[int(position)]))
-        dataset = grain.MapDataset.range(size or _ENDLESS)
-        if size and data.shuffle:
-            dataset = dataset.seed((data.seed + 7919 * number) % 2**32).shuffle()
-        return dataset.repeat().map(lambda index: (number, int(index)))
-
-    endless = [positions(number, part) for number, part in enumerate(parts)]
-    if len(endless) == 1:
-        return endless[0].__getitem__
-    return grain.MapDataset.mix(endless, [part.weight for part in parts]).__getitem__
-
-
-class Windows:
-    """An endless order that stays in one part of the data for a while: windows of neighbours, shuffled in themselves.
-
-    A disk or a file system that is slow at random places then reads nearly in sequence, and all processes of a job read
-    in the same window.  Each epoch takes the windows in another order, each window in another order of its own.
-    """
-
-    def __init__(self, size: int, window: int, seed: int) -> None:
-        self._size, self._window, self._seed = size, window, seed
-        self._epoch, self._order = -1, np.zeros(0, np.int64)
-
-    def __getitem__(self, position: int) -> int:
-        epoch, place = divmod(position, self._size)
-        if epoch != self._epoch:
-            rng = np.random.default_rng([self._seed, 6, epoch])
-            starts = self._window * rng.permutation(-(-self._size // self._window))
-            ends = np.minimum(starts + self._window, self._size)
-            order = [start + rng.permutation(end - start) for start, end in zip(starts, ends, strict=True)]
-            self._order, self._epoch = np.concatenate(order), epoch
-        return int(self._order[place])
 
 
 def _in_thread(steps: BatchSource, start: int) -> Iterator[Loaded]:

@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.records import whole
+from edgesam_jax.data.readers.records import whole
 from edgesam_jax.evaluation.boundary import RATIO
 from edgesam_jax.evaluation.ground_truth import GroundTruth, read_ground_truth
 from edgesam_jax.evaluation.results import compressed, top_per_image

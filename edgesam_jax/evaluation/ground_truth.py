@@ -14,7 +14,7 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.records import REACH, fault_of, usable, whole
+from edgesam_jax.data.readers.records import REACH, fault_of, usable, whole
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.transforms import MAX_PIXELS, MAX_SIDE
 from edgesam_jax.evaluation.results import compressed

@@ -16,7 +16,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.records import decode_window, encode_polygons, numbers, whole
+from edgesam_jax.data.readers.records import decode_window, encode_polygons, numbers, whole
 from edgesam_jax.data.schema import BadExample
 
 BINARY = (".pth", ".pkl")

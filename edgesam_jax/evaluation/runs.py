@@ -14,10 +14,10 @@ import numpy as np
 from tqdm import tqdm
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.coco import CocoSource
-from edgesam_jax.data.records import whole
+from edgesam_jax.data.readers.coco import CocoSource
+from edgesam_jax.data.readers.records import whole
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.data.sources import Source, left_out
+from edgesam_jax.data.source import Source, left_out
 from edgesam_jax.evaluation.average_precision import LVIS_RESULTS, average_precision, boundary_average_precision
 from edgesam_jax.evaluation.detections import run_detections
 from edgesam_jax.evaluation.ground_truth import read_ground_truth

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
-from edgesam_jax.data import shapes, textures
+from edgesam_jax.data.scenes import shapes, textures
 from edgesam_jax.data.schema import OBJECT, PART, Example, boxes_of
 from edgesam_jax.data.transforms import interior_point
 

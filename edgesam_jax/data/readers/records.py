@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from edgesam_jax.data import windows
 from edgesam_jax.data.embeddings import photo_key
 from edgesam_jax.data.schema import OBJECT, BadExample, Example
-from edgesam_jax.data.sources import Keep
+from edgesam_jax.data.source import Keep
 from edgesam_jax.data.transforms import interior_point, load_photo, stored_size
 from edgesam_jax.data.windows import Window
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from edgesam_jax.data.schema import OBJECT, Example, boxes_of
-from edgesam_jax.data.sources import Keep, Source, select
+from edgesam_jax.data.source import Keep, Source, select
 from edgesam_jax.data.transforms import interior_point
 from edgesam_jax.portable.frame import target_size
 

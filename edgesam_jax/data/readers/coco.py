@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.records import Record, decode_record, fault_of, read_file, usable, whole
+from edgesam_jax.data.readers.records import Record, decode_record, fault_of, read_file, usable, whole
 from edgesam_jax.data.schema import Example
-from edgesam_jax.data.sources import Keep, LeftOut
+from edgesam_jax.data.source import Keep, LeftOut
 
 PHOTO_FOLDERS = ("", "images", "train2017", "val2017", "images/train2017", "images/val2017")
 

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from edgesam_jax.data.records import Record, check_annotated
+from edgesam_jax.data.readers.records import Record, check_annotated
 from edgesam_jax.data.transforms import stored_size
 
 THINGS = 80  # the first so many of the panoptic labels; the others are stuff

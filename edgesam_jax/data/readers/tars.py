@@ -19,10 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.images import json_record
-from edgesam_jax.data.records import MAX_BYTES, Record, decode_record
+from edgesam_jax.data.readers.images import json_record
+from edgesam_jax.data.readers.records import MAX_BYTES, Record, decode_record
 from edgesam_jax.data.schema import BadExample, Example
-from edgesam_jax.data.sources import Keep, LeftOut
+from edgesam_jax.data.source import Keep, LeftOut
 
 FORMAT = 1
 

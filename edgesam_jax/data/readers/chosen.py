@@ -21,7 +21,7 @@ from typing import Any
 
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.schema import Example
-from edgesam_jax.data.sources import Keep, Source, left_out
+from edgesam_jax.data.source import Keep, Source, left_out
 
 DIGEST = "# sha256: "
 

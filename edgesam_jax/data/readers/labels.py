@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from edgesam_jax.data.records import Record, check_annotated, encode_polygons, numbers, read_file
+from edgesam_jax.data.readers.records import Record, check_annotated, encode_polygons, numbers, read_file
 from edgesam_jax.data.schema import BadExample, boxes_of
 from edgesam_jax.data.transforms import stored_size
 

@@ -1,0 +1,1 @@
+"""One module per format that photos and masks come in; each gives a ``Source``."""

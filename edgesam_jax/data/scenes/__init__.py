@@ -1,0 +1,1 @@
+"""Generated scenes: shapes, textures, and the scenes made of them."""
