@@ -21,8 +21,8 @@ import numpy as np
 
 from benchmarks import timing
 from edgesam_jax import allocator
-from edgesam_jax.models import ops
-from edgesam_jax.models.repvit import REPVIT_M1, block_table
+from edgesam_jax.models.encoders.repvit import REPVIT_M1, block_table
+from edgesam_jax.models.kernels import ops
 
 PARTS = "forward", "inputs' gradients", "kernels' gradients"
 Case = tuple[int, int, int, int]  # height, channels in, channels out, kernel

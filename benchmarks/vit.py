@@ -19,9 +19,9 @@ import torch
 from benchmarks import timing
 from convert.torch_twin.encoders import image_encoder
 from edgesam_jax.config import SamConfig, VitConfig
+from edgesam_jax.models.encoders.vit import Vit
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.models.sam import MODELS
-from edgesam_jax.models.vit import Vit
 
 
 def flops(config: SamConfig) -> float:

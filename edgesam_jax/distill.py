@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
 
-from edgesam_jax import losses, prompts
+from edgesam_jax import losses
 from edgesam_jax.config import Config, DistillConfig, SamConfig
+from edgesam_jax.learning import sampling
+from edgesam_jax.models import prompts
 from edgesam_jax.models.sam import decode, join_prompts, split_prompts
 from edgesam_jax.optim import hold_frozen
 from edgesam_jax.types import Batch, Prompts
@@ -116,7 +118,7 @@ def _interior_points(keys: Array, masks: Array, boxes_frame: int) -> Array:
     cell = boxes_frame / s
 
     def one(key: Array, mask: Array) -> Array:
-        index, _ = prompts.draw_pixels(key, mask)
+        index, _ = sampling.draw_pixels(key, mask)
         return (jnp.stack([index[0] % s, index[0] // s]) + 0.5) * cell - 0.5
 
     return jax.vmap(lambda k, m: jax.vmap(one)(jax.random.split(k, len(m)), m))(keys, masks)
@@ -237,7 +239,7 @@ def _rounds(
         own, want = answer.own, answer.want
         agreement = losses.measured_iou((own > 0)[:, :, None], want[:, :, None], inside)[:, :, 0]
         round_keys = jax.vmap(lambda k: jax.random.fold_in(k, i))(keys[:, 2])
-        coords, labels, drawn = prompts.sample_disagreement(
+        coords, labels, drawn = sampling.sample_disagreement(
             round_keys,
             own > 0,
             want,

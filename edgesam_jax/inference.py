@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from edgesam_jax.anchors import anchors_of, propose
 from edgesam_jax.config import SamConfig, UsageError
+from edgesam_jax.models.anchors import anchors_of, propose
 from edgesam_jax.models.fold import fold, folds
+from edgesam_jax.models.prompts import from_boxes, from_boxes_and_points, from_points
 from edgesam_jax.models.sam import Sam, decode, preprocess
-from edgesam_jax.prompts import from_boxes, from_boxes_and_points, from_points
 from edgesam_jax.types import MaskPrediction
 
 

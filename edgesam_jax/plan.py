@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from edgesam_jax import cost, parallel, prompts
+from edgesam_jax import cost, parallel
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.config import Config, DataConfig, SamConfig, UsageError, from_json
 from edgesam_jax.config.derive import phase
@@ -27,8 +27,9 @@ from edgesam_jax.data.embeddings import STORE, read_header
 from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.readers.tars import find_tars
 from edgesam_jax.distill import POINT_SLOTS_AT_START
-from edgesam_jax.models import ops
+from edgesam_jax.models import prompts
 from edgesam_jax.models.init import abstract_variables
+from edgesam_jax.models.kernels import ops
 from edgesam_jax.models.sam import MODELS, Sam, decode
 from edgesam_jax.optim import TRAINED, labels, make_optimizer
 from edgesam_jax.start import of_teacher_needed

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgesam_jax import anchors, losses
+from edgesam_jax import losses
 from edgesam_jax.config import ProposalConfig
+from edgesam_jax.models import anchors
 from edgesam_jax.portable.priors import merge
 
 CONFIG = ProposalConfig(iou_positive=0.5, iou_negative=0.4, before_nms=40, kept=10)

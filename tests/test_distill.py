@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from tiny import CELL, CONV, FAST, GRID, MASK, configured, make_batch
 
-from edgesam_jax import distill, losses, prompts
+from edgesam_jax import distill, losses
+from edgesam_jax.learning import sampling
+from edgesam_jax.models import prompts
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.models.sam import decode
 
@@ -23,7 +25,7 @@ STUDENT, TEACHER = init_variables(CONV, 0), init_variables(CONV, 1)
 EMBEDDING, TEACHER_EMBEDDING = np.random.default_rng(0).standard_normal((2, B, GRID, GRID, 16)).astype(np.float32)
 DECODE = jax.jit(functools.partial(decode, CONV), static_argnames="targets", compiler_options=FAST)
 SAMPLE = jax.jit(
-    prompts.sample_disagreement, static_argnames=("cell", "count", "min_disagreement", "law"), compiler_options=FAST
+    sampling.sample_disagreement, static_argnames=("cell", "count", "min_disagreement", "law"), compiler_options=FAST
 )
 
 

@@ -22,10 +22,10 @@ from edgesam_jax.config import Config, DistillConfig, PlainVitConfig
 from edgesam_jax.config.rules import check_teacher
 from edgesam_jax.data.scenes.textures import photos
 from edgesam_jax.models.init import abstract_variables
+from edgesam_jax.models.prompts import from_boxes, from_boxes_and_points, from_points
 from edgesam_jax.models.sam import MODELS, Sam, decode
 from edgesam_jax.portable.frame import into_frame
 from edgesam_jax.portable.postprocess import upscale_logits
-from edgesam_jax.prompts import from_boxes, from_boxes_and_points, from_points
 from edgesam_jax.start import initial_variables
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -9,7 +9,8 @@ import pytest
 from tiny import FAST
 
 from edgesam_jax.config import RepVitConfig
-from edgesam_jax.models import fused, repvit
+from edgesam_jax.models.encoders import repvit
+from edgesam_jax.models.kernels import fused
 
 EPSILON = 0.1  # large, so that the 1x1 convolution's gradient, which only it lets through, is far above rounding
 RNG = np.random.default_rng(0)

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from edgesam_jax.models import fused, image_tokens, layers, ops
+from edgesam_jax.models import layers
+from edgesam_jax.models.kernels import fused, image_tokens, ops
 
 
 def normal(seed, *shape):

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from edgesam_jax.checkpoints.published import names
 from edgesam_jax.config import SamConfig, VitConfig
-from edgesam_jax.models import layers, mask_decoder, prompt_encoder, repvit, transformer, vit
+from edgesam_jax.models import layers
+from edgesam_jax.models.decoder import mask_decoder, prompt_encoder, transformer
+from edgesam_jax.models.encoders import neck, repvit, vit
 from edgesam_jax.models.sam import MODELS, Sam
 from edgesam_jax.types import NOT_A_POINT, Prompts
 
@@ -128,7 +130,7 @@ def test_repvit_part_in_training(name):
 def test_upsample(method, size):
     theirs, variables = fill(tl.UpsampleConv(8, 12, method))
     x = data(2, *size, 8)
-    ours = repvit.Upsample(12, method).apply(variables, x, (2 * size[0], 2 * size[1]))
+    ours = neck.Upsample(12, method).apply(variables, x, (2 * size[0], 2 * size[1]))
     close(ours, theirs(to_torch(x)), 1e-5)
 
 

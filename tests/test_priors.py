@@ -13,7 +13,6 @@ from PIL import Image
 
 from edgesam_jax import Predictor, UsageError, inference, predict
 from edgesam_jax import eval as eval_command
-from edgesam_jax.anchors import anchors_of, make_anchors, propose
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.save import save_model_file
@@ -22,6 +21,7 @@ from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.scenes.textures import photos
 from edgesam_jax.data.schema import OBJECT, PART
 from edgesam_jax.evaluation.in_memory import evaluate
+from edgesam_jax.models.anchors import anchors_of, make_anchors, propose
 from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.sam import MODELS
 from edgesam_jax.portable.onnx_model import OnnxEncoder
@@ -210,7 +210,7 @@ def test_what_exports_select_is_what_the_model_proposes(model):
         codes = rng.normal(size=(len(anchors), 4)).astype(np.float32)
         logits = rng.normal(size=len(anchors)).astype(np.float32)
         boxes, scores = propose(logits, codes, anchors, np.array([30.0, 20.0]), config)
-        from edgesam_jax.anchors import decode
+        from edgesam_jax.models.anchors import decode
 
         free = decode(anchors, codes, np.array([np.inf, np.inf]))
         low = anchors[:, :2] + (anchors[:, 2:] - anchors[:, :2]) * (0.5 + codes[:, :2])

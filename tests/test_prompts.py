@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, chisquare
 from tiny import CONV, GRID, MASK
 
-from edgesam_jax import prompts
+from edgesam_jax.learning import sampling
+from edgesam_jax.models import prompts
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.models.sam import decode
 from edgesam_jax.types import Prompts
@@ -131,7 +132,7 @@ def test_the_order_of_slots_does_not_matter(run_decoder):
 def test_pixels_are_drawn_uniformly():
     area = np.random.default_rng(0).random((7, 9)) < 0.4
     keys = jax.random.split(jax.random.key(0), 20_000)
-    index, there = jax.jit(jax.vmap(lambda k: prompts.draw_pixels(k, area)))(keys)
+    index, there = jax.jit(jax.vmap(lambda k: sampling.draw_pixels(k, area)))(keys)
     counts = np.bincount(np.asarray(index)[:, 0], minlength=area.size)
     assert np.all(there) and counts[~area.ravel()].sum() == 0
     assert chisquare(counts[area.ravel()]).pvalue > P_VALUE
@@ -142,14 +143,14 @@ def test_pixels_are_drawn_without_replacement():
     area = np.zeros((4, 4), bool)
     area.ravel()[[1, 2, 7, 8, 15]] = True
     keys = jax.random.split(jax.random.key(1), 30_000)
-    index, there = jax.jit(jax.vmap(lambda k: prompts.draw_pixels(k, area, 3)))(keys)
+    index, there = jax.jit(jax.vmap(lambda k: sampling.draw_pixels(k, area, 3)))(keys)
     triples, counts = np.unique(np.asarray(index), axis=0, return_counts=True)
     assert np.all(there) and len(triples) == 5 * 4 * 3
     assert all(len(set(t)) == 3 and area.ravel()[t].all() for t in triples)
     assert chisquare(counts).pvalue > P_VALUE
 
 
-DRAW_FOUR = jax.jit(functools.partial(prompts.draw_pixels, count=4))
+DRAW_FOUR = jax.jit(functools.partial(sampling.draw_pixels, count=4))
 
 
 @pytest.mark.parametrize("pixels", [0, 1, 2])
@@ -184,7 +185,7 @@ def draws(law, count=1):
     """Pixels (draws count 2) as (x, y), labels (draws count) and valid of many images that are all the uneven case."""
     student, teacher, valid = (np.broadcast_to(x, (DRAWS, *x.shape)) for x in uneven_case())
     keys = jax.random.split(jax.random.key(5), DRAWS)
-    sample = jax.jit(functools.partial(prompts.sample_disagreement, cell=4.0, count=count, law=law))
+    sample = jax.jit(functools.partial(sampling.sample_disagreement, cell=4.0, count=count, law=law))
     coords, labels, drawn = sample(keys, student[:, None], teacher[:, None], valid)
     pixels = (np.asarray(coords)[:, 0] + 0.5) / 4 - 0.5
     assert np.array_equal(pixels, np.round(pixels)), "not a pixel's centre"
@@ -224,7 +225,7 @@ def test_the_law_by_side():
 def test_by_side_with_one_side_empty():
     student, teacher, valid = uneven_case()
     keys = jax.random.split(jax.random.key(0), 50)
-    sample = jax.jit(functools.partial(prompts.sample_disagreement, cell=4.0, law="side"))
+    sample = jax.jit(functools.partial(sampling.sample_disagreement, cell=4.0, law="side"))
     for s, t, label in ((student & False, teacher, 1), (student, teacher & False, 0)):
         many = [np.broadcast_to(m, (50, 1, H, W)) for m in (s, t)]
         _, labels, drawn = sample(keys, *many, np.broadcast_to(valid, (50, H, W)))
@@ -254,7 +255,7 @@ def test_several_points_are_different_pixels():
 
 
 SAMPLE = {
-    (law, count): jax.jit(functools.partial(prompts.sample_disagreement, cell=4.0, count=count, law=law))
+    (law, count): jax.jit(functools.partial(sampling.sample_disagreement, cell=4.0, count=count, law=law))
     for law, count in (("uniform", 1), ("uniform", 2), ("side", 2), ("interior", 1))
 }
 
@@ -297,7 +298,7 @@ def test_min_disagreement_counts_valid_pixels_only():
     teacher[0, 0, 0, :9], teacher[1, 0, 0, :10] = True, True
     student, valid = np.zeros_like(teacher), np.ones((2, H, W), bool)
     keys = jax.random.split(jax.random.key(0), 2)
-    sample = functools.partial(jax.jit(prompts.sample_disagreement), keys, student, teacher, cell=4.0)
+    sample = functools.partial(jax.jit(sampling.sample_disagreement), keys, student, teacher, cell=4.0)
     np.testing.assert_array_equal(sample(valid)[2][:, 0, 0], [False, True])
     valid[1, 0, 0] = False
     np.testing.assert_array_equal(sample(valid)[2][:, 0, 0], [False, False])
@@ -308,7 +309,7 @@ def test_coordinates_have_no_half_cell_bias():
     """Mask pixel p covers frame pixels 4p to 4p+3, whose centre is 4p + 1.5 (the published code took 4p)."""
     teacher = np.zeros((1, 1, MASK, MASK), bool)
     teacher[0, 0, 5, 2] = True
-    coords, labels, drawn = prompts.sample_disagreement(
+    coords, labels, drawn = sampling.sample_disagreement(
         jax.random.split(jax.random.key(0), 1), ~teacher & False, teacher, np.ones((1, MASK, MASK), bool),
         cell=4.0, min_disagreement=1,
     )  # fmt: skip
@@ -334,5 +335,5 @@ def test_keyed_and_independent_of_how_images_are_spread():
 @pytest.mark.parametrize("law", LAWS)
 def test_no_host_callbacks(law):
     args = (jax.random.split(jax.random.key(0), 1), *np.zeros((2, 1, 1, H, W), bool), np.ones((1, H, W), bool))
-    text = str(jax.make_jaxpr(functools.partial(prompts.sample_disagreement, cell=4.0, law=law))(*args))
+    text = str(jax.make_jaxpr(functools.partial(sampling.sample_disagreement, cell=4.0, law=law))(*args))
     assert "cumsum" in text and "callback" not in text

@@ -13,9 +13,9 @@ from test_convert_names import read_keys
 from edgesam_jax.checkpoints.published import names
 from edgesam_jax.checkpoints.published.guess import published_shapes
 from edgesam_jax.config import TinyVitConfig
+from edgesam_jax.models.encoders.tiny_vit import offset_index
 from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.sam import MODELS
-from edgesam_jax.models.tiny_vit import offset_index
 
 
 def test_the_tree_of_mobile_sam_is_the_published_list_without_its_classifier():

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from edgesam_jax.config import DecoderConfig, RepVitConfig, SamConfig
+from edgesam_jax.models.decoder.transformer import Attention
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.models.sam import decode
-from edgesam_jax.models.transformer import Attention
 from edgesam_jax.types import Prompts
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

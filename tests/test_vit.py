@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgesam_jax.config import VitConfig
-from edgesam_jax.models import vit
+from edgesam_jax.models.encoders import vit
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -23,9 +23,9 @@ from convert.torch_twin.efficient_vit import ConvLayer
 from convert.torch_twin.encoders import DepthwiseUnit, image_encoder
 from convert.torch_twin.layers import ConvBN, UpsampleConv
 from convert.torch_twin.proposals import Proposals, pyramid_widths
-from edgesam_jax.anchors import CLAMP, anchors_of
 from edgesam_jax.checkpoints.published import names
 from edgesam_jax.config import STUDENTS, SamConfig
+from edgesam_jax.models.anchors import CLAMP, anchors_of
 from edgesam_jax.models.fold import fold, folds
 from edgesam_jax.models.layers import resize_matrix
 from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD

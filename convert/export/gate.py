@@ -20,12 +20,12 @@ import numpy as np
 from tqdm import tqdm
 
 from edgesam_jax import inference
-from edgesam_jax.anchors import anchors_of
-from edgesam_jax.anchors import decode as decode_boxes
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import SamConfig, UsageError
 from edgesam_jax.data.scenes.textures import photos as wheel_photos
 from edgesam_jax.data.transforms import PHOTO_SUFFIXES, load_image
+from edgesam_jax.models.anchors import anchors_of
+from edgesam_jax.models.anchors import decode as decode_boxes
 from edgesam_jax.models.fold import folds
 from edgesam_jax.models.sam import Sam, decode, preprocess
 from edgesam_jax.portable.frame import into_frame, scale_coords

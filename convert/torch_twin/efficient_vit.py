@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from convert.torch_twin.layers import FusedEncoder
 from edgesam_jax.config import EfficientVitConfig
-from edgesam_jax.models.efficient_vit import EPSILON
+from edgesam_jax.models.encoders.efficient_vit import EPSILON
 
 
 class ConvLayer(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from convert.torch_twin.layers import ConvBN, FusedEncoder
 from edgesam_jax.config import TinyVitConfig
-from edgesam_jax.models.tiny_vit import offset_index
+from edgesam_jax.models.encoders.tiny_vit import offset_index
 
 
 class MBConv(nn.Module):

@@ -9,11 +9,12 @@ import jax
 
 from edgesam_jax import cost
 from edgesam_jax.config import SamConfig
-from edgesam_jax.models import layer_cost, ops
+from edgesam_jax.models import layer_cost
 from edgesam_jax.models.fold import folds
 from edgesam_jax.models.init import abstract_variables
+from edgesam_jax.models.kernels import ops
+from edgesam_jax.models.prompts import from_boxes
 from edgesam_jax.models.sam import Sam, decode
-from edgesam_jax.prompts import from_boxes
 
 
 def counts(config: SamConfig) -> dict[str, dict[str, Any]]:

@@ -15,11 +15,11 @@ from flax import linen as nn
 from jax import Array
 
 from edgesam_jax.config import DecoderConfig, PlainVitConfig
+from edgesam_jax.models.decoder.mask_decoder import UpscaleConv, place_pixels
+from edgesam_jax.models.decoder.prompt_encoder import RandomFourierEncoding
+from edgesam_jax.models.decoder.transformer import Attention
+from edgesam_jax.models.encoders.vit import EPSILON, PatchEmbed, attend, default_logits_bytes
 from edgesam_jax.models.layers import Conv, LayerNorm, gelu, resize
-from edgesam_jax.models.mask_decoder import UpscaleConv, place_pixels
-from edgesam_jax.models.prompt_encoder import RandomFourierEncoding
-from edgesam_jax.models.transformer import Attention
-from edgesam_jax.models.vit import EPSILON, PatchEmbed, attend, default_logits_bytes
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, POSITIVE, MaskPrediction, Prompts
 
 POINTS = 6  # tokens of every prompt: points and corners, then padding; what is beyond is cut

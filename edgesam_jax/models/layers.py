@@ -14,8 +14,8 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
-from edgesam_jax.models import ops
-from edgesam_jax.models.ops import gelu
+from edgesam_jax.models.kernels import ops
+from edgesam_jax.models.kernels.ops import gelu
 from edgesam_jax.portable import resizing
 
 __all__ = ["MLP", "BatchNorm", "Conv", "ConvBN", "LayerNorm", "SqueezeExcite", "gelu", "resize", "resize_matrix"]

@@ -21,14 +21,14 @@ from edgesam_jax.config import (
     VitConfig,
 )
 from edgesam_jax.models import efficient_sam
-from edgesam_jax.models.conv_encoder import ConvEncoder
-from edgesam_jax.models.efficient_vit import EfficientVit
-from edgesam_jax.models.mask_decoder import MaskDecoder
-from edgesam_jax.models.prompt_encoder import PromptEncoder
+from edgesam_jax.models.decoder.mask_decoder import MaskDecoder
+from edgesam_jax.models.decoder.prompt_encoder import PromptEncoder
+from edgesam_jax.models.encoders.conv_encoder import ConvEncoder
+from edgesam_jax.models.encoders.efficient_vit import EfficientVit
+from edgesam_jax.models.encoders.repvit import REPVIT_M1, REPVIT_M2, REPVIT_M3, RepVit
+from edgesam_jax.models.encoders.tiny_vit import TinyVit
+from edgesam_jax.models.encoders.vit import Vit
 from edgesam_jax.models.proposals import Proposals
-from edgesam_jax.models.repvit import REPVIT_M1, REPVIT_M2, REPVIT_M3, RepVit
-from edgesam_jax.models.tiny_vit import TinyVit
-from edgesam_jax.models.vit import Vit
 from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
 from edgesam_jax.types import MaskPrediction, Prompts
 

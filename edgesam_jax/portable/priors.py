@@ -33,7 +33,7 @@ def suppress(boxes: np.ndarray, iou: float) -> np.ndarray:
 def select(
     boxes: np.ndarray, scores: np.ndarray, limit: tuple[int, int], min_score: float, before: int, iou: float, most: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The proposals among all anchors' boxes (n 4) and scores (n), as ``edgesam_jax.anchors.propose`` finds them.
+    """The proposals among all anchors' boxes (n 4) and scores (n), as ``models.anchors.propose`` finds them.
 
     Args:
       limit: width and height of the photo in the frame.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from edgesam_jax.models import image_tokens
+from edgesam_jax.models.kernels import image_tokens
 from edgesam_jax.models.layers import LayerNorm
 
 MASKED = -1e9  # added to the scores of tokens that are not there

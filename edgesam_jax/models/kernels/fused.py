@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from edgesam_jax.models import ops
-from edgesam_jax.models.ops import stored
+from edgesam_jax.models.kernels import ops
+from edgesam_jax.models.kernels.ops import stored
 
 Moments = tuple[Array, Array]  # mean and biased variance (c)
 Norm = tuple[Array, Array]  # scale and bias (c)

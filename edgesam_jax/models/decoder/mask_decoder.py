@@ -9,9 +9,9 @@ from flax import linen as nn
 from jax import Array
 
 from edgesam_jax.config import DecoderConfig
-from edgesam_jax.models import fused, ops
+from edgesam_jax.models.decoder.transformer import TwoWayTransformer
+from edgesam_jax.models.kernels import fused, ops
 from edgesam_jax.models.layers import MLP, gelu
-from edgesam_jax.models.transformer import TwoWayTransformer
 from edgesam_jax.types import MaskPrediction
 
 

@@ -21,8 +21,8 @@ from flax import linen as nn
 from jax import Array
 
 from edgesam_jax.config import EfficientVitConfig
+from edgesam_jax.models.encoders.neck import embed
 from edgesam_jax.models.layers import BatchNorm, Conv
-from edgesam_jax.models.repvit import embed
 
 EPSILON = 1e-15  # of the attention's division; lost in anything but float32
 

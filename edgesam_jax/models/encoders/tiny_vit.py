@@ -18,9 +18,9 @@ from flax import linen as nn
 from jax import Array
 
 from edgesam_jax.config import TinyVitConfig
+from edgesam_jax.models.encoders.neck import embed
+from edgesam_jax.models.encoders.vit import window_merge, window_partition
 from edgesam_jax.models.layers import ConvBN, LayerNorm, gelu
-from edgesam_jax.models.repvit import embed
-from edgesam_jax.models.vit import window_merge, window_partition
 
 EPSILON = 1e-5  # of the layer norms in the blocks; the neck's have SAM's 1e-6
 

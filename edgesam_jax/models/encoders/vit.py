@@ -19,9 +19,9 @@ from flax import linen as nn
 from jax import Array, lax
 
 from edgesam_jax.config import VitConfig
+from edgesam_jax.models.decoder.prompt_encoder import PatchConv
+from edgesam_jax.models.kernels.ops import on_cpu
 from edgesam_jax.models.layers import Conv, LayerNorm, gelu
-from edgesam_jax.models.ops import on_cpu
-from edgesam_jax.models.prompt_encoder import PatchConv
 
 EPSILON = 1e-6  # of every layer norm here; the decoder's transformer has another
 

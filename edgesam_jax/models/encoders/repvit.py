@@ -11,18 +11,17 @@ from flax import linen as nn
 from jax import Array
 
 from edgesam_jax.config import RepVitConfig
-from edgesam_jax.models import fused, ops
+from edgesam_jax.models.encoders.neck import embed
+from edgesam_jax.models.kernels import fused, ops
+from edgesam_jax.models.kernels.ops import stored
 from edgesam_jax.models.layers import (
     NORM_EPSILON,
     Conv,
     ConvBN,
-    LayerNorm,
     SqueezeExcite,
     gelu,
-    resize,
     running_statistics,
 )
-from edgesam_jax.models.ops import stored
 
 REPVIT_M1 = RepVitConfig()
 REPVIT_M2 = RepVitConfig(widths=(64, 128, 256, 512), depths=(3, 4, 14, 3))
@@ -166,32 +165,6 @@ def _recomputed_backward(block: Block, given: Any, cotangents: tuple[Array, Any]
 
 
 recomputed.defvjp(_recomputed_forward, _recomputed_backward)
-
-
-class Upsample(nn.Module):
-    """1x1 convolution (named op_list_0 in the published files), then resize to ``size``."""
-
-    features: int
-    method: str
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array, size: tuple[int, int]) -> Array:
-        return resize(Conv(self.features, dtype=self.dtype, name="op_list_0")(x), size, self.method)
-
-
-def embed(fine: Array | None, x: Array, features: int, method: str, dtype: Any) -> Array:
-    """The end of an encoder: ``x``, fused with the map of stride 16 where there is one, through SAM's neck.
-
-    Its modules belong to the encoder that calls it, under the published names.
-    """
-    if fine is not None:
-        fine = Conv(features, dtype=dtype, name="fuse_stage2")(fine)
-        x = fine + Upsample(features, method, dtype, name="fuse_stage3")(x, (fine.shape[1], fine.shape[2]))
-    x = Conv(features, dtype=dtype, name="neck_0")(x)
-    x = LayerNorm(dtype=dtype, name="neck_1")(x)
-    x = Conv(features, 3, dtype=dtype, name="neck_2")(x)
-    return LayerNorm(dtype=dtype, name="neck_3")(x)
 
 
 class RepVit(nn.Module):

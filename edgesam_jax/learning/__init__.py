@@ -1,0 +1,1 @@
+"""What one training step learns, and how: objectives, losses, the step, the optimiser."""

@@ -1,0 +1,1 @@
+"""The image encoders, and the neck that three of them share."""

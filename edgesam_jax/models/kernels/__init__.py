@@ -1,0 +1,1 @@
+"""Operations in the form that is fastest on the platform at hand."""
