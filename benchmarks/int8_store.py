@@ -19,12 +19,13 @@ from typing import Any, get_args
 import jax.numpy as jnp
 import numpy as np
 
-from edgesam_jax import inference, losses
+from edgesam_jax import inference
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.config import DataConfig
 from edgesam_jax.data.embeddings import StoredType, dequantise, quantise
 from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.schema import BadExample
+from edgesam_jax.learning import losses
 from edgesam_jax.metrics import mask_iou
 from edgesam_jax.portable.frame import into_frame, scale_coords
 

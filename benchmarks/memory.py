@@ -81,9 +81,9 @@ def measure(row: Row, size: int) -> dict[str, float]:
     import jax.numpy as jnp
 
     from edgesam_jax import parallel
+    from edgesam_jax.learning.optim import make_optimizer
     from edgesam_jax.models.init import abstract_variables
     from edgesam_jax.models.sam import MODELS
-    from edgesam_jax.optim import make_optimizer
     from edgesam_jax.types import TrainState
 
     config = config_of(row, size)

@@ -52,8 +52,8 @@ def jax_step(stage: int, size: int, chunk: int) -> Callable[[], float]:
     import jax.numpy as jnp
 
     from edgesam_jax import parallel
+    from edgesam_jax.learning.optim import make_optimizer
     from edgesam_jax.models.init import init_variables
-    from edgesam_jax.optim import make_optimizer
     from edgesam_jax.types import Batch, TrainState
 
     model = replace(MODELS["edge_sam"], image_size=size)

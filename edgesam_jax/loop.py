@@ -26,9 +26,8 @@ from edgesam_jax.config.derive import phase
 from edgesam_jax.data.pipeline import Batches
 from edgesam_jax.data.schema import Example
 from edgesam_jax.data.source import ENOUGH_TO_JUDGE
+from edgesam_jax.learning.step import of_teacher_needed, total_loss
 from edgesam_jax.meter import Meter, peak_flops, peak_memory
-from edgesam_jax.start import of_teacher_needed
-from edgesam_jax.train_step import total_loss
 from edgesam_jax.types import Batch, TrainState
 
 HOPELESS = 10  # steps in a row that are not finite end a run that skips them

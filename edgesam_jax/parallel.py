@@ -19,10 +19,9 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from edgesam_jax.config import Config, SamConfig, UsageError
-from edgesam_jax.train_step import train_step
+from edgesam_jax.learning.step import AXIS, train_step
 from edgesam_jax.types import Batch, TrainState
 
-AXIS = "data"
 COMPILING_MS = 3_600_000  # that processes wait for one another, to compile above all
 TrainStep = Callable[[TrainState, Any, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 

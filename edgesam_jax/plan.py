@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from edgesam_jax import cost, parallel
+from edgesam_jax import cost
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.config import Config, DataConfig, SamConfig, UsageError, from_json
 from edgesam_jax.config.derive import phase
@@ -26,14 +26,13 @@ from edgesam_jax.config.rules import check_distillation, check_teacher
 from edgesam_jax.data.embeddings import STORE, read_header
 from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.readers.tars import find_tars
-from edgesam_jax.distill import POINT_SLOTS_AT_START
+from edgesam_jax.learning.optim import TRAINED, labels, make_optimizer
+from edgesam_jax.learning.prompt_loop import POINT_SLOTS_AT_START
+from edgesam_jax.learning.step import AXIS, of_teacher_needed, train_step
 from edgesam_jax.models import prompts
 from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.kernels import ops
 from edgesam_jax.models.sam import MODELS, Sam, decode
-from edgesam_jax.optim import TRAINED, labels, make_optimizer
-from edgesam_jax.start import of_teacher_needed
-from edgesam_jax.train_step import train_step
 from edgesam_jax.types import Batch, TrainState
 
 STORED_BYTES = {"float16": 2, "bfloat16": 2, "int8": 1}
@@ -132,7 +131,7 @@ def trace_step(config: Config, teacher: SamConfig | None, images: int, devices: 
     """The jaxpr of the step with so many images on one of several devices; 0: it has no others to exchange with."""
     state = abstract_state(config)
     tx, _ = make_optimizer(config, state.params)
-    axis = parallel.AXIS if devices else None
+    axis = AXIS if devices else None
     body = functools.partial(train_step, config=config, teacher_config=teacher, tx=tx, axis_name=axis)
     variables = _variables(teacher) if teacher else None
     key = jax.eval_shape(lambda: jax.random.key(0))

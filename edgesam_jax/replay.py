@@ -16,9 +16,9 @@ from edgesam_jax import parallel
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import Config, UsageError
 from edgesam_jax.config.derive import phase
-from edgesam_jax.optim import make_optimizer
-from edgesam_jax.start import begin, check_workdir, of_teacher_needed
-from edgesam_jax.train_step import total_loss
+from edgesam_jax.learning.optim import make_optimizer
+from edgesam_jax.learning.step import of_teacher_needed, total_loss
+from edgesam_jax.start import begin, check_workdir
 from edgesam_jax.trainer import load_teacher, open_data
 from edgesam_jax.types import Batch, TrainState
 

@@ -22,8 +22,8 @@ from edgesam_jax.config.rules import differing_fields
 from edgesam_jax.data.embeddings import EmbeddingStore
 from edgesam_jax.data.source import ENOUGH_TO_JUDGE, Part, left_out
 from edgesam_jax.files import write_atomically
+from edgesam_jax.learning.optim import make_optimizer
 from edgesam_jax.models.init import init_variables
-from edgesam_jax.optim import make_optimizer
 from edgesam_jax.types import TrainState
 
 DECODER_PARTS = ("prompt_encoder", "mask_decoder")
@@ -157,12 +157,6 @@ def check_store(config: Config, teacher: Model | None) -> None:
                 f"{where}: made with another teacher ({header.source or header.teacher[:12]}), or with other weights of"
                 f" {config.teacher}; embed with this one"
             )
-
-
-def of_teacher_needed(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The teacher's variables that a step reads: where a store has its embeddings, not those of its encoder."""
-    unread = ("image_encoder",) if config.data.embeddings else ()
-    return {name: {k: v for k, v in parts.items() if k not in unread} for name, parts in variables.items()}
 
 
 def decoder_of(teacher: Model) -> dict[str, Any]:

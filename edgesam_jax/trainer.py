@@ -28,8 +28,8 @@ from edgesam_jax.config.rules import check_distillation, check_teacher
 from edgesam_jax.data.opening import open_parts
 from edgesam_jax.data.pipeline import Batches, batches
 from edgesam_jax.data.source import left_out
+from edgesam_jax.learning.optim import make_optimizer
 from edgesam_jax.loop import Loop, Position, model_of
-from edgesam_jax.optim import make_optimizer
 from edgesam_jax.start import begin, check_data, check_store, claim_workdir
 from edgesam_jax.types import Batch, TrainState
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgesam_jax import losses
 from edgesam_jax.config import ProposalConfig
+from edgesam_jax.learning import losses
 from edgesam_jax.models import anchors
 from edgesam_jax.portable.priors import merge
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from tiny import CELL, CONV, FAST, GRID, MASK, configured, make_batch
 
-from edgesam_jax import distill, losses
-from edgesam_jax.learning import sampling
+from edgesam_jax.learning import losses, prompt_loop, sampling
 from edgesam_jax.models import prompts
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.models.sam import decode
@@ -34,7 +33,7 @@ def loss_of(config, params, embedding, teacher_params=TEACHER["params"], batch=B
     if config.distill.targets == "teacher":
         teacher = (CONV, {**TEACHER, "params": teacher_params}, TEACHER_EMBEDDING)
     student = {**STUDENT, "params": params}
-    return distill.prompt_in_the_loop_loss(student, embedding, teacher, batch, WEIGHTS, key, keys, config)
+    return prompt_loop.prompt_in_the_loop_loss(student, embedding, teacher, batch, WEIGHTS, key, keys, config)
 
 
 # ---------------------------------------------------------------------------------------------------- written out
@@ -76,7 +75,7 @@ def written_out(config, start, is_box):
     feedback_keys = jax.vmap(lambda k: jax.random.split(k, 3))(KEYS)[:, 1]
     feedback = jax.vmap(lambda k: jax.random.bernoulli(k, cfg.mask_feedback, (P,)))(feedback_keys)
     previous, use = np.zeros((B, P, MASK, MASK), np.float32), np.zeros((B, P), bool)
-    matched = tuple(name for name in distill.MATCHED_TERMS if getattr(cfg.loss, name))
+    matched = tuple(name for name in prompt_loop.MATCHED_TERMS if getattr(cfg.loss, name))
     buffer, totals = start, dict.fromkeys(("bce", "dice", "iou", *matched), 0.0)
     for i in range(cfg.rounds + 1):
         masks = (previous, use) if cfg.mask_feedback else (None, None)
@@ -112,7 +111,7 @@ def written_out(config, start, is_box):
                     totals[name] += WEIGHTS[b, p] * value
                 if matched:
                     found = matched_terms(student, answer, np.asarray(buffer.valid), b, p, taking_part)
-                    for name, value in zip(distill.MATCHED_TERMS, found, strict=True):
+                    for name, value in zip(prompt_loop.MATCHED_TERMS, found, strict=True):
                         if name in matched:
                             totals[name] += WEIGHTS[b, p] * value
                 own[b, p] = student.logits[b, p, best]
@@ -132,7 +131,7 @@ def written_out(config, start, is_box):
 def start_of(config):
     keys = jax.vmap(lambda k: jax.random.split(k, 3))(KEYS)[:, 0]
     slots = config.distill.rounds * config.distill.points_per_round
-    return distill.start_prompts(KEY, keys, BATCH, config.distill, slots)
+    return prompt_loop.start_prompts(KEY, keys, BATCH, config.distill, slots)
 
 
 @pytest.fixture
@@ -144,9 +143,9 @@ def python_loop(monkeypatch):
             carry = body(i, carry)
         return carry
 
-    monkeypatch.setattr(distill.lax, "fori_loop", loop)
-    monkeypatch.setattr(distill, "decode", lambda model, *args, targets: DECODE(*args, targets=targets))
-    monkeypatch.setattr(distill.prompts, "sample_disagreement", SAMPLE)
+    monkeypatch.setattr(prompt_loop.lax, "fori_loop", loop)
+    monkeypatch.setattr(prompt_loop, "decode", lambda model, *args, targets: DECODE(*args, targets=targets))
+    monkeypatch.setattr(prompt_loop.prompts, "sample_disagreement", SAMPLE)
 
 
 OPTIONS = [
@@ -219,21 +218,21 @@ def test_the_coin_per_prompt_and_per_batch():
     keys = jax.random.split(jax.random.key(3), 400)
     wide = make_batch(images=400, prompts=4)
     per_prompt = configured("distill.coin=prompt").distill
-    is_box = np.asarray(distill.start_prompts(KEY, keys, wide, per_prompt, 0)[1])
+    is_box = np.asarray(prompt_loop.start_prompts(KEY, keys, wide, per_prompt, 0)[1])
     assert 0.45 < is_box.mean() < 0.55
     assert 0.3 < (is_box[:, 0] == is_box[:, 1]).mean() < 0.7 and len(np.unique(is_box, axis=0)) == 16
     per_batch = configured("distill.coin=batch").distill
-    tosses = [np.asarray(distill.start_prompts(jax.random.key(k), KEYS, BATCH, per_batch, 0)[1]) for k in range(20)]
+    tosses = [np.asarray(prompt_loop.start_prompts(jax.random.key(k), KEYS, BATCH, per_batch, 0)[1]) for k in range(20)]
     assert all(t.all() or not t.any() for t in tosses) and 3 < sum(t.all() for t in tosses) < 17
     for kind, expected in (("box", True), ("point", False)):
         config = configured(f"distill.start={kind}").distill
-        assert np.all(distill.start_prompts(KEY, KEYS, BATCH, config, 0)[1] == expected)
+        assert np.all(prompt_loop.start_prompts(KEY, KEYS, BATCH, config, 0)[1] == expected)
 
 
 def test_interior_points_lie_in_their_masks():
     config = configured("distill.point_start=interior", "distill.start=point").distill
-    first, _ = distill.start_prompts(KEY, KEYS, BATCH, config, 1)
-    other, _ = distill.start_prompts(KEY, KEYS[::-1], BATCH, config, 1)
+    first, _ = prompt_loop.start_prompts(KEY, KEYS, BATCH, config, 1)
+    other, _ = prompt_loop.start_prompts(KEY, KEYS[::-1], BATCH, config, 1)
     pixels = (np.asarray(first.coords)[:, :, 2] + 0.5) / CELL - 0.5
     assert np.array_equal(pixels, np.round(pixels))
     for b in range(B):
@@ -383,7 +382,7 @@ def test_the_loop_is_one_loop_without_callbacks():
 def test_encoder_only_loss_is_the_mean_over_images():
     config = configured("distill.mode=encoder_only")
     batch = BATCH.replace(valid_size=np.array([[32, 32], [20, 9]]))
-    loss, metrics = distill.encoder_only_loss(EMBEDDING, TEACHER_EMBEDDING, batch, config)
+    loss, metrics = prompt_loop.encoder_only_loss(EMBEDDING, TEACHER_EMBEDDING, batch, config)
     error = ((EMBEDDING - TEACHER_EMBEDDING) ** 2).mean(-1)
     np.testing.assert_allclose(loss, (error[0].mean() + error[1, :2, :1].mean()) / 2, rtol=1e-5)
     assert metrics == {"encoder": loss}
@@ -393,14 +392,14 @@ def test_encoder_only_loss_of_several_terms():
     batch = BATCH.replace(valid_size=np.array([[32, 32], [20, 9]]))
     weights = ("distill.loss.pixel=0.5", "distill.loss.channel=2", "distill.loss.correlation=3")
     config = configured("distill.mode=encoder_only", *weights)
-    loss, metrics = distill.encoder_only_loss(EMBEDDING, TEACHER_EMBEDDING, batch, config)
+    loss, metrics = prompt_loop.encoder_only_loss(EMBEDDING, TEACHER_EMBEDDING, batch, config)
     valid = losses.valid_weights(batch.valid_size, GRID, 32) > 0.5
     given = EMBEDDING, TEACHER_EMBEDDING, valid
     terms = losses.feature_error(*given), losses.channel_divergence(*given, 4.0), losses.correlation_error(*given)
     np.testing.assert_allclose(loss, np.dot([0.5, 2, 3], [t.mean() for t in terms]), rtol=1e-5)
     assert metrics.keys() == {"encoder", "pixel", "channel", "correlation"}
     alone = configured("distill.mode=encoder_only", "distill.loss.pixel=0", "distill.loss.channel=1")
-    loss, metrics = distill.encoder_only_loss(EMBEDDING, TEACHER_EMBEDDING, batch, alone)
+    loss, metrics = prompt_loop.encoder_only_loss(EMBEDDING, TEACHER_EMBEDDING, batch, alone)
     np.testing.assert_allclose(loss, terms[1].mean(), rtol=1e-5)
     assert metrics == {"encoder": loss}
 

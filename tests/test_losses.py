@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgesam_jax import losses
+from edgesam_jax.learning import losses
 
 B, P, M, S = 2, 3, 4, 8
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgesam_jax import optim
 from edgesam_jax.config import Config, DataConfig, DecoderConfig, DistillConfig, OptimConfig, SamConfig, TrainConfig
+from edgesam_jax.learning import optim
 
 
 def params():

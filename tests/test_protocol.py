@@ -14,7 +14,7 @@ from edgesam_jax.data.windows import crop
 from edgesam_jax.evaluation import protocol
 from edgesam_jax.evaluation.photos import choose_instances, of_example
 from edgesam_jax.evaluation.protocol import MIN_ERROR, Settings
-from edgesam_jax.losses import valid_weights
+from edgesam_jax.learning.losses import valid_weights
 from edgesam_jax.metrics import mask_iou
 from edgesam_jax.portable.frame import target_size
 from edgesam_jax.portable.postprocess import bilinear_matrix

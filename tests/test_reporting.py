@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from edgesam_jax import reporting
-from edgesam_jax.distill import Trace
+from edgesam_jax.learning.prompt_loop import Trace
 from edgesam_jax.types import Prompts
 
 

@@ -178,7 +178,7 @@ def test_half_precision_encoders_stay_close():
 @pytest.mark.parametrize("name", ["edge_sam", "mobile_sam", "edge_sam_efficient_vit", "efficient_sam_ti", "sam_vit_b"])
 def test_any_registered_model_can_teach(name):
     """A step of stage 1 and one of stage 2 at full size, by its shapes."""
-    from edgesam_jax.train_step import total_loss
+    from edgesam_jax.learning.step import total_loss
     from edgesam_jax.types import Batch, TrainState
 
     shallow = RepVitConfig(depths=(1, 1, 2, 1))

@@ -13,10 +13,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 from tiny import CONV, FAST, PROPOSALS, REPVIT, configured, make_batch
 
+from edgesam_jax.learning.optim import is_trained, make_optimizer
+from edgesam_jax.learning.step import train_step
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.models.sam import Sam, preprocess
-from edgesam_jax.optim import is_trained, make_optimizer
-from edgesam_jax.train_step import train_step
 from edgesam_jax.types import TrainState
 
 KEY = jax.random.key(0)
@@ -150,9 +150,9 @@ def test_prompts_weigh_the_same_or_images_do(monkeypatch):
         seen[config.distill.loss_over_prompts] = np.asarray(weights)
         return jnp.sum(embedding), {}, None
 
-    monkeypatch.setattr("edgesam_jax.distill.prompt_in_the_loop_loss", loss)
+    monkeypatch.setattr("edgesam_jax.learning.prompt_loop.prompt_in_the_loop_loss", loss)
     valid = np.array([[True, True], [False, False], [True, False]])
-    from edgesam_jax.train_step import total_loss
+    from edgesam_jax.learning.step import total_loss
 
     for how in ("pooled", "image"):
         config = configured("distill.targets=ground_truth", f"distill.loss_over_prompts={how}")

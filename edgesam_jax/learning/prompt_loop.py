@@ -11,12 +11,11 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
 
-from edgesam_jax import losses
 from edgesam_jax.config import Config, DistillConfig, SamConfig
-from edgesam_jax.learning import sampling
+from edgesam_jax.learning import losses, sampling
+from edgesam_jax.learning.optim import hold_frozen
 from edgesam_jax.models import prompts
 from edgesam_jax.models.sam import decode, join_prompts, split_prompts
-from edgesam_jax.optim import hold_frozen
 from edgesam_jax.types import Batch, Prompts
 
 POINT_SLOTS_AT_START = 1

@@ -6,7 +6,7 @@ computed first (``_share``), and the loss of a piece is such that the mean over 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,12 +15,14 @@ import optax
 from flax import struct
 from jax import Array, lax
 
-from edgesam_jax import distill, losses
 from edgesam_jax.config import Config, SamConfig
+from edgesam_jax.learning import losses, prompt_loop
+from edgesam_jax.learning.optim import hold_frozen
+from edgesam_jax.learning.proposal_loss import Targets, proposal_loss, targets_of
 from edgesam_jax.models.sam import Sam, preprocess
-from edgesam_jax.optim import hold_frozen
-from edgesam_jax.proposal_loss import Targets, proposal_loss, targets_of
 from edgesam_jax.types import Batch, TrainState
+
+AXIS = "data"  # name of the axis that pmap maps the devices over
 
 
 @struct.dataclass
@@ -147,7 +149,7 @@ def total_loss(
     config: Config,
     teacher_config: SamConfig | None,
     axis_name: str | None = None,
-) -> tuple[Array, Any, dict[str, Array], distill.Trace | None]:
+) -> tuple[Array, Any, dict[str, Array], prompt_loop.Trace | None]:
     """Loss of a batch as one piece, new batch statistics, metrics and, of the prompt loop, the last round's trace."""
     key, share = _share(batch, key, state.step, config, axis_name)
     return _loss(params, state, teacher, share, key, config, teacher_config, axis_name)
@@ -162,7 +164,7 @@ def _loss(
     config: Config,
     teacher_config: SamConfig | None,
     axis_name: str | None,
-) -> tuple[Array, Any, dict[str, Array], distill.Trace | None]:
+) -> tuple[Array, Any, dict[str, Array], prompt_loop.Trace | None]:
     cfg, model, batch, weights = config.distill, config.model, share.batch, share.weights
     images = preprocess(batch.image, batch.valid_size)
     variables = {"params": params, "batch_stats": state.batch_stats, "constants": state.constants}
@@ -189,19 +191,25 @@ def _loss(
 
     if cfg.mode == "encoder_only":
         assert teacher_side is not None
-        loss, metrics = distill.encoder_only_loss(embedding, teacher_side[2], batch, config)
+        loss, metrics = prompt_loop.encoder_only_loss(embedding, teacher_side[2], batch, config)
         return loss, batch_stats, {"loss": loss, **metrics}, None
 
     assert weights is not None
-    loss, metrics, trace = distill.prompt_in_the_loop_loss(
+    loss, metrics, trace = prompt_loop.prompt_in_the_loop_loss(
         variables, embedding, teacher_side, batch, weights, key, share.keys, config
     )
     if cfg.loss.encoder:
         assert teacher_side is not None
-        feature, named = distill.encoder_only_loss(embedding, teacher_side[2], batch, config)
+        feature, named = prompt_loop.encoder_only_loss(embedding, teacher_side[2], batch, config)
         loss, metrics = loss + cfg.loss.encoder * feature, metrics | named
     if cfg.loss.grouping:
         assert batch.masks is not None
         group = jnp.sum(weights * losses.grouping(embedding, batch.masks, batch.prompt_valid))
         loss, metrics = loss + cfg.loss.grouping * group, metrics | {"grouping": group}
     return loss, batch_stats, {"loss": loss, **metrics}, trace
+
+
+def of_teacher_needed(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The teacher's variables that a step reads: where a store has its embeddings, not those of its encoder."""
+    unread = ("image_encoder",) if config.data.embeddings else ()
+    return {name: {k: v for k, v in parts.items() if k not in unread} for name, parts in variables.items()}

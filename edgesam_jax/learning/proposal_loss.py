@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from edgesam_jax import losses
 from edgesam_jax.config import ProposalConfig, SamConfig
+from edgesam_jax.learning import losses
 from edgesam_jax.models.anchors import anchors_of, assign, encode
 from edgesam_jax.types import Batch
 
