@@ -41,7 +41,8 @@ from edgesam_jax.data.embeddings import photo_key, read_header, write_shard
 from edgesam_jax.data.opening import open_parts
 from edgesam_jax.data.order import order
 from edgesam_jax.data.scenes.scene import scene
-from edgesam_jax.reporting import aligned_table, read_metrics
+from edgesam_jax.reporting.tables import aligned_table
+from edgesam_jax.train_log import read_metrics
 
 ROOT = Path(__file__).parents[1]
 PHOTOS, SIDE, BATCH = 60, 128, 4

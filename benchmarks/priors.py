@@ -27,7 +27,7 @@ from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.schema import OBJECT, PART, Example
 from edgesam_jax.evaluation.in_memory import evaluate
 from edgesam_jax.portable.priors import Rule
-from edgesam_jax.reporting import aligned_table
+from edgesam_jax.reporting.tables import aligned_table
 
 RULES: tuple[Rule, ...] = ("nearest", "published")
 

@@ -21,7 +21,7 @@ from edgesam_jax.evaluation.prompted import in_parallel, row_of, score_photo
 from edgesam_jax.evaluation.protocol import Settings
 from edgesam_jax.evaluation.summary import summarise
 from edgesam_jax.evaluation.systems import JaxSystem
-from edgesam_jax.reporting import aligned_table
+from edgesam_jax.reporting.tables import aligned_table
 
 CHANGES = {
     "exact": {},

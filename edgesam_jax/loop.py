@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from edgesam_jax import heldout, parallel, reporting
+from edgesam_jax import heldout, parallel, train_log
 from edgesam_jax.checkpoints.model import Model, score_kind
 from edgesam_jax.checkpoints.training import TrainCheckpointer
 from edgesam_jax.config import Config, LossConfig, SamConfig, UsageError
@@ -27,7 +27,9 @@ from edgesam_jax.data.pipeline import Batches
 from edgesam_jax.data.schema import Example
 from edgesam_jax.data.source import ENOUGH_TO_JUDGE
 from edgesam_jax.learning.step import of_teacher_needed, total_loss
-from edgesam_jax.meter import Meter, peak_flops, peak_memory
+from edgesam_jax.meter import Meter
+from edgesam_jax.planning.accelerators import peak_flops, peak_memory
+from edgesam_jax.reporting import pictures
 from edgesam_jax.types import Batch, TrainState
 
 HOPELESS = 10  # steps in a row that are not finite end a run that skips them
@@ -116,10 +118,10 @@ class Loop:
         self.config, self.workdir, self.checkpoints, self.schedule = config, workdir, checkpoints, schedule
         self.position = position
         self.first = parallel.is_first()
-        self.log = reporting.MetricsLog(workdir, start) if self.first else None
+        self.log = train_log.MetricsLog(workdir, start) if self.first else None
         own = f".{jax.process_index()}" if jax.process_index() else ""
-        self.skipped_log = reporting.RowLog(workdir / f"skipped{own}.jsonl", start - 1)
-        self.nonfinite_log = reporting.RowLog(workdir / f"nonfinite{own}.jsonl", start - 1)
+        self.skipped_log = train_log.RowLog(workdir / f"skipped{own}.jsonl", start - 1)
+        self.nonfinite_log = train_log.RowLog(workdir / f"nonfinite{own}.jsonl", start - 1)
         self.skipped = self.skipped_before = Counter(position.skipped)
         self.used = self.used_before = position.used
         self.bar = tqdm(
@@ -259,7 +261,7 @@ class Loop:
         """Of one step, where the MFU can be told: counting them takes a trace of the step."""
         if not (self.peak and self.first):
             return 0.0
-        from edgesam_jax.plan import flops_per_step
+        from edgesam_jax.planning.plan import flops_per_step
 
         return flops_per_step(now, self.teacher_config)
 
@@ -325,10 +327,10 @@ class Loop:
         host = parallel.to_host(state)  # one device draws
         trace = jax.tree.map(lambda x: np.asarray(x)[0], self.trace(host, self.host_teacher, first, self.host_key))
         rows, columns = first.valid_size[0].tolist()
-        picture = reporting.loop_picture(
+        picture = pictures.loop_picture(
             np.asarray(first.image[0]), trace, np.asarray(first.prompt_valid[0]), photo=(rows, columns)
         )
-        reporting.save_picture(self.workdir / "pictures" / f"{done:07d}.png", picture)
+        pictures.save_picture(self.workdir / "pictures" / f"{done:07d}.png", picture)
         if self.log:
             self.log.picture(done, picture)
         self.meter.pause()

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import resource
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import jax
 
-from edgesam_jax.config import Config
-from edgesam_jax.dry_run import ACCELERATORS
-
 # Names of metrics that say how fast a run was; all others are the same whenever it is repeated.
 TIMES = ("seconds", "step_seconds", "device_seconds", "data_seconds", "photos_per_second", "memory_bytes", "mfu")
-# How JAX names devices of the kinds in ``dry_run.ACCELERATORS``.
-KINDS = {
-    "a100": "A100", "h100": "H100", "h200": "H200", "tpu-v4": "TPU v4", "tpu-v5e": "TPU v5 lite|TPU v5e",
-    "tpu-v5p": "TPU v5p|TPU v5$", "tpu-v6e": "TPU v6",
-}  # fmt: skip
 
 
 class Meter:
@@ -60,22 +48,3 @@ class Meter:
     def close(self) -> None:
         """End the thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
-
-
-def peak_memory(devices: Sequence[Any]) -> int:
-    """Bytes that were in use at most: on the fullest device where it counts them, else in the process."""
-    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in devices]
-    if any(peaks):
-        return int(max(peaks))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def peak_flops(config: Config, device_kind: str) -> float:
-    """FLOP/s that one device could do at most: what the config says, else what its maker does; 0 if neither."""
-    if config.train.peak_tflops > 0:
-        return config.train.peak_tflops * 1e12
-    for name, pattern in KINDS.items():
-        if re.search(pattern, device_kind):
-            return float(getattr(ACCELERATORS[name], config.model.compute_dtype))
-    return 0.0

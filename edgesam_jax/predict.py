@@ -163,7 +163,7 @@ def _write(
     save: Predictor | None,
 ) -> None:
     """Everything is written beside the folder first, so that a run that fails leaves nothing half-written."""
-    from edgesam_jax import overlay
+    from edgesam_jax.reporting import overlay
 
     beside: Path | None = None
     try:

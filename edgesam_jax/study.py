@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from edgesam_jax import files, heldout, inference, reporting
+from edgesam_jax import files, heldout, inference, train_log
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import Config, UsageError
 from edgesam_jax.config.derive import Length, arm_config, check_arms
 from edgesam_jax.data.schema import Example
 from edgesam_jax.portable.frame import into_frame, scale_coords
+from edgesam_jax.reporting import pictures, tables
 from edgesam_jax.start import claim_workdir
 from edgesam_jax.trainer import RunResult, fit, load_teacher
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
@@ -82,10 +83,10 @@ def _run_arms(config: Config, workdir: Path, stop: Callable[[], bool]) -> str | 
     files.write_atomically(workdir / "table.md", text + "\n")
     files.write_atomically(workdir / "table.json", json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
     titles = {arm.name: arm.title for arm in config.study}
-    reporting.save_curves(workdir / "curves.png", {titles[n]: workdir / n / "metrics.jsonl" for n in sorted(titles)})
+    train_log.save_curves(workdir / "curves.png", {titles[n]: workdir / n / "metrics.jsonl" for n in sorted(titles)})
     models = {"teacher": teacher} if teacher is not None else {}
     models |= {name: results[name].model for name in sorted(results)}
-    reporting.save_picture(workdir / "masks.png", mask_sheet(examples[:SHEET_SCENES], models))
+    pictures.save_picture(workdir / "masks.png", mask_sheet(examples[:SHEET_SCENES], models))
     return f"{text}\n\nPictures: {workdir / 'masks.png'}, {workdir / 'curves.png'}"
 
 
@@ -147,7 +148,7 @@ def table(config: Config, rows: list[Row], images: int, instances: int) -> str:
     note = f"mIoU in percent, {instances} masks in {images} {kind}, against ground truth"
     if against_teacher:
         note += "; T: against the teacher's masks for the same prompts"
-    return f"{reporting.aligned_table(header, body)}\n\n{note}."
+    return f"{tables.aligned_table(header, body)}\n\n{note}."
 
 
 def mask_sheet(examples: list[Example], models: Mapping[str, Model]) -> np.ndarray:
@@ -168,8 +169,8 @@ def mask_sheet(examples: list[Example], models: Mapping[str, Model]) -> np.ndarr
                 padded = np.zeros(image.shape[:2], bool)
                 padded[: size[0], : size[1]] = resized
                 labels = np.array([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT])
-                prompt = reporting.draw_prompt(image, box.reshape(2, 2), labels, np.ones(2, bool))
-                panels += [prompt, reporting.tint(image, padded, reporting.GREEN)]
-            panels.append(reporting.tint(image, np.asarray(logits[0, 0]) > 0, reporting.BLUE))
+                prompt = pictures.draw_prompt(image, box.reshape(2, 2), labels, np.ones(2, bool))
+                panels += [prompt, pictures.tint(image, padded, pictures.GREEN)]
+            panels.append(pictures.tint(image, np.asarray(logits[0, 0]) > 0, pictures.BLUE))
         rows.append([np.asarray(Image.fromarray(p).resize((PANEL, PANEL), Image.Resampling.LANCZOS)) for p in panels])
-    return reporting.side_by_side(rows, ("box", "truth", *models))
+    return pictures.side_by_side(rows, ("box", "truth", *models))

@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgesam_jax import allocator, dry_run
+from edgesam_jax import allocator
 from edgesam_jax.config import Config, UsageError, apply_overrides, load_config
 from edgesam_jax.config.rules import check_counts
 from edgesam_jax.flags import Parser
+from edgesam_jax.planning import dry_run
 
 
 @dataclass(frozen=True)

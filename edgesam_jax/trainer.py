@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from edgesam_jax import files, parallel, reporting
+from edgesam_jax import files, parallel, train_log
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.save import save_model
@@ -136,7 +136,7 @@ def fit(
         finished = step >= config.train.steps
         if finished and parallel.is_first():
             save_model(workdir / "model", model)
-            reporting.save_curves(workdir / "curves.png", {config.name: workdir / "metrics.jsonl"})
+            train_log.save_curves(workdir / "curves.png", {config.name: workdir / "metrics.jsonl"})
             files.write_atomically(workdir / "run.json", json.dumps({"steps": step, "seconds": seconds}))
     except OSError as error:
         raise UsageError(

@@ -20,7 +20,7 @@ from tiny import FAST_FLAGS
 from edgesam_jax import parallel
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.config import UsageError
-from edgesam_jax.reporting import read_metrics
+from edgesam_jax.train_log import read_metrics
 
 SCRIPT = Path(__file__).with_name("multiprocess_check.py")
 

@@ -32,9 +32,10 @@ from edgesam_jax.config import (
     to_json,
 )
 from edgesam_jax.data.pipeline import BatchSource, batches
-from edgesam_jax.meter import TIMES, peak_flops
-from edgesam_jax.plan import flops_per_step
-from edgesam_jax.reporting import read_metrics
+from edgesam_jax.meter import TIMES
+from edgesam_jax.planning.accelerators import peak_flops
+from edgesam_jax.planning.plan import flops_per_step
+from edgesam_jax.train_log import read_metrics
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 CONFIG = Config(

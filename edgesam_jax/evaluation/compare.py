@@ -23,7 +23,7 @@ from edgesam_jax import files
 from edgesam_jax.config import UsageError
 from edgesam_jax.evaluation.load import load_system
 from edgesam_jax.flags import count
-from edgesam_jax.reporting import aligned_table
+from edgesam_jax.reporting.tables import aligned_table
 
 MUST_AGREE = ("dataset", "prompt", "refine", "protocol")
 WORTH_A_NOTE = ("seed", "refine_point", "num_masks", "select", "box_noise", "priors", "data_root", "annotations")

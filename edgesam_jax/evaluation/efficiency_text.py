@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgesam_jax.dry_run import table as columns
+from edgesam_jax.reporting.tables import table as columns
 
 PUBLISHED_SIZE = 1024
 # Table 1 of the paper: parameters in M, G multiply-accumulates of encoder and decoder, photos/s of the encoder.

@@ -21,9 +21,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from edgesam_jax import inference, meter
+from edgesam_jax import inference
 from edgesam_jax.config import SamConfig, from_json
 from edgesam_jax.models.init import init_variables
+from edgesam_jax.planning import accelerators
 
 STATUS, PROCESSORS = Path("/proc/self/status"), Path("/proc/cpuinfo")
 
@@ -38,7 +39,7 @@ def peak_memory(device: Any) -> int:
         for line in STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    return meter.peak_memory([device])
+    return accelerators.peak_memory([device])
 
 
 def describe(device: Any) -> dict[str, Any]:

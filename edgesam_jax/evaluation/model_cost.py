@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 
-from edgesam_jax import cost
 from edgesam_jax.config import SamConfig
 from edgesam_jax.models import layer_cost
 from edgesam_jax.models.fold import folds
@@ -15,6 +14,7 @@ from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.kernels import ops
 from edgesam_jax.models.prompts import from_boxes
 from edgesam_jax.models.sam import Sam, decode
+from edgesam_jax.planning import cost
 
 
 def counts(config: SamConfig) -> dict[str, dict[str, Any]]:

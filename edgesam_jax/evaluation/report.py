@@ -7,7 +7,7 @@ from typing import Any
 
 from edgesam_jax.evaluation import paper
 from edgesam_jax.evaluation.settings import names_of, rounds_of, settings
-from edgesam_jax.reporting import aligned_table
+from edgesam_jax.reporting.tables import aligned_table
 
 Report = Mapping[str, Any]
 

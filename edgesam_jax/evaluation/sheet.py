@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from edgesam_jax.overlay import BOX, EDGE, INSIDE, MASK, OUTSIDE, contour
-from edgesam_jax.reporting import save_picture
+from edgesam_jax.reporting.overlay import BOX, EDGE, INSIDE, MASK, OUTSIDE, contour
+from edgesam_jax.reporting.pictures import save_picture
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, POSITIVE
 
 SMALLEST = 100  # pixels of an annotation: a worst case below is a speck, of which a picture tells nothing

@@ -1,6 +1,6 @@
 """What the layers of a model cost, counted as papers count: layer by layer, with the published arrangement.
 
-``edgesam_jax.cost`` counts the products that our program computes.  A counter of layers sees something else: every
+``planning.cost`` counts the products that our program computes.  A counter of layers sees something else: every
 convolution and linear layer at its output's full size (taps on padding included, windows of a ViT padded), no product
 of two activations (attention, relative positions, masks), and the decoder's projections as the published code
 has them.  Both are of use: the one says what runs here, the other can be set beside a paper's table.

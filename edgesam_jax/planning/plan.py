@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from edgesam_jax import cost
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.config import Config, DataConfig, SamConfig, UsageError, from_json
 from edgesam_jax.config.derive import phase
@@ -33,6 +32,7 @@ from edgesam_jax.models import prompts
 from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.kernels import ops
 from edgesam_jax.models.sam import MODELS, Sam, decode
+from edgesam_jax.planning import cost
 from edgesam_jax.types import Batch, TrainState
 
 STORED_BYTES = {"float16": 2, "bfloat16": 2, "int8": 1}

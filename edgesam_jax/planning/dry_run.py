@@ -8,39 +8,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgesam_jax.config import Config, UsageError
 from edgesam_jax.config.derive import Length, arm_config
+from edgesam_jax.planning.accelerators import ACCELERATORS
+from edgesam_jax.reporting.tables import gigabytes, hours, table
 
 if TYPE_CHECKING:
-    from edgesam_jax.plan import Plan
+    from edgesam_jax.planning.plan import Plan
 
 
-@dataclass(frozen=True)
-class Accelerator:
-    """Published peaks of one device: FLOP/s of dense bfloat16 products, and of float32 ones as JAX does them.
-
-    The latter are TF32 on a GPU and one bfloat16 pass on a TPU.  ``memory`` in bytes; ``per_host`` devices are usual.
-    """
-
-    bfloat16: float
-    float32: float
-    memory: float
-    per_host: int
-
-
-ACCELERATORS = {
-    "a100": Accelerator(312e12, 156e12, 80e9, 8),
-    "h100": Accelerator(989e12, 494e12, 80e9, 8),
-    "h200": Accelerator(989e12, 494e12, 141e9, 8),
-    "tpu-v4": Accelerator(275e12, 275e12, 32e9, 4),
-    "tpu-v5e": Accelerator(197e12, 197e12, 16e9, 4),
-    "tpu-v5p": Accelerator(459e12, 459e12, 95e9, 4),
-    "tpu-v6e": Accelerator(918e12, 918e12, 32e9, 4),
-}
 LATENCY = 50e-6  # seconds that a small sum over hosts takes: a usual figure for a data centre's network
 HOSTS_SHOWN = (1, 2, 4, 8, 16, 32)
 
@@ -153,7 +132,7 @@ def report(config: Config, setup: Setup) -> str:
 
     # Tracing makes constants: on the CPU, whatever devices this machine has, since they may be busy.
     jax.config.update("jax_platforms", "cpu")
-    from edgesam_jax import plan as planning
+    from edgesam_jax.planning import plan as planning
 
     if not config.study:
         teacher = planning.teacher_config(config, setup.teacher_model)
@@ -241,7 +220,7 @@ def _memory(plan: Plan, setup: Setup) -> str:
 
 
 def _length(plan: Plan, setup: Setup) -> str:
-    from edgesam_jax import plan as planning
+    from edgesam_jax.planning import plan as planning
 
     config, keep = plan.config, plan.config.train.keep_checkpoints + plan.config.train.keep_best
     photos, unknown = (setup.photos, "") if setup.photos else planning.photos_of(config)
@@ -264,7 +243,7 @@ def _length(plan: Plan, setup: Setup) -> str:
 
 
 def _times(plan: Plan, setup: Setup) -> str:
-    from edgesam_jax import plan as planning
+    from edgesam_jax.planning import plan as planning
 
     config = plan.config
     names = [setup.accelerator] if setup.achieved_tflops else list(ACCELERATORS)
@@ -318,28 +297,3 @@ def _growth(plan: Plan, setup: Setup) -> str:
         f" another (batch norm's) at {LATENCY * 1e6:.0f} us. No overlap is assumed.\n"
         "Hosts of one TPU slice are joined by faster links than that. Empty: the batch does not divide over so many."
     )
-
-
-def gigabytes(size: float) -> str:
-    return f"{size / 1e9:,.3f}" if size < 10e9 else f"{size / 1e9:,.1f}"
-
-
-def hours(seconds: float) -> str:
-    if seconds < 3600:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 72 * 3600 else f"{seconds / 86400:.1f} days"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns of equal width: the first to the left, numbers to the right, a column of words to the left."""
-    lines = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    words = [i == 0 or header[i] == "" for i in range(len(header))]
-    text = [
-        "  ".join(
-            cell.ljust(width) if left else cell.rjust(width)
-            for cell, width, left in zip(line, widths, words, strict=True)
-        ).rstrip()
-        for line in lines
-    ]
-    return "\n".join([text[0], "-" * max(map(len, text)), *text[1:]])

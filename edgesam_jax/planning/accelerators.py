@@ -1,0 +1,60 @@
+"""Published figures of accelerators, and what the devices at hand report."""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgesam_jax.config import Config
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """Published peaks of one device: FLOP/s of dense bfloat16 products, and of float32 ones as JAX does them.
+
+    The latter are TF32 on a GPU and one bfloat16 pass on a TPU.  ``memory`` in bytes; ``per_host`` devices are usual.
+    """
+
+    bfloat16: float
+    float32: float
+    memory: float
+    per_host: int
+
+
+ACCELERATORS = {
+    "a100": Accelerator(312e12, 156e12, 80e9, 8),
+    "h100": Accelerator(989e12, 494e12, 80e9, 8),
+    "h200": Accelerator(989e12, 494e12, 141e9, 8),
+    "tpu-v4": Accelerator(275e12, 275e12, 32e9, 4),
+    "tpu-v5e": Accelerator(197e12, 197e12, 16e9, 4),
+    "tpu-v5p": Accelerator(459e12, 459e12, 95e9, 4),
+    "tpu-v6e": Accelerator(918e12, 918e12, 32e9, 4),
+}
+# How JAX names devices of the kinds in ``ACCELERATORS``.
+KINDS = {
+    "a100": "A100", "h100": "H100", "h200": "H200", "tpu-v4": "TPU v4", "tpu-v5e": "TPU v5 lite|TPU v5e",
+    "tpu-v5p": "TPU v5p|TPU v5$", "tpu-v6e": "TPU v6",
+}  # fmt: skip
+
+
+def peak_memory(devices: Sequence[Any]) -> int:
+    """Bytes that were in use at most: on the fullest device where it counts them, else in the process."""
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in devices]
+    if any(peaks):
+        return int(max(peaks))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peak_flops(config: Config, device_kind: str) -> float:
+    """FLOP/s that one device could do at most: what the config says, else what its maker does; 0 if neither."""
+    if config.train.peak_tflops > 0:
+        return config.train.peak_tflops * 1e12
+    for name, pattern in KINDS.items():
+        if re.search(pattern, device_kind):
+            return float(getattr(ACCELERATORS[name], config.model.compute_dtype))
+    return 0.0

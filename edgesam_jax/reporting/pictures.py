@@ -1,0 +1,94 @@
+"""What a run leaves behind for people: metric logs, pictures of the prompt loop, curves, tables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, POSITIVE
+
+GREEN, RED, BLUE, YELLOW = (60, 200, 90), (230, 60, 60), (70, 130, 240), (250, 210, 50)
+GAP = 4  # pixels between the panels of a picture
+
+
+def tint(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], strength: float = 0.55) -> np.ndarray:
+    """The photo (h w 3) uint8 with a mask (s s) bool of the same frame laid over it."""
+    size = (image.shape[1], image.shape[0])
+    alpha = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)) > 127
+    out = image.astype(np.float32)
+    out[alpha] = (1 - strength) * out[alpha] + strength * np.asarray(colour, np.float32)
+    return out.astype(np.uint8)
+
+
+def draw_prompt(image: np.ndarray, coords: np.ndarray, labels: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """The photo (h w 3) with one prompt's box and points (n 2), green for inside and red for outside."""
+    picture = Image.fromarray(image)
+    pen = ImageDraw.Draw(picture)
+    radius = max(2, image.shape[0] // 64)
+    first, last = (np.flatnonzero(valid & (labels == corner)) for corner in (BOX_TOP_LEFT, BOX_BOTTOM_RIGHT))
+    if first.size and last.size:
+        a, b = coords[first[0]], coords[last[0]]
+        pen.rectangle(
+            (*np.minimum(a, b).tolist(), *np.maximum(a, b).tolist()), outline=YELLOW, width=max(1, radius // 2)
+        )
+    for (x, y), label, real in zip(coords, labels, valid, strict=True):
+        if real and label in (POSITIVE, NEGATIVE):
+            colour = GREEN if label == POSITIVE else RED
+            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline=(255, 255, 255))
+    return np.asarray(picture)
+
+
+def side_by_side(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = ()) -> np.ndarray:
+    """Panels (h w 3), all of one size, as one picture, with an optional line of titles above the columns."""
+    h, w = rows[0][0].shape[:2]
+    head = 16 if titles else 0
+    sheet = np.full((head + len(rows) * (h + GAP) - GAP, max(map(len, rows)) * (w + GAP) - GAP, 3), 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, panel in enumerate(row):
+            sheet[head + i * (h + GAP) :, j * (w + GAP) :][:h, :w] = panel
+    if titles:
+        picture = Image.fromarray(sheet)
+        pen = ImageDraw.Draw(picture)
+        for j, title in enumerate(titles):
+            pen.text((j * (w + GAP) + 2, 2), title, fill=(0, 0, 0))
+        sheet = np.asarray(picture)
+    return sheet
+
+
+def loop_picture(
+    image: np.ndarray, trace: Any, prompt_valid: np.ndarray, most: int = 4, photo: tuple[int, int] | None = None
+) -> np.ndarray:
+    """One row per prompt: photo with box and points, target mask, student mask, and where they disagree.
+
+    Args:
+      image: (h w 3) uint8.
+      trace: a ``distill.Trace`` of this image alone (no leading b), as numpy arrays.
+      prompt_valid: (p) which prompts are real; at most ``most`` of them are drawn.
+      photo: rows and columns of the image that hold the photo; the rest is cut off.
+    """
+    h, w = photo or image.shape[:2]
+    rows = []
+    for i in np.flatnonzero(prompt_valid)[:most]:
+        student, target, differ = trace.student[i], trace.target[i], trace.disagreement[i]
+        prompts = trace.prompts
+        panels = [
+            draw_prompt(image, prompts.coords[i], prompts.labels[i], prompts.valid[i]),
+            tint(image, target, BLUE),
+            tint(image, student, BLUE),
+            tint(tint(image, differ & target, GREEN, 0.8), differ & student, RED, 0.8),
+        ]
+        rows.append([panel[:h, :w] for panel in panels])
+    return side_by_side(rows, ("prompt", "target", "student", "green missing, red extra"))
+
+
+def save_picture(path: Path, picture: np.ndarray) -> None:
+    """Write (h w 3) uint8 as PNG, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    Image.fromarray(picture).save(beside, format="PNG")
+    os.replace(beside, path)
