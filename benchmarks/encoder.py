@@ -22,7 +22,7 @@ from flax import linen as nn
 
 from benchmarks import timing
 from edgesam_jax.config import SamConfig
-from edgesam_jax.evaluation.model_cost import counts
+from edgesam_jax.eval.efficiency.model_cost import counts
 from edgesam_jax.models.fold import fold
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.models.sam import MODELS, Sam

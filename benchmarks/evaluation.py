@@ -24,11 +24,11 @@ from convert.to_torch import state_dict
 from convert.torch_twin.model import TorchSam
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.data.schema import Example, boxes_of
-from edgesam_jax.evaluation import protocol
-from edgesam_jax.evaluation.photos import Photo, of_example
-from edgesam_jax.evaluation.prompted import in_parallel, score_photo
-from edgesam_jax.evaluation.protocol import HEAD, Settings
-from edgesam_jax.evaluation.systems import JaxSystem
+from edgesam_jax.eval.scoring import protocol
+from edgesam_jax.eval.scoring.photos import Photo, of_example
+from edgesam_jax.eval.scoring.prompted import in_parallel, score_photo
+from edgesam_jax.eval.scoring.protocol import HEAD, Settings
+from edgesam_jax.eval.scoring.systems import JaxSystem
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.models.sam import MODELS
 from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD, into_frame, target_size

@@ -25,8 +25,8 @@ from edgesam_jax.config import DataConfig
 from edgesam_jax.data.embeddings import StoredType, dequantise, quantise
 from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.schema import BadExample
+from edgesam_jax.eval.metrics import mask_iou
 from edgesam_jax.learning import losses
-from edgesam_jax.metrics import mask_iou
 from edgesam_jax.portable.frame import into_frame, scale_coords
 
 TYPES: tuple[StoredType, ...] = get_args(StoredType)

@@ -25,7 +25,7 @@ from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import DataConfig
 from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.schema import OBJECT, PART, Example
-from edgesam_jax.evaluation.in_memory import evaluate
+from edgesam_jax.eval.heldout import evaluate
 from edgesam_jax.portable.priors import Rule
 from edgesam_jax.reporting.tables import aligned_table
 

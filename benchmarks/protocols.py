@@ -16,11 +16,11 @@ from tqdm import tqdm
 from edgesam_jax import compile_cache
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.data.readers.coco import CocoSource
-from edgesam_jax.evaluation.photos import load
-from edgesam_jax.evaluation.prompted import in_parallel, row_of, score_photo
-from edgesam_jax.evaluation.protocol import Settings
-from edgesam_jax.evaluation.summary import summarise
-from edgesam_jax.evaluation.systems import JaxSystem
+from edgesam_jax.eval.report.summary import summarise
+from edgesam_jax.eval.scoring.photos import load
+from edgesam_jax.eval.scoring.prompted import in_parallel, row_of, score_photo
+from edgesam_jax.eval.scoring.protocol import Settings
+from edgesam_jax.eval.scoring.systems import JaxSystem
 from edgesam_jax.reporting.tables import aligned_table
 
 CHANGES = {

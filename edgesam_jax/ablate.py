@@ -82,9 +82,10 @@ def run(arguments: argparse.Namespace, stop: Callable[[], bool] = lambda: False)
     """
     config = _config(arguments)
     workdir = arguments.workdir or Path("runs") / f"ablate_{arguments.scale}"
-    from edgesam_jax import compile_cache, files, heldout
+    from edgesam_jax import compile_cache, files
     from edgesam_jax.ablation import grid, text
     from edgesam_jax.ablation.tables import choose, tables
+    from edgesam_jax.eval import heldout
 
     names = [arm.name for arm in config.study]
     chosen = choose(tables(names), arguments.table)
@@ -118,7 +119,7 @@ def run(arguments: argparse.Namespace, stop: Callable[[], bool] = lambda: False)
 
 def _costs(config: Config, chosen: Sequence[Table]) -> dict[str, tuple[float, float]]:
     """Parameters in M and multiply-accumulates in G of the encoders of the tables that show them."""
-    from edgesam_jax.evaluation.model_cost import counts
+    from edgesam_jax.eval.efficiency.model_cost import counts
 
     found = {}
     for arm in config.study:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from edgesam_jax import heldout, parallel, train_log
+from edgesam_jax import parallel, train_log
 from edgesam_jax.checkpoints.model import Model, score_kind
 from edgesam_jax.checkpoints.training import TrainCheckpointer
 from edgesam_jax.config import Config, LossConfig, SamConfig, UsageError
@@ -26,6 +26,7 @@ from edgesam_jax.config.derive import phase
 from edgesam_jax.data.pipeline import Batches
 from edgesam_jax.data.schema import Example
 from edgesam_jax.data.source import ENOUGH_TO_JUDGE
+from edgesam_jax.eval import heldout
 from edgesam_jax.learning.step import of_teacher_needed, total_loss
 from edgesam_jax.meter import Meter
 from edgesam_jax.planning.accelerators import peak_flops, peak_memory

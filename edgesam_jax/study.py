@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from edgesam_jax import files, heldout, inference, train_log
+from edgesam_jax import files, inference, train_log
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import Config, UsageError
 from edgesam_jax.config.derive import Length, arm_config, check_arms
 from edgesam_jax.data.schema import Example
+from edgesam_jax.eval import heldout
 from edgesam_jax.portable.frame import into_frame, scale_coords
 from edgesam_jax.reporting import pictures, tables
 from edgesam_jax.start import claim_workdir

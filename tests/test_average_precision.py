@@ -13,15 +13,15 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.evaluation.average_precision import (
+from edgesam_jax.eval.scoring.average_precision import (
     COCO_NAMES,
     LVIS_NAMES,
     average_precision,
     boundary_average_precision,
 )
-from edgesam_jax.evaluation.boundary import boundary_iou
-from edgesam_jax.evaluation.ground_truth import read_ground_truth
-from edgesam_jax.evaluation.results import check_results, result
+from edgesam_jax.eval.scoring.boundary import boundary_iou
+from edgesam_jax.eval.scoring.ground_truth import read_ground_truth
+from edgesam_jax.eval.scoring.results import check_results, result
 
 H, W = 120, 160
 THRESHOLDS = np.linspace(0.5, 0.95, 10)

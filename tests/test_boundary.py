@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgesam_jax.data.windows import crop
-from edgesam_jax.evaluation.boundary import boundary, boundary_iou, boundary_width
+from edgesam_jax.eval.scoring.boundary import boundary, boundary_iou, boundary_width
 
 
 def eroded(mask: np.ndarray) -> np.ndarray:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.evaluation import compare as module
-from edgesam_jax.evaluation.compare import NOT_REAL, REAL, bootstrap_means, compare
+from edgesam_jax.eval import compare as module
+from edgesam_jax.eval.compare import NOT_REAL, REAL, bootstrap_means, compare
 from edgesam_jax.flags import Parser
 
 

@@ -14,8 +14,9 @@ import pytest
 from tiny import CONV, REPVIT
 
 from edgesam_jax.config import UsageError, VitConfig
-from edgesam_jax.evaluation import efficiency, efficiency_text, measure
-from edgesam_jax.evaluation.model_cost import counts
+from edgesam_jax.eval.efficiency import command, measure
+from edgesam_jax.eval.efficiency import text as efficiency_text
+from edgesam_jax.eval.efficiency.model_cost import counts
 from edgesam_jax.flags import Parser
 from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.layer_cost import decoder_layers, encoder_layers
@@ -28,7 +29,7 @@ VIT = dataclasses.replace(
 
 def arguments(*flags: str) -> argparse.Namespace:
     parser = Parser()
-    efficiency.add_arguments(parser)
+    command.add_arguments(parser)
     return parser.parse_args(flags)
 
 
@@ -122,7 +123,7 @@ def test_the_published_models_do_the_published_work(full):
 def test_published_rows_stand_beside_ours_and_differences_are_explained(full):
     rows = [{"model": name, "image_size": 1024, "encoder": "", **row} for name, row in full.items()]
     report = {"models": rows, "published": efficiency_text.beside_published(rows)}
-    text = efficiency.table(report)
+    text = command.table(report)
     assert [(r["parameters"], r["gmac"]) for r in report["published"]] == [(641.1, 2734.8), (9.8, 38.2), (9.6, 22.1)]
     lines = {line.split()[0]: line.split() for line in text.splitlines() if line}
     assert lines["SAM-H"][:4] == ["SAM-H", "641.1", "641.09", "-0.01"] and lines["SAM-H"][4] == "2,734.8"
@@ -152,7 +153,7 @@ def test_tiny_models_are_timed_and_a_broken_one_does_not_stop_them(tmp_path, mon
     monkeypatch.setitem(MODELS, "broken", broken)
     output = tmp_path / "new" / "report.json"
     flags = ["--models", "tiny_student", "broken", "tiny_teacher", "--image-size", "64", "--batches", "2"]
-    report = efficiency.run(arguments(*flags, "--prompts", "1", "--rounds", "2", "--output", str(output)))
+    report = command.run(arguments(*flags, "--prompts", "1", "--rounds", "2", "--output", str(output)))
     assert json.loads(output.read_text()) == report and [p.name for p in output.parent.iterdir()] == [output.name]
     student, bad, teacher = report["models"]
     assert "reshape" in bad["failed"] and "timing" not in bad
@@ -163,7 +164,7 @@ def test_tiny_models_are_timed_and_a_broken_one_does_not_stop_them(tmp_path, mon
             assert t["compile_seconds"] > 0 and 50e6 < t["peak_memory_bytes"] < 4e9
         assert row["image_size"] == 64 and row["parameters"]["all"] > 0
     assert report["device"]["platform"] == "cpu" and report["device"]["cores"] >= 1
-    text = efficiency.table(report)
+    text = command.table(report)
     assert "failed: " in text and f"{report['device']['cores']} cores" in text
     assert sum(line.startswith("tiny_") for line in text.splitlines()) == 2 + 4
     assert "tiny_teacher" in capsys.readouterr().err, "the progress bar"
@@ -174,15 +175,15 @@ def test_a_process_that_dies_leaves_what_it_measured(tmp_path, monkeypatch):
     script = tmp_path / "python"
     script.write_text(f"#!/bin/sh\necho noise\necho '{done}'\nkill -9 $$\n")
     script.chmod(0o700)
-    monkeypatch.setattr(efficiency.sys, "executable", str(script))
+    monkeypatch.setattr(command.sys, "executable", str(script))
     request = {"batches": [1, 8], "prompts": [1], "rounds": 1, "gmac": 1.0, "limit": 0.0}
-    device, results = efficiency.timings(CONV, request)
+    device, results = command.timings(CONV, request)
     assert device == {} and results[0]["seconds"] == 1.0
     assert [(r["part"], r["size"], r["failed"]) for r in results[1:]] == [
         ("encoder", n, "ended by signal 9, as when memory runs out") for n in (1, 8)
     ]
     script.write_text("#!/bin/sh\necho 'ImportError: no jaxlib' >&2\nexit 3\n")
-    assert efficiency.timings(CONV, request)[1][0]["failed"] == "ended with exit code 3: ImportError: no jaxlib"
+    assert command.timings(CONV, request)[1][0]["failed"] == "ended with exit code 3: ImportError: no jaxlib"
 
 
 def test_heavy_calls_are_skipped_on_a_cpu_only():
@@ -220,10 +221,10 @@ def test_the_peak_is_the_process_own_not_that_of_the_one_that_started_it():
 ])  # fmt: skip
 def test_what_a_user_can_get_wrong_is_one_line(flags, says):
     with pytest.raises(UsageError) as error:
-        efficiency.run(arguments(*flags))
+        command.run(arguments(*flags))
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_checkpoint_is_counted_by_its_config():
-    (row,) = (report := efficiency.run(arguments("--checkpoint", "tiny_teacher", "--no-timing")))["models"]
+    (row,) = (report := command.run(arguments("--checkpoint", "tiny_teacher", "--no-timing")))["models"]
     assert row["parameters"]["all"] == 1_092_760 and "timing" not in row and report["device"] == {}

@@ -162,8 +162,8 @@ def test_the_predictor_scales_each_axis_by_itself(model):
 
 def test_the_evaluation_uses_the_same_frame(model):
     from edgesam_jax.data.schema import Example, boxes_of
-    from edgesam_jax.evaluation.in_memory import evaluate
-    from edgesam_jax.metrics import mask_iou
+    from edgesam_jax.eval.heldout import evaluate
+    from edgesam_jax.eval.metrics import mask_iou
 
     photo = photos()[1][0]
     masks = np.zeros((1, *photo.shape[:2]), bool)

@@ -14,19 +14,19 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tiny import FAST_FLAGS
 
-from edgesam_jax import eval as command
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.save import save_model_file
 from edgesam_jax.config import DecoderConfig, SamConfig, UsageError, VitConfig
 from edgesam_jax.data.schema import Example, boxes_of
 from edgesam_jax.data.windows import crop
-from edgesam_jax.evaluation import protocol
-from edgesam_jax.evaluation.in_memory import evaluate
-from edgesam_jax.evaluation.photos import of_example
-from edgesam_jax.evaluation.prompted import score_photo
-from edgesam_jax.evaluation.protocol import Settings
-from edgesam_jax.evaluation.systems import JaxSystem
-from edgesam_jax.metrics import mask_iou
+from edgesam_jax.eval import __main__ as command
+from edgesam_jax.eval.heldout import evaluate
+from edgesam_jax.eval.metrics import mask_iou
+from edgesam_jax.eval.scoring import protocol
+from edgesam_jax.eval.scoring.photos import of_example
+from edgesam_jax.eval.scoring.prompted import score_photo
+from edgesam_jax.eval.scoring.protocol import Settings
+from edgesam_jax.eval.scoring.systems import JaxSystem
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.predictor import Predictor
 

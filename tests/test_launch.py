@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from edgesam_jax import embed, predict, prepare, train
-from edgesam_jax import eval as evaluate
+from edgesam_jax.eval import __main__ as evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "docs" / "launch"

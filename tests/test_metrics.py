@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edgesam_jax.metrics import Mean, mask_iou, mean_iou
+from edgesam_jax.eval.metrics import Mean, mask_iou, mean_iou
 
 
 @settings(deadline=None, max_examples=30)

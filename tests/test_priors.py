@@ -12,7 +12,6 @@ import tiny
 from PIL import Image
 
 from edgesam_jax import Predictor, UsageError, inference, predict
-from edgesam_jax import eval as eval_command
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.save import save_model_file
@@ -20,7 +19,8 @@ from edgesam_jax.config import DataConfig, ProposalConfig
 from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.scenes.textures import photos
 from edgesam_jax.data.schema import OBJECT, PART
-from edgesam_jax.evaluation.in_memory import evaluate
+from edgesam_jax.eval import __main__ as eval_command
+from edgesam_jax.eval.heldout import evaluate
 from edgesam_jax.models.anchors import anchors_of, make_anchors, propose
 from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.sam import MODELS
@@ -161,7 +161,7 @@ def test_the_evaluation_asks_what_the_predictor_answers(model):
         rule: evaluate(CONFIG, model.variables, scenes, prompt="point", refine=1, priors=rule)
         for rule in ("off", "nearest", "published")
     }
-    from edgesam_jax.metrics import mask_iou
+    from edgesam_jax.eval.metrics import mask_iou
 
     for rule in ("nearest", "published"):
         predictor, want = Predictor(model, priors=rule), []

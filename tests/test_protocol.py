@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from edgesam_jax.data.schema import Example, boxes_of
 from edgesam_jax.data.transforms import center_point, low_res_masks
 from edgesam_jax.data.windows import crop
-from edgesam_jax.evaluation import protocol
-from edgesam_jax.evaluation.photos import choose_instances, of_example
-from edgesam_jax.evaluation.protocol import MIN_ERROR, Settings
+from edgesam_jax.eval.metrics import mask_iou
+from edgesam_jax.eval.scoring import protocol
+from edgesam_jax.eval.scoring.photos import choose_instances, of_example
+from edgesam_jax.eval.scoring.protocol import MIN_ERROR, Settings
 from edgesam_jax.learning.losses import valid_weights
-from edgesam_jax.metrics import mask_iou
 from edgesam_jax.portable.frame import target_size
 from edgesam_jax.portable.postprocess import bilinear_matrix
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, IGNORED, NOT_A_POINT

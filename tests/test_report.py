@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgesam_jax.evaluation import plots, report, summary
+from edgesam_jax.eval.report import plots, report, summary
 
 
 def make(seed=0, rounds=3, instances=120, system="edge_sam.pth", **changes):

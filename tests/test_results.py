@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.readers.records import decode_mask
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.evaluation.results import check_results, compressed, read_results, result, top_per_image
+from edgesam_jax.eval.scoring.results import check_results, compressed, read_results, result, top_per_image
 
 H, W = 20, 30
 SIZES = {7: (H, W), 8: (5, 6), "seven": (H, W)}

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from edgesam_jax.data.scenes.scene import MIN_AREA, held_out_seed, scene
 from edgesam_jax.data.schema import OBJECT, PART
 from edgesam_jax.data.transforms import center_point
-from edgesam_jax.metrics import filled_box, inscribed_ellipse, mask_iou
+from edgesam_jax.eval.metrics import filled_box, inscribed_ellipse, mask_iou
 
 
 @pytest.fixture(scope="module")

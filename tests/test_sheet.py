@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgesam_jax.evaluation import sheet
-from edgesam_jax.evaluation.sheet import GAP, TILE_HEIGHT, TILE_WIDTH, TITLE, Case, choose_cases
+from edgesam_jax.eval.report import sheet
+from edgesam_jax.eval.report.sheet import GAP, TILE_HEIGHT, TILE_WIDTH, TITLE, Case, choose_cases
 
 
 def rows(ious, images=None, areas=None):

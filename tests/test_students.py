@@ -16,7 +16,7 @@ from test_convert_names import read_keys
 from edgesam_jax.checkpoints.published.guess import guess, published_shapes
 from edgesam_jax.config import Config, DistillConfig, EfficientVitConfig, RepVitConfig, TinyVitConfig
 from edgesam_jax.config.rules import check_teacher
-from edgesam_jax.evaluation.model_cost import counts
+from edgesam_jax.eval.efficiency.model_cost import counts
 from edgesam_jax.models.encoders.efficient_vit import linear_attention
 from edgesam_jax.models.fold import fold
 from edgesam_jax.models.init import abstract_variables, init_variables

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgesam_jax.evaluation import paper, summary
+from edgesam_jax.eval.report import paper, summary
 
 
 def instance(image, annotation, iou, area=2000.0, category=None, **more):

@@ -14,12 +14,12 @@ from pycocotools import mask as coco_mask
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import DecoderConfig, SamConfig, UsageError, VitConfig
 from edgesam_jax.data.schema import Example, boxes_of
-from edgesam_jax.evaluation import device, protocol
-from edgesam_jax.evaluation.device import PROMPTS, Bits
-from edgesam_jax.evaluation.photos import of_example
-from edgesam_jax.evaluation.protocol import Settings
-from edgesam_jax.evaluation.systems import JaxSystem, OnnxSystem, PredictionsSystem, input_size
-from edgesam_jax.metrics import mask_iou
+from edgesam_jax.eval.metrics import mask_iou
+from edgesam_jax.eval.scoring import device, protocol
+from edgesam_jax.eval.scoring.device import PROMPTS, Bits
+from edgesam_jax.eval.scoring.photos import of_example
+from edgesam_jax.eval.scoring.protocol import Settings
+from edgesam_jax.eval.scoring.systems import JaxSystem, OnnxSystem, PredictionsSystem, input_size
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.portable.frame import target_size
 from edgesam_jax.portable.postprocess import stability_score, upscale_logits

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from edgesam_jax import heldout
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.data.scenes.scene import held_out_seed, scene
-from edgesam_jax.evaluation.in_memory import evaluate
+from edgesam_jax.eval import heldout
+from edgesam_jax.eval.heldout import evaluate
 
 
 @pytest.fixture(scope="module")

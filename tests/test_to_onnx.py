@@ -27,7 +27,7 @@ from edgesam_jax import OnnxPredictor, Predictor, UsageError  # noqa: E402
 from edgesam_jax.checkpoints.model import Model  # noqa: E402
 from edgesam_jax.checkpoints.save import save_model_file  # noqa: E402
 from edgesam_jax.data.scenes.textures import photos  # noqa: E402
-from edgesam_jax.evaluation.protocol import Settings  # noqa: E402
+from edgesam_jax.eval.scoring.protocol import Settings  # noqa: E402
 from edgesam_jax.portable.onnx_model import METADATA, OnnxDecoder, OnnxEncoder  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -180,9 +180,9 @@ def test_it_loads_no_jax(exported):
 def test_the_evaluator_takes_the_files(exported, model):
     """``eval --onnx`` with fixed slots gives what the model gives."""
     from edgesam_jax.data.schema import Example, boxes_of
-    from edgesam_jax.evaluation.photos import of_example
-    from edgesam_jax.evaluation.prompted import score_photo
-    from edgesam_jax.evaluation.systems import JaxSystem, OnnxSystem
+    from edgesam_jax.eval.scoring.photos import of_example
+    from edgesam_jax.eval.scoring.prompted import score_photo
+    from edgesam_jax.eval.scoring.systems import JaxSystem, OnnxSystem
 
     masks = np.zeros((2, 300, 451), bool)
     masks[0, 40:200, 60:300] = masks[1, 100:150, 300:420] = True

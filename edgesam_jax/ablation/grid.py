@@ -14,12 +14,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from edgesam_jax import heldout
 from edgesam_jax.ablation import usable
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import ArmConfig, Config, UsageError, derive
 from edgesam_jax.config.derive import Length, arm_config
 from edgesam_jax.data.schema import Example
+from edgesam_jax.eval import heldout
 from edgesam_jax.files import write_atomically
 from edgesam_jax.trainer import RunResult, fit
 

@@ -11,9 +11,9 @@ from edgesam_jax.ablation.grid import Scorer, Scores
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import DataConfig, EvalConfig
 from edgesam_jax.data.opening import kind_of_folder, open_source
-from edgesam_jax.evaluation.protocol import Settings
-from edgesam_jax.evaluation.runs import Job
-from edgesam_jax.evaluation.systems import JaxSystem
+from edgesam_jax.eval.runs import Job
+from edgesam_jax.eval.scoring.protocol import Settings
+from edgesam_jax.eval.scoring.systems import JaxSystem
 
 SA_1K = 64  # instances drawn of a photo of SA-1B (facts, section 7)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.data.schema import Example
-from edgesam_jax.metrics import mask_iou
+from edgesam_jax.eval.metrics import mask_iou
 from edgesam_jax.portable.postprocess import stability_score
 from edgesam_jax.predictor import Predictor
 

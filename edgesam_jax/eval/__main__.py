@@ -25,10 +25,10 @@ from edgesam_jax.portable.priors import RULES
 
 if TYPE_CHECKING:
     from edgesam_jax.data.source import Source
-    from edgesam_jax.evaluation.protocol import Settings
-    from edgesam_jax.evaluation.systems import System
+    from edgesam_jax.eval.scoring.protocol import Settings
+    from edgesam_jax.eval.scoring.systems import System
 
-COMMANDS = ("compare", "efficiency")
+COMMANDS = {"compare": "edgesam_jax.eval.compare", "efficiency": "edgesam_jax.eval.efficiency.command"}
 DATASETS = {"coco": "coco", "lvis": "coco", "sa1b": "images", "folder": "images", "scenes": "scenes"}
 SCENES = 200  # held-out scenes, where --limit does not say
 
@@ -116,7 +116,7 @@ def _source(arguments: argparse.Namespace, image_size: int) -> Source:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    from edgesam_jax.evaluation.protocol import Settings
+    from edgesam_jax.eval.scoring.protocol import Settings
 
     if arguments.select and arguments.num_masks == 1:
         raise UsageError(f"--select {arguments.select}: there is one mask to choose from; give --num-masks 3 or 4")
@@ -146,7 +146,7 @@ def _systems(arguments: argparse.Namespace, settings: Settings, image_ids: Any) 
     import jax
 
     from edgesam_jax.checkpoints.load import TINY_TEACHER, load_model
-    from edgesam_jax.evaluation.systems import JaxSystem, OnnxSystem
+    from edgesam_jax.eval.scoring.systems import JaxSystem, OnnxSystem
 
     chosen, priors = (settings.num_masks, settings.select), settings.priors != "off"
     found: list[System] = []
@@ -179,7 +179,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     settings = _settings(arguments)
 
     from edgesam_jax import compile_cache
-    from edgesam_jax.evaluation.runs import Job, count_compilations
+    from edgesam_jax.eval.runs import Job, count_compilations
 
     compile_cache.enable()
     compiled = count_compilations()
@@ -214,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     try:
         if given and given[0] in COMMANDS:
-            module = importlib.import_module(f"edgesam_jax.evaluation.{given[0]}")
+            module = importlib.import_module(COMMANDS[given[0]])
             parser = Parser(prog=f"python -m edgesam_jax.eval {given[0]}", description=module.__doc__)
             module.add_arguments(parser)
             done = module.run(parser.parse_args(given[1:]))
@@ -225,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not reports:
             print("done with this part; the report comes when all parts are there")
             return 0
-        from edgesam_jax.evaluation.report import terminal
+        from edgesam_jax.eval.report.report import terminal
 
         print(terminal(reports))
         if arguments.output:

@@ -18,9 +18,9 @@ from pycocotools.cocoeval import COCOeval
 
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.readers.records import whole
-from edgesam_jax.evaluation.boundary import RATIO
-from edgesam_jax.evaluation.ground_truth import GroundTruth, read_ground_truth
-from edgesam_jax.evaluation.results import compressed, top_per_image
+from edgesam_jax.eval.scoring.boundary import RATIO
+from edgesam_jax.eval.scoring.ground_truth import GroundTruth, read_ground_truth
+from edgesam_jax.eval.scoring.results import compressed, top_per_image
 
 Style = Literal["coco", "lvis"]
 Scores = dict[str, float | None]

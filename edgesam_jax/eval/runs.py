@@ -18,19 +18,19 @@ from edgesam_jax.data.readers.coco import CocoSource
 from edgesam_jax.data.readers.records import whole
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.source import Source, left_out
-from edgesam_jax.evaluation.average_precision import LVIS_RESULTS, average_precision, boundary_average_precision
-from edgesam_jax.evaluation.detections import run_detections
-from edgesam_jax.evaluation.ground_truth import read_ground_truth
-from edgesam_jax.evaluation.photos import choose_instances, load, read_ahead
-from edgesam_jax.evaluation.plots import plots
-from edgesam_jax.evaluation.prompted import run_prompted, score_photo
-from edgesam_jax.evaluation.protocol import Settings
-from edgesam_jax.evaluation.report import markdown
-from edgesam_jax.evaluation.results import check_results, read_results, top_per_image
-from edgesam_jax.evaluation.rows import Row, Rows
-from edgesam_jax.evaluation.sheet import Case, choose_cases, sheet
-from edgesam_jax.evaluation.summary import clicks, summarise
-from edgesam_jax.evaluation.systems import PredictionsSystem, System, input_size
+from edgesam_jax.eval.report.plots import plots
+from edgesam_jax.eval.report.report import markdown
+from edgesam_jax.eval.report.sheet import Case, choose_cases, sheet
+from edgesam_jax.eval.report.summary import clicks, summarise
+from edgesam_jax.eval.scoring.average_precision import LVIS_RESULTS, average_precision, boundary_average_precision
+from edgesam_jax.eval.scoring.detections import run_detections
+from edgesam_jax.eval.scoring.ground_truth import read_ground_truth
+from edgesam_jax.eval.scoring.photos import choose_instances, load, read_ahead
+from edgesam_jax.eval.scoring.prompted import run_prompted, score_photo
+from edgesam_jax.eval.scoring.protocol import Settings
+from edgesam_jax.eval.scoring.results import check_results, read_results, top_per_image
+from edgesam_jax.eval.scoring.rows import Row, Rows
+from edgesam_jax.eval.scoring.systems import PredictionsSystem, System, input_size
 from edgesam_jax.files import sha256_of, write_atomically
 
 FORMAT = 1  # of the rows

@@ -17,7 +17,7 @@ from edgesam_jax.config import UsageError
 from edgesam_jax.data.readers.records import REACH, fault_of, usable, whole
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.transforms import MAX_PIXELS, MAX_SIDE
-from edgesam_jax.evaluation.results import compressed
+from edgesam_jax.eval.scoring.results import compressed
 
 
 @dataclass(frozen=True)

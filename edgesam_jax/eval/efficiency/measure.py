@@ -1,4 +1,4 @@
-"""Time one model in a process of its own: ``python -m edgesam_jax.evaluation.measure REQUEST``.
+"""Time one model in a process of its own: ``python -m edgesam_jax.eval.efficiency.measure REQUEST``.
 
 ``efficiency.py`` starts it once for each model, because a process's peak of memory never falls, and because a model
 that does not fit must not end the others.  ``REQUEST`` is JSON: ``{"config", "batches", "prompts", "rounds", "gmac",

@@ -10,12 +10,12 @@ import numpy as np
 
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.transforms import jitter_boxes
-from edgesam_jax.evaluation.photos import Photo
-from edgesam_jax.evaluation.prompted import Watch, in_parallel
-from edgesam_jax.evaluation.protocol import HEAD, Slots
-from edgesam_jax.evaluation.results import result
-from edgesam_jax.evaluation.rows import Row, Rows
-from edgesam_jax.evaluation.systems import System, input_size
+from edgesam_jax.eval.scoring.photos import Photo
+from edgesam_jax.eval.scoring.prompted import Watch, in_parallel
+from edgesam_jax.eval.scoring.protocol import HEAD, Slots
+from edgesam_jax.eval.scoring.results import result
+from edgesam_jax.eval.scoring.rows import Row, Rows
+from edgesam_jax.eval.scoring.systems import System, input_size
 from edgesam_jax.portable.frame import scale_coords
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edgesam_jax.config import SamConfig, UsageError
-from edgesam_jax.evaluation.efficiency_text import beside_published, table
+from edgesam_jax.eval.efficiency.text import beside_published, table
 from edgesam_jax.files import write_atomically
 from edgesam_jax.flags import count
 
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     import jax
     from tqdm import tqdm
 
-    from edgesam_jax.evaluation.model_cost import counts
+    from edgesam_jax.eval.efficiency.model_cost import counts
 
     jax.config.update("jax_platforms", "cpu")
     request = {
@@ -160,11 +160,11 @@ def timings(
       ``measure.describe``'s device, empty where the process did not come so far; and the measurements, each with
       ``part`` and ``size``, and with ``skipped`` or ``failed`` and a reason where there are no figures.
     """
-    command = [sys.executable, "-m", "edgesam_jax.evaluation.measure"]
+    command = [sys.executable, "-m", "edgesam_jax.eval.efficiency.measure"]
     device: dict[str, Any] = {}
     results: list[dict[str, Any]] = []
     # The package that runs here, wherever it lies; the environment chooses the device, as for any other command.
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     with tempfile.TemporaryFile("w+", errors="replace") as errors, subprocess.Popen(
         [*command, json.dumps({"config": asdict(config), **request})],

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from edgesam_jax.evaluation.settings import Report, names_of, rounds_of
-from edgesam_jax.evaluation.summary import LARGE, SMALL
+from edgesam_jax.eval.report.settings import Report, names_of, rounds_of
+from edgesam_jax.eval.report.summary import LARGE, SMALL
 
 # Okabe and Ito's colours, told apart by nearly everyone; their yellow is too pale for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

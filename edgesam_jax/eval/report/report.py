@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from edgesam_jax.evaluation import paper
-from edgesam_jax.evaluation.settings import names_of, rounds_of, settings
+from edgesam_jax.eval.report import paper
+from edgesam_jax.eval.report.settings import names_of, rounds_of, settings
 from edgesam_jax.reporting.tables import aligned_table
 
 Report = Mapping[str, Any]

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from edgesam_jax.config import SamConfig
-from edgesam_jax.evaluation.protocol import Select
+from edgesam_jax.eval.scoring.protocol import Select
 from edgesam_jax.models.sam import Sam
 from edgesam_jax.portable.frame import Frame
 from edgesam_jax.portable.postprocess import MASK_THRESHOLD, STABILITY_OFFSET, axis_matrix

@@ -17,13 +17,13 @@ import numpy as np
 
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.windows import Window
-from edgesam_jax.evaluation import protocol
-from edgesam_jax.evaluation.boundary import boundary_iou
-from edgesam_jax.evaluation.device import Bits
-from edgesam_jax.evaluation.photos import Photo, choose_instances
-from edgesam_jax.evaluation.protocol import HEAD, Settings, Slots
-from edgesam_jax.evaluation.rows import Row, Rows
-from edgesam_jax.evaluation.systems import Answer, System, input_size
+from edgesam_jax.eval.scoring import protocol
+from edgesam_jax.eval.scoring.boundary import boundary_iou
+from edgesam_jax.eval.scoring.device import Bits
+from edgesam_jax.eval.scoring.photos import Photo, choose_instances
+from edgesam_jax.eval.scoring.protocol import HEAD, Settings, Slots
+from edgesam_jax.eval.scoring.rows import Row, Rows
+from edgesam_jax.eval.scoring.systems import Answer, System, input_size
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -25,10 +25,10 @@ from edgesam_jax.config import UsageError
 from edgesam_jax.data.readers.records import decode_window
 from edgesam_jax.data.transforms import low_res_windows
 from edgesam_jax.data.windows import Window, crop
-from edgesam_jax.evaluation import device
-from edgesam_jax.evaluation.device import PROMPTS, Bits
-from edgesam_jax.evaluation.photos import Photo
-from edgesam_jax.evaluation.protocol import Select, Slots
+from edgesam_jax.eval.scoring import device
+from edgesam_jax.eval.scoring.device import PROMPTS, Bits
+from edgesam_jax.eval.scoring.photos import Photo
+from edgesam_jax.eval.scoring.protocol import Select, Slots
 from edgesam_jax.files import sha256_of
 from edgesam_jax.portable.frame import Frame, into_frame, target_size
 from edgesam_jax.portable.onnx_model import OnnxModel

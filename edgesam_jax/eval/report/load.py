@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.evaluation.settings import names_of
+from edgesam_jax.eval.report.settings import names_of
 
 
 def load_system(where: str | Path) -> tuple[str, str, dict[str, Any]]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from edgesam_jax.data.transforms import center_point, jitter_boxes, low_res_windows
 from edgesam_jax.data.windows import NOTHING, Window, crop
-from edgesam_jax.evaluation.photos import Photo
+from edgesam_jax.eval.scoring.photos import Photo
 from edgesam_jax.portable.frame import scale_coords
 from edgesam_jax.portable.priors import Rule, merge
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, IGNORED, NEGATIVE, NOT_A_POINT, POSITIVE

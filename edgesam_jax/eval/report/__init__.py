@@ -1,0 +1,1 @@
+"""What people read of an evaluation: tables, plots and sheets of cases."""

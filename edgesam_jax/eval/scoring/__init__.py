@@ -1,0 +1,1 @@
+"""Photos in, overlaps out: protocols, systems under test, average precision."""
