@@ -42,7 +42,7 @@ from edgesam_jax.data.opening import open_parts
 from edgesam_jax.data.order import order
 from edgesam_jax.data.scenes.scene import scene
 from edgesam_jax.reporting.tables import aligned_table
-from edgesam_jax.train_log import read_metrics
+from edgesam_jax.train.log import read_metrics
 
 ROOT = Path(__file__).parents[1]
 PHOTOS, SIDE, BATCH = 60, 128, 4
@@ -366,8 +366,8 @@ def flips(config: Config, workdir: Path, step: Path) -> list[Row]:
     import jax
 
     from edgesam_jax.checkpoints.training import restore
-    from edgesam_jax.start import begin
-    from edgesam_jax.trainer import load_teacher
+    from edgesam_jax.train.inputs import load_teacher
+    from edgesam_jax.train.start import begin
 
     template = begin(config, workdir, load_teacher(config)).state
 

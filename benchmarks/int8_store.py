@@ -19,7 +19,6 @@ from typing import Any, get_args
 import jax.numpy as jnp
 import numpy as np
 
-from edgesam_jax import inference
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.config import DataConfig
 from edgesam_jax.data.embeddings import StoredType, dequantise, quantise
@@ -28,6 +27,7 @@ from edgesam_jax.data.schema import BadExample
 from edgesam_jax.eval.metrics import mask_iou
 from edgesam_jax.learning import losses
 from edgesam_jax.portable.frame import into_frame, scale_coords
+from edgesam_jax.predict import compiled
 
 TYPES: tuple[StoredType, ...] = get_args(StoredType)
 
@@ -43,8 +43,8 @@ class Decoding:
 
     def __init__(self, model: Any, prompts: int) -> None:
         self._config = model.config
-        self._variables = inference.for_inference(model.config, model.variables)
-        self._decode, self._prompts = inference.decoder(model.config), prompts
+        self._variables = compiled.for_inference(model.config, model.variables)
+        self._decode, self._prompts = compiled.decoder(model.config), prompts
 
     def __call__(
         self, embedding: np.ndarray, coords: np.ndarray, filled: tuple[int, int]
@@ -79,7 +79,7 @@ def main() -> None:
     data = DataConfig(source=args.source, root=args.data_root, annotations=args.annotations)
     source = open_source(data, size, "heldout")
     encoders = [
-        (inference.encoder(m.config), inference.for_inference(m.config, m.variables)) for m in (teacher, student) if m
+        (compiled.encoder(m.config), compiled.for_inference(m.config, m.variables)) for m in (teacher, student) if m
     ]
     decoding = Decoding(teacher, args.prompts)
     power: list[float] = []

@@ -20,9 +20,9 @@ from collections import Counter
 from pathlib import Path
 
 from edgesam_jax.config import Config, apply_overrides, load_config, to_json
-from edgesam_jax.meter import TIMES
 from edgesam_jax.reporting.tables import aligned_table
-from edgesam_jax.train_log import read_metrics
+from edgesam_jax.train.log import read_metrics
+from edgesam_jax.train.meter import TIMES
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("starting", "stepping", "saving")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgesam_jax import allocator
+from edgesam_jax.cli import allocator
 from edgesam_jax.config import Config, DataConfig, DistillConfig, LossConfig, TrainConfig, UsageError, apply_overrides
 from edgesam_jax.types import Batch
 
@@ -80,10 +80,10 @@ def measure(row: Row, size: int) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
-    from edgesam_jax import parallel
     from edgesam_jax.learning.optim import make_optimizer
     from edgesam_jax.models.init import abstract_variables
     from edgesam_jax.models.sam import MODELS
+    from edgesam_jax.train import parallel
     from edgesam_jax.types import TrainState
 
     config = config_of(row, size)

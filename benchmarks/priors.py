@@ -19,7 +19,6 @@ import jax
 import numpy as np
 
 from benchmarks import timing
-from edgesam_jax import inference
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import DataConfig
@@ -27,6 +26,7 @@ from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.schema import OBJECT, PART, Example
 from edgesam_jax.eval.heldout import evaluate
 from edgesam_jax.portable.priors import Rule
+from edgesam_jax.predict import compiled
 from edgesam_jax.reporting.tables import aligned_table
 
 RULES: tuple[Rule, ...] = ("nearest", "published")
@@ -93,10 +93,10 @@ def main() -> None:
 
 def cost(model: Model) -> None:
     """Seconds of the encoder alone and with proposals, in turn."""
-    config, variables = model.config, inference.for_inference(model.config, model.variables)
+    config, variables = model.config, compiled.for_inference(model.config, model.variables)
     photo = np.zeros((1, config.image_size, config.image_size, 3), np.uint8)
     size = np.array([[config.image_size] * 2], np.int32)
-    plain, both = inference.encoder(config), inference.proposer(config)
+    plain, both = compiled.encoder(config), compiled.proposer(config)
     contenders = {
         "encoder": lambda: plain(variables, photo, size).block_until_ready(),
         "encoder and proposals": lambda: both(variables, photo, size)[0].block_until_ready(),

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import timing
-from edgesam_jax import allocator
+from edgesam_jax.cli import allocator
 from edgesam_jax.models.encoders.repvit import REPVIT_M1, block_table
 from edgesam_jax.models.kernels import ops
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from edgesam_jax import compile_cache
 from edgesam_jax.checkpoints.load import load_model
+from edgesam_jax.cli import compile_cache
 from edgesam_jax.data.readers.coco import CocoSource
 from edgesam_jax.eval.report.summary import summarise
 from edgesam_jax.eval.scoring.photos import load

@@ -32,7 +32,7 @@ from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.config import Config, DataConfig, EvalConfig, MixtureConfig, apply_overrides, load_config, to_json
 from edgesam_jax.data.opening import open_source
 from edgesam_jax.reporting.tables import aligned_table
-from edgesam_jax.train_log import read_metrics
+from edgesam_jax.train.log import read_metrics
 
 ROOT = Path(__file__).parents[1]
 PROCESSES = 2

@@ -26,7 +26,7 @@ from statistics import median
 import numpy as np
 
 from benchmarks import timing
-from edgesam_jax import allocator
+from edgesam_jax.cli import allocator
 from edgesam_jax.config import Config, DataConfig, DistillConfig, OptimConfig, TrainConfig
 from edgesam_jax.models.sam import MODELS
 
@@ -51,9 +51,9 @@ def jax_step(stage: int, size: int, chunk: int) -> Callable[[], float]:
     import jax
     import jax.numpy as jnp
 
-    from edgesam_jax import parallel
     from edgesam_jax.learning.optim import make_optimizer
     from edgesam_jax.models.init import init_variables
+    from edgesam_jax.train import parallel
     from edgesam_jax.types import Batch, TrainState
 
     model = replace(MODELS["edge_sam"], image_size=size)

@@ -9,7 +9,7 @@ this file, and give that as ``--config``.
 import dataclasses
 from pathlib import Path
 
-from edgesam_jax.ablation.arms import Overrides, Recipe, arms, encoder
+from edgesam_jax.ablate.arms import Overrides, Recipe, arms, encoder
 from edgesam_jax.config import Config, EfficientVitConfig, EvalConfig, RepVitConfig, TinyVitConfig, load_config
 
 IMAGENET = {"repvit": "", "tiny_vit": "", "efficient_vit": ""}  # empty: from scratch

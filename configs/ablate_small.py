@@ -12,7 +12,7 @@ Not run yet: no GPU was at hand.
 from dataclasses import replace
 from pathlib import Path
 
-from edgesam_jax.ablation.arms import Recipe, arms, encoder
+from edgesam_jax.ablate.arms import Recipe, arms, encoder
 from edgesam_jax.config import (
     Config,
     DataConfig,

@@ -7,7 +7,7 @@ shorter.  ``python -m edgesam_jax.ablate --table all`` (docs/ablations.md has th
 from dataclasses import replace
 from pathlib import Path
 
-from edgesam_jax.ablation.arms import Recipe, arms, encoder
+from edgesam_jax.ablate.arms import Recipe, arms, encoder
 from edgesam_jax.config import Config, EfficientVitConfig, EvalConfig, TinyVitConfig, load_config
 from edgesam_jax.models.sam import TINY_REPVIT
 

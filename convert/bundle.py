@@ -22,9 +22,9 @@ from PIL import Image
 from convert import to_coreml, to_onnx
 from convert.export import bundle_text, common, gate
 from convert.export.common import Wanted
+from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
 from edgesam_jax.files import whole_folder
-from edgesam_jax.flags import Parser
 from edgesam_jax.portable.postprocess import upscale_masks
 
 FORMATS = ("onnx", "coreml", "x-anylabeling")

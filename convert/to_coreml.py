@@ -18,9 +18,9 @@ from typing import Any
 
 from convert.export import common, contract, gate
 from convert.export.common import Wanted
+from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
 from edgesam_jax.files import whole_folder
-from edgesam_jax.flags import Parser
 
 COMPRESSIONS = ("none", "int8", "palette8", "palette6", "palette4")
 

@@ -24,9 +24,9 @@ import numpy as np
 from convert import to_coreml
 from convert.export import common, contract, gate
 from convert.export.common import Wanted
+from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
 from edgesam_jax.files import whole_folder
-from edgesam_jax.flags import Parser
 from edgesam_jax.portable.onnx_model import normalised, prompt_inputs
 
 EXTRA = "pip install 'edgesam-jax[litert]'"

@@ -22,8 +22,8 @@ from typing import Any
 
 from convert.export import common, contract, gate
 from convert.export.common import Wanted
+from edgesam_jax.cli.flags import Parser
 from edgesam_jax.files import whole_folder
-from edgesam_jax.flags import Parser
 from edgesam_jax.portable.onnx_model import METADATA
 
 OPSET = 18

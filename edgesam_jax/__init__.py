@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgesam_jax.checkpoints.model import Model
     from edgesam_jax.config import UsageError
     from edgesam_jax.portable.onnx_predictor import OnnxPredictor
-    from edgesam_jax.predictor import Predictor
+    from edgesam_jax.predict.predictor import Predictor
 
 __version__ = "0.1.0"
 __all__ = ["Model", "OnnxPredictor", "Predictor", "UsageError", "__version__", "load_model"]
@@ -23,7 +23,7 @@ __all__ = ["Model", "OnnxPredictor", "Predictor", "UsageError", "__version__", "
 _HOMES = {
     "load_model": "checkpoints.load",
     "Model": "checkpoints.model",
-    "Predictor": "predictor",
+    "Predictor": "predict.predictor",
     "OnnxPredictor": "portable.onnx_predictor",
     "UsageError": "config",
 }

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from tqdm import tqdm
 
+from edgesam_jax.cli.flags import Parser, count, part, share
 from edgesam_jax.config import DataConfig, SourceName, UsageError
 from edgesam_jax.data.embeddings import STORE, StoredType, StoreHeader, photo_key, read_header, shard_name, write_shard
 from edgesam_jax.data.opening import open_source
@@ -32,7 +33,6 @@ from edgesam_jax.data.readers.records import decode_record
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.source import check_share, left_out
 from edgesam_jax.files import write_atomically, written_beside
-from edgesam_jax.flags import Parser, count, part, share
 from edgesam_jax.portable.frame import pad_to_square, resize_longest_side
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def embed(
     """
     import jax
 
-    from edgesam_jax import inference
+    from edgesam_jax.predict import compiled
 
     source = open_source(data, teacher.config.image_size)
     if not len(source) or not hasattr(source, "record"):
@@ -104,9 +104,9 @@ def embed(
     own = [n for n in range(part[0], header.shards, part[1]) if not (output / names[n]).is_file()]
     ranges = {n: range(n * per_shard, min((n + 1) * per_shard, len(source))) for n in own}
     devices = jax.local_devices() if own else []
-    folded = inference.for_inference(teacher.config, teacher.variables) if own else None
+    folded = compiled.for_inference(teacher.config, teacher.variables) if own else None
     variables = [jax.device_put(folded, device) for device in devices]
-    encode = inference.encoder(teacher.config)
+    encode = compiled.encoder(teacher.config)
     seen = 0
     skipped = list(left_out(source).rows) if part[0] == 0 else []
     listed = output / f"skipped-{part[0]}-of-{part[1]}.jsonl"
@@ -243,8 +243,8 @@ def run(given: argparse.Namespace) -> str:
       UsageError: see ``embed``.
     """
     # Imported late, so that a wrong flag is answered at once.
-    from edgesam_jax import compile_cache
     from edgesam_jax.checkpoints.load import load_model
+    from edgesam_jax.cli import compile_cache
 
     compile_cache.enable()
     data = DataConfig(

@@ -28,6 +28,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from edgesam_jax.cli.flags import Parser, count, share
 from edgesam_jax.config import DataConfig, SourceName, UsageError
 from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.pipeline import check_size
@@ -37,7 +38,6 @@ from edgesam_jax.data.readers.records import Record, area_of, decode_record
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.source import check_share, left_out
 from edgesam_jax.files import sha256_of, write_atomically, written_beside
-from edgesam_jax.flags import Parser, count, share
 
 IDS = "ids.txt"  # which photos were drawn
 NOTES = ".shards"  # what is known of the shards while not all are there

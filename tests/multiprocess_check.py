@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny import CONV, REPVIT
 
-from edgesam_jax import train
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.save import save_model_file
 from edgesam_jax.config import (
@@ -28,6 +27,7 @@ from edgesam_jax.config import (
     to_json,
 )
 from edgesam_jax.data.pipeline import BatchSource, Loaded
+from edgesam_jax.train import __main__ as train
 
 STEPS = 8
 

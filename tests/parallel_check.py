@@ -14,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny import CONV, PROPOSALS, REPVIT, make_batch
 
-from edgesam_jax import parallel
 from edgesam_jax.config import Config, DataConfig, DistillConfig, LossConfig, OptimConfig, TrainConfig
 from edgesam_jax.learning.optim import make_optimizer
 from edgesam_jax.models.init import init_variables
+from edgesam_jax.train import parallel
 from edgesam_jax.types import TrainState
 
 # Photos of different sizes and with different numbers of prompts, so that a mean of means would be wrong.

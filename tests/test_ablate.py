@@ -13,11 +13,11 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgesam_jax import ablate
-from edgesam_jax.ablation import grid, text, usable
-from edgesam_jax.ablation.arms import Recipe, arms
-from edgesam_jax.ablation.grid import Outcome
-from edgesam_jax.ablation.tables import BOX, Claim, Row, Table, choose, tables
+from edgesam_jax.ablate import __main__ as ablate
+from edgesam_jax.ablate import grid, text, usable
+from edgesam_jax.ablate.arms import Recipe, arms
+from edgesam_jax.ablate.grid import Outcome
+from edgesam_jax.ablate.tables import BOX, Claim, Row, Table, choose, tables
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.save import save_model_file

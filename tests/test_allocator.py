@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from edgesam_jax import allocator
+from edgesam_jax.cli import allocator
 
 SCRIPT = """
 import os, sys

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
+from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
 from edgesam_jax.eval import compare as module
 from edgesam_jax.eval.compare import NOT_REAL, REAL, bootstrap_means, compare
-from edgesam_jax.flags import Parser
 
 
 def report(iou, images, **changes):

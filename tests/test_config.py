@@ -226,7 +226,7 @@ def test_a_list_of_texts_needs_no_quotes():
     ],
 )
 def test_numbers_that_no_run_can_have_are_one_line(name, capsys):
-    from edgesam_jax import train
+    from edgesam_jax.train import __main__ as train
 
     for value in (0, -1):
         flags = ["--config", "configs/quickstart.py", "--dry-run", "--set", f"{name}={value}"]

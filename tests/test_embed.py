@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from test_prepare import coco_folder
 from tiny import CONV, FAST_FLAGS, REPVIT
 
-from edgesam_jax import embed, start
+from edgesam_jax import embed
 from edgesam_jax.checkpoints.digest import encoder_digest
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.save import save_model_file
@@ -31,10 +31,11 @@ from edgesam_jax.data.embeddings import EmbeddingStore, dequantise, photo_key, q
 from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.pipeline import batches
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.inference import encoder, for_inference
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.portable.frame import into_frame
-from edgesam_jax.trainer import fit
+from edgesam_jax.predict.compiled import encoder, for_inference
+from edgesam_jax.train import inputs
+from edgesam_jax.train.run import fit
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -251,12 +252,12 @@ def test_a_store_of_something_else_is_refused(tmp_path, teacher, data):
     store = tmp_path / "store"
     embed.embed(teacher, data, store)
     config = Config(model=REPVIT, teacher="t", data=dataclasses.replace(data, embeddings=(str(store),)))
-    start.check_store(config, teacher)
+    inputs.check_store(config, teacher)
     changed = jax.tree.map(np.array, teacher.variables)
     leaf = jax.tree.leaves(changed["params"]["image_encoder"])[0]
     leaf.reshape(-1)[0] += 1e-3
     with pytest.raises(UsageError, match="another teacher"):
-        start.check_store(config, Model(CONV, changed))
+        inputs.check_store(config, Model(CONV, changed))
     decoder = jax.tree.map(np.array, teacher.variables)
     jax.tree.leaves(decoder["params"]["mask_decoder"])[0].reshape(-1)[0] += 1e-3
     assert encoder_digest(Model(CONV, decoder)) == encoder_digest(teacher)  # the decoder may differ
@@ -265,9 +266,9 @@ def test_a_store_of_something_else_is_refused(tmp_path, teacher, data):
         (dataclasses.replace(config.data, embeddings=(str(tmp_path),)), "no store.json"),
     ):
         with pytest.raises(UsageError, match=message):
-            start.check_store(dataclasses.replace(config, data=other), teacher)
+            inputs.check_store(dataclasses.replace(config, data=other), teacher)
     with pytest.raises(UsageError, match="there is no teacher"):
-        start.check_store(config, None)
+        inputs.check_store(config, None)
     for changes, message in (
         ({"dtype": "int8"}, "another dtype"),
         ({"per_shard": 2}, "another shards"),

@@ -28,7 +28,7 @@ from edgesam_jax.eval.scoring.prompted import score_photo
 from edgesam_jax.eval.scoring.protocol import Settings
 from edgesam_jax.eval.scoring.systems import JaxSystem
 from edgesam_jax.models.init import init_variables
-from edgesam_jax.predictor import Predictor
+from edgesam_jax.predict.predictor import Predictor
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -13,7 +13,6 @@ from safetensors.numpy import save_file
 from test_convert_names import read_keys
 
 from convert.from_torch import main
-from edgesam_jax import start
 from edgesam_jax.checkpoints.load import load_model, load_weights
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.published import imagenet, names
@@ -21,6 +20,7 @@ from edgesam_jax.checkpoints.published.guess import ENCODER, published_shapes
 from edgesam_jax.checkpoints.published.read import load_published
 from edgesam_jax.config import Config, DistillConfig, TrainConfig, UsageError
 from edgesam_jax.models.sam import MODELS
+from edgesam_jax.train import start
 
 HEADS = {
     "RepViT": {"classifier.classifier.l.weight": (1000, 384), "classifier.classifier_dist.bn.weight": (384,)},

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from edgesam_jax import embed, predict, prepare, train
+from edgesam_jax import embed, prepare
 from edgesam_jax.eval import __main__ as evaluate
+from edgesam_jax.predict import __main__ as predict
+from edgesam_jax.train import __main__ as train
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "docs" / "launch"

@@ -17,10 +17,10 @@ import pytest
 from multiprocess_check import STEPS, prepare
 from tiny import FAST_FLAGS
 
-from edgesam_jax import parallel
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.config import UsageError
-from edgesam_jax.train_log import read_metrics
+from edgesam_jax.train import parallel
+from edgesam_jax.train.log import read_metrics
 
 SCRIPT = Path(__file__).with_name("multiprocess_check.py")
 

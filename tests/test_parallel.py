@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from tiny import FAST_FLAGS
 
-from edgesam_jax import parallel
 from edgesam_jax.config import UsageError
+from edgesam_jax.train import parallel
 
 
 @pytest.mark.slow

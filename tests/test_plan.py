@@ -16,7 +16,6 @@ import pytest
 from jax import lax
 from tiny import CONV, REPVIT, configured
 
-from edgesam_jax import parallel, train
 from edgesam_jax.config import ConvEncoderConfig, DecoderConfig, RepVitConfig, UsageError, VitConfig, to_json
 from edgesam_jax.learning.optim import make_optimizer
 from edgesam_jax.learning.step import train_step
@@ -24,6 +23,8 @@ from edgesam_jax.models.init import init_variables
 from edgesam_jax.models.kernels import ops
 from edgesam_jax.models.sam import MODELS
 from edgesam_jax.planning import cost, dry_run, plan
+from edgesam_jax.train import __main__ as train
+from edgesam_jax.train import parallel
 
 ROOT = Path(__file__).resolve().parent.parent
 # Wide enough for products to be most of the work, as they are in real models.

@@ -17,8 +17,8 @@ from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.save import save_model, save_model_file
 from edgesam_jax.config import DecoderConfig, SamConfig, VitConfig
 from edgesam_jax.models.init import init_variables
-from edgesam_jax.predict import main
-from edgesam_jax.predictor import Predictor
+from edgesam_jax.predict.__main__ import main
+from edgesam_jax.predict.predictor import Predictor
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

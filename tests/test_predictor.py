@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgesam_jax import predictor as predictor_module
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import DecoderConfig, RepVitConfig, SamConfig, UsageError
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.models.sam import Sam, preprocess
-from edgesam_jax.predictor import Predictor
+from edgesam_jax.predict import predictor as predictor_module
+from edgesam_jax.predict.predictor import Predictor
 from edgesam_jax.types import MaskPrediction, Prompts
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from edgesam_jax import Predictor, UsageError, inference, predict
+from edgesam_jax import Predictor, UsageError
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.save import save_model_file
@@ -26,6 +26,8 @@ from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.sam import MODELS
 from edgesam_jax.portable.onnx_model import OnnxEncoder
 from edgesam_jax.portable.priors import merge, select
+from edgesam_jax.predict import __main__ as predict
+from edgesam_jax.predict import compiled
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -308,7 +310,7 @@ def test_training_by_the_command(tmp_path):
     """A few steps on objects; what is loaded afterwards answers plainly as before, to the bit, and has proposals."""
     from pathlib import Path
 
-    from edgesam_jax import train
+    from edgesam_jax.train import __main__ as train
 
     config = Path(__file__).parents[1] / "configs" / "proposals_scenes_objects.py"
     small = {"channels": 8, "repeats": 1, "head_convs": 1}
@@ -320,8 +322,8 @@ def test_training_by_the_command(tmp_path):
         for part, tree in before.variables[collection].items():
             for a, b in zip(_leaves(tree), _leaves(trained.variables[collection][part]), strict=True):
                 assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-    variables = inference.for_inference(trained.config, trained.variables)
-    _, boxes, scores = inference.proposer(trained.config)(
+    variables = compiled.for_inference(trained.config, trained.variables)
+    _, boxes, scores = compiled.proposer(trained.config)(
         variables, np.zeros((1, 128, 128, 3), np.uint8), np.array([[128, 128]])
     )
     assert boxes.shape == (1, 100, 4) and scores.shape == (1, 100)

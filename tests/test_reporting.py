@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgesam_jax import train_log
 from edgesam_jax.learning.prompt_loop import Trace
 from edgesam_jax.reporting import pictures, tables
+from edgesam_jax.train import log as train_log
 from edgesam_jax.types import Prompts
 
 

@@ -9,10 +9,10 @@ import pytest
 from test_prepare import coco_folder
 from tiny import REPVIT
 
-from edgesam_jax import loop, start
 from edgesam_jax.config import Config, DataConfig, DistillConfig, TrainConfig, UsageError
-from edgesam_jax.meter import TIMES
-from edgesam_jax.trainer import fit
+from edgesam_jax.train import inputs, loop
+from edgesam_jax.train.meter import TIMES
+from edgesam_jax.train.run import fit
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -69,7 +69,7 @@ def test_too_many_bad_photos_stop_the_run(tmp_path, config, monkeypatch):
     monkeypatch.setattr(loop, "ENOUGH_TO_JUDGE", 6)
     with pytest.raises(UsageError, match=r"more than data\.max_bad_share=0\.05: see .*skipped\.jsonl"):
         fit(dataclasses.replace(config, data=dataclasses.replace(config.data, max_bad_share=0.05)), tmp_path / "a")
-    monkeypatch.setattr(start, "ENOUGH_TO_JUDGE", 6)
+    monkeypatch.setattr(inputs, "ENOUGH_TO_JUDGE", 6)
     with pytest.raises(UsageError, match=r"coco: 1 of its 6 photos have entries that are damaged, more than"):
         fit(dataclasses.replace(config, data=dataclasses.replace(config.data, max_bad_share=0.1)), tmp_path / "c")
     generous = dataclasses.replace(config, data=dataclasses.replace(config.data, max_bad_share=0.6))

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from tiny import CONV, REPVIT, configured
 
-from edgesam_jax import start
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import (
     Config,
@@ -28,6 +27,7 @@ from edgesam_jax.config import (
 from edgesam_jax.data.opening import open_parts
 from edgesam_jax.data.source import Part
 from edgesam_jax.models.init import init_variables
+from edgesam_jax.train import inputs, start, workdir
 
 ENCODER_ONLY = DistillConfig(mode="encoder_only")
 
@@ -136,7 +136,7 @@ def test_losses_that_can_not_be_computed_are_refused(overrides, message):
 
 def test_workdir_notes_its_config_and_names_differences(tmp_path):
     def claim(config: Config, name: str = "new") -> None:
-        with start.claim_workdir(config, tmp_path / name):
+        with workdir.claim_workdir(config, tmp_path / name):
             pass
 
     config = Config(name="a")
@@ -155,14 +155,14 @@ def test_workdir_notes_its_config_and_names_differences(tmp_path):
 
 def test_a_run_that_fails_before_its_first_checkpoint_gives_the_folder_back(tmp_path):
     folder = tmp_path / "run"
-    with pytest.raises(ZeroDivisionError), start.claim_workdir(Config(name="wrong"), folder):
+    with pytest.raises(ZeroDivisionError), workdir.claim_workdir(Config(name="wrong"), folder):
         assert (folder / "config.json").exists()
         1 / 0  # noqa: B018
     assert not folder.exists()
-    with pytest.raises(ZeroDivisionError), start.claim_workdir(Config(name="right"), folder):
+    with pytest.raises(ZeroDivisionError), workdir.claim_workdir(Config(name="right"), folder):
         (folder / "checkpoints" / "1").mkdir(parents=True)
         1 / 0  # noqa: B018
-    with pytest.raises(UsageError, match="name"), start.claim_workdir(Config(name="wrong"), folder):
+    with pytest.raises(UsageError, match="name"), workdir.claim_workdir(Config(name="wrong"), folder):
         pass
 
 
@@ -171,7 +171,7 @@ def test_photos_without_annotations_can_not_be_prompted(tmp_path):
     config = Config(teacher="t", data=DataConfig(source="images", root=str(tmp_path)))
 
     def check(config):
-        start.check_data(config, open_parts(config.data, 64))
+        inputs.check_data(config, open_parts(config.data, 64))
 
     with pytest.raises(UsageError, match=r"data\.root=.*no photo in it has annotations"):
         check(config)
@@ -187,7 +187,7 @@ def test_guessed_masks_are_no_ground_truth():
     class Guessed:
         annotated, true_masks = True, False
 
-    check = functools.partial(start.check_data, parts=[Part(Guessed())])
+    check = functools.partial(inputs.check_data, parts=[Part(Guessed())])
     check(Config(teacher="t"))
     with pytest.raises(UsageError, match="no masks of its own"):
         check(Config(distill=DistillConfig(targets="ground_truth")))

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 from tiny import CONV
 
-from edgesam_jax import study
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.save import save_model_file
 from edgesam_jax.config import ArmConfig, Config, DataConfig, DistillConfig, EvalConfig, TrainConfig, UsageError, derive
 from edgesam_jax.eval import heldout
 from edgesam_jax.models.init import init_variables
+from edgesam_jax.train import study
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 ENCODER_ONLY = ("distill.mode=encoder_only",)

@@ -23,7 +23,7 @@ from edgesam_jax.eval.scoring.systems import JaxSystem, OnnxSystem, PredictionsS
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.portable.frame import target_size
 from edgesam_jax.portable.postprocess import stability_score, upscale_logits
-from edgesam_jax.predictor import Predictor
+from edgesam_jax.predict.predictor import Predictor
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -17,7 +17,6 @@ import pytest
 from PIL import Image
 from tiny import CONV
 
-from edgesam_jax import loop, train, trainer
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.config import (
     Config,
@@ -32,10 +31,12 @@ from edgesam_jax.config import (
     to_json,
 )
 from edgesam_jax.data.pipeline import BatchSource, batches
-from edgesam_jax.meter import TIMES
 from edgesam_jax.planning.accelerators import peak_flops
 from edgesam_jax.planning.plan import flops_per_step
-from edgesam_jax.train_log import read_metrics
+from edgesam_jax.train import __main__ as train
+from edgesam_jax.train import inputs, run, watchers
+from edgesam_jax.train.log import read_metrics
+from edgesam_jax.train.meter import TIMES
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 CONFIG = Config(
@@ -109,10 +110,10 @@ def started(capfd) -> list[str]:
 
 def test_three_steps_and_one_more_equal_four_to_the_bit(finished, tmp_path, capfd):
     """The third step has not been logged when the run is interrupted: rows cover two."""
-    first = trainer.fit(CONFIG, tmp_path / "run", stop=stop_after(3))
+    first = run.fit(CONFIG, tmp_path / "run", stop=stop_after(3))
     assert (first.step, first.finished) == (3, False) and not (tmp_path / "run" / "model").exists()
     assert started(capfd) == [f"start: scratch, in {tmp_path / 'run'}"]
-    second = trainer.fit(CONFIG, tmp_path / "run")
+    second = run.fit(CONFIG, tmp_path / "run")
     assert started(capfd) == [f"start: resume {tmp_path / 'run'} at step 3"]
     assert (second.step, second.finished) == (4, True)
     straight = load_model(finished / "model")
@@ -137,28 +138,28 @@ def changed(config: Config, **train: object) -> Config:
 
 
 def test_a_fork_goes_on_from_another_run_and_weights_alone_begin_anew(finished, tmp_path, capfd):
-    forked = trainer.fit(changed(CONFIG, steps=6, fork_from=str(finished)), tmp_path / "fork")
+    forked = run.fit(changed(CONFIG, steps=6, fork_from=str(finished)), tmp_path / "fork")
     assert started(capfd)[0].startswith(f"start: fork of {finished} at its step 4, with optimiser, into ")
-    straight = trainer.fit(changed(CONFIG, steps=6), tmp_path / "straight", quiet=True)
+    straight = run.fit(changed(CONFIG, steps=6), tmp_path / "straight", quiet=True)
     jax.tree.map(np.testing.assert_array_equal, forked.model.variables, straight.model.variables)
     assert [row["step"] for row in read_metrics(tmp_path / "fork" / "metrics.jsonl")] == [6]
 
     capfd.readouterr()
-    trainer.fit(changed(CONFIG, init_from=str(finished)), tmp_path / "init", stop=lambda: True)
+    run.fit(changed(CONFIG, init_from=str(finished)), tmp_path / "init", stop=lambda: True)
     assert started(capfd)[0].startswith(f"start: init-from {finished}, weights alone, at step 0, in ")
     with pytest.raises(UsageError, match=r"train\.fork_from and train\.init_from: a run starts from one"):
-        trainer.fit(changed(CONFIG, init_from="a", fork_from="b"), tmp_path / "both", quiet=True)
+        run.fit(changed(CONFIG, init_from="a", fork_from="b"), tmp_path / "both", quiet=True)
     with pytest.raises(UsageError, match="/nothing: no checkpoint to go on from"):
-        trainer.fit(changed(CONFIG, fork_from="/nothing"), tmp_path / "none", quiet=True)
+        run.fit(changed(CONFIG, fork_from="/nothing"), tmp_path / "none", quiet=True)
 
 
 def test_the_best_checkpoint_is_rated_by_the_evaluation(tmp_path):
     config = dataclasses.replace(changed(CONFIG, keep_checkpoints=1, checkpoint_every=1), eval=EvalConfig(1, 1, 1, 0))
-    trainer.fit(config, tmp_path / "run", quiet=True)
-    rows = {row["step"]: row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if loop.BEST_BY in row}
+    run.fit(config, tmp_path / "run", quiet=True)
+    rows = {row["step"]: row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if watchers.BEST_BY in row}
     assert set(rows) == {1, 2, 3}
     best = json.loads((tmp_path / "run" / "best.json").read_text())
-    assert best["score"] == max(row[loop.BEST_BY] for row in rows.values()) == rows[best["step"]][loop.BEST_BY]
+    assert best["score"] == max(row[watchers.BEST_BY] for row in rows.values()) == rows[best["step"]][watchers.BEST_BY]
     assert kept_steps(tmp_path / "run") == sorted({best["step"], 4})
 
 
@@ -172,7 +173,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(config_file, tmp_p
             bad = np.nan if number == 3 else 0
             yield dataclasses.replace(batch, boxes=batch.boxes + bad, points=batch.points + bad)
 
-    monkeypatch.setattr(trainer, "batches", poisoned)
+    monkeypatch.setattr(inputs, "batches", poisoned)
     code = train.main(["--config", config_file, "--workdir", str(tmp_path / "run")])
     error = capfd.readouterr().err.splitlines()[-1]
     assert code == 1 and error.startswith("error: step 3: loss is nan") and "last good checkpoint is 2" in error
@@ -239,9 +240,9 @@ def test_a_first_step_that_is_not_finite_can_be_run_again(tmp_path, capfd, monke
 
 def test_skipping_ends_where_nothing_is_finite_any_more(tmp_path, monkeypatch):
     poison(monkeypatch, *range(8))
-    monkeypatch.setattr(loop, "HOPELESS", 3)
+    monkeypatch.setattr(watchers, "HOPELESS", 3)
     with pytest.raises(FloatingPointError, match="step 3: 3 steps in a row not finite"):
-        trainer.fit(changed(CONFIG, nonfinite="skip"), tmp_path / "run", quiet=True)
+        run.fit(changed(CONFIG, nonfinite="skip"), tmp_path / "run", quiet=True)
 
 
 def test_a_full_disk_ends_the_run_and_the_last_checkpoint_goes_on(finished, config_file, tmp_path, capfd, monkeypatch):
@@ -253,7 +254,7 @@ def test_a_full_disk_ends_the_run_and_the_last_checkpoint_goes_on(finished, conf
         return whole(path, mode, *more, **named)
 
     workdir = tmp_path / "run"
-    trainer.fit(CONFIG, workdir, stop=stop_after(2), quiet=True)
+    run.fit(CONFIG, workdir, stop=stop_after(2), quiet=True)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", full)  # as the log is written
         assert train.main(["--config", config_file, "--workdir", str(workdir)]) == 2
@@ -266,7 +267,7 @@ def test_a_full_disk_ends_the_run_and_the_last_checkpoint_goes_on(finished, conf
 
 def test_a_few_steps_are_profiled_and_rated(tmp_path):
     config = changed(CONFIG, steps=5, profile_steps=2, picture_every=0, log_every=5, peak_tflops=2.0)
-    trainer.fit(config, tmp_path / "run", quiet=True)
+    run.fit(config, tmp_path / "run", quiet=True)
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
     (row,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert row["mfu"] * 2e12 * row["step_seconds"] == pytest.approx(flops_per_step(config, None))
@@ -283,10 +284,10 @@ def test_parameters_that_overflow_are_not_saved(tmp_path, monkeypatch):
         params = jax.tree.map(lambda x: x * (np.inf if state.step == 2 else 1), state.params)
         return state.replace(step=state.step + 1, params=params), {"loss": np.ones(()), "grad_norm": np.ones(())}
 
-    monkeypatch.setattr(trainer.parallel, "make_train_step", lambda *_: step)
+    monkeypatch.setattr(run.parallel, "make_train_step", lambda *_: step)
     config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, checkpoint_every=1, picture_every=0))
     with pytest.raises(FloatingPointError, match=r"^step 3: the parameters are no longer finite.* checkpoint is 2 in"):
-        trainer.fit(config, tmp_path / "run", quiet=True)
+        run.fit(config, tmp_path / "run", quiet=True)
     assert kept_steps(tmp_path / "run") == [1, 2]
 
 

@@ -17,10 +17,10 @@ import numpy as np
 
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.checkpoints.model import Model
+from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import STUDENTS, UsageError
 from edgesam_jax.files import sha256_of
-from edgesam_jax.flags import Parser
-from edgesam_jax.inference import check_priors
+from edgesam_jax.predict.compiled import check_priors
 
 EXTRA = "pip install 'edgesam-jax[export]'"
 FAILED = 1  # exit code of an export that the gate refuses

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from edgesam_jax import inference
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import SamConfig, UsageError
 from edgesam_jax.data.scenes.textures import photos as wheel_photos
@@ -30,6 +29,7 @@ from edgesam_jax.models.fold import folds
 from edgesam_jax.models.sam import Sam, decode, preprocess
 from edgesam_jax.portable.frame import into_frame, scale_coords
 from edgesam_jax.portable.postprocess import stability_score
+from edgesam_jax.predict import compiled
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NOT_A_POINT, MaskPrediction, Prompts
 
 HIGHEST = 100  # anchors whose boxes are compared
@@ -235,8 +235,8 @@ def make_cases(
     model: Model, photos: dict[str, np.ndarray], slots: int, with_mask: bool, priors: bool = False
 ) -> list[Case]:
     """The model's own answers on photos."""
-    variables = inference.for_inference(model.config, model.variables)
-    encode, answer = inference.encoder(model.config), _decoder(model.config)
+    variables = compiled.for_inference(model.config, model.variables)
+    encode, answer = compiled.encoder(model.config), _decoder(model.config)
     cases = []
     for number, (name, photo) in enumerate(_progress(photos.items(), "the model's answers")):
         frame, filled = into_frame(photo, model.config.image_size)

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgesam_jax.cli.flags import Parser, count, part, share
 from edgesam_jax.config import DataConfig, UsageError
-from edgesam_jax.flags import Parser, count, part, share
 from edgesam_jax.portable.priors import RULES
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         raise UsageError("--part: give --output, where all parts leave their rows")
     settings = _settings(arguments)
 
-    from edgesam_jax import compile_cache
+    from edgesam_jax.cli import compile_cache
     from edgesam_jax.eval.runs import Job, count_compilations
 
     compile_cache.enable()

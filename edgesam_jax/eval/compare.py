@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from edgesam_jax import files
+from edgesam_jax.cli.flags import count
 from edgesam_jax.config import UsageError
 from edgesam_jax.eval.report.load import load_system
-from edgesam_jax.flags import count
 from edgesam_jax.reporting.tables import aligned_table
 
 MUST_AGREE = ("dataset", "prompt", "refine", "protocol")

@@ -18,10 +18,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from edgesam_jax.cli.flags import count
 from edgesam_jax.config import SamConfig, UsageError
 from edgesam_jax.eval.efficiency.text import beside_published, table
 from edgesam_jax.files import write_atomically
-from edgesam_jax.flags import count
 
 __all__ = ["add_arguments", "run", "table", "timings"]
 

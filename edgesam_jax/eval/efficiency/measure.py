@@ -21,10 +21,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from edgesam_jax import inference
 from edgesam_jax.config import SamConfig, from_json
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.planning import accelerators
+from edgesam_jax.predict import compiled as predict_compiled
 
 STATUS, PROCESSORS = Path("/proc/self/status"), Path("/proc/cpuinfo")
 
@@ -68,10 +68,10 @@ def measure(config: SamConfig, variables: Any, part: str, size: int, rounds: int
     run: Any
     inputs: tuple[Any, ...]
     if part == "encoder":
-        run = inference.encoder(config)
+        run = predict_compiled.encoder(config)
         inputs = rng.integers(0, 256, (size, side, side, 3), np.uint8), np.full((size, 2), side, np.int32)
     else:
-        run = inference.decoder(config)
+        run = predict_compiled.decoder(config)
         corners = np.sort(rng.uniform(0, side, (size, 2, 2)), axis=1).reshape(size, 4).astype(np.float32)
         embedding = rng.standard_normal((config.grid, config.grid, config.embed_dim)).astype(np.float32)
         inputs = embedding, corners, None, None, None
@@ -116,7 +116,7 @@ def main() -> None:
                 found["skipped"] = skipped
             else:
                 if variables is None:
-                    variables = inference.for_inference(config, init_variables(config))
+                    variables = predict_compiled.for_inference(config, init_variables(config))
                 found |= measure(config, variables, part, size, request["rounds"])
                 found["peak_memory_bytes"] = peak_memory(device)
         except Exception as error:  # XLA's are many; the next measurement may fit

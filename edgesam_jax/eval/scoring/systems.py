@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from edgesam_jax import inference
 from edgesam_jax.checkpoints.digest import digest_of
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import UsageError
@@ -32,6 +31,7 @@ from edgesam_jax.eval.scoring.protocol import Select, Slots
 from edgesam_jax.files import sha256_of
 from edgesam_jax.portable.frame import Frame, into_frame, target_size
 from edgesam_jax.portable.onnx_model import OnnxModel
+from edgesam_jax.predict import compiled
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, IGNORED, NEGATIVE, POSITIVE, MaskPrediction
 
 
@@ -109,11 +109,11 @@ class JaxSystem:
         self.image_size, self.mask_size = model.config.image_size, model.config.mask_size
         self.frame = model.config.frame
         if priors:
-            inference.check_priors(model.config, f"--priors: {name}")
-        self._encode: Any = (inference.proposer if priors else inference.encoder)(model.config)
+            compiled.check_priors(model.config, f"--priors: {name}")
+        self._encode: Any = (compiled.proposer if priors else compiled.encoder)(model.config)
         self._priors = priors
         self._decode = device.decoder(model.config, num_masks, select)
-        folded = inference.for_inference(model.config, model.variables)
+        folded = compiled.for_inference(model.config, model.variables)
         self._variables = {d: jax.device_put(folded, d) for d in devices or jax.local_devices()[:1]}
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._model = model

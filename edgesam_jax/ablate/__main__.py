@@ -17,15 +17,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesam_jax import allocator
+from edgesam_jax.cli import allocator
+from edgesam_jax.cli.flags import Parser, count
 from edgesam_jax.config import Config, UsageError, apply_overrides, load_config
-from edgesam_jax.flags import Parser, count
 
 if TYPE_CHECKING:
-    from edgesam_jax.ablation.grid import Outcomes, Scorer
-    from edgesam_jax.ablation.tables import Table
+    from edgesam_jax.ablate.grid import Outcomes, Scorer
+    from edgesam_jax.ablate.tables import Table
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SCALES = ("tiny", "small", "full")
 
 
@@ -54,7 +54,7 @@ def _config(arguments: argparse.Namespace) -> Config:
 
 
 def _scorer(config: Config, given: Sequence[str], examples: list[Any]) -> Scorer:
-    from edgesam_jax.ablation import grid
+    from edgesam_jax.ablate import grid
 
     if not given:
         if not examples:
@@ -68,7 +68,7 @@ def _scorer(config: Config, given: Sequence[str], examples: list[Any]) -> Scorer
         if not Path(root).is_dir():
             raise UsageError(f"--evaluate {text}: no such folder")
         sets[name] = root
-    from edgesam_jax.ablation.photos import on_photos
+    from edgesam_jax.ablate.photos import on_photos
 
     return on_photos(config.eval, sets)
 
@@ -82,9 +82,10 @@ def run(arguments: argparse.Namespace, stop: Callable[[], bool] = lambda: False)
     """
     config = _config(arguments)
     workdir = arguments.workdir or Path("runs") / f"ablate_{arguments.scale}"
-    from edgesam_jax import compile_cache, files
-    from edgesam_jax.ablation import grid, text
-    from edgesam_jax.ablation.tables import choose, tables
+    from edgesam_jax import files
+    from edgesam_jax.ablate import grid, text
+    from edgesam_jax.ablate.tables import choose, tables
+    from edgesam_jax.cli import compile_cache
     from edgesam_jax.eval import heldout
 
     names = [arm.name for arm in config.study]
@@ -133,9 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     try:
         arguments = _parser().parse_args(argv)
-        from edgesam_jax import trainer
+        from edgesam_jax.train import stop as stop_signal
 
-        with trainer.StopSignal() as signals:
+        with stop_signal.StopSignal() as signals:
             report = run(arguments, stop=lambda: signals.received != 0)
         if report is None:
             number = signals.received or signal.SIGTERM

@@ -14,14 +14,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from edgesam_jax.ablation import usable
+from edgesam_jax.ablate import usable
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import ArmConfig, Config, UsageError, derive
 from edgesam_jax.config.derive import Length, arm_config
 from edgesam_jax.data.schema import Example
 from edgesam_jax.eval import heldout
 from edgesam_jax.files import write_atomically
-from edgesam_jax.trainer import RunResult, fit
+from edgesam_jax.train.run import fit
+from edgesam_jax.train.workdir import RunResult
 
 Scores = dict[str, dict[str, list[float]]]  # data set -> "box", "center" -> [start, +1, +2], fractions
 Scorer = Callable[[Model, Path], Scores]

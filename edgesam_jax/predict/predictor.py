@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from jax import Array
 
-from edgesam_jax import inference
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import UsageError
 from edgesam_jax.portable.postprocess import stability_score
 from edgesam_jax.portable.predictor import BasePredictor, Proposals
 from edgesam_jax.portable.priors import Rule
+from edgesam_jax.predict import compiled
 
 PROMPT_BUCKETS = (1, 4, 16)  # prompt counts that are compiled; beyond, multiples of the last
 
@@ -34,14 +34,14 @@ class Predictor(BasePredictor):
         config = model.config
         super().__init__(model, config.image_size, config.mask_size, priors, config.frame)
         if priors != "off":
-            inference.check_priors(config, "priors")
-        self._variables = inference.for_inference(config, model.variables)
+            compiled.check_priors(config, "priors")
+        self._variables = compiled.for_inference(config, model.variables)
 
     def _encode(self, frame: np.ndarray, input_size: tuple[int, int]) -> tuple[Array, Proposals | None]:
         given = self._variables, frame[None], np.asarray([input_size], np.int32)
         if self.priors == "off":
-            return inference.encoder(self.model.config)(*given)[0], None
-        embedding, boxes, scores = inference.proposer(self.model.config)(*given)
+            return compiled.encoder(self.model.config)(*given)[0], None
+        embedding, boxes, scores = compiled.proposer(self.model.config)(*given)
         return embedding[0], (np.asarray(boxes[0]), np.asarray(scores[0]))
 
     def _decode(
@@ -57,7 +57,7 @@ class Predictor(BasePredictor):
         count = next(len(x) for x in (boxes, coords) if x is not None)
         slots = 0 if coords is None else 1 << (coords.shape[1] - 1).bit_length()  # powers of two: few shapes to compile
         arrays = [_pad(x, _bucket(count)) for x in (boxes, coords, labels, masks)]
-        result = inference.decoder(self.model.config)(self._variables, embedding, *arrays, slots=slots)
+        result = compiled.decoder(self.model.config)(self._variables, embedding, *arrays, slots=slots)
         logits = np.asarray(result.logits[:count], np.float32)
         if self.model.metadata.get("score", "stability") == "iou":
             return logits, np.asarray(result.iou[:count], np.float32)

@@ -13,7 +13,7 @@ from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.data.schema import Example
 from edgesam_jax.eval.metrics import mask_iou
 from edgesam_jax.portable.postprocess import stability_score
-from edgesam_jax.predictor import Predictor
+from edgesam_jax.predict.predictor import Predictor
 
 Correlations = dict[str, dict[str, float]]
 

@@ -18,73 +18,27 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from edgesam_jax import parallel, train_log
 from edgesam_jax.checkpoints.model import Model, score_kind
 from edgesam_jax.checkpoints.training import TrainCheckpointer
-from edgesam_jax.config import Config, LossConfig, SamConfig, UsageError
+from edgesam_jax.config import Config, UsageError
 from edgesam_jax.config.derive import phase
 from edgesam_jax.data.pipeline import Batches
 from edgesam_jax.data.schema import Example
 from edgesam_jax.data.source import ENOUGH_TO_JUDGE
 from edgesam_jax.eval import heldout
-from edgesam_jax.learning.step import of_teacher_needed, total_loss
-from edgesam_jax.meter import Meter
+from edgesam_jax.learning.step import of_teacher_needed
 from edgesam_jax.planning.accelerators import peak_flops, peak_memory
 from edgesam_jax.reporting import pictures
+from edgesam_jax.train import log, parallel
+from edgesam_jax.train.meter import Meter
+from edgesam_jax.train.watchers import BEST_BY, HOPELESS, Position, picture_trace, with_prompts
 from edgesam_jax.types import Batch, TrainState
-
-HOPELESS = 10  # steps in a row that are not finite end a run that skips them
-BEST_BY = "eval/box+0"  # the metric that rates checkpoints where there is an evaluation
 
 
 def model_of(config: Config, state: TrainState) -> Model:
     """The model inside a training state, on the host."""
     variables = {"params": state.params, "batch_stats": state.batch_stats, "constants": state.constants}
     return Model(config.model, parallel.to_host(variables), {"source": config.name, "score": score_kind(config)})
-
-
-def picture_trace(
-    state: TrainState, teacher: Any, batch: Batch, key: jax.Array, config: Config, teacher_config: SamConfig | None
-) -> Any:
-    """The last decode round of the prompt loop on a batch, with running batch statistics; a ``distill.Trace``."""
-    distill = dataclasses.replace(
-        config.distill, mode="prompt_in_the_loop", freeze_image_encoder=True, loss=LossConfig()
-    )
-    if config.data.source == "images" or config.data.mixture:  # maybe no points and masks of its own: see with_prompts
-        distill = dataclasses.replace(distill, start="box")
-    config = dataclasses.replace(config, distill=distill)
-    return total_loss(state.params, state, teacher, batch, key, config=config, teacher_config=teacher_config)[3]
-
-
-def with_prompts(batch: Batch) -> Batch:
-    """The batch itself, or with a box in each quarter of every photo where the data set has no prompts (b = 1)."""
-    if batch.prompt_valid.any():
-        return batch
-    rows, columns = batch.valid_size[0]
-    x, y = np.meshgrid(columns * np.array([0.25, 0.75]), rows * np.array([0.25, 0.75]))
-    centre = np.stack([x.ravel(), y.ravel()], -1)[: batch.points.shape[1]].astype(np.float32)
-    half = np.array([columns, rows], np.float32) / 6
-    points, boxes, valid = (np.array(v) for v in (batch.points, batch.boxes, batch.prompt_valid))
-    points[0, : len(centre)], valid[0, : len(centre)] = centre, True
-    boxes[0, : len(centre)] = np.concatenate([centre - half, centre + half], -1)
-    changed: dict[str, Any] = {"points": points, "boxes": boxes, "prompt_valid": valid}  # numpy stands for jax here
-    return dataclasses.replace(batch, **changed)
-
-
-@dataclasses.dataclass
-class Position:
-    """Where a run stands beside its state; saved with it, so that a resumed run's log is the uninterrupted one's.
-
-    ``seconds`` spent in steps; ``window`` the metrics of steps that no row of the log covers yet; ``skipped`` and
-    ``used`` count the first process's photos; ``evaluated`` is the step of the last evaluation.
-    """
-
-    seconds: float = 0.0
-    window: list[dict[str, float]] = dataclasses.field(default_factory=list)
-    skipped: dict[str, int] = dataclasses.field(default_factory=dict)
-    used: int = 0
-    nonfinite_in_a_row: int = 0
-    evaluated: int = 0
 
 
 @dataclasses.dataclass
@@ -119,10 +73,10 @@ class Loop:
         self.config, self.workdir, self.checkpoints, self.schedule = config, workdir, checkpoints, schedule
         self.position = position
         self.first = parallel.is_first()
-        self.log = train_log.MetricsLog(workdir, start) if self.first else None
+        self.log = log.MetricsLog(workdir, start) if self.first else None
         own = f".{jax.process_index()}" if jax.process_index() else ""
-        self.skipped_log = train_log.RowLog(workdir / f"skipped{own}.jsonl", start - 1)
-        self.nonfinite_log = train_log.RowLog(workdir / f"nonfinite{own}.jsonl", start - 1)
+        self.skipped_log = log.RowLog(workdir / f"skipped{own}.jsonl", start - 1)
+        self.nonfinite_log = log.RowLog(workdir / f"nonfinite{own}.jsonl", start - 1)
         self.skipped = self.skipped_before = Counter(position.skipped)
         self.used = self.used_before = position.used
         self.bar = tqdm(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from edgesam_jax.ablation.grid import Scorer, Scores
+from edgesam_jax.ablate.grid import Scorer, Scores
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import DataConfig, EvalConfig
 from edgesam_jax.data.opening import kind_of_folder, open_source

@@ -8,98 +8,26 @@ Folder of a run: ``config.json``, ``checkpoints/`` and ``best.json``, ``metrics.
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import jax
 
-from edgesam_jax import files, parallel, train_log
-from edgesam_jax.checkpoints.load import load_model
+from edgesam_jax import files
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.save import save_model
 from edgesam_jax.checkpoints.training import TrainCheckpointer
 from edgesam_jax.config import Config, UsageError, to_json
-from edgesam_jax.config.rules import check_distillation, check_teacher
-from edgesam_jax.data.opening import open_parts
-from edgesam_jax.data.pipeline import Batches, batches
-from edgesam_jax.data.source import left_out
+from edgesam_jax.config.rules import check_distillation
 from edgesam_jax.learning.optim import make_optimizer
-from edgesam_jax.loop import Loop, Position, model_of
-from edgesam_jax.start import begin, check_data, check_store, claim_workdir
+from edgesam_jax.train import log, parallel
+from edgesam_jax.train.inputs import check_store, load_teacher, open_data
+from edgesam_jax.train.loop import Loop, model_of
+from edgesam_jax.train.start import begin
+from edgesam_jax.train.watchers import Position
+from edgesam_jax.train.workdir import RunResult, claim_workdir, finished_run
 from edgesam_jax.types import Batch, TrainState
-
-
-@dataclass
-class StopSignal:
-    """SIGTERM and SIGINT ask the loop to save and leave; a second one has its usual effect.
-
-    A job of several processes leaves them to JAX: see ``parallel.agree_to_stop``.
-    """
-
-    received: int = 0
-    _before: dict[int, Any] = field(default_factory=dict)
-
-    def __enter__(self) -> StopSignal:
-        for number in () if jax.distributed.is_initialized() else (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a run ended.
-
-    ``model`` holds host arrays; ``seconds`` is the time spent in steps, over all resumptions, without compilation,
-    pictures and checkpoints; ``finished`` is False if the run was asked to stop before its last step.
-    """
-
-    model: Model
-    step: int
-    seconds: float
-    finished: bool
-
-
-def load_teacher(config: Config) -> Model | None:
-    """The teacher that the config names, checked against the student.
-
-    Raises:
-      UsageError: no such checkpoint, or one of other sizes.
-    """
-    if not config.teacher:
-        return None
-    teacher = load_model(config.teacher)
-    check_teacher(config, teacher.config)
-    return teacher
-
-
-def finished_run(config: Config, workdir: Path) -> RunResult | None:
-    """The result of a run that this folder already holds complete, else None.
-
-    Raises:
-      UsageError: the folder holds a run of another config.
-    """
-    note = workdir / "run.json"
-    if not note.exists():
-        return None
-    with claim_workdir(config, workdir):  # refuses another config
-        values = json.loads(note.read_text())
-    return RunResult(load_model(str(workdir / "model")), values["steps"], values["seconds"], True)
 
 
 def fit(
@@ -136,7 +64,7 @@ def fit(
         finished = step >= config.train.steps
         if finished and parallel.is_first():
             save_model(workdir / "model", model)
-            train_log.save_curves(workdir / "curves.png", {config.name: workdir / "metrics.jsonl"})
+            log.save_curves(workdir / "curves.png", {config.name: workdir / "metrics.jsonl"})
             files.write_atomically(workdir / "run.json", json.dumps({"steps": step, "seconds": seconds}))
     except OSError as error:
         raise UsageError(
@@ -175,18 +103,3 @@ def _run(
             return loop.run(parallel.replicate(start.state, devices), iterator, stop), loop.position.seconds
     finally:
         getattr(iterator, "close", lambda: None)()  # a generator's workers end with it
-
-
-def open_data(config: Config, step: int, notes: list[str] | None = None) -> Batches:
-    """This process's share of the batches that the config names; what it left out is added to ``notes``.
-
-    Raises:
-      UsageError: a data set that can't be opened, or does not fit what is to be learnt.
-    """
-    parts = open_parts(config.data, config.model.image_size)
-    check_data(config, parts)
-    for part in parts if step == 0 else ():
-        if notes is not None and (found := left_out(part.source)).rows:
-            notes.append(f"note: {found.note}; skipped.jsonl lists them")
-    shard = jax.process_index(), jax.process_count()
-    return batches(config.data, config.model, step, parts=parts, shard=shard)

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgesam_jax import allocator
+from edgesam_jax.cli import allocator
+from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import Config, UsageError, apply_overrides, load_config
 from edgesam_jax.config.rules import check_counts
-from edgesam_jax.flags import Parser
 from edgesam_jax.planning import dry_run
 
 
@@ -75,18 +75,19 @@ def run(command: Command) -> int:
         print(dry_run.report(config, command.planned))
         return 0
     # Imported late, so that a wrong flag is answered at once.
-    from edgesam_jax import compile_cache, parallel
+    from edgesam_jax.cli import compile_cache
+    from edgesam_jax.train import parallel
 
     compile_cache.enable()
     parallel.start_processes(*command.job)
-    from edgesam_jax import study, trainer
+    from edgesam_jax.train import stop, study
 
     if command.replay is not None:
-        from edgesam_jax.replay import replay
+        from edgesam_jax.train.replay import replay
 
         print(replay(config, workdir, command.replay))
         return 0
-    with trainer.StopSignal() as signals:
+    with stop.StopSignal() as signals:
 
         def asked_to_stop() -> bool:
             return signals.received != 0

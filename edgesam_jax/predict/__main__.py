@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
-from edgesam_jax.flags import Parser
 from edgesam_jax.portable.priors import RULES
 
 if TYPE_CHECKING:
-    from edgesam_jax.predictor import Predictor
+    from edgesam_jax.predict.predictor import Predictor
 
 Point = tuple[float, float, int]
 OURS = re.compile(r"overlay_\d+\.png|predictions\.json|logits\.npz")
@@ -103,9 +103,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     image = load_image(arguments.image, f"--image {arguments.image}")
     prompts = _prompts(arguments.box, arguments.point, (image.shape[0], image.shape[1]))
 
-    from edgesam_jax import compile_cache
     from edgesam_jax.checkpoints.load import load_model
-    from edgesam_jax.predictor import Predictor
+    from edgesam_jax.cli import compile_cache
+    from edgesam_jax.predict.predictor import Predictor
 
     compile_cache.enable()
     model = load_model(arguments.checkpoint)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgesam_jax.ablation.grid import Outcome, Outcomes
-from edgesam_jax.ablation.tables import SHOWN, Claim, Column, Row, Table
+from edgesam_jax.ablate.grid import Outcome, Outcomes
+from edgesam_jax.ablate.tables import SHOWN, Claim, Column, Row, Table
 from edgesam_jax.reporting.tables import aligned_table
 
 NEAR = 0.35  # points of mIoU within which the paper's rows are taken to be level

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from edgesam_jax import parallel
 from edgesam_jax.checkpoints import training
-from edgesam_jax.checkpoints.digest import encoder_digest
 from edgesam_jax.checkpoints.load import load_weights
 from edgesam_jax.checkpoints.model import BACKBONE, Model
 from edgesam_jax.checkpoints.steps import CHECKPOINTS, newest_step
-from edgesam_jax.config import AugmentConfig, Config, UsageError, from_json, to_json
-from edgesam_jax.config.rules import differing_fields
-from edgesam_jax.data.embeddings import EmbeddingStore
-from edgesam_jax.data.source import ENOUGH_TO_JUDGE, Part, left_out
-from edgesam_jax.files import write_atomically
+from edgesam_jax.config import Config, UsageError
 from edgesam_jax.learning.optim import make_optimizer
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.types import TrainState
@@ -29,58 +22,6 @@ from edgesam_jax.types import TrainState
 DECODER_PARTS = ("prompt_encoder", "mask_decoder")
 ENCODER_END = ("fuse_stage", "neck_")  # modules of repvit.embed
 LORA_LEAVES = ("lora_A", "lora_B")  # a checkpoint without them starts them afresh
-
-
-# ---------------------------------------------------------------------------------------------------- workdir
-
-
-def check_workdir(config: Config, workdir: Path) -> None:
-    """Refuse a folder that holds a run of another config, unless it failed before its first checkpoint.
-
-    Raises:
-      UsageError: it does; the fields that differ are named.
-    """
-    saved = workdir / "config.json"
-    if not saved.exists() or not any(workdir.glob("**/checkpoints/*/")):
-        return
-    difference = differing_fields(from_json(Config, saved.read_text(), str(saved)), config)
-    if difference:
-        raise UsageError(
-            f"--workdir {workdir}: it holds a run with another config: {'; '.join(difference)}."
-            " Use the same config to go on with it, or another folder"
-        )
-
-
-@contextlib.contextmanager
-def claim_workdir(config: Config, workdir: Path) -> Iterator[None]:
-    """Make the folder and note its config; a folder that holds a run of another config is refused.
-
-    A run that fails before its first checkpoint gives the folder back, so that it can be started with a mended config;
-    where the loss was not finite the config stays there for ``--replay``.
-
-    Raises:
-      UsageError: another config's run, naming the fields that differ; or a path that is no folder.
-    """
-    saved = workdir / "config.json"
-    fresh, made = not saved.exists(), not workdir.exists()
-    check_workdir(config, workdir)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if parallel.is_first():
-            write_atomically(saved, to_json(config))
-    except OSError as error:
-        raise UsageError(f"--workdir {workdir}: cannot write there ({error.strerror})") from None
-    try:
-        yield
-    except FloatingPointError:
-        raise
-    except BaseException:
-        if fresh and parallel.is_first() and not any(workdir.glob("**/checkpoints/*/")):
-            saved.unlink(missing_ok=True)
-            if made:
-                with contextlib.suppress(OSError):  # something else is in it
-                    workdir.rmdir()
-        raise
 
 
 # ---------------------------------------------------------------------------------------------------- weights
@@ -109,54 +50,6 @@ def merge(target: Mapping[str, Any], source: Mapping[str, Any], where: str) -> d
         raise UsageError(f"{where}: its weights do not fit the model of the config ({'; '.join(problems)})")
     merged = unflatten_dict({**wanted, **{p: jnp.asarray(v, wanted[p].dtype) for p, v in given.items()}})
     return {name: merged.get(name, {}) for name in target}
-
-
-def check_data(config: Config, parts: Sequence[Part]) -> None:
-    """The prompt loop needs instances, ground truth as a target needs true masks, and few entries may be damaged.
-
-    Raises:
-      UsageError: a data set that has not what is needed, named by its field.
-    """
-    loop = config.distill.mode != "encoder_only"
-    truth = config.distill.targets == "ground_truth" and config.distill.mode != "proposals"  # boxes do, too
-    roots = [f"data.mixture[{i}].root={m.root}" for i, m in enumerate(config.data.mixture)]
-    for part, where in zip(parts, roots or [f"data.root={config.data.root}"], strict=True):
-        if loop and not part.source.annotated:
-            raise UsageError(
-                f"{where}: no photo in it has annotations, so there is nothing to prompt with: set"
-                " data.unlabelled=superpixels (or grid), put annotations beside the photos, use data.source=coco, or"
-                " distill.mode=encoder_only"
-            )
-        if truth and not part.source.true_masks:
-            raise UsageError(f"{where}: it has no masks of its own; distill.targets=ground_truth needs them")
-        found, most = left_out(part.source), config.data.max_bad_share
-        if found.listed >= ENOUGH_TO_JUDGE and found.damaged > most * found.listed:
-            raise UsageError(
-                f"{where}: {found.damaged} of its {found.listed} photos have entries that are damaged, more than"
-                f" data.max_bad_share={most} allows: mend the data set or raise the share ({found.note})"
-            )
-
-
-def check_store(config: Config, teacher: Model | None) -> None:
-    """A store must be of the teacher that the config names, and of photos as they are.
-
-    Raises:
-      UsageError: another teacher, size or shape; no teacher at all; or augmentation, which a store can't follow.
-    """
-    for root in config.data.embeddings:
-        where = f"data.embeddings={root}"
-        if config.data.augment != AugmentConfig():
-            raise UsageError(
-                f"{where}: a store holds embeddings of unchanged photos; switch data.augment off, or use no store"
-            )
-        if teacher is None or config.distill.targets != "teacher":
-            raise UsageError(f"{where}: there is no teacher to learn from; name it, or leave the store out")
-        header = EmbeddingStore(root).header  # a shard that is missing or damaged shows here, not hours later
-        if header.teacher != encoder_digest(teacher):
-            raise UsageError(
-                f"{where}: made with another teacher ({header.source or header.teacher[:12]}), or with other weights of"
-                f" {config.teacher}; embed with this one"
-            )
 
 
 def decoder_of(teacher: Model) -> dict[str, Any]:

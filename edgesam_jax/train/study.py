@@ -14,16 +14,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from edgesam_jax import files, inference, train_log
+from edgesam_jax import files
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import Config, UsageError
 from edgesam_jax.config.derive import Length, arm_config, check_arms
 from edgesam_jax.data.schema import Example
 from edgesam_jax.eval import heldout
 from edgesam_jax.portable.frame import into_frame, scale_coords
+from edgesam_jax.predict import compiled
 from edgesam_jax.reporting import pictures, tables
-from edgesam_jax.start import claim_workdir
-from edgesam_jax.trainer import RunResult, fit, load_teacher
+from edgesam_jax.train import log
+from edgesam_jax.train.inputs import load_teacher
+from edgesam_jax.train.run import fit
+from edgesam_jax.train.workdir import RunResult, claim_workdir
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
 
 SHEET_SCENES, PANEL = 8, 160
@@ -84,7 +87,7 @@ def _run_arms(config: Config, workdir: Path, stop: Callable[[], bool]) -> str | 
     files.write_atomically(workdir / "table.md", text + "\n")
     files.write_atomically(workdir / "table.json", json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
     titles = {arm.name: arm.title for arm in config.study}
-    train_log.save_curves(workdir / "curves.png", {titles[n]: workdir / n / "metrics.jsonl" for n in sorted(titles)})
+    log.save_curves(workdir / "curves.png", {titles[n]: workdir / n / "metrics.jsonl" for n in sorted(titles)})
     models = {"teacher": teacher} if teacher is not None else {}
     models |= {name: results[name].model for name in sorted(results)}
     pictures.save_picture(workdir / "masks.png", mask_sheet(examples[:SHEET_SCENES], models))
@@ -161,9 +164,9 @@ def mask_sheet(examples: list[Example], models: Mapping[str, Model]) -> np.ndarr
         for model in models.values():
             image, size = into_frame(example.image, model.config.image_size, model.config.frame)
             box = scale_coords(example.boxes[chosen : chosen + 1], example.image.shape[:2], size)
-            variables = inference.for_inference(model.config, model.variables)
-            embedding = inference.encoder(model.config)(variables, image[None], np.asarray(size, np.int32)[None])
-            logits = inference.decoder(model.config)(variables, embedding[0], box, None, None, None).logits
+            variables = compiled.for_inference(model.config, model.variables)
+            embedding = compiled.encoder(model.config)(variables, image[None], np.asarray(size, np.int32)[None])
+            logits = compiled.decoder(model.config)(variables, embedding[0], box, None, None, None).logits
             if not panels:
                 truth = example.masks[chosen]
                 resized = np.asarray(Image.fromarray(truth).resize(size[::-1], Image.Resampling.NEAREST))

@@ -1,0 +1,1 @@
+"""A photo and prompts in, masks out."""

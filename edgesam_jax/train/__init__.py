@@ -1,0 +1,1 @@
+"""One training run, or the runs of a study."""
