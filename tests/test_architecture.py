@@ -1,8 +1,9 @@
-"""Imports flow one way, and the package starts without torch, tensorflow or coremltools."""
+"""The order of the rooms, the absence of import circles, and which library each room may use (docs/architecture.md)."""
 
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,25 +11,41 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "edgesam_jax"
 
-# The rooms in the order of the design.  Modules that are not named stand between `parallel` and the command lines.
-RANKS = {
-    "portable": 0, "config": 0, "types": 0,
-    "data": 1, "models": 1,
-    "prompts": 2, "losses": 2, "anchors": 2,
-    "distill": 3, "optim": 3, "proposal_loss": 3,
-    "train_step": 4,
-    "parallel": 5,
-    "train": 7, "eval": 7, "predict": 7, "ablate": 7,
-}  # fmt: skip
-SERVICES = 6
+# From the ground up.  A room may import those of the floors below it, and itself; rooms of one floor don't know each
+# other.  A new room has to be given its floor here.
+FLOORS = (
+    ("types", "portable"),
+    ("config", "reporting"),
+    ("files", "cli", "models", "data"),
+    ("learning", "checkpoints"),
+    ("planning", "predict", "prepare"),
+    ("embed", "eval"),
+    ("train",),
+    ("ablate",),
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FOREIGN = {"torch", "torchvision", "tensorflow", "tensorflow_datasets", "coremltools"}
+STANDARD = set(sys.stdlib_module_names)
 
 
-def modules(folder: Path) -> list[Path]:
+def files_of(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*.py") if "__pycache__" not in p.parts)
+
+
+def name_of(path: Path) -> str:
+    """edgesam_jax/models/sam.py -> edgesam_jax.models.sam; a package's __init__ is the package."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for folder in ("edgesam_jax", "convert", "configs") for path in files_of(ROOT / folder)}
+PATHS = [path for name, path in MODULES.items() if name.startswith("edgesam_jax")]
+
+
+def label(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
 def room(module: str) -> str:
@@ -36,55 +53,85 @@ def room(module: str) -> str:
     return module.split(".")[1]
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Full names of everything that a file imports, also inside functions and under TYPE_CHECKING."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            # `from edgesam_jax import prompts` names a room, `from flax import linen` a library
-            whole = node.module in ("edgesam_jax", "flax")
-            yield from (f"{node.module}.{alias.name}" if whole else node.module for alias in node.names)
+@functools.cache
+def imports(path: Path) -> frozenset[str]:
+    """Full names of all modules that a file imports, also inside functions and under TYPE_CHECKING."""
+
+    def found() -> Iterator[str]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0 and node.module, f"{path}: relative import"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                # `from edgesam_jax.models import prompts` names a module, `from edgesam_jax.types import Batch` a class
+                yield from (n if n in MODULES or node.module == "flax" else node.module for n in names)
+
+    return frozenset(found())
 
 
-def inner_imports(path: Path) -> set[str]:
-    found = {name for name in imports(path) if name.startswith("edgesam_jax.")}
-    known = {p.stem for p in PACKAGE.glob("*.py")} | {p.name for p in PACKAGE.iterdir() if p.is_dir()}
-    return {name for name in found if room(name) in known}
-
-
-@pytest.mark.parametrize("path", modules(PACKAGE), ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", PATHS, ids=label)
 def test_imports_point_down(path: Path) -> None:
-    here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if here == "__init__":  # the public names, loaded lazily
+    if name_of(path) == "edgesam_jax":  # the public names, loaded lazily
         return
-    rank = RANKS.get(here, SERVICES)
-    for name in inner_imports(path):
-        other = RANKS.get(room(name), SERVICES)
-        inside = here == room(name) or (rank == other and rank != RANKS["data"] and rank != RANKS["train"])
-        assert other < rank or inside, f"{path.name} imports {name}"
-        if here in ("data", "models"):
-            assert room(name) in ("config", "types", "portable", here), f"{here}/ imports {name}"
-        if here == "portable":
-            assert room(name) == here, "bundles carry portable/ alone"
+    here = room(name_of(path))
+    assert here in FLOOR, f"{here} is a new room: give it a floor in FLOORS"
+    for name in imports(path):
+        if not name.startswith("edgesam_jax"):
+            continue
+        assert name != "edgesam_jax", f"{label(path)} imports the package's face: import the module itself"
+        other = room(name)
+        assert other == here or FLOOR[other] < FLOOR[here], f"{label(path)} imports {name}, which is not below it"
 
 
-@pytest.mark.parametrize("path", modules(PACKAGE), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_module_imports_itself_in_a_circle() -> None:
+    state: dict[str, str] = {}
+
+    def visit(name: str, above: list[str]) -> None:
+        if state.get(name) == "done":
+            return
+        assert state.get(name) != "open", " -> ".join([*above[above.index(name) :], name])
+        state[name] = "open"
+        for other in sorted(imports(MODULES[name])):
+            if other in MODULES and other != "edgesam_jax":
+                visit(other, [*above, name])
+        state[name] = "done"
+
+    for name in MODULES:
+        if name != "edgesam_jax":
+            visit(name, [])
+
+
+@pytest.mark.parametrize("path", PATHS, ids=label)
 def test_rooms_keep_their_libraries(path: Path) -> None:
+    here = room(f"{name_of(path)}.")
     tops = {name.split(".")[0] for name in imports(path)}
-    if path.parent.name != "data":  # data/ may read TensorFlow data sets, where they are asked for
-        assert not tops & FOREIGN
-    assert "convert" not in tops or path.name == "checkpoint.py"
-    assert "tests" not in tops and "benchmarks" not in tops
+    # data/ reads TensorFlow data sets where they are asked for; published .pth files need torch's reader.
+    assert here == "data" or label(path).endswith("published/read.py") or not tops & FOREIGN
+    assert not tops & {"convert", "configs", "tests", "benchmarks"}
     linen = {name for name in imports(path) if name.startswith("flax.linen")}
-    assert not linen or path.parent.name == "models", "only models/ builds modules"
-    if path.parent.name == "data":
+    assert not linen or here == "models", "only models/ builds modules"
+    if here == "data":
         assert not tops & {"jax", "flax", "optax", "orbax"}, "data workers start without JAX"
-    if path.name == "config.py":
-        assert tops <= {*sys.stdlib_module_names, "edgesam_jax"}
-    if path.parent.name == "portable":
-        assert tops <= {*sys.stdlib_module_names, "edgesam_jax", "numpy", "PIL", "onnxruntime"}
+    if here == "config":
+        assert tops <= {*STANDARD, "edgesam_jax"}
+    if here == "portable":
+        assert tops <= {*STANDARD, "edgesam_jax", "numpy", "PIL", "onnxruntime"}
+        inner = {name for name in imports(path) if name.startswith("edgesam_jax")}
+        assert all(room(name) == "portable" for name in inner), "bundles carry portable/ alone"
+
+
+def test_convert_uses_no_command() -> None:
+    for name, path in MODULES.items():
+        if name.startswith("convert"):
+            rooms = {room(found) for found in imports(path) if found.startswith("edgesam_jax.")}
+            assert not rooms & {"train", "eval", "ablate", "embed", "prepare"}, label(path)
+
+
+def test_every_folder_is_a_package() -> None:
+    """A folder without __init__.py would be left out of what is installed."""
+    for folder in {path.parent for path in MODULES.values()} - {ROOT / "configs"}:
+        assert (folder / "__init__.py").is_file(), label(folder)
 
 
 def test_the_package_and_every_public_name_load_no_foreign_framework() -> None:
@@ -96,6 +143,22 @@ def test_the_package_and_every_public_name_load_no_foreign_framework() -> None:
         "assert not found, found\n"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "prepare", "embed", "ablate"])
+def test_help_loads_no_jax(command: str) -> None:
+    code = (
+        "import importlib.util, runpy, sys\n"
+        f"sys.argv = ['{command}', '--help']\n"
+        "try: runpy.run_module('edgesam_jax." + command + "', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert not {'jax', 'flax', 'orbax', 'torch'} & set(sys.modules), 'a wrong flag must be answered at once'\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True,
+        env={"GLIBC_TUNABLES": "", "PATH": ""},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 
