@@ -8,14 +8,14 @@ Weights and inputs come from ``deterministic_weights``; only outputs are stored.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import deterministic_weights
 import numpy as np
+from paths import GOLDEN
 
 from edgesam_jax.config import DecoderConfig, RepVitConfig, SamConfig, VitConfig
 
-DATA = Path(__file__).parent / "data"
+DATA = GOLDEN
 
 _SMALL = {"decoder": DecoderConfig(heads=4, mlp_dim=48), "image_size": 64, "embed_dim": 32, "mask_in_chans": 8}
 _REPVIT = RepVitConfig(widths=(16, 24, 32, 48), depths=(2, 2, 3, 2))  # with and without gates

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_prepare import coco_folder
+from small_data import coco_folder
 from tiny import CONV, FAST_FLAGS, REPVIT
 
 from edgesam_jax import embed

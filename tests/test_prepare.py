@@ -9,13 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
-from pycocotools import mask as coco_mask
+from small_data import coco_folder
 
 from edgesam_jax import prepare
 from edgesam_jax.config import DataConfig, SamConfig, UsageError
@@ -27,33 +26,6 @@ from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.source import Part
 
 FIELDS = ("image", "masks", "boxes", "points", "annotation_ids")
-
-
-def coco_folder(folder: Path, photos: int = 5) -> Path:
-    """A COCO-format data set: polygons, both run-length codes, a crowd, and PNG beside JPEG."""
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    images, annotations = [], []
-    for number in range(1, photos + 1):
-        height, width = 40 + number % 20, 60 - number % 20
-        name = f"{number:03d}.{'png' if number == 2 else 'jpg'}"
-        Image.fromarray(rng.integers(0, 255, (height, width, 3), np.uint8)).save(folder / name)
-        images.append({"id": number, "file_name": name, "height": height, "width": width})
-        mask = np.zeros((height, width), np.uint8, order="F")
-        mask[10:30, 5 : 20 + number % 20] = 1
-        shapes = [
-            [[3.5, 4.25, 30.1, 5.0, 20.0, 33.3]],
-            {"size": [height, width], "counts": coco_mask.encode(mask)["counts"].decode()},
-            {"size": [height, width], "counts": [0, 5 * height, height * (width - 5)]},
-        ]
-        for k, shape in enumerate(shapes):
-            annotations.append(
-                {"id": 10 * number + k, "image_id": number, "category_id": 3, "bbox": [3.1, 4.2, 20.7, 15.4],
-                 "segmentation": shape, "area": 123.5, "iscrowd": 0}
-            )  # fmt: skip
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 3, "name": "thing"}]}
-    (folder / "instances.json").write_text(json.dumps(content))
-    return folder
 
 
 def run(*arguments: object) -> int:

@@ -1,0 +1,187 @@
+"""The predict command: what it writes, and that whatever is wrong is one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from paths import ROOT
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from edgesam_jax.checkpoints.model import Model
+from edgesam_jax.checkpoints.save import save_model, save_model_file
+from edgesam_jax.config import DecoderConfig, SamConfig, VitConfig
+from edgesam_jax.models.init import init_variables
+from edgesam_jax.predict.__main__ import main
+from edgesam_jax.predict.predictor import Predictor
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+CONFIG = SamConfig(
+    encoder=VitConfig(width=16, depth=1, heads=2, global_blocks=(0,)),
+    decoder=DecoderConfig(depth=1, heads=2, mlp_dim=16),
+    image_size=64,
+    embed_dim=16,
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model(CONFIG, init_variables(CONFIG, 3), {})
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (48, 80, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, model: Model, pixels: np.ndarray) -> Path:
+    """A folder with a photo, a model, and things that are neither."""
+    path = tmp_path_factory.mktemp("predict")
+    Image.fromarray(pixels).save(path / "photo.png")
+    save_model_file(path / "model.msgpack", model)
+    folder = save_model(path / "folder", model)
+    (folder / "config.json").write_text("{}")
+    (path / "notes.txt").write_text("no photo, no model")
+    (path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut")
+    return path
+
+
+def command(place: Path, *flags: str, image: str = "photo.png", checkpoint: str = "model.msgpack") -> list[str]:
+    return ["--checkpoint", str(place / checkpoint), "--image", str(place / image), *flags]
+
+
+def test_boxes_are_prompts_of_their_own(place: Path, tmp_path: Path, model: Model, pixels: np.ndarray) -> None:
+    boxes = [[10.0, 5.0, 60.0, 40.0], [0.0, 0.0, 80.0, 48.0]]
+    flags = [x for box in boxes for x in ("--box", ",".join(map(str, box)))]
+    output = tmp_path / "new" / "out"
+    assert main(command(place, *flags, "--num-masks", "4", "--save-logits", "--output", str(output))) == 0
+    assert {p.name for p in output.iterdir()} == {"overlay_0.png", "overlay_1.png", "predictions.json", "logits.npz"}
+    assert [p.name for p in output.parent.iterdir()] == ["out"]
+    predictor = Predictor(model)
+    predictor.set_image(pixels)
+    masks, scores, logits = predictor.predict_prompts(np.array(boxes), num_masks=4)
+    with np.load(output / "logits.npz") as saved:
+        np.testing.assert_array_equal(saved["low_res_logits"], logits)
+        np.testing.assert_array_equal(saved["masks"], masks)
+        np.testing.assert_array_equal(saved["scores"], scores)
+        assert saved["image_embedding"].shape == (4, 4, 16)
+    report = json.loads((output / "predictions.json").read_text())
+    assert (report["width"], report["height"], report["score"]) == (80, 48, "stability")
+    for i, prompt in enumerate(report["prompts"]):
+        assert prompt["box"] == boxes[i] and "points" not in prompt
+        assert prompt["best"] == int(np.argmax(scores[i]))
+        for mask, score, entry in zip(masks[i], scores[i], prompt["masks"], strict=True):
+            np.testing.assert_array_equal(coco_mask.decode(entry["segmentation"]), mask)
+            assert entry["area"] == mask.sum() and entry["score"] == pytest.approx(float(score))
+            rows, columns = np.nonzero(mask)
+            if len(rows):
+                x, y = columns.min(), rows.min()
+                assert entry["bbox"] == [x, y, columns.max() + 1 - x, rows.max() + 1 - y]
+    with Image.open(output / "overlay_0.png") as picture:
+        assert picture.size == (80, 48)
+        assert (np.asarray(picture) != pixels).any()
+
+
+def test_points_are_one_prompt_and_join_a_single_box(place: Path, tmp_path: Path) -> None:
+    points = ["--point", "30,20,1", "--point", "70,40,0"]
+    for box in ([], ["--box", "10,5,60,40"]):
+        assert main(command(place, *points, *box, "--save-logits", "--output", str(tmp_path))) == 0
+        report = json.loads((tmp_path / "predictions.json").read_text())
+        assert len(report["prompts"]) == 1 and report["prompts"][0]["points"] == [[30, 20, 1], [70, 40, 0]]
+        assert ("box" in report["prompts"][0]) == bool(box)
+        with np.load(tmp_path / "logits.npz") as saved:
+            assert saved["low_res_logits"].shape == (1, 1, 16, 16) and saved["scores"].shape == (1, 1)
+
+
+def test_an_earlier_result_is_replaced_and_other_files_are_left_alone(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "holiday.png").write_bytes(b"precious")
+    flags = ("--output", str(tmp_path), "--box", "10,5,60,40")
+    assert main(command(place, *flags, "--box", "1,1,9,9", "--save-logits")) == 0
+    assert main(command(place, *flags)) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"holiday.png", "overlay_0.png", "predictions.json"}
+    assert (tmp_path / "holiday.png").read_bytes() == b"precious"
+
+
+def test_coordinates_are_those_of_the_photo_as_seen(place: Path, tmp_path: Path, pixels: np.ndarray) -> None:
+    """A photo stored on its side with an EXIF orientation gives the same masks as one stored upright."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    Image.fromarray(np.ascontiguousarray(np.rot90(pixels))).save(tmp_path / "turned.png", exif=exif)
+    flags = ["--box", "50,5,75,40", "--save-logits", "--output"]
+    assert main(command(place, *flags, str(tmp_path / "a"))) == 0
+    assert main(command(place, *flags, str(tmp_path / "b"), image=str(tmp_path / "turned.png"))) == 0
+    with np.load(tmp_path / "a" / "logits.npz") as a, np.load(tmp_path / "b" / "logits.npz") as b:
+        np.testing.assert_array_equal(a["low_res_logits"], b["low_res_logits"])
+        assert b["masks"].shape == (1, 1, 48, 80)
+
+
+BOX = ("--box", "10,5,60,40")
+
+
+@pytest.mark.parametrize(
+    ("flags", "options", "message"),
+    [
+        ((), {}, "--box"),
+        (("--point", "81,5,1"), {}, "--point 81,5,1: not on the photo"),
+        (("--point", "8,5"), {}, "--point 8,5: wants 3 numbers"),
+        (("--point", "8,5,2"), {}, "--point 8,5,2: the label"),
+        (("--point", "8,5,nan"), {}, "--point"),
+        (("--point", "nan,5,1"), {}, "--point nan,5,1"),
+        (("--box", "60,5,10,40"), {}, "--box 60,5,10,40: wants x0 < x1"),
+        (("--box", "10,5,10,40"), {}, "--box 10,5,10,40: wants x0 < x1"),
+        (("--box", "-1,5,10,40"), {}, "--box -1,5,10,40: leaves the photo"),
+        (("--box", "10,5,60,400"), {}, "--box 10,5,60,400: leaves the photo"),
+        (("--box", "10,five,60,40"), {}, "--box 10,five,60,40: wants 4 numbers"),
+        (("--box", "inf,5,60,40"), {}, "--box"),
+        ((*BOX, *BOX, "--point", "8,5,1"), {}, "several --box"),
+        ((*BOX, "--num-masks", "2"), {}, "--num-masks"),
+        ((*BOX, "--frobnicate"), {}, "--frobnicate"),
+        (BOX, {"image": "none.png"}, "none.png: no such file"),
+        (BOX, {"image": "notes.txt"}, "notes.txt"),
+        (BOX, {"image": "cut.jpg"}, "cut.jpg"),
+        (BOX, {"image": "."}, "not a file"),
+        (BOX, {"checkpoint": "none"}, "none: no such file"),
+        (BOX, {"checkpoint": "notes.txt"}, "notes.txt: not a checkpoint"),
+        (BOX, {"checkpoint": "folder"}, "folder: its config is damaged"),
+        (BOX, {"checkpoint": "."}, "holds no checkpoint"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple, options: dict, message: str
+) -> None:
+    assert main(command(place, *flags, "--output", str(tmp_path / "out"), **options)) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and message in captured.err
+    assert not captured.out and not any(tmp_path.iterdir())
+
+
+def test_an_output_that_cannot_be_written_is_one_line(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for output in (tmp_path / "file", tmp_path / "file" / "out"):
+        assert main(command(place, *BOX, "--output", str(output))) == 2
+        assert "--output" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.slow
+def test_as_a_process_with_a_compile_cache(place: Path, tmp_path: Path) -> None:
+    """The result is on standard output, and the compiled programs are kept for the next run."""
+    environment = {**os.environ, "EDGESAM_JAX_CACHE": str(tmp_path / "cache")}
+    arguments = [sys.executable, "-m", "edgesam_jax.predict", *command(place, *BOX, "--output", str(tmp_path / "out"))]
+    sizes = []
+    for _ in range(2):
+        done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
+        assert done.stdout.startswith(str(tmp_path / "out" / "overlay_0.png"))
+        sizes.append(len(list((tmp_path / "cache").glob("*-cache"))))
+    assert sizes[0] > 0 and sizes[1] == sizes[0]
