@@ -366,8 +366,8 @@ def flips(config: Config, workdir: Path, step: Path) -> list[Row]:
     import jax
 
     from edgesam_jax.checkpoints.training import restore
+    from edgesam_jax.train.initialization import begin
     from edgesam_jax.train.inputs import load_teacher
-    from edgesam_jax.train.start import begin
 
     template = begin(config, workdir, load_teacher(config)).state
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from edgesam_jax.config import Config, apply_overrides, load_config, to_json
 from edgesam_jax.reporting.tables import aligned_table
 from edgesam_jax.train.log import read_metrics
-from edgesam_jax.train.meter import TIMES
+from edgesam_jax.train.timing import TIMES
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("starting", "stepping", "saving")

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from convert import to_coreml, to_onnx
-from convert.export import bundle_text, common, gate
+from convert.export import bundle_docs, common, gate
 from convert.export.common import Wanted
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
@@ -86,7 +86,7 @@ def write_predictor(folder: Path) -> None:
         f"from {PORTABLE}.errors import UsageError\nfrom {PORTABLE}.onnx_predictor import OnnxPredictor\n\n"
         '__all__ = ["OnnxPredictor", "UsageError"]\n'
     )
-    (folder / "check.py").write_text(bundle_text.CHECK)
+    (folder / "check.py").write_text(bundle_docs.CHECK)
 
 
 def write_x_anylabeling(folder: Path, job: Wanted) -> None:
@@ -139,8 +139,8 @@ def run(args: argparse.Namespace) -> int:
             write_x_anylabeling(folder / "x-anylabeling", labelling)
         common.write_json(folder / "contract.json", contents)
         licence = str(job.model.metadata.get("licence", ""))
-        (folder / "LICENCE.txt").write_text(bundle_text.licence(licence, str(job.model.metadata.get("source", ""))))
-        (folder / "README.md").write_text(bundle_text.readme(job, contents))
+        (folder / "LICENCE.txt").write_text(bundle_docs.licence(licence, str(job.model.metadata.get("source", ""))))
+        (folder / "README.md").write_text(bundle_docs.readme(job, contents))
         checksums(folder)
     print(f"{args.output}: {common.size_of(args.output) / 1e6:.1f} MB, verified; begin with README.md")
     return 0

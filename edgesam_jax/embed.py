@@ -28,7 +28,7 @@ from edgesam_jax.cli.flags import Parser, count, part, share
 from edgesam_jax.config import DataConfig, SourceName, UsageError
 from edgesam_jax.data.embeddings import STORE, StoredType, StoreHeader, photo_key, read_header, shard_name, write_shard
 from edgesam_jax.data.opening import open_source
-from edgesam_jax.data.readers.chosen import digest, read_ids
+from edgesam_jax.data.readers.id_list import digest, read_ids
 from edgesam_jax.data.readers.records import decode_record
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.source import check_share, left_out

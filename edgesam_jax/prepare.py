@@ -32,7 +32,7 @@ from edgesam_jax.cli.flags import Parser, count, share
 from edgesam_jax.config import DataConfig, SourceName, UsageError
 from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.pipeline import check_size
-from edgesam_jax.data.readers.chosen import digest, draw, ids_text, photo_ids, read_ids
+from edgesam_jax.data.readers.id_list import digest, draw, ids_text, photo_ids, read_ids
 from edgesam_jax.data.readers.prepared import FORMAT, MANIFEST, encode, features, load_tfds
 from edgesam_jax.data.readers.records import Record, area_of, decode_record
 from edgesam_jax.data.schema import BadExample

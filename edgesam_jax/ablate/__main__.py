@@ -68,7 +68,7 @@ def _scorer(config: Config, given: Sequence[str], examples: list[Any]) -> Scorer
         if not Path(root).is_dir():
             raise UsageError(f"--evaluate {text}: no such folder")
         sets[name] = root
-    from edgesam_jax.ablate.photos import on_photos
+    from edgesam_jax.ablate.dataset_scores import on_photos
 
     return on_photos(config.eval, sets)
 
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace, stop: Callable[[], bool] = lambda: False)
     config = _config(arguments)
     workdir = arguments.workdir or Path("runs") / f"ablate_{arguments.scale}"
     from edgesam_jax import files
-    from edgesam_jax.ablate import grid, text
+    from edgesam_jax.ablate import grid, report
     from edgesam_jax.ablate.tables import choose, tables
     from edgesam_jax.cli import compile_cache
     from edgesam_jax.eval import heldout
@@ -101,12 +101,12 @@ def run(arguments: argparse.Namespace, stop: Callable[[], bool] = lambda: False)
         parts = []
         (workdir / "tables").mkdir(parents=True, exist_ok=True)
         for table in chosen:
-            part = text.markdown(table, titles, outcomes, costs)
+            part = report.markdown(table, titles, outcomes, costs)
             beside = workdir / "tables" / table.letter
             files.write_atomically(beside.with_suffix(".md"), part + "\n")
             rows = {name: [dataclasses.asdict(o) for o in outcomes[name]] for name in table.arms}
             files.write_atomically(beside.with_suffix(".json"), json.dumps(rows, indent=2))
-            text.save_plot(beside.with_suffix(".png"), table, titles, outcomes)
+            report.save_plot(beside.with_suffix(".png"), table, titles, outcomes)
             parts.append(part)
         return "\n\n".join(parts)
 
@@ -134,15 +134,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     try:
         arguments = _parser().parse_args(argv)
-        from edgesam_jax.train import stop as stop_signal
+        from edgesam_jax.train.signals import StopSignal
 
-        with stop_signal.StopSignal() as signals:
-            report = run(arguments, stop=lambda: signals.received != 0)
-        if report is None:
+        with StopSignal() as signals:
+            tables = run(arguments, stop=lambda: signals.received != 0)
+        if tables is None:
             number = signals.received or signal.SIGTERM
             print(f"stopped by signal {number:d}, saved; the same command goes on from there", file=sys.stderr)
             return 128 + number
-        print(report)
+        print(tables)
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

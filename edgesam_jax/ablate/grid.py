@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from edgesam_jax.ablate import usable
+from edgesam_jax.ablate import score_quality
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import ArmConfig, Config, UsageError, derive
 from edgesam_jax.config.derive import Length, arm_config
@@ -35,7 +35,7 @@ class Outcome:
     steps: int
     seconds: float
     scores: Scores
-    correlations: usable.Correlations | None = None
+    correlations: score_quality.Correlations | None = None
 
 
 Outcomes = dict[str, list[Outcome]]  # by arm, in the order of the seeds
@@ -152,7 +152,7 @@ def _scored(config: Config, result: RunResult, folder: Path, score: Scorer, exam
     kept.setdefault("scores", None)
     kept["scores"] = kept["scores"] or score(result.model, folder)
     if examples is not None and "correlations" not in kept:
-        kept["correlations"] = usable.correlations(result.model, examples)
+        kept["correlations"] = score_quality.correlations(result.model, examples)
     write_atomically(path, json.dumps(kept, indent=2))
     return Outcome(result.step, result.seconds, kept["scores"], kept.get("correlations"))
 

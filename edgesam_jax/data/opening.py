@@ -37,7 +37,7 @@ def open_source(data: DataConfig, image_size: int, split: Split = "train") -> So
       UsageError: a folder or annotation file that is missing, empty or damaged; or a list of photos that does not fit.
     """
     if data.ids:
-        from edgesam_jax.data.readers.chosen import ChosenSource
+        from edgesam_jax.data.readers.id_list import ChosenSource
 
         whole = _open(replace(data, limit=0), image_size, split)
         source: Source = ChosenSource(whole, Path(data.ids), f"{data.source} {data.root}", data.limit)

@@ -23,13 +23,13 @@ from PIL import Image
 from edgesam_jax.config import AugmentConfig, DataConfig, SamConfig, UsageError
 from edgesam_jax.data.augment import augment
 from edgesam_jax.data.embeddings import EmbeddingStore, photo_key
+from edgesam_jax.data.mask_window import Window, crop
 from edgesam_jax.data.opening import open_parts
 from edgesam_jax.data.order import _ENDLESS, order
 from edgesam_jax.data.readers.records import decode
 from edgesam_jax.data.schema import BadExample, Example
 from edgesam_jax.data.source import Part, Source, Split, left_out
 from edgesam_jax.data.transforms import MAX_SIDE, jitter_boxes, low_res_windows, suppress_masks
-from edgesam_jax.data.windows import Window, crop
 from edgesam_jax.portable.frame import pad_to_square, resize_longest_side, scale_coords, target_size
 
 if TYPE_CHECKING:  # workers import this module, and must not start JAX

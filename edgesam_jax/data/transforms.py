@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from edgesam_jax.config import UsageError
+from edgesam_jax.data.mask_window import Window, crop
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.data.windows import Window, crop
 
 if TYPE_CHECKING:  # scipy is loaded where it is used: predict starts half a second sooner without it
     from scipy import sparse

@@ -179,7 +179,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     settings = _settings(arguments)
 
     from edgesam_jax.cli import compile_cache
-    from edgesam_jax.eval.runs import Job, count_compilations
+    from edgesam_jax.eval.job import Job, count_compilations
 
     compile_cache.enable()
     compiled = count_compilations()

@@ -32,7 +32,7 @@ from edgesam_jax.models import prompts
 from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.kernels import ops
 from edgesam_jax.models.sam import MODELS, Sam, decode
-from edgesam_jax.planning import cost
+from edgesam_jax.planning import jaxpr_cost
 from edgesam_jax.types import Batch, TrainState
 
 STORED_BYTES = {"float16": 2, "bfloat16": 2, "int8": 1}
@@ -147,22 +147,22 @@ def flops_per_step(config: Config, teacher: SamConfig | None) -> float:
     A multiply-add is two.  The count is of the step as it is, with what is computed again on purpose, in the phase of
     the run that ``config`` stands for (``trainer.phase``).  Takes a second for the tiny models, several for ViT-H.
     """
-    return cost.work(trace_step(config, teacher, config.data.batch_size)).products
+    return jaxpr_cost.work(trace_step(config, teacher, config.data.batch_size)).products
 
 
-def _traced(f: Callable[..., Any], *args: Any) -> cost.Work:
+def _traced(f: Callable[..., Any], *args: Any) -> jaxpr_cost.Work:
     with ops.traced_for("gpu"):
-        return cost.work(jax.make_jaxpr(f)(*args))
+        return jaxpr_cost.work(jax.make_jaxpr(f)(*args))
 
 
-def _encoder_work(model: SamConfig, images: int, train: bool) -> cost.Work:
+def _encoder_work(model: SamConfig, images: int, train: bool) -> jaxpr_cost.Work:
     def encode(variables: Any, x: Any) -> Any:
         return Sam(model).apply(variables, x, train, method="encode_image", mutable=["batch_stats"])
 
     return _traced(encode, _variables(model), _array((images, model.image_size, model.image_size, 3)))
 
 
-def _decoder_work(model: SamConfig, config: Config, images: int) -> cost.Work:
+def _decoder_work(model: SamConfig, config: Config, images: int) -> jaxpr_cost.Work:
     """One round of the prompt loop."""
     cfg, p = config.distill, config.data.max_prompts
     slots = POINT_SLOTS_AT_START + cfg.rounds * cfg.points_per_round
@@ -190,7 +190,7 @@ class Plan:
     teacher: SamConfig | None
     devices: int
     images: int
-    step: cost.Work
+    step: jaxpr_cost.Work
     parts: dict[str, float]
     run_flops: float
     parameters: dict[str, tuple[int, int]]
@@ -219,10 +219,12 @@ def plan(config: Config, teacher: SamConfig | None, devices: int) -> Plan:
     images = config.data.batch_size // devices
     heaviest = phase(config, max(0, config.train.steps - 1))
     program = trace_step(heaviest, teacher, images, devices)
-    step = cost.work(program)
+    step = jaxpr_cost.work(program)
     state = abstract_state(config)
     trained = _trained(state.params, config)
-    learns = sum(cost.size_of(leaf) for leaf, yes in zip(jax.tree.leaves(state.params), trained, strict=True) if yes)
+    learns = sum(
+        jaxpr_cost.size_of(leaf) for leaf, yes in zip(jax.tree.leaves(state.params), trained, strict=True) if yes
+    )
     variables = _bytes(of_teacher_needed(config, _variables(teacher))) if teacher else 0
     kept = _bytes((state.batch_stats, state.constants))
     memory = {
@@ -232,7 +234,7 @@ def plan(config: Config, teacher: SamConfig | None, devices: int) -> Plan:
         "gradients": learns,
         "teacher": variables,
         f"batch ({BATCHES_HELD} held)": BATCHES_HELD * _bytes(abstract_batch(config, images)),
-        "activations (estimate)": max(0, cost.peak_temporary(program) - learns),
+        "activations (estimate)": max(0, jaxpr_cost.peak_temporary(program) - learns),
     }
     return Plan(
         config=config, teacher=teacher, devices=devices, images=images, step=step,
@@ -244,14 +246,14 @@ def plan(config: Config, teacher: SamConfig | None, devices: int) -> Plan:
 
 
 def _bytes(tree: Any) -> int:
-    return sum(cost.size_of(leaf) for leaf in jax.tree.leaves(tree))
+    return sum(jaxpr_cost.size_of(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def _trained(params: Any, config: Config) -> list[bool]:
     return [label == TRAINED for label in jax.tree.leaves(labels(params, config))]
 
 
-def _parts(config: Config, teacher: SamConfig | None, images: int, step: cost.Work) -> dict[str, float]:
+def _parts(config: Config, teacher: SamConfig | None, images: int, step: jaxpr_cost.Work) -> dict[str, float]:
     """FLOPs by part of the step; the backward pass is what the other parts leave of the whole."""
     cfg = config.distill
     loop = cfg.rounds + 1 if cfg.mode == "prompt_in_the_loop" else 0
@@ -277,7 +279,7 @@ def _run_flops(
     total = 0.0
     for start, end in zip(starts, [*starts[1:], steps], strict=True):
         now = phase(config, start)
-        own = flops if now == counted else cost.work(trace_step(now, teacher, images, devices)).products
+        own = flops if now == counted else jaxpr_cost.work(trace_step(now, teacher, images, devices)).products
         total += (end - start) * own
     return total
 

@@ -80,14 +80,15 @@ def run(command: Command) -> int:
 
     compile_cache.enable()
     parallel.start_processes(*command.job)
-    from edgesam_jax.train import stop, study
+    from edgesam_jax.train.signals import StopSignal
+    from edgesam_jax.train import study
 
     if command.replay is not None:
         from edgesam_jax.train.replay import replay
 
         print(replay(config, workdir, command.replay))
         return 0
-    with stop.StopSignal() as signals:
+    with StopSignal() as signals:
 
         def asked_to_stop() -> bool:
             return signals.received != 0

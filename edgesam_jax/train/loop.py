@@ -30,7 +30,7 @@ from edgesam_jax.learning.step import of_teacher_needed
 from edgesam_jax.planning.accelerators import peak_flops, peak_memory
 from edgesam_jax.reporting import pictures
 from edgesam_jax.train import log, parallel
-from edgesam_jax.train.meter import Meter
+from edgesam_jax.train.timing import Meter
 from edgesam_jax.train.watchers import BEST_BY, HOPELESS, Position, picture_trace, with_prompts
 from edgesam_jax.types import Batch, TrainState
 

@@ -18,8 +18,8 @@ from edgesam_jax.config.derive import phase
 from edgesam_jax.learning.optim import make_optimizer
 from edgesam_jax.learning.step import of_teacher_needed, total_loss
 from edgesam_jax.train import parallel
+from edgesam_jax.train.initialization import begin
 from edgesam_jax.train.inputs import load_teacher, open_data
-from edgesam_jax.train.start import begin
 from edgesam_jax.train.workdir import check_workdir
 from edgesam_jax.types import Batch, TrainState
 

@@ -22,9 +22,9 @@ from edgesam_jax.config import Config, UsageError, to_json
 from edgesam_jax.config.rules import check_distillation
 from edgesam_jax.learning.optim import make_optimizer
 from edgesam_jax.train import log, parallel
+from edgesam_jax.train.initialization import begin
 from edgesam_jax.train.inputs import check_store, load_teacher, open_data
 from edgesam_jax.train.loop import Loop, model_of
-from edgesam_jax.train.start import begin
 from edgesam_jax.train.watchers import Position
 from edgesam_jax.train.workdir import RunResult, claim_workdir, finished_run
 from edgesam_jax.types import Batch, TrainState

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from paths import CONFIGS
 
 from edgesam_jax.ablate import __main__ as ablate
-from edgesam_jax.ablate import grid, text, usable
+from edgesam_jax.ablate import grid, report, score_quality
 from edgesam_jax.ablate.arms import Recipe, arms
 from edgesam_jax.ablate.grid import Outcome
 from edgesam_jax.ablate.tables import BOX, Claim, Row, Table, choose, tables
@@ -100,7 +100,7 @@ def outcome(box):
 def said(paper, found):
     rows = Table("5z", "z", "", (Row("a"), Row("b")), (Claim("a", "b", BOX, paper),))
     outcomes = {"a": [outcome(50 + d) for d in found], "b": [outcome(50) for _ in found]}
-    line = text.verdict(rows.claims[0], rows, {"a": "A", "b": "B"}, outcomes, "held-out")
+    line = report.verdict(rows.claims[0], rows, {"a": "A", "b": "B"}, outcomes, "held-out")
     return line.split("**")[1]
 
 
@@ -108,12 +108,12 @@ def said(paper, found):
 def test_a_verdict_needs_three_seeds_of_one_sign(found, paper):
     verdict = said(paper, found)
     found = [round(d, 9) for d in found]
-    level = paper is not None and abs(paper) <= text.NEAR
+    level = paper is not None and abs(paper) <= report.NEAR
     if len(found) < 3:
         assert verdict.startswith("can't be told from fewer")
-    elif level and abs(np.mean(found)) < 2 * text.NEAR - 1e-6:
+    elif level and abs(np.mean(found)) < 2 * report.NEAR - 1e-6:
         assert verdict.startswith("agrees: ")
-    elif level and abs(np.mean(found)) < 2 * text.NEAR + 1e-6:
+    elif level and abs(np.mean(found)) < 2 * report.NEAR + 1e-6:
         pass  # at the limit
     elif min(found) < -1e-6 and max(found) > 1e-6:
         assert verdict == "can't be told: the seeds have both signs"
@@ -123,14 +123,14 @@ def test_a_verdict_needs_three_seeds_of_one_sign(found, paper):
 
 
 def test_spread_is_shown_where_there_is_one():
-    assert text.spread([70.0, 71.0, 75.0]) == "72.0 (70.0 to 75.0)"
-    assert text.spread([70.0, 70.01]) == "70.0"
+    assert report.spread([70.0, 71.0, 75.0]) == "72.0 (70.0 to 75.0)"
+    assert report.spread([70.0, 70.01]) == "70.0"
 
 
 def test_scores_are_held_against_the_true_overlap():
     source = open_source(DataConfig(limit=12), 128, "heldout")
     scenes = [source.load(i) for i in range(12)]
-    found = usable.correlations(load_model("tiny_teacher"), scenes)
+    found = score_quality.correlations(load_model("tiny_teacher"), scenes)
     assert set(found) == {"iou", "stability"}
     assert 0.4 < found["iou"]["pearson"] < 1 and 0.4 < found["iou"]["spearman"] < 1  # its head was trained
 

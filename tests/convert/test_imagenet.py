@@ -20,7 +20,7 @@ from edgesam_jax.checkpoints.published.guess import ENCODER, published_shapes
 from edgesam_jax.checkpoints.published.read import load_published
 from edgesam_jax.config import Config, DistillConfig, TrainConfig, UsageError
 from edgesam_jax.models.sam import MODELS
-from edgesam_jax.train import start
+from edgesam_jax.train import initialization
 
 HEADS = {
     "RepViT": {"classifier.classifier.l.weight": (1000, 384), "classifier.classifier_dist.bn.weight": (384,)},
@@ -170,7 +170,10 @@ def test_stage_1_starts_from_a_backbone_with_fusion_or_without(tmp_path):
         student = dataclasses.replace(student, encoder=dataclasses.replace(student.encoder, fuse=fuse))
         config = Config(model=student, distill=DistillConfig(targets="ground_truth"), train=TrainConfig(init_from="x"))
         notes: list[str] = []
-        fresh, got = start.initial_variables(config, None, None), start.initial_variables(config, None, model, notes)
+        fresh, got = (
+            initialization.initial_variables(config, None, None),
+            initialization.initial_variables(config, None, model, notes),
+        )
         ours, theirs, blank = (v["params"]["image_encoder"] for v in (got, model.variables, fresh))
         assert set(ours) - set(theirs) == {"neck_0", "neck_1", "neck_2", "neck_3"} | (
             {"fuse_stage2", "fuse_stage3"} if fuse else set()
@@ -189,7 +192,7 @@ def test_a_whole_part_is_still_needed_elsewhere():
     variables = {n: tree for n, tree in names.to_tree(found)[0].items() if tree}
     run = Config(model=config, distill=DistillConfig(targets="ground_truth"), train=TrainConfig(init_from="x"))
     with pytest.raises(UsageError, match="missing: params/image_encoder/"):
-        start.initial_variables(run, None, Model(config, variables, {}))
+        initialization.initial_variables(run, None, Model(config, variables, {}))
 
 
 def test_faults_are_reported(tmp_path, capsys):

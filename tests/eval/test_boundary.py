@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgesam_jax.data.windows import crop
+from edgesam_jax.data.mask_window import crop
 from edgesam_jax.eval.scoring.boundary import boundary, boundary_iou, boundary_width
 
 

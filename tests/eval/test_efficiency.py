@@ -16,7 +16,7 @@ from tiny import CONV, REPVIT
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError, VitConfig
 from edgesam_jax.eval.efficiency import command, measure
-from edgesam_jax.eval.efficiency import text as efficiency_text
+from edgesam_jax.eval.efficiency import report as efficiency_text
 from edgesam_jax.eval.efficiency.model_cost import counts
 from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.layer_cost import decoder_layers, encoder_layers

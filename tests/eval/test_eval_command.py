@@ -18,8 +18,8 @@ from tiny import FAST_FLAGS
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.save import save_model_file
 from edgesam_jax.config import DecoderConfig, SamConfig, UsageError, VitConfig
+from edgesam_jax.data.mask_window import crop
 from edgesam_jax.data.schema import Example, boxes_of
-from edgesam_jax.data.windows import crop
 from edgesam_jax.eval import __main__ as command
 from edgesam_jax.eval.heldout import evaluate
 from edgesam_jax.eval.metrics import mask_iou

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgesam_jax.eval.report import paper, summary
+from edgesam_jax.eval.report import published_numbers, summary
 
 
 def instance(image, annotation, iou, area=2000.0, category=None, **more):
@@ -95,26 +95,30 @@ def test_clicks_count_the_first_prompt_and_cap_what_never_arrives():
 
 
 def test_the_papers_rows_are_found_by_data_and_prompt():
-    boxes = paper.rows_beside({"dataset": "coco", "prompt": "box"})
+    boxes = published_numbers.rows_beside({"dataset": "coco", "prompt": "box"})
     assert [row.model for row in boxes] == ["SAM", "MobileSAM", "EfficientSAM-Ti", "EdgeSAM"]
     assert boxes[-1].miou == (76.7, 78.1, 79.0) and boxes[-1].source == "Table 2"
-    found = paper.rows_beside({"dataset": "coco", "prompt": "detections"})
+    found = published_numbers.rows_beside({"dataset": "coco", "prompt": "detections"})
     assert {row.detector for row in found} == {"ViTDet-H", "Detic"} and found[0].source == "Table 4"
     for dataset, prompt in (("coco", "point"), ("folder", "box"), ("lvis", "detections")):
-        assert not paper.rows_beside({"dataset": dataset, "prompt": prompt})
-        assert not paper.warnings({"dataset": dataset, "prompt": prompt})
-    for row in paper.OVERLAPS:  # every set has the three main systems with three rounds each
+        assert not published_numbers.rows_beside({"dataset": dataset, "prompt": prompt})
+        assert not published_numbers.warnings({"dataset": dataset, "prompt": prompt})
+    for row in published_numbers.OVERLAPS:  # every set has the three main systems with three rounds each
         assert len(row.miou) == 3 or row.model == "EdgeSAM-RPN"
-    assert len(paper.OVERLAPS) == 23
+    assert len(published_numbers.OVERLAPS) == 23
 
 
 def test_warnings_say_what_is_not_the_papers():
     report = {"dataset": "coco", "prompt": "box", "num_images": 5000, "protocol": "published", "refine": 2}
-    assert [w[:20] for w in paper.warnings(report)] == ["The number of photos"]
+    assert [w[:20] for w in published_numbers.warnings(report)] == ["The number of photos"]
     bare = report | {"num_images": 4952, "skipped": {"counts": {"no annotations": 48}}}
-    assert paper.warnings(bare) == paper.warnings(report), "photos without annotations have nothing to score"
-    assert paper.warnings(report | {"num_images": 126})[0].startswith("Not comparable: 126 photos here, 5,000 photos")
+    assert published_numbers.warnings(bare) == published_numbers.warnings(report), (
+        "photos without annotations have nothing to score"
+    )
+    assert published_numbers.warnings(report | {"num_images": 126})[0].startswith(
+        "Not comparable: 126 photos here, 5,000 photos"
+    )
     changes = {"protocol": "exact", "num_masks": 3, "select": "oracle", "box_noise": 0.1, "refine_point": "largest"}
-    assert len(paper.warnings(report | changes)) == 5
-    assert any("58.7" in w for w in paper.warnings(report | {"prompt": "detections"}))
-    assert "same photos and masks" in paper.warnings(report | {"dataset": "sa1b", "num_images": 1000})[0]
+    assert len(published_numbers.warnings(report | changes)) == 5
+    assert any("58.7" in w for w in published_numbers.warnings(report | {"prompt": "detections"}))
+    assert "same photos and masks" in published_numbers.warnings(report | {"dataset": "sa1b", "num_images": 1000})[0]

@@ -26,7 +26,7 @@ from edgesam_jax.models.prompts import from_boxes, from_boxes_and_points, from_p
 from edgesam_jax.models.sam import MODELS, Sam, decode
 from edgesam_jax.portable.frame import into_frame
 from edgesam_jax.portable.postprocess import upscale_logits
-from edgesam_jax.train.start import initial_variables
+from edgesam_jax.train.initialization import initial_variables
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -22,7 +22,7 @@ from edgesam_jax.learning.step import train_step
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.models.kernels import ops
 from edgesam_jax.models.sam import MODELS
-from edgesam_jax.planning import cost, dry_run, plan
+from edgesam_jax.planning import dry_run, jaxpr_cost, plan
 from edgesam_jax.train import __main__ as train
 from edgesam_jax.train import parallel
 
@@ -40,7 +40,7 @@ STUDENTS = {
 
 
 def count(f, *args):
-    return cost.work(jax.make_jaxpr(f)(*args))
+    return jaxpr_cost.work(jax.make_jaxpr(f)(*args))
 
 
 # ------------------------------------------------------------------------------------------------------------- counts
@@ -77,7 +77,7 @@ def test_only_what_is_sent_counts_as_exchanged():
         once = lax.psum(x * 2, "data")
         return lax.psum(once.sum(), "data"), lax.psum(jnp.zeros(100), "data"), lax.psum(x, "data")
 
-    work = cost.work(jax.make_jaxpr(f, axis_env=[("data", 4)])(jnp.zeros(10)))
+    work = jaxpr_cost.work(jax.make_jaxpr(f, axis_env=[("data", 4)])(jnp.zeros(10)))
     assert (work.reduced, work.waits) == (40 + 4 + 40, 2), "zeros are not sent; one sum waits for another"
 
 
@@ -89,8 +89,8 @@ def test_peak_memory_of_a_chain():
 
     one = 64 * 64 * 4
     program = jax.make_jaxpr(chain)(jnp.zeros((64, 64)))
-    assert one <= cost.peak_temporary(program) <= 3 * one, "values die after their last use"
-    kept = cost.peak_temporary(jax.make_jaxpr(jax.grad(chain))(jnp.zeros((64, 64))))
+    assert one <= jaxpr_cost.peak_temporary(program) <= 3 * one, "values die after their last use"
+    kept = jaxpr_cost.peak_temporary(jax.make_jaxpr(jax.grad(chain))(jnp.zeros((64, 64))))
     assert kept >= 5 * one, "the backward pass needs every step of the forward pass"
 
 
@@ -112,11 +112,11 @@ def test_a_step_costs_what_xla_says(student, mode):
         step = jax.jit(body, donate_argnums=0)
         compiled = step.lower(state, teacher, batch, jax.eval_shape(lambda: jax.random.key(0))).compile()
     program = plan.trace_step(config, TEACHER, 4)
-    ours = cost.work(program)
+    ours = jaxpr_cost.work(program)
     assert ours.products > 0.8 * (ours.products + ours.others), "the check is of products"
     assert ours.products + ours.others == pytest.approx(compiled.cost_analysis()["flops"], rel=0.05)
     assert plan.flops_per_step(config, TEACHER) == ours.products
-    factor = compiled.memory_analysis().temp_size_in_bytes / cost.peak_temporary(program)
+    factor = compiled.memory_analysis().temp_size_in_bytes / jaxpr_cost.peak_temporary(program)
     assert 1 / 2.5 < factor < 2.5, factor
 
 

@@ -11,8 +11,8 @@ from tiny import REPVIT
 
 from edgesam_jax.config import Config, DataConfig, DistillConfig, TrainConfig, UsageError
 from edgesam_jax.train import inputs, loop
-from edgesam_jax.train.meter import TIMES
 from edgesam_jax.train.run import fit
+from edgesam_jax.train.timing import TIMES
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -37,7 +37,7 @@ from edgesam_jax.planning.plan import flops_per_step
 from edgesam_jax.train import __main__ as train
 from edgesam_jax.train import inputs, run, watchers
 from edgesam_jax.train.log import read_metrics
-from edgesam_jax.train.meter import TIMES
+from edgesam_jax.train.timing import TIMES
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 CONFIG = Config(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.readers.labels import labelme_record, png_record
+from edgesam_jax.data.readers.label_files import labelme_record, png_record
 from edgesam_jax.data.readers.records import Record, decode_record, fault_of, read_file, usable, whole
 from edgesam_jax.data.schema import BadExample, Example
 from edgesam_jax.data.source import Keep, LeftOut

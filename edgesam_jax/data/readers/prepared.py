@@ -19,8 +19,8 @@ import numpy as np
 from tqdm import tqdm
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.readers.layouts import Layout, decoders, layout_of
 from edgesam_jax.data.readers.records import Record, box_of, decode_record
+from edgesam_jax.data.readers.tfds_layouts import Layout, decoders, layout_of
 from edgesam_jax.data.schema import BadExample, Example
 from edgesam_jax.data.source import Keep
 

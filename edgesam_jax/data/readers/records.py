@@ -16,12 +16,12 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from edgesam_jax.data import windows
+from edgesam_jax.data import mask_window
 from edgesam_jax.data.embeddings import photo_key
+from edgesam_jax.data.mask_window import Window
 from edgesam_jax.data.schema import OBJECT, BadExample, Example
 from edgesam_jax.data.source import Keep
 from edgesam_jax.data.transforms import interior_point, load_photo, stored_size
-from edgesam_jax.data.windows import Window
 
 REACH = 1e7  # px: numbers beyond it are no coordinates, and overflow what they are stored in
 MAX_BYTES = 1 << 30  # of a file; no photo, nor what is known of one, is larger
@@ -113,7 +113,7 @@ def decode(record: Record, keep: Keep | None = None) -> Decoded:
             x0, y0, x1, y1 = boxes[i]
             filled = np.zeros((height, width), bool)
             filled[max(0, int(y0)) : int(np.ceil(y1)), max(0, int(x0)) : int(np.ceil(x1))] = True
-            mask = windows.crop(filled)
+            mask = mask_window.crop(filled)
         masks.append(mask)
         given = given_point(annotation, height, width)
         points[i] = point_in(mask, record.image_id, int(ids[i])) if given is None else given
@@ -193,8 +193,8 @@ def decode_window(segmentation: Any, height: int, width: int, where: str) -> Win
         if isinstance(segmentation, list):
             polygons = [p for p in segmentation if len(p) >= 6]  # fewer than three corners enclose nothing
             if not polygons:
-                return windows.NOTHING
-            return windows.from_runs(_runs(encode_polygons(polygons, height, width)["counts"]), height)
+                return mask_window.NOTHING
+            return mask_window.from_runs(_runs(encode_polygons(polygons, height, width)["counts"]), height)
         if list(segmentation["size"]) != [height, width]:
             raise ValueError(f"size {segmentation['size']} instead of {[height, width]}")
         # pycocotools trusts the runs, and writes past the end of the mask where they are too long.
@@ -202,7 +202,7 @@ def decode_window(segmentation: Any, height: int, width: int, where: str) -> Win
         # A run longer than the photo is looked for as such: sums of longer ones may pass int64's end.
         if (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
             raise ValueError(f"runs of {runs.sum()} pixels instead of {height * width}")
-        return windows.from_runs(runs, height)
+        return mask_window.from_runs(runs, height)
     except Exception as error:  # pycocotools raises bare Exceptions too
         raise BadExample(
             "segmentation damaged", f"{where}: damaged segmentation ({error}); mend or remove it"

@@ -20,7 +20,7 @@ from typing import Any
 
 from edgesam_jax.cli.flags import count
 from edgesam_jax.config import SamConfig, UsageError
-from edgesam_jax.eval.efficiency.text import beside_published, table
+from edgesam_jax.eval.efficiency.report import beside_published, table
 from edgesam_jax.files import write_atomically
 
 __all__ = ["add_arguments", "run", "table", "timings"]

@@ -14,7 +14,7 @@ from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.kernels import ops
 from edgesam_jax.models.prompts import from_boxes
 from edgesam_jax.models.sam import Sam, decode
-from edgesam_jax.planning import cost
+from edgesam_jax.planning import jaxpr_cost
 
 
 def counts(config: SamConfig) -> dict[str, dict[str, Any]]:
@@ -71,7 +71,7 @@ def _decoder(config: SamConfig, variables: Any) -> float:
 def _gmac(f: Callable[..., Any], *args: Any) -> float:
     # An accelerator's form: what a CPU does in place of a depthwise convolution is the same work without a product.
     with ops.traced_for("gpu"):
-        return cost.work(jax.make_jaxpr(f)(*args)).products / 2e9
+        return jaxpr_cost.work(jax.make_jaxpr(f)(*args)).products / 2e9
 
 
 def _photo(config: SamConfig) -> Any:

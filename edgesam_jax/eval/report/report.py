@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from edgesam_jax.eval.report import paper
+from edgesam_jax.eval.report import published_numbers
 from edgesam_jax.eval.report.settings import names_of, rounds_of, settings
 from edgesam_jax.reporting.tables import aligned_table
 
@@ -154,10 +154,10 @@ def _beside(reports: Sequence[Report], names: Sequence[str]) -> str:
     """The paper's rows, and for each system ours minus the paper's in percentage points; one table a kind of data."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i, report in enumerate(reports):
-        groups.setdefault((*paper.rows_beside(report), *paper.warnings(report)), []).append(i)
+        groups.setdefault((*published_numbers.rows_beside(report), *published_numbers.warnings(report)), []).append(i)
     parts = []
     for chosen in groups.values():
-        rows = paper.rows_beside(reports[chosen[0]])
+        rows = published_numbers.rows_beside(reports[chosen[0]])
         ours = [_as_paper(reports[i]) for i in chosen]
         heads = list(dict.fromkeys(h for row in rows for h in _published(row) if any(h in own for own in ours)))
         if not heads:
@@ -165,12 +165,12 @@ def _beside(reports: Sequence[Report], names: Sequence[str]) -> str:
         body = []
         for row in rows:
             theirs = _published(row)
-            detector = f", {row.detector}" if isinstance(row, paper.Precision) else ""
+            detector = f", {row.detector}" if isinstance(row, published_numbers.Precision) else ""
             differences = [" / ".join(_difference(own.get(h), theirs.get(h)) for h in heads) for own in ours]
             published = ["-" if theirs.get(h) is None else f"{theirs[h]:.1f}" for h in heads]
             body.append([f"{row.model}{detector} ({row.source})", *published, *differences])
         table = _table(["the paper", *heads, *(f"{names[i]} - paper" for i in chosen)], body)
-        notes = "\n".join(f"- {warning}" for warning in paper.warnings(reports[chosen[0]]))
+        notes = "\n".join(f"- {warning}" for warning in published_numbers.warnings(reports[chosen[0]]))
         parts.append(f"{notes}\n\n{table}\n\nDifferences in percentage points, in the order {' / '.join(heads)}.")
     return "\n\n".join(parts)
 
@@ -184,8 +184,8 @@ def _as_paper(report: Report) -> dict[str, float | None]:
     return {name: None if value is None else 100 * value for name, value in found.items()}
 
 
-def _published(row: paper.Overlap | paper.Precision) -> dict[str, float | None]:
-    if isinstance(row, paper.Overlap):
+def _published(row: published_numbers.Overlap | published_numbers.Precision) -> dict[str, float | None]:
+    if isinstance(row, published_numbers.Overlap):
         return dict(zip((row.prompt, "+1", "+2"), row.miou, strict=False))
     sizes = row.sizes or (None, None, None)
     return {"AP": row.ap, **dict(zip(("APS", "APM", "APL"), sizes, strict=True)), "B AP": row.boundary}

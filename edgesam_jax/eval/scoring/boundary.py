@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from edgesam_jax.data.windows import Window, crop
+from edgesam_jax.data.mask_window import Window, crop
 
 RATIO = 0.02  # of the photo's diagonal
 

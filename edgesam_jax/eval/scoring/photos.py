@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from edgesam_jax.data.mask_window import Window, crop
 from edgesam_jax.data.readers.records import area_of, decode
 from edgesam_jax.data.schema import BadExample, Example
 from edgesam_jax.data.source import Source
-from edgesam_jax.data.windows import Window, crop
 
 AHEAD = 3  # photos read while others are scored
 

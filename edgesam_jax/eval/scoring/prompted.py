@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from edgesam_jax.data.mask_window import Window
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.data.windows import Window
 from edgesam_jax.eval.scoring import protocol
 from edgesam_jax.eval.scoring.boundary import boundary_iou
 from edgesam_jax.eval.scoring.device import Bits

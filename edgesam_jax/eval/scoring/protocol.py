@@ -17,8 +17,8 @@ from typing import Literal
 
 import numpy as np
 
+from edgesam_jax.data.mask_window import NOTHING, Window, crop
 from edgesam_jax.data.transforms import center_point, jitter_boxes, low_res_windows
-from edgesam_jax.data.windows import NOTHING, Window, crop
 from edgesam_jax.eval.scoring.photos import Photo
 from edgesam_jax.portable.frame import scale_coords
 from edgesam_jax.portable.priors import Rule, merge

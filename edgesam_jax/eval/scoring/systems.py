@@ -21,9 +21,9 @@ import numpy as np
 from edgesam_jax.checkpoints.digest import digest_of
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import UsageError
+from edgesam_jax.data.mask_window import Window, crop
 from edgesam_jax.data.readers.records import decode_window
 from edgesam_jax.data.transforms import low_res_windows
-from edgesam_jax.data.windows import Window, crop
 from edgesam_jax.eval.scoring import device
 from edgesam_jax.eval.scoring.device import PROMPTS, Bits
 from edgesam_jax.eval.scoring.photos import Photo

@@ -11,7 +11,7 @@ from edgesam_jax.ablate.grid import Scorer, Scores
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import DataConfig, EvalConfig
 from edgesam_jax.data.opening import kind_of_folder, open_source
-from edgesam_jax.eval.runs import Job
+from edgesam_jax.eval.job import Job
 from edgesam_jax.eval.scoring.protocol import Settings
 from edgesam_jax.eval.scoring.systems import JaxSystem
 

@@ -3,9 +3,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
+from edgesam_jax.data.mask_window import NOTHING, crop, from_runs
 from edgesam_jax.data.readers.records import decode_window
 from edgesam_jax.data.schema import boxes_of
-from edgesam_jax.data.windows import NOTHING, crop, from_runs
 
 
 def masks(height: int, width: int, seed: int) -> list[np.ndarray]:

@@ -18,9 +18,9 @@ from edgesam_jax.data.readers.coco import CocoSource
 from edgesam_jax.data.readers.records import whole
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.source import Source, left_out
+from edgesam_jax.eval.report.contact_sheet import Case, choose_cases, sheet
 from edgesam_jax.eval.report.plots import plots
 from edgesam_jax.eval.report.report import markdown
-from edgesam_jax.eval.report.sheet import Case, choose_cases, sheet
 from edgesam_jax.eval.report.summary import clicks, summarise
 from edgesam_jax.eval.scoring.average_precision import LVIS_RESULTS, average_precision, boundary_average_precision
 from edgesam_jax.eval.scoring.detections import run_detections

@@ -14,7 +14,7 @@ from small_data import annotation, coco_folder, photo, write_tar
 from edgesam_jax import prepare
 from edgesam_jax.config import Config, DataConfig, MixtureConfig, UsageError, apply_overrides
 from edgesam_jax.data.opening import open_parts, open_source
-from edgesam_jax.data.readers.chosen import digest, draw, ids_text, photo_ids, read_ids
+from edgesam_jax.data.readers.id_list import digest, draw, ids_text, photo_ids, read_ids
 
 NAMES = st.lists(st.integers(0, 10**6).map("sa_{}".format), min_size=1, max_size=60, unique=True)
 

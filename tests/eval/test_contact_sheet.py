@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgesam_jax.eval.report import sheet
-from edgesam_jax.eval.report.sheet import GAP, TILE_HEIGHT, TILE_WIDTH, TITLE, Case, choose_cases
+from edgesam_jax.eval.report import contact_sheet
+from edgesam_jax.eval.report.contact_sheet import GAP, TILE_HEIGHT, TILE_WIDTH, TITLE, Case, choose_cases
 
 
 def rows(ious, images=None, areas=None):
@@ -65,12 +65,12 @@ def test_the_panels_show_prompt_masks_and_errors(tmp_path):
     truth, prediction = square(300, 400, 100, 100, 60), square(300, 400, 100, 130, 60)
     coords = np.array([[100, 100], [160, 160], [110, 110], [5, 5]], float)
     case = Case(photo, truth, prediction, coords, np.array([2, 3, 0, -1]), "one  case")
-    sheet.sheet([case, case], tmp_path / "s.png")
+    contact_sheet.sheet([case, case], tmp_path / "s.png")
     for row in range(2):
         prompt, true, predicted, errors = panels(tmp_path / "s.png", row)
-        assert near(prompt, sheet.BOX).any() and near(prompt, sheet.OUTSIDE).any()
-        assert not near(prompt, sheet.INSIDE).any(), "the padding slot is not drawn"
-        missed, surplus = near(errors, sheet.MISSED), near(errors, sheet.SURPLUS)
+        assert near(prompt, contact_sheet.BOX).any() and near(prompt, contact_sheet.OUTSIDE).any()
+        assert not near(prompt, contact_sheet.INSIDE).any(), "the padding slot is not drawn"
+        missed, surplus = near(errors, contact_sheet.MISSED), near(errors, contact_sheet.SURPLUS)
         assert missed.sum() == pytest.approx(surplus.sum(), rel=0.1), "the object is moved by half its width"
         assert np.nonzero(missed)[1].max() < np.nonzero(surplus)[1].min(), "missed on the left, surplus on the right"
         blue = [np.nonzero(panel[..., 2] > panel[..., 0] + 30)[1].mean() for panel in (true, predicted)]
@@ -81,7 +81,7 @@ def test_the_panels_show_prompt_masks_and_errors(tmp_path):
 def test_a_prediction_of_everything_does_not_hide_the_object(tmp_path):
     truth = square(1000, 1000, 480, 480, 40)
     case = Case(np.zeros((1000, 1000, 3), np.uint8), truth, ~truth, np.array([[2.0, 998.0]]), np.array([1]), "all")
-    (top, bottom), (left, right) = sheet._window(case)
+    (top, bottom), (left, right) = contact_sheet._window(case)
     assert top <= 440 and bottom >= 560 and bottom - top < 250 and right - left < 320
     assert (right - left) / (bottom - top) == pytest.approx(TILE_WIDTH / TILE_HEIGHT, rel=0.02)
 
@@ -92,7 +92,7 @@ def test_any_size_and_empty_masks(tmp_path, size, kind):
     truth = np.full(size, kind != "empty")
     prediction = np.full(size, kind == "full")
     case = Case(np.zeros((*size, 3), np.uint8), truth, prediction, np.zeros((0, 2)), np.zeros(0, int), "t" * 500)
-    sheet.sheet([case], tmp_path / "s.png")
+    contact_sheet.sheet([case], tmp_path / "s.png")
     with Image.open(tmp_path / "s.png") as picture:
         assert picture.size == (4 * (TILE_WIDTH + GAP) + GAP, 2 * TITLE + TILE_HEIGHT + 2 * GAP)
 

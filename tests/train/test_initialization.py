@@ -27,7 +27,7 @@ from edgesam_jax.config import (
 from edgesam_jax.data.opening import open_parts
 from edgesam_jax.data.source import Part
 from edgesam_jax.models.init import init_variables
-from edgesam_jax.train import inputs, start, workdir
+from edgesam_jax.train import initialization, inputs, workdir
 
 ENCODER_ONLY = DistillConfig(mode="encoder_only")
 
@@ -39,22 +39,22 @@ def same(a, b) -> bool:
 def test_decoder_comes_from_the_teacher_and_the_encoder_does_not():
     teacher = Model(REPVIT, init_variables(REPVIT, 5))
     config = Config(model=CONV, teacher="t", distill=ENCODER_ONLY)
-    got, fresh = start.initial_variables(config, teacher, None), init_variables(CONV, 0)
+    got, fresh = initialization.initial_variables(config, teacher, None), init_variables(CONV, 0)
     for part in ("mask_decoder", "prompt_encoder"):
         assert same(got["params"][part], teacher.variables["params"][part])
     assert same(got["constants"], teacher.variables["constants"]) and not same(got["constants"], fresh["constants"])
     assert same(got["params"]["image_encoder"], fresh["params"]["image_encoder"])
     alone = dataclasses.replace(config, distill=dataclasses.replace(ENCODER_ONLY, init_decoder_from_teacher=False))
-    assert same(start.initial_variables(alone, teacher, None), fresh)
+    assert same(initialization.initial_variables(alone, teacher, None), fresh)
 
 
 def test_init_from_goes_before_the_teacher_and_may_be_a_part():
     teacher, other = Model(CONV, init_variables(CONV, 5)), init_variables(CONV, 6)
     config = Config(model=CONV, teacher="t", train=TrainConfig(init_from="x"))
-    whole = start.initial_variables(config, teacher, Model(CONV, other))
+    whole = initialization.initial_variables(config, teacher, Model(CONV, other))
     assert same(whole, other)
     encoder = {"params": {"image_encoder": other["params"]["image_encoder"]}}
-    part = start.initial_variables(config, teacher, Model(CONV, encoder))
+    part = initialization.initial_variables(config, teacher, Model(CONV, encoder))
     assert same(part["params"]["image_encoder"], other["params"]["image_encoder"])
     assert same(part["params"]["mask_decoder"], teacher.variables["params"]["mask_decoder"])
 
@@ -62,26 +62,26 @@ def test_init_from_goes_before_the_teacher_and_may_be_a_part():
 def test_what_does_not_fit_is_listed():
     config = Config(model=CONV, train=TrainConfig(init_from="weights/x.pth"))
     with pytest.raises(UsageError, match=r"train.init_from=weights/x.pth: .*missing: .*left over: ") as caught:
-        start.initial_variables(config, None, Model(REPVIT, init_variables(REPVIT, 0)))
+        initialization.initial_variables(config, None, Model(REPVIT, init_variables(REPVIT, 0)))
     assert "\n" not in str(caught.value)
     wide = dataclasses.replace(CONV, mask_in_chans=8)
     with pytest.raises(UsageError, match=r"of another shape: params/prompt_encoder/mask_downscaling"):
-        start.initial_variables(config, None, Model(wide, init_variables(wide, 0)))
+        initialization.initial_variables(config, None, Model(wide, init_variables(wide, 0)))
 
 
 def test_a_decoder_of_another_shape_is_noted_or_refused():
     wide = dataclasses.replace(CONV, mask_in_chans=8)
     teacher = Model(wide, init_variables(wide, 0))
     notes = []
-    start.initial_variables(Config(model=CONV, teacher="t"), teacher, None, notes)
+    initialization.initial_variables(Config(model=CONV, teacher="t"), teacher, None, notes)
     assert len(notes) == 1 and "starts from random weights" in notes[0]
     with pytest.raises(UsageError, match="teacher=t"):
-        start.initial_variables(Config(model=CONV, teacher="t", distill=ENCODER_ONLY), teacher, None)
+        initialization.initial_variables(Config(model=CONV, teacher="t", distill=ENCODER_ONLY), teacher, None)
 
 
 def test_lora_starts_afresh_on_weights_without_it():
     lora = dataclasses.replace(CONV, decoder=dataclasses.replace(CONV.decoder, lora_rank=2))
-    got = start.initial_variables(
+    got = initialization.initial_variables(
         Config(model=lora, train=TrainConfig(init_from="x")), None, Model(CONV, init_variables(CONV, 3))
     )
     paths = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(got["params"])}
