@@ -80,8 +80,8 @@ def run(command: Command) -> int:
 
     compile_cache.enable()
     parallel.start_processes(*command.job)
-    from edgesam_jax.train.signals import StopSignal
     from edgesam_jax.train import study
+    from edgesam_jax.train.signals import StopSignal
 
     if command.replay is not None:
         from edgesam_jax.train.replay import replay

@@ -9,7 +9,7 @@ from edgesam_jax.cli import allocator
 
 SCRIPT = """
 import os, sys
-from edgesam_jax import allocator
+from edgesam_jax.cli import allocator
 print("before", flush=True)
 allocator.restart_with_huge_pages()
 print(os.getpid(), sys.argv[1:], os.environ.get("GLIBC_TUNABLES"))

@@ -405,7 +405,7 @@ def test_bad_configs_are_refused_at_once(tmp_path):
 
 def test_workers_need_no_jax():
     code = (
-        "import sys; import edgesam_jax.data.pipeline, edgesam_jax.data.coco, edgesam_jax.data.images; "
+        "import sys; import edgesam_jax.data.pipeline, edgesam_jax.data.readers.coco, edgesam_jax.data.readers.images; "
         "print(sorted({'jax', 'flax', 'torch', 'tensorflow'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -198,7 +198,7 @@ def test_heavy_calls_are_skipped_on_a_cpu_only():
 
 @pytest.mark.skipif(not measure.STATUS.is_file(), reason="needs /proc")
 def test_the_peak_is_the_process_own_not_that_of_the_one_that_started_it():
-    code = "import jax; from edgesam_jax.evaluation import measure; print(measure.peak_memory(jax.devices()[0]))"
+    code = "import jax; from edgesam_jax.eval.efficiency import measure; print(measure.peak_memory(jax.devices()[0]))"
     held = bytearray(1_000_000_000)  # ru_maxrss of a child begins here
     child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert len(held) > 2 * int(child.stdout) > 100e6
