@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from edgesam_jax.ablate import score_quality
 from edgesam_jax.checkpoints.model import Model
-from edgesam_jax.config import ArmConfig, Config, UsageError, derive
+from edgesam_jax.config import ArmConfig, Config, UsageError
 from edgesam_jax.config.derive import Length, arm_config
 from edgesam_jax.data.schema import Example
 from edgesam_jax.eval import heldout
 from edgesam_jax.files import write_atomically
+from edgesam_jax.learning.checks import check_arms
 from edgesam_jax.train.run import fit
 from edgesam_jax.train.workdir import RunResult
 
@@ -110,7 +111,7 @@ def run(
       FloatingPointError: a run's loss was NaN or infinite.
     """
     todo = needed(arms, wanted)
-    derive.check_arms(dataclasses.replace(config, study=tuple(todo)))
+    check_arms(dataclasses.replace(config, study=tuple(todo)))
     steps = expected_steps(config, todo)
     outcomes: Outcomes = {name: [] for name in wanted}
     before = 0

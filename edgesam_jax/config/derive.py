@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from edgesam_jax.config.parse import apply_overrides
-from edgesam_jax.config.rules import check_distillation
 from edgesam_jax.config.schema import ArmConfig, Config
 from edgesam_jax.portable.errors import UsageError
 
@@ -53,17 +52,3 @@ def arm_config(config: Config, arm: ArmConfig, earlier: Mapping[str, Length]) ->
         first = earlier[arm.time_from[0]]
         train = dataclasses.replace(train, steps=max(1, round(first.steps * total / max(first.seconds, 1e-9))))
     return dataclasses.replace(own, train=train)
-
-
-def check_arms(config: Config) -> None:
-    """Refuse at once what would fail after hours.
-
-    Raises:
-      UsageError: names that are missing, not unique or not usable as a folder, a wrong order or override.
-    """
-    seen: dict[str, Length] = {}
-    for arm in config.study:
-        if not arm.name.isidentifier() or arm.name in seen:
-            raise UsageError(f"study: arm name {arm.name!r} must be a word of its own")
-        check_distillation(arm_config(config, arm, seen))
-        seen[arm.name] = Length(1, 1.0)

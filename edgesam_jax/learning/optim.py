@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from edgesam_jax.config import Config, DistillConfig, OptimConfig
+from edgesam_jax.config import Config, OptimConfig
+from edgesam_jax.learning.freezing import FROZEN, TRAINED, label
+from edgesam_jax.learning.objectives import objective_of
 
 REFERENCE_BATCH = 512  # the batch that the published base rates are quoted for
-TRAINED, FROZEN = "trained", "frozen"
 
 
 def scaled_rates(optim: OptimConfig, batch_size: int) -> tuple[float, float, float]:
@@ -59,45 +60,9 @@ def decay_mask(params: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, params)
 
 
-def is_trained(path: tuple[str, ...], distill: DistillConfig, lora_rank: int) -> bool:
-    """Whether the parameter at this path learns.
-
-    With encoder-only distillation the prompt encoder and the decoder see no gradient; they are frozen so that weight
-    decay does not shrink them either.  With LoRA only ``lora_A`` and ``lora_B`` learn in the decoder.  The proposal
-    network learns alone.
-    """
-    part = path[0]
-    if distill.mode == "proposals" or part == "proposals":
-        return distill.mode == "proposals" and part == "proposals"
-    if part == "image_encoder":
-        return not distill.freeze_image_encoder
-    if distill.mode == "encoder_only":
-        return False
-    if part == "prompt_encoder":
-        return not distill.freeze_prompt_encoder
-    if part == "mask_decoder":
-        if lora_rank > 0:
-            return path[-1] in ("lora_A", "lora_B")
-        if distill.freeze_tokens and path[1] in ("iou_token", "mask_tokens"):
-            return False
-        return not distill.freeze_mask_decoder
-    return True
-
-
 def labels(params: Any, config: Config) -> Any:
     """``"trained"`` or ``"frozen"`` for every leaf of the parameters."""
-
-    def label(path: tuple[Any, ...], _: Any) -> str:
-        names = tuple(str(key.key) for key in path)
-        return TRAINED if is_trained(names, config.distill, config.model.decoder.lora_rank) else FROZEN
-
-    return jax.tree_util.tree_map_with_path(label, params)
-
-
-def hold_frozen(params: Any, config: Config) -> Any:
-    """``params``, without a gradient for the leaves that do not learn."""
-    kinds = labels(params, config)
-    return jax.tree.map(lambda x, kind: jax.lax.stop_gradient(x) if kind == FROZEN else x, params, kinds)
+    return label(params, objective_of(config).learns, config)
 
 
 def make_optimizer(config: Config, params: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:

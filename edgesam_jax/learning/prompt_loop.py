@@ -1,4 +1,4 @@
-"""The two losses: encoder-only, and prompt-in-the-loop (EdgeSAM sections 3.2 and appendix D; facts, section 6)."""
+"""The prompt loop: decode, compare, draw new points, decode again (EdgeSAM section 3.2, algorithm 1 in appendix D)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax import Array, lax
 
 from edgesam_jax.config import Config, DistillConfig, SamConfig
 from edgesam_jax.learning import losses, sampling
-from edgesam_jax.learning.optim import hold_frozen
+from edgesam_jax.learning.freezing import hold_frozen
 from edgesam_jax.models import prompts
 from edgesam_jax.models.sam import decode, join_prompts, split_prompts
 from edgesam_jax.types import Batch, Prompts
@@ -47,6 +47,30 @@ class LoopCarry:
 
 
 @struct.dataclass
+class TeacherSide:
+    """The teacher's variables and its embedding (b g g c)."""
+
+    variables: Any
+    embedding: Array
+
+
+@struct.dataclass
+class LoopInputs:
+    """What all rounds read; no gradient flows to it.
+
+    ``teacher`` is None if the targets are ground-truth masks.  ``weights`` (b p) are the prompts' shares in the loss:
+    they sum to 1 over the global batch.  ``key`` is shared by all devices, ``keys`` (b) belong to the images.
+    """
+
+    constants: Any
+    teacher: TeacherSide | None
+    batch: Batch
+    weights: Array
+    key: Array
+    keys: Array
+
+
+@struct.dataclass
 class Asked:
     """What is decoded in one round, and how much it counts; every leaf starts with (b p)."""
 
@@ -65,25 +89,6 @@ class Answer:
     terms: dict[str, Array]
     own: Array
     want: Array
-
-
-def encoder_only_loss(student: Array, teacher: Array, batch: Batch, config: Config) -> tuple[Array, dict[str, Array]]:
-    """Stage 1: squared feature error over valid cells, mean over images (EdgeSAM equation 1).
-
-    Or channel-wise and structured distillation of them, beside it or in its place.  ``student`` and ``teacher`` are
-    embeddings (b g g c).
-    """
-    model, weights = config.model, config.distill.loss
-    valid = losses.valid_weights(batch.valid_size, model.grid, model.image_size) > 0.5
-    terms = {}
-    if weights.pixel:
-        terms["pixel"] = losses.feature_error(student, teacher, valid).mean()
-    if weights.channel:
-        terms["channel"] = losses.channel_divergence(student, teacher, valid, weights.channel_temperature).mean()
-    if weights.correlation:
-        terms["correlation"] = losses.correlation_error(student, teacher, valid).mean()
-    loss = jnp.asarray(sum(getattr(weights, name) * value for name, value in terms.items()))
-    return loss, {"encoder": loss} | (terms if len(terms) > 1 else {})
 
 
 def start_prompts(key: Array, keys: Array, batch: Batch, config: DistillConfig, slots: int) -> tuple[Prompts, Array]:
@@ -123,33 +128,43 @@ def _interior_points(keys: Array, masks: Array, boxes_frame: int) -> Array:
     return jax.vmap(lambda k, m: jax.vmap(one)(jax.random.split(k, len(m)), m))(keys, masks)
 
 
+def learns(path: tuple[str, ...], config: Config) -> bool:
+    """Whether the parameter at this path learns in stage 2.
+
+    With LoRA only ``lora_A`` and ``lora_B`` learn in the decoder (EdgeSAM Table 6).
+    """
+    part, distill = path[0], config.distill
+    if part == "proposals":
+        return False
+    if part == "image_encoder":
+        return not distill.freeze_image_encoder
+    if part == "prompt_encoder":
+        return not distill.freeze_prompt_encoder
+    if part == "mask_decoder":
+        if config.model.decoder.lora_rank > 0:
+            return path[-1] in ("lora_A", "lora_B")
+        if distill.freeze_tokens and path[1] in ("iou_token", "mask_tokens"):
+            return False
+        return not distill.freeze_mask_decoder
+    return True
+
+
 def prompt_in_the_loop_loss(
-    variables: Any,
-    embedding: Array,
-    teacher: tuple[SamConfig, Any, Array] | None,
-    batch: Batch,
-    weights: Array,
-    key: Array,
-    keys: Array,
-    config: Config,
+    params: Any, embedding: Array, inputs: LoopInputs, config: Config, teacher: SamConfig | None
 ) -> tuple[Array, dict[str, Array], Trace]:
     """Stage 2: decode with student and teacher, compare, prompt again where they differ (EdgeSAM algorithm 1).
 
     Args:
-      variables: the student's; gradients flow to its decoder through every round.
+      params: the student's; gradients flow to its decoder through every round.
       embedding: the student's (b g g c); gradients flow to the encoder through every round.
-      teacher: its config, variables and embedding; None when the targets are ground-truth masks.
-      weights: (b p) share of each prompt in the loss; they sum to 1 over the global batch.
-      key, keys: random keys shared by all devices, and per image.
+      teacher: the teacher's config; None if the targets are ground-truth masks.
 
     Returns:
       loss, its terms and other metrics (sums over this device's prompts, already weighted), and the last round's trace.
       Only the loss has a gradient.
     """
-    decoder = {part: variables["params"][part] for part in ("prompt_encoder", "mask_decoder")}
-    seen = None if teacher is None else teacher[1:]
-    given = variables["constants"], seen, batch, weights, key, keys
-    return _loop(config, None if teacher is None else teacher[0], decoder, embedding, given)
+    decoder = {part: params[part] for part in ("prompt_encoder", "mask_decoder")}
+    return _loop(config, teacher, decoder, embedding, inputs)
 
 
 # What one round passes to the next has no gradient (new points are drawn, masks fed back are held), so the gradient of
@@ -157,15 +172,15 @@ def prompt_in_the_loop_loss(
 # they computed is at hand: JAX's own reverse pass would keep all of it for all rounds, or compute it again.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _loop(
-    config: Config, teacher_config: SamConfig | None, decoder: Any, embedding: Array, given: tuple[Any, ...]
+    config: Config, teacher_config: SamConfig | None, decoder: Any, embedding: Array, inputs: LoopInputs
 ) -> tuple[Array, dict[str, Array], Trace]:
-    return _rounds(config, teacher_config, decoder, embedding, given, differentiate=False)[0]
+    return _rounds(config, teacher_config, decoder, embedding, inputs, differentiate=False)[0]
 
 
 def _loop_forward(
-    config: Config, teacher_config: SamConfig | None, decoder: Any, embedding: Array, given: tuple[Any, ...]
+    config: Config, teacher_config: SamConfig | None, decoder: Any, embedding: Array, inputs: LoopInputs
 ) -> tuple[tuple[Array, dict[str, Array], Trace], Any]:
-    return _rounds(config, teacher_config, decoder, embedding, given, differentiate=True)
+    return _rounds(config, teacher_config, decoder, embedding, inputs, differentiate=True)
 
 
 def _loop_backward(
@@ -183,11 +198,11 @@ def _rounds(
     teacher_config: SamConfig | None,
     decoder: Any,
     embedding: Array,
-    given: tuple[Any, ...],
+    inputs: LoopInputs,
     differentiate: bool,
 ) -> tuple[tuple[Array, dict[str, Array], Trace], tuple[Any, Array] | None]:
     """The result of ``prompt_in_the_loop_loss`` and, if asked for, the loss's gradient by decoder and embedding."""
-    constants, teacher, batch, weights, key, keys = given
+    constants, teacher, batch, weights = inputs.constants, inputs.teacher, inputs.batch, inputs.weights
     cfg, model = config.distill, config.model
     size, cell = model.mask_size, model.image_size / model.mask_size
     b, p = batch.prompt_valid.shape
@@ -198,15 +213,15 @@ def _rounds(
     slots = cfg.rounds * cfg.points_per_round
     matched = tuple(name for name in MATCHED_TERMS if getattr(cfg.loss, name))
     cells = losses.valid_weights(batch.valid_size, model.grid, model.image_size) > 0.5
-    keys = jax.vmap(lambda k: jax.random.split(k, 3))(keys)
-    first, is_box = start_prompts(key, keys[:, 0], batch, cfg, slots)
+    keys = jax.vmap(lambda k: jax.random.split(k, 3))(inputs.keys)
+    first, is_box = start_prompts(inputs.key, keys[:, 0], batch, cfg, slots)
     single = is_box if cfg.box_start_masks == "one" else jnp.zeros_like(is_box)
     feedback = jax.vmap(lambda k: jax.random.bernoulli(k, cfg.mask_feedback, (p,)))(keys[:, 1])
     learning = decoder, embedding
 
     def compare(learning: tuple[Any, Array], asked: Asked, i: Array | int) -> tuple[Array, Answer]:
         """Decode with student and teacher in round i: the prompts' part of the loss, and what it is made of."""
-        params, seen = hold_frozen(learning[0], config), learning[1]
+        params, seen = hold_frozen(learning[0], learns, config), learning[1]
         if cfg.freeze_image_encoder:
             seen = lax.stop_gradient(seen)
         drawn = asked.prompts, asked.previous, asked.previous_valid
@@ -218,8 +233,7 @@ def _rounds(
             want = asked.masks
         else:
             assert teacher_config is not None
-            teacher_variables, teacher_embedding = teacher
-            answer = decode(teacher_config, teacher_variables, teacher_embedding, *drawn, targets=bool(matched))
+            answer = decode(teacher_config, teacher.variables, teacher.embedding, *drawn, targets=bool(matched))
             chosen = jnp.where(asked.single, 0, answer.iou.argmax(axis=-1))
             terms = _teacher_terms(student, answer, valid, asked.single, cfg)
             if matched:

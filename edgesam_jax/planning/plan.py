@@ -21,11 +21,13 @@ import jax.numpy as jnp
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.config import Config, DataConfig, SamConfig, UsageError, from_json
 from edgesam_jax.config.derive import phase
-from edgesam_jax.config.rules import check_distillation, check_teacher
 from edgesam_jax.data.embeddings import STORE, read_header
 from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.readers.tars import find_tars
-from edgesam_jax.learning.optim import TRAINED, labels, make_optimizer
+from edgesam_jax.learning.checks import check_distillation, check_teacher
+from edgesam_jax.learning.freezing import TRAINED
+from edgesam_jax.learning.objectives import objective_of
+from edgesam_jax.learning.optim import labels, make_optimizer
 from edgesam_jax.learning.prompt_loop import POINT_SLOTS_AT_START
 from edgesam_jax.learning.step import AXIS, of_teacher_needed, train_step
 from edgesam_jax.models import prompts
@@ -201,7 +203,7 @@ class Plan:
     @property
     def rounds(self) -> int:
         """Times that a prompt is decoded by student and teacher."""
-        return self.config.distill.rounds + 1 if self.config.distill.mode == "prompt_in_the_loop" else 0
+        return objective_of(self.config).decodes(self.config)
 
 
 def plan(config: Config, teacher: SamConfig | None, devices: int) -> Plan:
@@ -256,7 +258,7 @@ def _trained(params: Any, config: Config) -> list[bool]:
 def _parts(config: Config, teacher: SamConfig | None, images: int, step: jaxpr_cost.Work) -> dict[str, float]:
     """FLOPs by part of the step; the backward pass is what the other parts leave of the whole."""
     cfg = config.distill
-    loop = cfg.rounds + 1 if cfg.mode == "prompt_in_the_loop" else 0
+    loop = objective_of(config).decodes(config)
     parts: dict[str, float] = {}
     if teacher and not config.data.embeddings:
         parts["teacher: encoder"] = _encoder_work(teacher, images, train=False).products

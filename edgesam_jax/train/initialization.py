@@ -15,6 +15,7 @@ from edgesam_jax.checkpoints.load import load_weights
 from edgesam_jax.checkpoints.model import BACKBONE, Model
 from edgesam_jax.checkpoints.steps import CHECKPOINTS, newest_step
 from edgesam_jax.config import Config, UsageError
+from edgesam_jax.learning.objectives import objective_of
 from edgesam_jax.learning.optim import make_optimizer
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.types import TrainState
@@ -76,7 +77,7 @@ def initial_variables(
         try:
             variables = merge(variables, decoder_of(teacher), f"teacher={config.teacher}")
         except UsageError as error:
-            if config.distill.mode == "encoder_only":
+            if objective_of(config).keeps_decoder(config):
                 raise
             if notes is not None:
                 notes.append(f"note: the decoder starts from random weights, not from the teacher's: {error}")

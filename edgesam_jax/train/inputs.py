@@ -10,11 +10,12 @@ from edgesam_jax.checkpoints.digest import encoder_digest
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import AugmentConfig, Config, UsageError
-from edgesam_jax.config.rules import check_teacher
 from edgesam_jax.data.embeddings import EmbeddingStore
 from edgesam_jax.data.opening import open_parts
 from edgesam_jax.data.pipeline import Batches, batches
 from edgesam_jax.data.source import ENOUGH_TO_JUDGE, Part, left_out
+from edgesam_jax.learning.checks import check_teacher
+from edgesam_jax.learning.objectives import objective_of
 
 
 def check_data(config: Config, parts: Sequence[Part]) -> None:
@@ -23,17 +24,16 @@ def check_data(config: Config, parts: Sequence[Part]) -> None:
     Raises:
       UsageError: a data set that has not what is needed, named by its field.
     """
-    loop = config.distill.mode != "encoder_only"
-    truth = config.distill.targets == "ground_truth" and config.distill.mode != "proposals"  # boxes do, too
+    objective = objective_of(config)
     roots = [f"data.mixture[{i}].root={m.root}" for i, m in enumerate(config.data.mixture)]
     for part, where in zip(parts, roots or [f"data.root={config.data.root}"], strict=True):
-        if loop and not part.source.annotated:
+        if objective.needs_annotations(config) and not part.source.annotated:
             raise UsageError(
                 f"{where}: no photo in it has annotations, so there is nothing to prompt with: set"
                 " data.unlabelled=superpixels (or grid), put annotations beside the photos, use data.source=coco, or"
                 " distill.mode=encoder_only"
             )
-        if truth and not part.source.true_masks:
+        if objective.needs_true_masks(config) and not part.source.true_masks:
             raise UsageError(f"{where}: it has no masks of its own; distill.targets=ground_truth needs them")
         found, most = left_out(part.source), config.data.max_bad_share
         if found.listed >= ENOUGH_TO_JUDGE and found.damaged > most * found.listed:

@@ -19,7 +19,7 @@ from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.save import save_model
 from edgesam_jax.checkpoints.training import TrainCheckpointer
 from edgesam_jax.config import Config, UsageError, to_json
-from edgesam_jax.config.rules import check_distillation
+from edgesam_jax.learning.checks import check_distillation
 from edgesam_jax.learning.optim import make_optimizer
 from edgesam_jax.train import log, parallel
 from edgesam_jax.train.initialization import begin

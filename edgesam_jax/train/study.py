@@ -17,9 +17,10 @@ from PIL import Image
 from edgesam_jax import files
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import Config, UsageError
-from edgesam_jax.config.derive import Length, arm_config, check_arms
+from edgesam_jax.config.derive import Length, arm_config
 from edgesam_jax.data.schema import Example
 from edgesam_jax.eval import heldout
+from edgesam_jax.learning.checks import check_arms
 from edgesam_jax.portable.frame import into_frame, scale_coords
 from edgesam_jax.predict import compiled
 from edgesam_jax.reporting import pictures, tables

@@ -11,6 +11,7 @@ import pytest
 from tiny import CELL, CONV, FAST, GRID, MASK, configured, make_batch
 
 from edgesam_jax.learning import losses, prompt_loop, sampling
+from edgesam_jax.learning.feature_loss import feature_loss
 from edgesam_jax.models import prompts
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.models.sam import decode
@@ -31,9 +32,9 @@ SAMPLE = jax.jit(
 def loss_of(config, params, embedding, teacher_params=TEACHER["params"], batch=BATCH, keys=KEYS, key=KEY):
     teacher = None
     if config.distill.targets == "teacher":
-        teacher = (CONV, {**TEACHER, "params": teacher_params}, TEACHER_EMBEDDING)
-    student = {**STUDENT, "params": params}
-    return prompt_loop.prompt_in_the_loop_loss(student, embedding, teacher, batch, WEIGHTS, key, keys, config)
+        teacher = prompt_loop.TeacherSide({**TEACHER, "params": teacher_params}, TEACHER_EMBEDDING)
+    inputs = prompt_loop.LoopInputs(STUDENT["constants"], teacher, batch, WEIGHTS, key, keys)
+    return prompt_loop.prompt_in_the_loop_loss(params, embedding, inputs, config, CONV)
 
 
 # ---------------------------------------------------------------------------------------------------- written out
@@ -382,7 +383,7 @@ def test_the_loop_is_one_loop_without_callbacks():
 def test_encoder_only_loss_is_the_mean_over_images():
     config = configured("distill.mode=encoder_only")
     batch = BATCH.replace(valid_size=np.array([[32, 32], [20, 9]]))
-    loss, metrics = prompt_loop.encoder_only_loss(EMBEDDING, TEACHER_EMBEDDING, batch, config)
+    loss, metrics = feature_loss(EMBEDDING, TEACHER_EMBEDDING, batch, config)
     error = ((EMBEDDING - TEACHER_EMBEDDING) ** 2).mean(-1)
     np.testing.assert_allclose(loss, (error[0].mean() + error[1, :2, :1].mean()) / 2, rtol=1e-5)
     assert metrics == {"encoder": loss}
@@ -392,14 +393,14 @@ def test_encoder_only_loss_of_several_terms():
     batch = BATCH.replace(valid_size=np.array([[32, 32], [20, 9]]))
     weights = ("distill.loss.pixel=0.5", "distill.loss.channel=2", "distill.loss.correlation=3")
     config = configured("distill.mode=encoder_only", *weights)
-    loss, metrics = prompt_loop.encoder_only_loss(EMBEDDING, TEACHER_EMBEDDING, batch, config)
+    loss, metrics = feature_loss(EMBEDDING, TEACHER_EMBEDDING, batch, config)
     valid = losses.valid_weights(batch.valid_size, GRID, 32) > 0.5
     given = EMBEDDING, TEACHER_EMBEDDING, valid
     terms = losses.feature_error(*given), losses.channel_divergence(*given, 4.0), losses.correlation_error(*given)
     np.testing.assert_allclose(loss, np.dot([0.5, 2, 3], [t.mean() for t in terms]), rtol=1e-5)
     assert metrics.keys() == {"encoder", "pixel", "channel", "correlation"}
     alone = configured("distill.mode=encoder_only", "distill.loss.pixel=0", "distill.loss.channel=1")
-    loss, metrics = prompt_loop.encoder_only_loss(EMBEDDING, TEACHER_EMBEDDING, batch, alone)
+    loss, metrics = feature_loss(EMBEDDING, TEACHER_EMBEDDING, batch, alone)
     np.testing.assert_allclose(loss, terms[1].mean(), rtol=1e-5)
     assert metrics == {"encoder": loss}
 

@@ -13,7 +13,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 from tiny import CONV, FAST, PROPOSALS, REPVIT, configured, make_batch
 
-from edgesam_jax.learning.optim import is_trained, make_optimizer
+from edgesam_jax.learning.objectives import objective_of
+from edgesam_jax.learning.optim import make_optimizer
 from edgesam_jax.learning.step import train_step
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.models.sam import Sam, preprocess
@@ -93,7 +94,7 @@ def test_the_loss_falls_and_what_is_frozen_stays(name):
     assert all(np.isfinite(v) for row in rows for v in row.values())
     assert rows[-1]["loss"] < falls_to * rows[0]["loss"]
     moved, paths = changed(first.params, last.params), set(flatten_dict(first.params))
-    trained = {p for p in paths if is_trained(p, config.distill, config.model.decoder.lora_rank)}
+    trained = {p for p in paths if objective_of(config).learns(p, config)}
     assert moved <= trained
     # Tokens and weights whose gradient happens to vanish aside, everything that may learn does.
     assert len(moved) > 0.8 * len(trained)
@@ -146,8 +147,8 @@ def test_prompts_weigh_the_same_or_images_do(monkeypatch):
     """B32: pooled, an image with few prompts has little say."""
     seen = {}
 
-    def loss(variables, embedding, teacher, batch, weights, key, keys, config):
-        seen[config.distill.loss_over_prompts] = np.asarray(weights)
+    def loss(params, embedding, inputs, config, teacher):
+        seen[config.distill.loss_over_prompts] = np.asarray(inputs.weights)
         return jnp.sum(embedding), {}, None
 
     monkeypatch.setattr("edgesam_jax.learning.prompt_loop.prompt_in_the_loop_loss", loss)

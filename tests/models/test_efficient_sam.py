@@ -19,8 +19,8 @@ from edgesam_jax import Predictor, UsageError
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.published.guess import guess, published_shapes
 from edgesam_jax.config import Config, DistillConfig, PlainVitConfig
-from edgesam_jax.config.rules import check_teacher
 from edgesam_jax.data.scenes.textures import photos
+from edgesam_jax.learning.checks import check_teacher
 from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.prompts import from_boxes, from_boxes_and_points, from_points
 from edgesam_jax.models.sam import MODELS, Sam, decode

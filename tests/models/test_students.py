@@ -15,8 +15,8 @@ from published_keys import read_keys
 
 from edgesam_jax.checkpoints.published.guess import guess, published_shapes
 from edgesam_jax.config import Config, DistillConfig, EfficientVitConfig, RepVitConfig, TinyVitConfig
-from edgesam_jax.config.rules import check_teacher
 from edgesam_jax.eval.efficiency.model_cost import counts
+from edgesam_jax.learning.checks import check_teacher
 from edgesam_jax.models.encoders.efficient_vit import linear_attention
 from edgesam_jax.models.fold import fold
 from edgesam_jax.models.init import abstract_variables, init_variables

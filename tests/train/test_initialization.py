@@ -22,10 +22,10 @@ from edgesam_jax.config import (
     UsageError,
     VitConfig,
     apply_overrides,
-    rules,
 )
 from edgesam_jax.data.opening import open_parts
 from edgesam_jax.data.source import Part
+from edgesam_jax.learning import checks
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.train import initialization, inputs, workdir
 
@@ -92,9 +92,9 @@ def test_lora_starts_afresh_on_weights_without_it():
 @pytest.mark.parametrize(("field", "value"), [("image_size", 64), ("embed_dim", 32)])
 def test_a_teacher_of_another_frame_is_refused(field, value):
     config = Config(model=CONV, teacher="t", distill=ENCODER_ONLY)
-    rules.check_teacher(config, CONV)
+    checks.check_teacher(config, CONV)
     with pytest.raises(UsageError, match=rf"teacher=t: its {field} is {value}"):
-        rules.check_teacher(config, dataclasses.replace(CONV, **{field: value}))
+        checks.check_teacher(config, dataclasses.replace(CONV, **{field: value}))
 
 
 @pytest.mark.parametrize(
@@ -109,14 +109,14 @@ def test_a_teacher_of_another_frame_is_refused(field, value):
 )
 def test_a_teacher_whose_decoder_can_not_be_matched_is_refused(overrides, field, value):
     other = apply_overrides(CONV, [f"{field}={value}"])
-    rules.check_teacher(configured("teacher=t"), other)
+    checks.check_teacher(configured("teacher=t"), other)
     with pytest.raises(UsageError, match=rf"teacher=t: its {field} is {value}"):
-        rules.check_teacher(configured("teacher=t", *overrides), other)
+        checks.check_teacher(configured("teacher=t", *overrides), other)
 
 
 def test_cosines_between_cells_need_no_equal_width():
     only = ("distill.mode=encoder_only", "distill.loss.pixel=0", "distill.loss.correlation=1")
-    rules.check_teacher(configured("teacher=t", *only), dataclasses.replace(CONV, embed_dim=32))
+    checks.check_teacher(configured("teacher=t", *only), dataclasses.replace(CONV, embed_dim=32))
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ def test_cosines_between_cells_need_no_equal_width():
 )
 def test_losses_that_can_not_be_computed_are_refused(overrides, message):
     with pytest.raises(UsageError, match=message):
-        rules.check_distillation(configured("teacher=t", *overrides))
-    rules.check_distillation(configured("teacher=t"))
+        checks.check_distillation(configured("teacher=t", *overrides))
+    checks.check_distillation(configured("teacher=t"))
 
 
 def test_workdir_notes_its_config_and_names_differences(tmp_path):

@@ -14,6 +14,7 @@ from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.save import save_model_file
 from edgesam_jax.config import ArmConfig, Config, DataConfig, DistillConfig, EvalConfig, TrainConfig, UsageError, derive
 from edgesam_jax.eval import heldout
+from edgesam_jax.learning.checks import check_arms
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.train import study
 
@@ -48,14 +49,14 @@ def test_equal_time_counts_steps_at_the_rate_of_the_first_arm():
     [
         ((ArmConfig("D", init_from="A"), ArmConfig("A")), "arm 'D' needs arm 'A'"),
         ((ArmConfig("B", time_from=("A",)),), "arm 'B' needs arm 'A'"),
-        ((ArmConfig("A"), ArmConfig("A")), "arm name 'A' must be a word of its own"),
+        ((ArmConfig("A"), ArmConfig("A")), "arm name 'A' must be a valid identifier and used once"),
         ((ArmConfig("../A"),), "arm name '../A' must be"),
         ((ArmConfig("A", overrides=("train.stepz=1",)),), "no field 'stepz'"),
     ],
 )
 def test_a_study_that_cannot_run_is_refused_at_once(arms, says):
     with pytest.raises(UsageError, match=says):
-        derive.check_arms(dataclasses.replace(CONFIG, study=arms, teacher="tiny_teacher"))
+        check_arms(dataclasses.replace(CONFIG, study=arms, teacher="tiny_teacher"))
 
 
 def test_table_has_a_column_per_prompt_and_dashes_where_nothing_was_measured():

@@ -1,0 +1,81 @@
+"""Whether a config can be learnt from at all: checked before data or devices are touched."""
+
+from __future__ import annotations
+
+import operator
+
+from edgesam_jax.config import Config, ConvEncoderConfig, SamConfig, UsageError
+from edgesam_jax.config.derive import Length, arm_config
+from edgesam_jax.config.rules import check_counts
+from edgesam_jax.learning.objective import refuse
+from edgesam_jax.learning.objectives import objective_of
+
+
+def check_distillation(config: Config) -> None:
+    """Refuse what can't be computed, or what would silently have no effect.
+
+    Raises:
+      UsageError: the field at fault, and why.
+    """
+    check_counts(config)
+    objective_of(config).check(config)
+    distill, loss, optim = config.distill, config.distill.loss, config.optim
+    truth = distill.targets == "ground_truth"
+    pyramid = isinstance(config.model.encoder, ConvEncoderConfig) or getattr(config.model.encoder, "fuse", False)
+    milestones = bool(optim.milestones) and all(0 < milestone < 1 for milestone in optim.milestones)
+    refuse(
+        {
+            "model.proposals: this encoder has no maps of three sizes; it needs model.encoder.fuse=true": (
+                not pyramid and config.model.proposals is not None
+            ),
+            "optim.schedule=step: optim.milestones must be shares of the run between 0 and 1": (
+                optim.schedule == "step" and not milestones
+            ),
+            "distill.loss.encoder: there is no teacher's embedding with distill.targets=ground_truth": (
+                truth and loss.encoder > 0
+            ),
+            "distill.loss.attention, features, query: distill.targets=ground_truth has no teacher's decoder to match": (
+                truth and max(loss.attention, loss.features, loss.query) > 0
+            ),
+            "distill.loss.channel_temperature must be above 0": loss.channel_temperature <= 0,
+            "teacher: name a checkpoint, or set distill.targets=ground_truth": not truth and not config.teacher,
+            "distill.rounds must be 0 or more": distill.rounds < 0,
+            "distill.points_per_round must be 1 or more": distill.points_per_round < 1,
+            "distill.temperature must be above 0": distill.temperature <= 0,
+            "distill.mask_feedback is a probability, 0 to 1": not 0 <= distill.mask_feedback <= 1,
+        }
+    )
+
+
+def check_arms(config: Config) -> None:
+    """Refuse a study at once if one of its arms would fail after hours.
+
+    Raises:
+      UsageError: an arm's name that is missing, used twice or no identifier; a wrong order or override.
+    """
+    seen: dict[str, Length] = {}
+    for arm in config.study:
+        if not arm.name.isidentifier() or arm.name in seen:
+            raise UsageError(f"study: arm name {arm.name!r} must be a valid identifier and used once")
+        check_distillation(arm_config(config, arm, seen))
+        seen[arm.name] = Length(1, 1.0)
+
+
+def check_teacher(config: Config, teacher: SamConfig) -> None:
+    """A teacher must see the same frame as the student and give masks and embeddings of the same size.
+
+    Raises:
+      UsageError: image, embedding or mask sizes differ.
+    """
+    student, loss = config.model, config.distill.loss
+    # The decoder's widths follow embed_dim; cosines between cells can be compared at any width.
+    channels = objective_of(config).compares_embeddings(config) and max(loss.pixel, loss.channel) > 0
+    channels = channels or max(loss.features, loss.query) > 0
+    names = ["image_size", "grid", "mask_size", *(["embed_dim"] if channels else [])]
+    names += ["variant", "decoder.depth", "decoder.heads"] if loss.attention > 0 else []
+    for name in names:
+        mine, theirs = operator.attrgetter(name)(student), operator.attrgetter(name)(teacher)
+        if mine != theirs:
+            raise UsageError(
+                f"teacher={config.teacher}: its {name} is {theirs}, the model's is {mine}; they must agree"
+            )
