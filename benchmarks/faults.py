@@ -665,7 +665,7 @@ def too_many_bad(output: Path) -> list[Row]:
     (root / "instances.json").write_text(json.dumps({**content, "images": images, "annotations": notes}))
     ended = train(output / "listed", base_config(root, None))
     row = Row("20 of 1,000 entries without a field", ended, looked_at(output / "listed"), "nothing was begun")
-    rows.append(check(row, 2, "20 of its 1000 photos have entries that are damaged"))
+    rows.append(check(row, 2, "20 of its 1000 photos have damaged entries"))
 
     root = output / "damaged" / "all"
     write_scenes(root, 8)

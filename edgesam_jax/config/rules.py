@@ -1,4 +1,4 @@
-"""What a config must satisfy before anything starts, and which fields may differ when a run goes on."""
+"""Rules on values: lower bounds of counts, and the fields that may change when a run is resumed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from edgesam_jax.portable.errors import UsageError
 
 
 def check_counts(config: Config) -> None:
-    """Refuse numbers that no run can have.
+    """Check the lower bounds of all counts.
 
     Raises:
-      UsageError: the field, its value and the least it may be.
+      UsageError: a count is too small; the field, its value and the bound are named.
     """
     least = {
         "train.steps": 1, "train.log_every": 1, "train.checkpoint_every": 1, "train.keep_checkpoints": 1,
@@ -26,10 +26,10 @@ def check_counts(config: Config) -> None:
     for name, value in least.items():
         part, field = name.split(".")
         if (given := getattr(getattr(config, part), field)) < value:
-            raise UsageError(f"{name}={given}: it must be {value} or more")
+            raise UsageError(f"{name}={given}: must be at least {value}")
 
 
-# Fields that change how a run is watched or where it runs, but not what it computes.
+# Fields that change how a run is monitored or where it runs, but not its result.
 FREE_FIELDS = {
     "train.devices",
     "model.encoder.remat",

@@ -1,1 +1,1 @@
-"""What one training step learns, and how: objectives, losses, the step, the optimiser."""
+"""The training step: objectives, losses, the prompt loop, the optimiser."""

@@ -28,7 +28,7 @@ def check_distillation(config: Config) -> None:
             "model.proposals: this encoder has no maps of three sizes; it needs model.encoder.fuse=true": (
                 not pyramid and config.model.proposals is not None
             ),
-            "optim.schedule=step: optim.milestones must be shares of the run between 0 and 1": (
+            "optim.schedule=step: optim.milestones must be fractions of the run between 0 and 1": (
                 optim.schedule == "step" and not milestones
             ),
             "distill.loss.encoder: there is no teacher's embedding with distill.targets=ground_truth": (
@@ -39,8 +39,8 @@ def check_distillation(config: Config) -> None:
             ),
             "distill.loss.channel_temperature must be above 0": loss.channel_temperature <= 0,
             "teacher: name a checkpoint, or set distill.targets=ground_truth": not truth and not config.teacher,
-            "distill.rounds must be 0 or more": distill.rounds < 0,
-            "distill.points_per_round must be 1 or more": distill.points_per_round < 1,
+            "distill.rounds must be at least 0": distill.rounds < 0,
+            "distill.points_per_round must be at least 1": distill.points_per_round < 1,
             "distill.temperature must be above 0": distill.temperature <= 0,
             "distill.mask_feedback is a probability, 0 to 1": not 0 <= distill.mask_feedback <= 1,
         }

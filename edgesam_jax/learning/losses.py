@@ -1,7 +1,7 @@
-"""Losses per element: the reduction over masks, prompts and images is the caller's, and explicit.
+"""Losses per element; callers reduce over masks, prompts and images explicitly.
 
-All arithmetic is float32.  Masks are logits; the published code takes the cross entropy of clamped probabilities, whose
-gradient vanishes beyond a logit of 17 (facts, defect B31).
+All arithmetic is float32.  Masks are logits.  The published code takes the cross entropy of clamped probabilities
+instead, whose gradient vanishes beyond a logit of 17 (docs/published_code.md, B31).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from jax import Array
 
 
 def valid_weights(valid_size: Array, cells: int, image_size: int) -> Array:
-    """How much of each cell of a (cells cells) grid lies in the photo: (b 2) rows and columns -> (b cells cells).
+    """Fraction of each cell of a (cells cells) grid that lies in the photo: (b 2) rows and columns -> (b cells cells).
 
     The value is torch's bilinear down-sampling (no antialias) of the valid rectangle: 1 inside, 1/2 where an edge of
-    the photo runs through, 1/4 at its corner, 0 outside (facts, section 6).
+    the photo runs through, 1/4 at its corner, 0 outside (docs/published_code.md, "Losses").
     """
     stride = image_size / cells
     centre = (jnp.arange(cells) + 0.5) * stride - 0.5
@@ -28,16 +28,16 @@ def valid_weights(valid_size: Array, cells: int, image_size: int) -> Array:
 def feature_error(student: Array, teacher: Array, valid: Array) -> Array:
     """Squared feature error (b g g c) -> (b): mean over channels and over the cells of ``valid`` (b g g) bool.
 
-    EdgeSAM equation 1.  The published code averages a wrongly broadcast (b b) array when sizes differ (defect B35).
+    EdgeSAM equation 1.  The published code averages a wrongly broadcast (b b) array when sizes differ (B35).
     """
     error = jnp.square(student.astype(jnp.float32) - teacher.astype(jnp.float32)).mean(axis=-1)
     return jnp.sum(error * valid, axis=(1, 2)) / jnp.maximum(valid.sum(axis=(1, 2)), 1)
 
 
 def focal(logits: Array, positive: Array, alpha: float, gamma: float) -> Array:
-    """Focal loss per element: cross entropy, weighted by how wrong the probability is to the power of gamma.
+    """Focal loss per element: cross entropy times the probability of the wrong class to the power ``gamma``.
 
-    ``positive`` bool; positives weigh ``alpha``, negatives 1 - alpha (Lin et al., ICCV 2017, equation 5).
+    ``positive`` is bool; positives have weight ``alpha``, negatives 1 - alpha (Lin et al., ICCV 2017, equation 5).
     """
     logits = logits.astype(jnp.float32)
     wrong = jax.nn.sigmoid(jnp.where(positive, -logits, logits))
@@ -54,8 +54,8 @@ def huber(error: Array, beta: float) -> Array:
 def channel_divergence(student: Array, teacher: Array, valid: Array, temperature: float) -> Array:
     """Channel-wise distillation (b g g c) -> (b): mean over channels of T^2 KL(teacher || student).
 
-    Of a channel the softmax over the cells of ``valid`` (b g g) bool is compared, at temperature T: where it is active
-    counts, not how strongly (Shu et al., ICCV 2021, equation 5).
+    Compares each channel's softmax over the cells of ``valid`` (b g g) bool at temperature T: the location of the
+    activation counts, its strength doesn't (Shu et al., ICCV 2021, equation 5).
     """
     s, t = (
         jax.nn.log_softmax(jnp.where(valid[..., None], x.astype(jnp.float32) / temperature, -1e9), axis=(1, 2))
@@ -84,9 +84,10 @@ def correlation_error(student: Array, teacher: Array, valid: Array) -> Array:
 
 
 def attention_error(student: Array, teacher: Array, queries: Array, keys: Array) -> Array:
-    """Squared error of attention maps (b p heads q k) -> (b p): mean over heads and over pairs that are both real.
+    """Squared error of attention maps (b p heads q k) -> (b p): mean over heads and valid pairs.
 
-    ``queries`` (b p q) and ``keys`` (b p k) bool; p may be 1 where it is the same for all prompts.
+    A pair is valid if its query in ``queries`` (b p q) and its key in ``keys`` (b p k), both bool, are.  p may be 1 for
+    a side that is the same for all prompts.
     """
     pairs = queries[:, :, :, None] & keys[:, :, None, :]
     error = jnp.square(student.astype(jnp.float32) - teacher.astype(jnp.float32)).mean(axis=2)
@@ -103,14 +104,19 @@ def upscaled_error(student: Array, teacher: Array, weight: Array) -> Array:
 def query_error(student: Array, teacher: Array) -> Array:
     """Squared error of the hypernetworks' outputs (b p m c), each scaled to L1 norm 1 -> (b p m): mean over channels.
 
-    The published code takes the norm over the masks instead (defect B18), which ties the masks to one another.
+    The published code takes the norm over the masks instead (B18), which couples the masks.
     """
     s, t = (x / jnp.maximum(jnp.abs(x).sum(-1, keepdims=True), 1e-6) for x in (student, teacher))
     return jnp.square(s.astype(jnp.float32) - t.astype(jnp.float32)).mean(axis=-1)
 
 
 def binary_cross_entropy(logits: Array, target: Array, weight: Array) -> Array:
-    """(b p m h w) logits and targets in [0, 1], weight (b h w) -> weighted mean over pixels (b p m)."""
+    """Binary cross entropy, averaged over pixels: (b p m h w) -> (b p m).
+
+    Args:
+      logits, target: (b p m h w); targets are in [0, 1].
+      weight: (b h w) of the pixels.
+    """
     weight = weight[:, None, None]
     loss = jax.nn.softplus(logits) - logits * target
     return jnp.sum(loss * weight, axis=(-2, -1)) / jnp.maximum(weight.sum(axis=(-2, -1)), 1e-6)
@@ -135,8 +141,8 @@ def measured_iou(a: Array, b: Array, valid: Array) -> Array:
 def grouping(embedding: Array, masks: Array, prompt_valid: Array, scale: float = 8.0) -> Array:
     """Auxiliary loss for training from scratch: the cells of one object look alike, others don't -> (b p).
 
-    The mean feature of a mask (b p s s), as a query, has to find that mask among the cells of the embedding (b g g c).
-    Ours, not the paper's: without it small models stay in a minimum that draws an ellipse from the box.
+    The mean feature of a mask (b p s s), as a query, must find that mask among the cells of the embedding (b g g c).
+    Not from the paper: without this term, small models get stuck in a minimum that draws an ellipse from the box.
     """
     b, g, _, c = embedding.shape
     p, s = masks.shape[1], masks.shape[-1]
@@ -145,12 +151,12 @@ def grouping(embedding: Array, masks: Array, prompt_valid: Array, scale: float =
     query = _unit(jnp.einsum("bps,bsc->bpc", cover, x))
     logits = scale * (jnp.einsum("bpc,bsc->bps", query, x) - 0.5)
     loss = jax.nn.softplus(logits) - logits * cover
-    # Small objects would drown in background: inside and outside weigh the same.
+    # Inside and outside have equal weight, or the background would outweigh small objects.
     inside = (loss * cover).sum(-1) / jnp.maximum(cover.sum(-1), 1e-6)
     outside = (loss * (1 - cover)).sum(-1) / jnp.maximum((1 - cover).sum(-1), 1e-6)
     return (inside + outside) * prompt_valid
 
 
 def _unit(x: Array) -> Array:
-    """Scale to unit length; the gradient stays finite at 0, where empty prompts are."""
+    """Scale to unit length; the gradient stays finite at 0, the value of empty prompts."""
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)

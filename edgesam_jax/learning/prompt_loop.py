@@ -19,13 +19,13 @@ from edgesam_jax.models.sam import decode, join_prompts, split_prompts
 from edgesam_jax.types import Batch, Prompts
 
 POINT_SLOTS_AT_START = 1
-MASK_TERMS = ("bce", "dice", "iou")  # computed always, if only to be watched
-MATCHED_TERMS = ("attention", "features", "query")  # computed where they count: they keep large arrays
+MASK_TERMS = ("bce", "dice", "iou")  # always computed, for the log
+MATCHED_TERMS = ("attention", "features", "query")  # computed only if they have weight: they keep large arrays
 
 
 @struct.dataclass
 class Trace:
-    """What the last decode round saw, for pictures: prompts and masks at low resolution (b p s s)."""
+    """Prompts and low-resolution masks (b p s s) of the last decode round, for pictures."""
 
     prompts: Prompts
     student: Array
@@ -41,8 +41,8 @@ class LoopCarry:
     previous: Array  # (b p s s) logits fed back as a mask prompt
     previous_valid: Array  # (b p)
     terms: dict[str, Array]
-    by_round: dict[str, Array]  # each (rounds,), for people to watch
-    gradient: Any  # of the rounds so far, by what learns, in float32; None where none is asked for
+    by_round: dict[str, Array]  # each (rounds,), for the log
+    gradient: Any  # of the rounds so far, in float32, by decoder and embedding; None if not requested
     trace: Trace
 
 
@@ -56,7 +56,7 @@ class TeacherSide:
 
 @struct.dataclass
 class LoopInputs:
-    """What all rounds read; no gradient flows to it.
+    """The inputs of all rounds; no gradient flows to them.
 
     ``teacher`` is None if the targets are ground-truth masks.  ``weights`` (b p) are the prompts' shares in the loss:
     they sum to 1 over the global batch.  ``key`` is shared by all devices, ``keys`` (b) belong to the images.
@@ -72,7 +72,7 @@ class LoopInputs:
 
 @struct.dataclass
 class Asked:
-    """What is decoded in one round, and how much it counts; every leaf starts with (b p)."""
+    """The prompts of one round and their weights; every leaf starts with (b p)."""
 
     prompts: Prompts
     previous: Array | None
@@ -84,7 +84,7 @@ class Asked:
 
 @struct.dataclass
 class Answer:
-    """Loss terms (b p), and the masks that are compared (b p s s): the student's logits, the target."""
+    """Loss terms (b p), and the compared masks (b p s s): the student's logits and the target."""
 
     terms: dict[str, Array]
     own: Array
@@ -167,9 +167,9 @@ def prompt_in_the_loop_loss(
     return _loop(config, teacher, decoder, embedding, inputs)
 
 
-# What one round passes to the next has no gradient (new points are drawn, masks fed back are held), so the gradient of
-# a round, and of a few prompts in it, is complete as soon as their loss is.  It is taken there and then, while what
-# they computed is at hand: JAX's own reverse pass would keep all of it for all rounds, or compute it again.
+# Nothing that a round passes to the next carries a gradient (points are sampled, masks fed back are constant), so the
+# gradient of a round, and of any subset of its prompts, is complete as soon as its loss is.  It is taken right away,
+# while the activations are in memory: JAX's reverse pass would keep them for all rounds, or recompute them.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _loop(
     config: Config, teacher_config: SamConfig | None, decoder: Any, embedding: Array, inputs: LoopInputs
@@ -201,7 +201,7 @@ def _rounds(
     inputs: LoopInputs,
     differentiate: bool,
 ) -> tuple[tuple[Array, dict[str, Array], Trace], tuple[Any, Array] | None]:
-    """The result of ``prompt_in_the_loop_loss`` and, if asked for, the loss's gradient by decoder and embedding."""
+    """The result of ``prompt_in_the_loop_loss``, and the gradient by decoder and embedding if ``differentiate``."""
     constants, teacher, batch, weights = inputs.constants, inputs.teacher, inputs.batch, inputs.weights
     cfg, model = config.distill, config.model
     size, cell = model.mask_size, model.image_size / model.mask_size
@@ -220,7 +220,7 @@ def _rounds(
     learning = decoder, embedding
 
     def compare(learning: tuple[Any, Array], asked: Asked, i: Array | int) -> tuple[Array, Answer]:
-        """Decode with student and teacher in round i: the prompts' part of the loss, and what it is made of."""
+        """Decode with student and teacher in round i: the prompts' part of the loss, and its terms."""
         params, seen = hold_frozen(learning[0], learns, config), learning[1]
         if cfg.freeze_image_encoder:
             seen = lax.stop_gradient(seen)
@@ -269,7 +269,7 @@ def _rounds(
         by_round = {name: carry.by_round[name].at[i].set(value) for name, value in shown.items()}
         following = carry.prompts
         if cfg.rounds:
-            # The last round's points would have no slot: they are drawn only to keep the body the same, and dropped.
+            # The last round's points have no slot: they are drawn to keep the loop body uniform, and dropped.
             slot = prompts.BOX_SLOTS + POINT_SLOTS_AT_START + jnp.minimum(i, cfg.rounds - 1) * cfg.points_per_round
             more = prompts.append(carry.prompts, slot, coords, labels, drawn)
             following = jax.tree.map(lambda new, old: jnp.where(i < cfg.rounds, new, old), more, carry.prompts)
@@ -297,7 +297,7 @@ def _rounds(
 
 
 def _total(terms: dict[str, Array], cfg: DistillConfig) -> Array:
-    """The loss that weighted terms give together."""
+    """The weighted sum of the terms."""
     counted = [name for name in (*MASK_TERMS, *MATCHED_TERMS) if name in terms]
     return jnp.asarray(sum(getattr(cfg.loss, name) * terms[name] for name in counted))
 
@@ -305,7 +305,9 @@ def _total(terms: dict[str, Array], cfg: DistillConfig) -> Array:
 def _in_chunks(
     f: Callable[[Any, Any], tuple[Array, Answer]], learning: Any, asked: Asked, chunk: int, gradient: Any
 ) -> tuple[Any, Answer]:
-    """``gradient`` plus f's by ``learning`` (None: unwanted), and f's answer; ``chunk`` prompts at a time (0: all)."""
+    """``gradient`` plus the gradient of f by ``learning``, and f's answer, ``chunk`` prompts at a time (0: all).
+
+    With ``gradient`` None no gradient is computed."""
 
     def one(gradient: Any, piece: Asked) -> tuple[Any, Answer]:
         if gradient is None:
@@ -321,17 +323,17 @@ def _in_chunks(
 
 
 def _pick(masks: Array, chosen: Array) -> Array:
-    """(b p m h w) at index (b p) -> (b p h w)."""
+    """Select the mask of index ``chosen`` (b p): (b p m h w) -> (b p h w)."""
     return jnp.take_along_axis(masks, chosen[:, :, None, None, None], axis=2)[:, :, 0]
 
 
 def _mean_over(values: Array, active: Array) -> Array:
-    """(b p m) -> (b p): the mean over the masks that take part."""
+    """Mean over the active masks: (b p m) -> (b p)."""
     return jnp.sum(values * active, axis=-1) / jnp.maximum(active.sum(axis=-1), 1)
 
 
 def _teacher_terms(student: Any, teacher: Any, valid: Array, single: Array, cfg: DistillConfig) -> dict[str, Array]:
-    """Loss terms (b p) against the teacher's masks; of ``single`` prompts only mask token 0 counts."""
+    """Loss terms (b p) against the teacher's masks; for ``single`` prompts only mask token 0 counts."""
     active = _active(single, student.logits.shape[2])
     own = student.logits / cfg.temperature
     target = jax.nn.sigmoid(teacher.logits / cfg.temperature) if cfg.teacher_mask == "soft" else teacher.logits > 0
@@ -344,18 +346,18 @@ def _teacher_terms(student: Any, teacher: Any, valid: Array, single: Array, cfg:
 
 
 def _active(single: Array, masks: int) -> Array:
-    """Which mask tokens of each prompt (b p) count: (b p m) float32."""
+    """Mask tokens that count for each prompt (b p): (b p m) float32, 1 or 0."""
     return jnp.where(single[..., None], jnp.arange(masks) == 0, True).astype(jnp.float32)
 
 
 def _matched_terms(student: Any, teacher: Any, asked: Asked, valid: Array, cells: Array) -> dict[str, Array]:
-    """How far the insides of the two decoders are apart (b p); see ``LossConfig``.
+    """Errors (b p) between the internals of the two decoders; see ``LossConfig``.
 
     ``valid`` (b s s) weights of mask pixels, ``cells`` (b g g) bool of the embedding.  Slots without a prompt and cells
     without a photo are left out of the attention maps.
     """
     mine, theirs = student.targets, teacher.targets
-    own = mine["t2t_0"].shape[-1] - asked.prompts.valid.shape[-1]  # the IoU token and the mask tokens are always there
+    own = mine["t2t_0"].shape[-1] - asked.prompts.valid.shape[-1]  # the IoU token and the mask tokens are always valid
     tokens = jnp.pad(asked.prompts.valid, ((0, 0), (0, 0), (own, 0)), constant_values=True)
     image = cells.reshape(len(cells), 1, -1)
     sides = {"t": tokens, "i": image}

@@ -1,7 +1,7 @@
-"""What the proposal network learns: which anchors are objects, and how far they are from them.
+"""Targets and loss of the proposal network: which anchors are objects, and their offsets from the objects' boxes.
 
 Focal loss of the scores, Huber loss of the positive anchors' codes, both over the number of positive anchors
-(EdgeSAM section 3.2; the numbers are EfficientDet's: more_model_facts, section 4).
+(EdgeSAM section 3.2; with EfficientDet's numbers; docs/published_code.md, "Other models").
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from edgesam_jax.types import Batch
 
 @struct.dataclass
 class Targets:
-    """Of every anchor: ``kind`` (b n) int32, 1 positive, 0 negative, -1 neither; ``codes`` (b n 4) of its box."""
+    """Targets of all anchors.
+
+    ``kind`` (b n) int32 is 1 for positive, 0 for negative, -1 for ignored anchors; ``codes`` (b n 4) encode the matched
+    boxes.
+    """
 
     kind: Array
     codes: Array
@@ -48,6 +52,6 @@ def proposal_loss(
     positive = targets.kind == 1
     focal = losses.focal(logits, positive, config.focal_alpha, config.focal_gamma)
     score = weight * jnp.sum(focal * (targets.kind >= 0))
-    wrong = jnp.where(positive[..., None], codes - targets.codes, 0)  # others' boxes may be of no size
+    wrong = jnp.where(positive[..., None], codes - targets.codes, 0)  # codes of negative anchors may be infinite
     box = config.box_weight * weight * losses.huber(wrong, config.huber_beta).sum() / 4
     return score + box, {"score": score, "box": box}

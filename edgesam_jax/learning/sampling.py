@@ -1,4 +1,4 @@
-"""New points where student and teacher disagree."""
+"""Sampling of new points where student and teacher disagree (EdgeSAM appendix D)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from jax import Array
 def draw_pixels(key: Array, area: Array, count: int = 1) -> tuple[Array, Array]:
     """Draw ``count`` different pixels uniformly from ``area`` (h w) bool.
 
-    Returns row-major indices (count,) and whether each was there to be drawn (count,).  Pure and without host
-    callbacks: the k-th set pixel is found from the running sum.
+    Returns row-major indices (count,), and validity (count,): False once ``area`` has no pixels left.  Pure, without
+    host callbacks: the k-th set pixel is found from the running sum.
     """
     running = jnp.cumsum(area.reshape(-1), dtype=jnp.int32)
     total = running[-1]
@@ -42,18 +42,18 @@ def sample_disagreement(
     min_disagreement: int = 10,
     law: Literal["uniform", "side", "interior"] = "uniform",
 ) -> tuple[Array, Array, Array]:
-    """New points where the student's masks differ from the teacher's (EdgeSAM appendix D; facts, section 6.1).
+    """New points where the student's masks differ from the teacher's (EdgeSAM appendix D).
 
     A point is drawn uniformly, without replacement, from the pixels that are valid and differ; its label is the
     teacher's value there.  Nothing is drawn for a prompt with fewer than ``min_disagreement * count`` such pixels.
 
     Args:
-      keys: (b) random keys, one per image, so that what is drawn does not depend on how images are spread over devices.
+      keys: (b) random keys, one per image, so that the points don't depend on how images are distributed over devices.
       student, teacher: (b p h w) bool.  valid: (b h w) bool.
       cell: pixels of the input frame per mask pixel.
       law: ``uniform`` over the whole disagreement (the published code); ``side``: a fair coin between missed and
-        surplus pixels where both exist (the paper's wording); ``interior``: only pixels whose 3x3 neighbourhood differs
-        too, where there are any.
+        surplus pixels where both exist (the paper's wording); ``interior``: only pixels whose entire 3x3
+        neighbourhood differs, if there are ``count`` of them.
 
     Returns:
       coords (b p count 2) of pixel centres in the input frame, labels (b p count) int32, valid (b p count) bool.

@@ -1,7 +1,7 @@
-"""The one body of a training step.  Pure: the wrapper in ``parallel`` decides how many devices run it.
+"""The body of a training step: a pure function; ``train.parallel`` compiles it for one device or several.
 
-How a batch is cut, into devices and into micro-batches, is decided in one place: what depends on the whole of it is
-computed first (``_share``), and the loss of a piece is such that the mean over all pieces is the loss of the batch.
+Devices and micro-batches split a batch in one place: quantities of the global batch are computed first (``_share``),
+and losses are normalised so that the mean over all pieces is the loss of the batch.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def train_step(
     """One optimiser step on this device's share of the batch, in ``train.accumulate`` micro-batches.
 
     ``teacher`` holds the teacher's variables (None for ground-truth targets).  ``key`` is the run's only key: the step
-    is folded in here, then the image's place in the global batch, so the result does not depend on how many devices
-    or micro-batches share the batch.  Metrics are means over the global batch.
+    is folded in here, then the image's place in the global batch, so the result doesn't depend on the number of devices
+    or micro-batches.  Metrics are means over the global batch.
 
-    Batch norm alone sees the cut: a micro-batch, over all devices or on each (``train.batch_norm``), is normalised with
-    its own statistics, and the running ones move by their mean.  A layer's statistics of the whole batch are not known
-    before every micro-batch has passed the layers below it, so what one micro-batch needs would have to be kept for
-    all: ``model.encoder.remat`` and ``train.prompt_chunk`` save memory at the statistics of the whole batch.
+    Batch norm is the exception: each micro-batch, over all devices or on each (``train.batch_norm``), is normalised
+    with its own statistics, and the running statistics move by their mean.  Statistics of the entire batch would need the
+    activations of all micro-batches at once: a layer's input is known only after every micro-batch has passed the
+    layers below.  ``model.encoder.remat`` and ``train.prompt_chunk`` save memory and keep the batch's statistics.
     """
     pieces, objective = config.train.accumulate, objective_of(config)
     setting = Setting(config, teacher_config, axis_name)
@@ -51,7 +51,7 @@ def train_step(
 
     def gradient(share: Share) -> tuple[Any, tuple[Any, dict[str, Array]]]:
         def loss_fn(params: Any) -> tuple[Array, tuple[Any, dict[str, Array]]]:
-            # Nothing is computed for leaves that do not learn, and grad_norm is the norm that clipping sees.
+            # No gradient is computed for frozen leaves, and grad_norm is the norm that clipping sees.
             params = hold_frozen(params, objective.learns, config)
             outcome = objective.loss(_variables(state, params), teacher, share, key, setting)
             return outcome.loss, (outcome.batch_stats, outcome.metrics)
@@ -62,14 +62,14 @@ def train_step(
         gradient(share) if pieces == 1 else _mean_over_pieces(gradient, share, pieces, state.params)
     )
     if axis_name is not None:
-        # The one place where devices meet.  Losses are normalised by global counts, so the mean is the global gradient.
+        # The only collective of gradients.  Losses are normalised by global counts, so the mean is the global gradient.
         grads, batch_stats, metrics = lax.pmean((grads, batch_stats, metrics), axis_name)
     # Frozen parts keep their statistics exactly: a mean of equal numbers may be rounded.
     batch_stats = objective.statistics(state.batch_stats, batch_stats, config)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics["grad_norm"] = optax.global_norm(grads)
-    if config.train.nonfinite == "skip":  # only the step is counted, so that the next one draws other numbers
+    if config.train.nonfinite == "skip":  # the step counter still advances, so that the next step draws other numbers
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         params, batch_stats, opt_state = jax.tree.map(
             lambda new, old: jnp.where(good, new, old),
@@ -83,9 +83,9 @@ def train_step(
 def _mean_over_pieces(
     gradient: Callable[[Share], tuple[Any, Any]], share: Share, pieces: int, params: Any
 ) -> tuple[Any, Any]:
-    """``gradient`` of each of ``pieces`` consecutive parts, one after the other: the means of what it returns.
+    """Means of the outputs of ``gradient`` over ``pieces`` consecutive parts, one after the other.
 
-    Gradients, of the shapes of ``params``, are added up in float32 in one buffer.
+    Gradients, shaped like ``params``, are accumulated in float32 in one buffer.
     """
     parts = jax.tree.map(lambda x: x.reshape(pieces, x.shape[0] // pieces, *x.shape[1:]), share)
 
@@ -98,7 +98,7 @@ def _mean_over_pieces(
 
 
 def _share(batch: Batch, key: Array, step: Array, setting: Setting, pieces: int = 1) -> tuple[Array, Share]:
-    """The key that all images of a step share, and this device's share, which is cut into ``pieces`` later."""
+    """The step's key, shared by all images, and this device's share, to be split into ``pieces`` by the caller."""
     key, image_key = jax.random.split(jax.random.fold_in(key, step))
     b, axis_name = batch.image.shape[0], setting.axis_name
     first = 0 if axis_name is None else lax.axis_index(axis_name) * b
@@ -124,7 +124,7 @@ def total_loss(
     teacher_config: SamConfig | None,
     axis_name: str | None = None,
 ) -> Outcome:
-    """The objective of ``config`` on a batch as one piece, for ``params`` in place of the state's."""
+    """Evaluate the objective of ``config`` on a batch as one piece, with ``params`` in place of the state's."""
     setting = Setting(config, teacher_config, axis_name)
     key, share = _share(batch, key, state.step, setting)
     return objective_of(config).loss(_variables(state, params), teacher, share, key, setting)
@@ -135,6 +135,6 @@ def _variables(state: TrainState, params: Any) -> dict[str, Any]:
 
 
 def of_teacher_needed(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The teacher's variables that a step reads: where a store has its embeddings, not those of its encoder."""
+    """The teacher's variables that a step reads: without the image encoder's if a store provides the embeddings."""
     unread = ("image_encoder",) if config.data.embeddings else ()
     return {name: {k: v for k, v in parts.items() if k not in unread} for name, parts in variables.items()}

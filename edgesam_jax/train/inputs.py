@@ -1,4 +1,4 @@
-"""What a run reads: its teacher, its data and its store, checked against its config."""
+"""The inputs of a run: teacher, data and store of embeddings, checked against the config."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from edgesam_jax.learning.objectives import objective_of
 
 
 def check_data(config: Config, parts: Sequence[Part]) -> None:
-    """The prompt loop needs instances, ground truth as a target needs true masks, and few entries may be damaged.
+    """Check that the data sets have the annotations that the objective needs, and few damaged entries.
 
     Raises:
-      UsageError: a data set that has not what is needed, named by its field.
+      UsageError: a data set without them, named by its field.
     """
     objective = objective_of(config)
     roots = [f"data.mixture[{i}].root={m.root}" for i, m in enumerate(config.data.mixture)]
@@ -34,42 +34,43 @@ def check_data(config: Config, parts: Sequence[Part]) -> None:
                 " distill.mode=encoder_only"
             )
         if objective.needs_true_masks(config) and not part.source.true_masks:
-            raise UsageError(f"{where}: it has no masks of its own; distill.targets=ground_truth needs them")
+            raise UsageError(f"{where}: has no ground-truth masks, which distill.targets=ground_truth needs")
         found, most = left_out(part.source), config.data.max_bad_share
         if found.listed >= ENOUGH_TO_JUDGE and found.damaged > most * found.listed:
             raise UsageError(
-                f"{where}: {found.damaged} of its {found.listed} photos have entries that are damaged, more than"
-                f" data.max_bad_share={most} allows: mend the data set or raise the share ({found.note})"
+                f"{where}: {found.damaged} of its {found.listed} photos have damaged entries, more than"
+                f" data.max_bad_share={most} allows: fix the data set or raise data.max_bad_share ({found.note})"
             )
 
 
 def check_store(config: Config, teacher: Model | None) -> None:
-    """A store must be of the teacher that the config names, and of photos as they are.
+    """Check that a store was made with the config's teacher, and that the photos aren't augmented.
 
     Raises:
-      UsageError: another teacher, size or shape; no teacher at all; or augmentation, which a store can't follow.
+      UsageError: another teacher, size or shape; no teacher; or augmentation, which stored embeddings can't reflect.
     """
     for root in config.data.embeddings:
         where = f"data.embeddings={root}"
         if config.data.augment != AugmentConfig():
             raise UsageError(
-                f"{where}: a store holds embeddings of unchanged photos; switch data.augment off, or use no store"
+                f"{where}: a store has embeddings of unaugmented photos; turn data.augment off or leave data.embeddings"
+                " empty"
             )
         if teacher is None or config.distill.targets != "teacher":
-            raise UsageError(f"{where}: there is no teacher to learn from; name it, or leave the store out")
-        header = EmbeddingStore(root).header  # a shard that is missing or damaged shows here, not hours later
+            raise UsageError(f"{where}: the run has no teacher; set teacher, or leave data.embeddings empty")
+        header = EmbeddingStore(root).header  # reports a missing or damaged shard now, not hours later
         if header.teacher != encoder_digest(teacher):
             raise UsageError(
                 f"{where}: made with another teacher ({header.source or header.teacher[:12]}), or with other weights of"
-                f" {config.teacher}; embed with this one"
+                f" {config.teacher}; run edgesam_jax.embed with this one"
             )
 
 
 def load_teacher(config: Config) -> Model | None:
-    """The teacher that the config names, checked against the student.
+    """Load the teacher that the config names and check it against the student; None without a teacher.
 
     Raises:
-      UsageError: no such checkpoint, or one of other sizes.
+      UsageError: no such checkpoint, or its sizes differ from the student's.
     """
     if not config.teacher:
         return None
@@ -79,10 +80,10 @@ def load_teacher(config: Config) -> Model | None:
 
 
 def open_data(config: Config, step: int, notes: list[str] | None = None) -> Batches:
-    """This process's share of the batches that the config names; what it left out is added to ``notes``.
+    """Open this process's share of the config's batches; entries skipped on opening are added to ``notes``.
 
     Raises:
-      UsageError: a data set that can't be opened, or does not fit what is to be learnt.
+      UsageError: a data set that can't be opened, or lacks annotations that the objective needs.
     """
     parts = open_parts(config.data, config.model.image_size)
     check_data(config, parts)

@@ -1,7 +1,7 @@
-"""Devices: the only ``jax.pmap`` of the project, batch sharding, and the start of a job of several processes.
+"""Devices and processes: the project's only ``jax.pmap``, batch sharding, and the start of multi-process jobs.
 
-The train step is one body; here it is compiled for one device (``jit``) or mapped over several (``pmap``).  Both take
-and return an unstacked state, and both give the same numbers for the same global batch.
+The training step is compiled here for one device (``jit``) or mapped over several (``pmap``).  Both take and return an
+unstacked state, and give the same numbers for the same global batch.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from edgesam_jax.config import Config, SamConfig, UsageError
 from edgesam_jax.learning.step import AXIS, train_step
 from edgesam_jax.types import Batch, TrainState
 
-COMPILING_MS = 3_600_000  # that processes wait for one another, to compile above all
+COMPILING_MS = 3_600_000  # longest wait of processes for one another, mostly for compilation
 TrainStep = Callable[[TrainState, Any, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def start_processes(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
-    """Join the other processes of a job, if there are any.  Call it before anything touches a device.
+    """Join the other processes of the job, if any.  Call it before any device is initialised.
 
-    Who is who: the arguments; else ``JAX_COORDINATOR_ADDRESS`` (host:port), ``JAX_NUM_PROCESSES`` and
-    ``JAX_PROCESS_ID``; else what SLURM or a TPU slice of several hosts says, by JAX's own detection (an address
-    ``auto`` asks for that anywhere).
+    Address and numbers come from the arguments; else from ``JAX_COORDINATOR_ADDRESS`` (host:port),
+    ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``; else from SLURM or a multi-host TPU slice, by JAX's own detection (the
+    address ``auto`` requests the detection anywhere).
 
     Raises:
-      UsageError: an address without the other two, or numbers that are none; or the others can't be reached.
+      UsageError: an incomplete or invalid set of addresses and numbers; or the other processes can't be reached.
     """
     address = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
     try:
@@ -43,23 +43,27 @@ def start_processes(coordinator: str = "", processes: int = 0, process: int = -1
             return
         if not address:
             if processes or process >= 0:
-                raise UsageError("--processes and --process need --coordinator HOST:PORT, of the first process")
+                raise UsageError(
+                    "--processes and --process need --coordinator HOST:PORT, the address of the first process"
+                )
             return
         count = processes or int(os.environ["JAX_NUM_PROCESSES"])
         index = process if process >= 0 else int(os.environ["JAX_PROCESS_ID"])
         if not 0 <= index < count:
-            raise UsageError(f"--process {index} of --processes {count}: they count from 0")
+            raise UsageError(f"--process {index}: must be between 0 and {count - 1} with --processes {count}")
     except (KeyError, ValueError) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(
-            f"coordinator {address}: set --processes and --process, or the numbers JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+            f"coordinator {address}: set --processes and --process, or JAX_NUM_PROCESSES and JAX_PROCESS_ID, to numbers"
         ) from None
     try:
         jax.distributed.initialize(address, count, index)
     except Exception as error:  # grpc's and XLA's
         first = (str(error).splitlines() or [""])[0][:200]
-        raise UsageError(f"coordinator {address}: the {count} processes could not meet there ({first})") from None
+        raise UsageError(
+            f"coordinator {address}: the {count} processes could not connect to each other ({first})"
+        ) from None
 
 
 def in_cluster(environment: Mapping[str, str]) -> bool:
@@ -69,14 +73,14 @@ def in_cluster(environment: Mapping[str, str]) -> bool:
 
 
 def is_first() -> bool:
-    """Whether this is the process that prints and writes what people read.  Touches no device where it is alone."""
+    """Whether this process writes logs and prints.  Doesn't initialise a device in single-process jobs."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def agree_to_stop(step: int, stop: Callable[[], bool]) -> bool:
-    """Whether to leave after a step: in a job of several processes all leave after the same one.
+    """Whether to stop after a step; all processes of a job stop after the same one.
 
-    There JAX's preemption service hears SIGTERM, on whichever host it arrives; it costs no wait on a device.
+    In multi-process jobs JAX's preemption service handles SIGTERM on any host, without waiting for a device.
     """
     if jax.process_count() == 1:
         return stop()
@@ -86,13 +90,13 @@ def agree_to_stop(step: int, stop: Callable[[], bool]) -> bool:
 
 
 def compile_together(step: Any, arguments: tuple[Any, ...], name: str) -> None:
-    """In a job of several processes, have all compile ``step`` for ``arguments`` before any runs it.
+    """In a multi-process job, compile ``step`` for ``arguments`` on all processes before any of them runs it.
 
-    One that is done sooner would wait for the others inside the first sum over devices, for which they may be given
-    little time (gloo's is 30 s).  JAX keeps what was compiled, so the call that follows finds it.
+    A process that compiles faster would otherwise wait inside the first collective, whose time-out may be short (30 s
+    with gloo).  JAX caches the program, so the call that follows doesn't compile again.
 
     Args:
-      name: of the place where they meet; no other call has it.
+      name: unique name of the barrier.
     """
     if jax.process_count() > 1:
         step.lower(*arguments).compile()
@@ -100,7 +104,7 @@ def compile_together(step: Any, arguments: tuple[Any, ...], name: str) -> None:
 
 
 def meet(name: str) -> None:
-    """In a job of several processes, wait until all are here; ``name`` is of the place, and no other call has it."""
+    """In a multi-process job, wait for all processes; ``name`` is the barrier's unique name."""
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
 
@@ -108,22 +112,22 @@ def meet(name: str) -> None:
 
 
 def gather(numbers: Sequence[int]) -> np.ndarray:
-    """The numbers (n) of every process, (processes n) int64."""
+    """Gather the numbers (n) of every process: (processes n) int64."""
     own = np.asarray(numbers, np.int64)
     if jax.process_count() == 1:
         return own[None]
     from jax.experimental import multihost_utils
 
     meet("gathering")
-    halves = own.view(np.int32)  # JAX has no int64 unless it is told to
+    halves = own.view(np.int32)  # JAX has no int64 by default
     return np.asarray(multihost_utils.process_allgather(halves)).view(np.int64)
 
 
 def check_same_start(step: int, config: str) -> None:
-    """Refuse a job whose processes would not take the same steps, and would wait for one another.
+    """Check that all processes take the same steps, or they would wait for one another forever.
 
     Raises:
-      UsageError: they stand at different steps, or have different configs.
+      UsageError: the processes are at different steps, or have different configs.
     """
     found = gather([step, zlib.crc32(config.encode())])
     if len(set(found[:, 0].tolist())) > 1:
@@ -138,41 +142,41 @@ def check_same_start(step: int, config: str) -> None:
 def request_devices(count: int) -> list[jax.Device]:
     """The local devices to train on: at most ``count``, or all for 0.
 
-    On CPU as many host devices are made, if no device was used yet.
+    On CPU, creates ``count`` host devices if no device has been initialised yet.
     """
     if count > 1:
-        with contextlib.suppress(RuntimeError):  # the backend runs already: take what there is
+        with contextlib.suppress(RuntimeError):  # the backend is already initialised: use its devices
             jax.config.update("jax_num_cpu_devices", count)
     devices = jax.local_devices()
     return devices[:count] if count and jax.process_count() == 1 else devices
 
 
 def check_batch(batch_size: int, devices: Sequence[jax.Device], accumulate: int = 1) -> int:
-    """Images that a device works on at once.
+    """Number of images that a device processes at once.
 
     Raises:
-      UsageError: the global batch does not divide over all devices of all processes and their micro-batches.
+      UsageError: the global batch is not divisible by all devices of all processes and their micro-batches.
     """
     if accumulate < 1:
-        raise UsageError(f"train.accumulate={accumulate}: it must be 1 or more")
+        raise UsageError(f"train.accumulate={accumulate}: must be at least 1")
     total = len(devices) * jax.process_count()
     if batch_size % (total * accumulate):
         pieces, fields = f"{total} devices", "train.devices"
         if accumulate > 1:
             pieces, fields = f"{pieces} x {accumulate} micro-batches", f"{fields} or train.accumulate"
-        raise UsageError(f"data.batch_size={batch_size} does not divide over {pieces}: change it or {fields}")
+        raise UsageError(f"data.batch_size={batch_size} is not divisible by {pieces}: change it or {fields}")
     return batch_size // (total * accumulate)
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """A copy of every array on every local device, as ``pmap`` with donation wants its state before the first call."""
+    """Copy every array to every local device, as ``pmap`` with donation requires before its first call."""
     if len(devices) == 1 and jax.process_count() == 1:
         return jax.device_put(tree, devices[0])
     return jax.device_put(tree, NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec()))
 
 
 def shard_batch(batch: Batch, devices: Sequence[jax.Device]) -> Batch:
-    """The local part of a batch as the step takes it: (b ...) for one device, (d b/d ...) for several."""
+    """Reshape the local part of a batch for the step: (b ...) on one device, (d b/d ...) on several."""
     if len(devices) == 1 and jax.process_count() == 1:
         return jax.device_put(batch, devices[0])
     count = len(devices)
@@ -180,7 +184,7 @@ def shard_batch(batch: Batch, devices: Sequence[jax.Device]) -> Batch:
 
 
 def to_host(tree: Any, copy: bool = False) -> Any:
-    """Replicated arrays as numpy arrays: the first local one, on CPU maybe that itself unless ``copy``."""
+    """Replicated arrays as numpy arrays, from the first local device; on CPU without a copy unless ``copy``."""
     as_numpy = np.array if copy else np.asarray
     return jax.tree.map(lambda x: as_numpy(x.addressable_data(0)) if isinstance(x, jax.Array) else x, tree)
 

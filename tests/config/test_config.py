@@ -229,6 +229,6 @@ def test_numbers_that_no_run_can_have_are_one_line(name, capsys):
     for value in (0, -1):
         flags = ["--config", "configs/quickstart.py", "--dry-run", "--set", f"{name}={value}"]
         assert train.main(flags) == 2
-        assert capsys.readouterr().err == f"error: {name}={value}: it must be 1 or more\n"
+        assert capsys.readouterr().err == f"error: {name}={value}: must be at least 1\n"
     assert train.main(["--config", "configs/quickstart.py", "--dry-run", "--set", "train.prompt_chunk=-1"]) == 2
-    assert capsys.readouterr().err == "error: train.prompt_chunk=-1: it must be 0 or more\n"
+    assert capsys.readouterr().err == "error: train.prompt_chunk=-1: must be at least 0\n"

@@ -139,7 +139,7 @@ def test_clusters_are_recognised():
 def test_wrong_numbers_are_refused():
     for given, message in (
         (("", 2, 0), "need --coordinator"),
-        (("localhost:1", 2, 2), "they count from 0"),
+        (("localhost:1", 2, 2), "--process 2: must be between 0 and 1 with --processes 2"),
         (("localhost:1", 2, -1), "set --processes and --process"),
     ):
         with pytest.raises(UsageError, match=message):

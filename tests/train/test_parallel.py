@@ -43,16 +43,16 @@ def test_processes_that_would_take_different_steps_are_refused(monkeypatch):
 def test_batch_must_divide():
     devices = jax.local_devices() * 3
     assert parallel.check_batch(6, devices) == 2
-    with pytest.raises(UsageError, match=r"data.batch_size=7 does not divide over 3 devices"):
+    with pytest.raises(UsageError, match=r"data.batch_size=7 is not divisible by 3 devices"):
         parallel.check_batch(7, devices)
 
 
 def test_micro_batches_must_divide_too():
     devices = jax.local_devices() * 3
     assert parallel.check_batch(12, devices, accumulate=2) == 2
-    with pytest.raises(UsageError, match=r"batch_size=9 does not divide over 3 devices x 2 micro-batches.*accumulate"):
+    with pytest.raises(UsageError, match=r"batch_size=9 is not divisible by 3 devices x 2 micro-batches.*accumulate"):
         parallel.check_batch(9, devices, accumulate=2)
-    with pytest.raises(UsageError, match=r"train.accumulate=0: it must be 1 or more"):
+    with pytest.raises(UsageError, match=r"train.accumulate=0: must be at least 1"):
         parallel.check_batch(9, devices, accumulate=0)
 
 

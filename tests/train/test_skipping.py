@@ -70,7 +70,7 @@ def test_too_many_bad_photos_stop_the_run(tmp_path, config, monkeypatch):
     with pytest.raises(UsageError, match=r"more than data\.max_bad_share=0\.05: see .*skipped\.jsonl"):
         fit(dataclasses.replace(config, data=dataclasses.replace(config.data, max_bad_share=0.05)), tmp_path / "a")
     monkeypatch.setattr(inputs, "ENOUGH_TO_JUDGE", 6)
-    with pytest.raises(UsageError, match=r"coco: 1 of its 6 photos have entries that are damaged, more than"):
+    with pytest.raises(UsageError, match=r"coco: 1 of its 6 photos have damaged entries, more than"):
         fit(dataclasses.replace(config, data=dataclasses.replace(config.data, max_bad_share=0.1)), tmp_path / "c")
     generous = dataclasses.replace(config, data=dataclasses.replace(config.data, max_bad_share=0.6))
     assert fit(generous, tmp_path / "b", quiet=True).finished
