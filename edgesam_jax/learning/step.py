@@ -41,8 +41,8 @@ def train_step(
     or micro-batches.  Metrics are means over the global batch.
 
     Batch norm is the exception: each micro-batch, over all devices or on each (``train.batch_norm``), is normalised
-    with its own statistics, and the running statistics move by their mean.  Statistics of the entire batch would need the
-    activations of all micro-batches at once: a layer's input is known only after every micro-batch has passed the
+    with its own statistics, and the running statistics move by their mean.  Statistics of the entire batch would need
+    the activations of all micro-batches at once: a layer's input is known only after every micro-batch has passed the
     layers below.  ``model.encoder.remat`` and ``train.prompt_chunk`` save memory and keep the batch's statistics.
     """
     pieces, objective = config.train.accumulate, objective_of(config)

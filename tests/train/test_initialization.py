@@ -189,5 +189,5 @@ def test_guessed_masks_are_no_ground_truth():
 
     check = functools.partial(inputs.check_data, parts=[Part(Guessed())])
     check(Config(teacher="t"))
-    with pytest.raises(UsageError, match="has no ground-truth masks, which distill.targets=ground_truth needs"):
+    with pytest.raises(UsageError, match=r"has no ground-truth masks, which distill\.targets=ground_truth needs"):
         check(Config(distill=DistillConfig(targets="ground_truth")))
