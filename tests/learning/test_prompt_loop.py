@@ -146,7 +146,7 @@ def python_loop(monkeypatch):
 
     monkeypatch.setattr(prompt_loop.lax, "fori_loop", loop)
     monkeypatch.setattr(prompt_loop, "decode", lambda model, *args, targets: DECODE(*args, targets=targets))
-    monkeypatch.setattr(prompt_loop.prompts, "sample_disagreement", SAMPLE)
+    monkeypatch.setattr(prompt_loop.sampling, "sample_disagreement", SAMPLE)
 
 
 OPTIONS = [
