@@ -8,8 +8,8 @@ r"""Fine-tune a published EdgeSAM on your own masks in COCO format.
 The run starts from ``weights/edge_sam.pth`` (``python -m convert.download edge_sam --output weights``); name another
 checkpoint with ``--set train.init_from=CHECKPOINT``.
 
-Expected: depends on the data.  The run ends with the mIoU on at most 50 photos of this data set; score other photos with
-``python -m edgesam_jax.eval``.  Not run here on published weights yet.
+Expected: depends on the data.  The run ends with the mIoU on at most 50 photos of this data set; score other photos
+with ``python -m edgesam_jax.eval``.  Not run here on published weights yet.
 """
 
 from edgesam_jax.config import Config, DataConfig, DistillConfig, EvalConfig, LossConfig, OptimConfig, TrainConfig
