@@ -1,4 +1,4 @@
-"""Configs from Python files, command-line overrides and JSON, and back."""
+"""Load configs from Python files and JSON, apply command-line overrides, and save configs as JSON."""
 
 from __future__ import annotations
 
@@ -92,10 +92,10 @@ def _typed_arguments(
 
 
 def apply_overrides(config: T, overrides: typing.Sequence[str]) -> T:
-    """Apply ``a.b=c`` texts to a nested dataclass; each value is read as its field's type.
+    """Apply overrides ``a.b=c`` to a nested dataclass, in order; each value is read as its field's type.
 
     Raises:
-      UsageError: an unknown field, or a value that is not of the field's type.
+      UsageError: an unknown field, or a value that doesn't have the field's type.
     """
     for text in overrides:
         name, equals, value = text.partition("=")
@@ -120,10 +120,10 @@ def _set(config: Any, path: list[str], value: str, where: str) -> Any:
 
 
 def _literal(hint: Any, text: str, where: str) -> Any:
-    """The plain value that a command-line text stands for."""
+    """Read a command-line text as a Python value."""
     if hint is str or (typing.get_origin(hint) is Literal and all(isinstance(v, str) for v in typing.get_args(hint))):
         return text
-    if hint == tuple[str, ...] and text[:1] not in ("(", "["):  # a list of texts needs no quotes
+    if hint == tuple[str, ...] and text[:1] not in ("(", "["):  # a list of strings needs no quotes
         return [part for part in text.split(",") if part]
     try:
         return ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
@@ -138,12 +138,15 @@ def _type_name(hint: Any) -> str:
 
 
 def to_json(config: Any) -> str:
-    """A config as JSON text; ``from_json`` gives an equal object back."""
+    """Return a config as JSON text; ``from_json`` restores an equal object."""
     return json.dumps(dataclasses.asdict(config), indent=2)
 
 
 def from_json(cls: type[T], text: str, where: str = "config") -> T:
-    """Inverse of ``to_json``, checking every name and type.
+    """Restore an object of class ``cls`` from ``to_json``'s text, checking every name and type.
+
+    Args:
+      where: names the text in an error.
 
     Raises:
       UsageError: damaged JSON, an unknown field, or a value of the wrong type.
