@@ -224,24 +224,24 @@ def _parameters(plan: Plan) -> str:
 
 
 def _work(plan: Plan) -> str:
-    whole = plan.step.products
+    total = plan.step.products
     rows = [
-        (name, f"{flops / 1e9:,.1f}", f"{flops / plan.images / 1e9:,.1f}", f"{flops / whole:.1%}")
-        for name, flops in (*plan.parts.items(), ("step", whole))
+        (name, f"{flops / 1e9:,.1f}", f"{flops / plan.images / 1e9:,.1f}", f"{flops / total:.1%}")
+        for name, flops in (*plan.parts.items(), ("step", total))
     ]
     others = plan.step.others / 1e9
     return (
         table(("GFLOP of a step", "on a device", "an image", "share"), rows)
         + "\nMatrix products and convolutions, a multiply-add as two; other operations: "
-        + f"{others:,.1f} G. All devices: {whole * plan.devices / 1e12:,.1f} TFLOP a step."
+        + f"{others:,.1f} G. All devices: {total * plan.devices / 1e12:,.1f} TFLOP a step."
     )
 
 
 def _memory(plan: Plan, setup: Setup) -> str:
-    whole = sum(plan.memory.values())
-    rows = [(name, gigabytes(size)) for name, size in (*plan.memory.items(), ("sum", whole))]
+    total = sum(plan.memory.values())
+    rows = [(name, gigabytes(size)) for name, size in (*plan.memory.items(), ("sum", total))]
     limit = ACCELERATORS[setup.accelerator].memory
-    verdict = "fits" if 1.75 * whole < limit else "may not fit" if whole < limit else "does not fit"
+    verdict = "fits" if 1.75 * total < limit else "may not fit" if total < limit else "does not fit"
     return (
         table(("memory of a device", "GB"), rows)
         + f"\n{setup.accelerator} has {limit / 1e9:.0f} GB: it {verdict}. Activations are read from the program without"
@@ -313,8 +313,8 @@ def _growth(plan: Plan, setup: Setup) -> str:
             (total % devices == 0, alone / hosts, steps),
             (True, alone, steps / hosts),
         ):
-            whole = seconds + exchange
-            known = f"{whole:.3g}", f"{seconds / whole:.0%}", f"{whole * length * devices / 3600:,.1f}"
+            combined = seconds + exchange
+            known = f"{combined:.3g}", f"{seconds / combined:.0%}", f"{combined * length * devices / 3600:,.1f}"
             row += known if divides else ("", "", "")
         rows.append(row)
     columns = "s a step", "efficiency", "device-h"

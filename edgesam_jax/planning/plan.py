@@ -170,13 +170,13 @@ def _decoder_work(model: SamConfig, config: Config, images: int) -> jaxpr_cost.W
     """One round of the prompt loop."""
     cfg, p = config.distill, config.data.max_prompts
     slots = POINT_SLOTS_AT_START + cfg.rounds * cfg.points_per_round
-    asked = jax.eval_shape(functools.partial(prompts.from_boxes, slots=slots), _array((images, p, 4)))
+    prompt = jax.eval_shape(functools.partial(prompts.from_boxes, slots=slots), _array((images, p, 4)))
     previous: tuple[Any, ...] = ()
     if cfg.mask_feedback:
         previous = _array((images, p, model.mask_size, model.mask_size)), _array((images, p), jnp.bool_)
     embedding = _array((images, model.grid, model.grid, model.embed_dim))
-    one = functools.partial(decode, model, chunk=config.train.prompt_chunk)
-    return _traced(one, _variables(model), embedding, asked, *previous)
+    decode_round = functools.partial(decode, model, chunk=config.train.prompt_chunk)
+    return _traced(decode_round, _variables(model), embedding, prompt, *previous)
 
 
 # --------------------------------------------------------------------------------------------------------------- plan
