@@ -1,9 +1,15 @@
 """The ablations at the paper's scale: SAM ViT-H as teacher, 1 % of SA-1B (3 and 10 % for Table 5d), 1024 px.
 
-Every run has the published recipe of its stage, on as many devices as there are.  It needs the teacher's weights and
-SA-1B's tars (``--set teacher=FILE data.root=DIR``), photos to score on (``--evaluate sa1b=DIR --evaluate coco=DIR``),
-and, to start stage 1 as published, ImageNet weights of every student: name their files in ``IMAGENET`` of a copy of
-this file, and give that as ``--config``.
+::
+
+    python -m edgesam_jax.ablate --table 5a --scale full --set data.root=TARS --evaluate sa1b=DIR --evaluate coco=DIR
+
+Every run uses the published recipe of its stage and all local devices.  Inputs: the teacher's weights
+(``--set teacher=FILE``; default: weights/sam_vit_h_4b8939.pth), SA-1B's tars, and annotated photos to score on.  The
+published stage 1 also starts from ImageNet weights of every student: name their files in ``IMAGENET`` in a copy of this
+file, and pass the copy as ``--config``.
+
+Expected: the paper's numbers, which every table prints next to those measured.  Not run here yet.
 """
 
 import dataclasses
@@ -13,11 +19,15 @@ from edgesam_jax.ablate.arms import Overrides, Recipe, arms, encoder
 from edgesam_jax.config import Config, EfficientVitConfig, EvalConfig, RepVitConfig, TinyVitConfig, load_config
 
 IMAGENET = {"repvit": "", "tiny_vit": "", "efficient_vit": ""}  # empty: from scratch
-TARS = {1: "sa_000020..sa_000029", 3: "sa_000020..sa_000049", 10: "sa_000020..sa_000119"}
+PERCENT = (1, 3, 10)  # of SA-1B (Table 5d)
 
 
-def _named(name: str) -> Config:
-    return load_config(Path(__file__).with_name(f"{name}.py"))
+def _named(name: str, **arguments: int) -> Config:
+    return load_config(Path(__file__).with_name(f"{name}.py"), **arguments)
+
+
+def _data_of(config: Config) -> Overrides:
+    return (f"data.subset={','.join(config.data.subset)}", f"train.steps={config.train.steps}")
 
 
 def _recipe_of(config: Config) -> Overrides:
@@ -36,7 +46,6 @@ def _student(config: RepVitConfig | TinyVitConfig | EfficientVitConfig) -> Overr
 def get_config() -> Config:
     """All runs as one study."""
     first, second = _named("edgesam_stage1"), _named("edgesam_stage2")
-    steps = {name: config.train.steps for name, config in (("first", first), ("second", second))}
     recipe = Recipe(
         stage_1=(*_recipe_of(first), *_start("repvit")),
         short=(*_recipe_of(first), *_start("repvit")),
@@ -50,11 +59,11 @@ def get_config() -> Config:
         },
         prompts=(8, 32),
         data={
-            times: (
-                (f"data.subset={tars}", f"train.steps={times * steps['first']}"),
-                (f"data.subset={tars}", f"train.steps={times * steps['second']}"),
+            percent: (
+                _data_of(_named("edgesam_stage1", percent=percent)),
+                _data_of(_named("edgesam_stage2", percent=percent)),
             )
-            for times, tars in TARS.items()
+            for percent in PERCENT
         },
     )
     return dataclasses.replace(

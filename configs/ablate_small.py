@@ -1,12 +1,17 @@
-"""The ablations on one GPU: RepViT-M1 at 512 px, a teacher trained for it, photos in the mixture where they are given.
+"""The ablations on one GPU: RepViT-M1 at 512 px, with a teacher trained for it, on scenes or a mixture with photos.
 
-First train ``configs/small_teacher.py`` with ``--workdir runs/small_teacher``, then ``python -m edgesam_jax.ablate
---scale small``.  To both, for photos, and to the second for scores on photos that neither has seen::
+::
+
+    python -m edgesam_jax.train --config configs/small_teacher.py --workdir runs/small_teacher
+    python -m edgesam_jax.ablate --table all --scale small
+
+To train on photos too, pass the first line below to both commands; to score on photos that neither model has seen, pass
+the second line to ``ablate``::
 
     --set "data.mixture=[{'source':'scenes'},{'source':'coco','root':'DIR'}]"
     --evaluate coco=DIR
 
-Not run yet: no GPU was at hand.
+Expected: unknown; not run here yet (no GPU was available).
 """
 
 from dataclasses import replace
@@ -28,7 +33,7 @@ from edgesam_jax.config import (
 )
 
 STEPS_1, STEPS_SHORT, STEPS_2 = 6000, 2000, 1500
-PHOTOS, FIRST, SECOND = 2000, 600, 150  # of once the data: distinct photos, steps of both stages
+PHOTOS, FIRST, SECOND = 2000, 600, 150  # Table 5d, smallest data set: distinct photos, steps of stage 1 and 2
 
 
 def get_config() -> Config:

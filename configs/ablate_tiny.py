@@ -1,7 +1,14 @@
 """The ablations in miniature: the quickstart's student and teacher, every run a minute or two on two cores.
 
-Stage 1 of the runs that go on to stage 2 is three times the quickstart's; where every row needs its own stage 1 it is
-shorter.  ``python -m edgesam_jax.ablate --table all`` (docs/ablations.md has the result).
+::
+
+    python -m edgesam_jax.ablate --table all
+
+Runs that continue to stage 2 have a stage 1 three times as long as the quickstart's; tables that train one stage 1 for
+every row use a shorter one.
+
+Expected: the tables in ``docs/ablations.md``.  One table with three seeds takes 20 to 30 minutes on two idle cores, all
+ten about 2.7 hours.
 """
 
 from dataclasses import replace
@@ -22,7 +29,7 @@ TINY_EFFICIENT_VIT = EfficientVitConfig(
 
 STEPS_1, STEPS_SHORT, STEPS_2 = 1000, 300, 100
 RATE_2 = ("optim.learning_rate=1e-3", "optim.warmup_steps=0")
-SCENES, SHORT_1, SHORT_2 = 60, 60, 20  # of once the data: distinct scenes, steps of both stages
+SCENES, SHORT_1, SHORT_2 = 60, 60, 20  # Table 5d, smallest data set: distinct scenes, steps of stage 1 and 2
 
 
 def get_config() -> Config:

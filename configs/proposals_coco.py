@@ -1,9 +1,15 @@
-"""Granularity priors: the proposal network learns COCO's boxes, without their classes, on a frozen EdgeSAM.
+r"""Granularity priors: the proposal network learns COCO's boxes, without their classes, on a frozen EdgeSAM.
 
-The "1x" schedule: 12 epochs of train2017 at batch 16, SGD at 0.02, a tenth of it after 8 and after 11 epochs.  Losses
-and assignment are EfficientDet's: EdgeSAM section 3.2 names focal and Huber loss and the schedule, no numbers
-(docs/priors.md).
-``--set data.root=DIR train.init_from=CHECKPOINT``; every source with boxes will do.
+::
+
+    python -m edgesam_jax.train --config configs/proposals_coco.py --workdir runs/priors \
+        --set data.root=DIR train.init_from=CHECKPOINT
+
+Any data source with boxes works.  The schedule is "1x": 12 epochs of train2017 at batch 16, SGD with a learning rate of
+0.02 that is divided by 10 after 8 and again after 11 epochs.  Losses and assignment are EfficientDet's: EdgeSAM section
+3.2 names focal loss, Huber loss and the schedule, but no numbers (``docs/priors.md``).
+
+Expected (the paper, COCO, centre click): mIoU rises from 48.0 to 54.3.  Not reproduced here yet.
 """
 
 from edgesam_jax.config import (
@@ -26,7 +32,7 @@ def get_config() -> Config:
     return Config(
         name="proposals_coco",
         model=SamConfig(proposals=ProposalConfig()),
-        # Objects beyond max_prompts would count as background.
+        # Objects beyond max_prompts would be trained as background.
         data=DataConfig(source="coco", batch_size=16, max_prompts=100, augment=AugmentConfig(flip=0.5)),
         distill=DistillConfig(mode="proposals", targets="ground_truth", init_decoder_from_teacher=False),
         optim=OptimConfig(

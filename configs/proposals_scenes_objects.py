@@ -1,4 +1,12 @@
-"""Granularity priors in miniature: the tiny teacher's proposal network learns objects of scenes (docs/priors.md)."""
+"""Granularity priors in miniature: the tiny teacher's proposal network learns the objects of generated scenes.
+
+::
+
+    python -m edgesam_jax.train --config configs/proposals_scenes_objects.py --workdir runs/objects
+
+Expected: centre clicks on objects rise from 46.2 to 69.8 mIoU, those on parts fall from 70.5 to 46.6
+(``docs/priors.md``).
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +16,7 @@ from edgesam_jax.models.sam import MODELS
 
 
 def get_config() -> Config:
-    """The recipe for COCO, shorter and for small batches."""
+    """The recipe for COCO, shortened and with batches of 8."""
     base = load_config(Path(__file__).with_name("proposals_coco.py"))
     return replace(
         base,

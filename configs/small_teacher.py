@@ -1,6 +1,12 @@
-"""The teacher of ``--scale small``: a small SAM at 512 px, learnt from the masks of scenes, and of photos where given.
+"""The teacher of ``ablate --scale small``: a small SAM at 512 px, trained on the masks of scenes and optional photos.
 
-For one GPU; it hasn't been trained here.  Photos come in by ``--set``, see ``ablate_small.py``.
+::
+
+    python -m edgesam_jax.train --config configs/small_teacher.py --workdir runs/small_teacher
+
+For one GPU.  ``ablate_small.py`` shows how to add photos.
+
+Expected: unknown; not run here yet.
 """
 
 from dataclasses import replace
@@ -18,7 +24,7 @@ MODEL = SamConfig(
 
 
 def get_config() -> Config:
-    """The tiny teacher's recipe in one run."""
+    """The tiny teacher's recipe, in one run instead of four."""
     base = load_config(Path(__file__).with_name("tiny_teacher.py"))
     return replace(
         base,

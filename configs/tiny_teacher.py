@@ -1,10 +1,17 @@
-"""The tiny teacher that the package carries: a small SAM trained from scratch on the procedural scenes' own masks.
+"""The tiny teacher that ships with the package: a small SAM trained from scratch on the generated scenes' own masks.
 
-Four runs, each from the last one's weights.  ``see`` learns to find objects from one prompt on the hardest scenes, with
-the auxiliary grouping loss at first; ``refine`` adds two rounds of points drawn inside the errors; ``more`` draws them
-anywhere in the errors, as the evaluation does; ``finish`` lets three starts in four be points, and the rate go to zero.
-The best of the masks counts for point starts, and the IoU head learns along.  ``docs/results.md`` tells how the shipped
-file was made.
+::
+
+    python -m edgesam_jax.train --config configs/tiny_teacher.py --workdir runs/tiny_teacher
+
+Four runs, each from the previous one's weights.  ``see`` learns to find objects from one prompt on the hardest scenes,
+with the auxiliary grouping loss at first.  ``refine`` adds two rounds of points drawn inside the errors.  ``more``
+draws the points anywhere in the errors, as the evaluation does.  ``finish`` starts three prompts in four from points,
+and lets the learning rate fall to 1e-5.  For prompts that start from a point the best of the masks counts, and the IoU
+head is trained too.
+
+Expected, in about 90 minutes on one core: 80.9 mIoU with a box and 60.6 with a centre click on held-out scenes
+(``docs/results.md``).
 """
 
 from edgesam_jax.config import (

@@ -1,9 +1,10 @@
 """``python -m edgesam_jax.ablate --table 5a ... [--scale tiny|small|full] [--seeds N]``: the paper's ablations.
 
-Trains what the tables compare, sharing what they have in common, scores it, and leaves under ``--workdir`` for each
-table Markdown, JSON and a picture.  The same command goes on after a stop; a table asked for later takes over the runs
-that are there.  ``tiny`` needs nothing but two cores; ``small`` is for one GPU (512 px; its config says how photos come
-into the mixture); ``full`` is the paper's own scale.  Exit codes: as ``edgesam_jax.train``.
+Trains and scores the runs of the requested tables, and writes Markdown, JSON and a picture of each table to
+``WORKDIR/tables``.  Tables share runs, and every run is trained once.  Run the same command again to resume; tables
+requested later reuse the finished runs.  Scales: ``tiny`` needs two CPU cores; ``small`` is for one GPU (512 px;
+``configs/ablate_small.py`` shows how to add photos); ``full`` is the paper's own scale.  Exit codes: as for
+``edgesam_jax.train``.
 """
 
 from __future__ import annotations
@@ -33,35 +34,39 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m edgesam_jax.ablate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--table", nargs="+", required=True, metavar="TABLE", help="5a, loops, ... or all")
+    parser.add_argument(
+        "--table", nargs="+", required=True, metavar="TABLE", help="letters or names, such as 5a or loops; or all"
+    )
     parser.add_argument("--scale", choices=SCALES, default="tiny")
-    parser.add_argument("--seeds", type=count, default=3, metavar="N", help="runs of every row; default 3")
-    parser.add_argument("--workdir", type=Path, help="default: runs/ablate_SCALE")
-    parser.add_argument("--config", default="", help="in place of the scale's configs/ablate_SCALE.py")
-    parser.add_argument("--set", action="append", default=[], nargs="+", metavar="a.b=c", help="change a field")
+    parser.add_argument("--seeds", type=count, default=3, metavar="N", help="seeds to train every row with; default 3")
+    parser.add_argument("--workdir", type=Path, help="folder of the runs and tables; default runs/ablate_SCALE")
+    parser.add_argument("--config", default="", metavar="FILE", help="default: configs/ablate_SCALE.py")
+    parser.add_argument(
+        "--set", action="append", default=[], nargs="+", metavar="a.b=c", help="change a field of the config"
+    )
     parser.add_argument(
         "--evaluate", action="append", default=[], metavar="coco|lvis|sa1b=DIR",
-        help="score on annotated photos, as edgesam_jax.eval does, in place of the scale's held-out examples",
+        help="score on annotated photos, as edgesam_jax.eval does, instead of on the scale's held-out examples",
     )  # fmt: skip
     return parser
 
 
 def _config(arguments: argparse.Namespace) -> Config:
-    path = Path(arguments.config) if arguments.config else CONFIGS / f"ablate_{arguments.scale}.py"
-    if not path.is_file() and not arguments.config:
-        raise UsageError(f"--scale {arguments.scale}: {path} is missing; run in a checkout, or give --config")
-    return apply_overrides(load_config(path), [text for texts in arguments.set for text in texts])
+    path = CONFIGS / f"ablate_{arguments.scale}.py"
+    if not arguments.config and not path.is_file():
+        raise UsageError(f"--scale {arguments.scale}: {path} is missing; run in a checkout, or pass --config")
+    return apply_overrides(load_config(arguments.config or path), [text for texts in arguments.set for text in texts])
 
 
-def _scorer(config: Config, given: Sequence[str], examples: list[Any]) -> Scorer:
+def _scorer(config: Config, datasets: Sequence[str], examples: list[Any]) -> Scorer:
     from edgesam_jax.ablate import grid
 
-    if not given:
+    if not datasets:
         if not examples:
-            raise UsageError("this config's data has no held-out examples to score on: give --evaluate coco=DIR")
+            raise UsageError("this config's data has no held-out examples to score on: pass --evaluate coco=DIR")
         return grid.held_out(config, examples)
     sets: dict[str, str] = {}
-    for text in given:
+    for text in datasets:
         name, equals, root = text.partition("=")
         if name not in ("coco", "lvis", "sa1b") or not equals:
             raise UsageError(f"--evaluate {text}: write coco=DIR, lvis=DIR or sa1b=DIR")
@@ -74,10 +79,14 @@ def _scorer(config: Config, given: Sequence[str], examples: list[Any]) -> Scorer
 
 
 def run(arguments: argparse.Namespace, stop: Callable[[], bool] = lambda: False) -> str | None:
-    """Do what the command line says; returns the tables as text, or None if asked to stop before the end.
+    """Run the command; returns the tables as text, or None if ``stop`` ended it early.
+
+    Args:
+      arguments: the parsed command line.
+      stop: called after every step; True saves and stops.
 
     Raises:
-      UsageError: an unknown table, a config without the runs, or what ``trainer.fit`` refuses.
+      UsageError: an unknown table, a config without the table's runs, or see ``train.run.fit``.
       FloatingPointError: a run's loss was NaN or infinite.
     """
     config = _config(arguments)
@@ -89,45 +98,45 @@ def run(arguments: argparse.Namespace, stop: Callable[[], bool] = lambda: False)
     from edgesam_jax.eval import heldout
 
     names = [arm.name for arm in config.study]
-    chosen = choose(tables(names), arguments.table)
-    grid.check_known(config.study, {table.letter: table.arms for table in chosen})
+    selected = choose(tables(names), arguments.table)
+    grid.check_known(config.study, {table.letter: table.arms for table in selected})
     compile_cache.enable()
     examples = heldout.heldout_examples(config)
     score = _scorer(config, arguments.evaluate, examples)
     titles = {arm.name: arm.title for arm in config.study}
-    costs = _costs(config, chosen)
+    costs = _costs(config, selected)
 
     def write(outcomes: Outcomes) -> str:
         parts = []
         (workdir / "tables").mkdir(parents=True, exist_ok=True)
-        for table in chosen:
+        for table in selected:
             part = report.markdown(table, titles, outcomes, costs)
-            beside = workdir / "tables" / table.letter
-            files.write_atomically(beside.with_suffix(".md"), part + "\n")
+            target = workdir / "tables" / table.letter
+            files.write_atomically(target.with_suffix(".md"), part + "\n")
             rows = {name: [dataclasses.asdict(o) for o in outcomes[name]] for name in table.arms}
-            files.write_atomically(beside.with_suffix(".json"), json.dumps(rows, indent=2))
-            report.save_plot(beside.with_suffix(".png"), table, titles, outcomes)
+            files.write_atomically(target.with_suffix(".json"), json.dumps(rows, indent=2))
+            report.save_plot(target.with_suffix(".png"), table, titles, outcomes)
             parts.append(part)
         return "\n\n".join(parts)
 
-    found = grid.run(
-        config, workdir, config.study, [name for table in chosen for name in table.arms], range(arguments.seeds), score,
-        examples=examples, stop=stop, after_seed=write,
-        with_correlations=frozenset(name for table in chosen if table.scores for name in table.arms),
+    outcomes = grid.run(
+        config, workdir, config.study, [name for table in selected for name in table.arms],
+        range(arguments.seeds), score, examples=examples, stop=stop, after_seed=write,
+        with_correlations=frozenset(name for table in selected if table.scores for name in table.arms),
     )  # fmt: skip
-    return None if found is None else f"{write(found)}\n\nTables and pictures: {workdir / 'tables'}"
+    return None if outcomes is None else f"{write(outcomes)}\n\nTables and pictures: {workdir / 'tables'}"
 
 
-def _costs(config: Config, chosen: Sequence[Table]) -> dict[str, tuple[float, float]]:
-    """Parameters in M and multiply-accumulates in G of the encoders of the tables that show them."""
+def _costs(config: Config, selected: Sequence[Table]) -> dict[str, tuple[float, float]]:
+    """Return parameters (M) and multiply-accumulates (G) of the image encoders, by run, for tables that show them."""
     from edgesam_jax.eval.efficiency.model_cost import counts
 
-    found = {}
+    costs = {}
     for arm in config.study:
-        if any(table.cost and arm.name in table.arms for table in chosen):
+        if any(table.cost and arm.name in table.arms for table in selected):
             counted = counts(apply_overrides(config, arm.overrides).model)
-            found[arm.name] = counted["parameters"]["encoder"] / 1e6, counted["gmac"]["encoder"]
-    return found
+            costs[arm.name] = counted["parameters"]["encoder"] / 1e6, counted["gmac"]["encoder"]
+    return costs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             tables = run(arguments, stop=lambda: signals.received != 0)
         if tables is None:
             number = signals.received or signal.SIGTERM
-            print(f"stopped by signal {number:d}, saved; the same command goes on from there", file=sys.stderr)
+            print(f"stopped by signal {number:d}, saved; run the same command again to resume", file=sys.stderr)
             return 128 + number
         print(tables)
     except FloatingPointError as error:

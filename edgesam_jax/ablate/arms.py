@@ -1,8 +1,8 @@
-"""The runs that the ablations compare, by name.  Tables share them: most start from the same stage 1.
+"""The runs that the ablations compare, by name.  Tables share runs, and most start from the same stage 1.
 
-``encoder``          stage 1, until it has had its say; the start of stage 2
-``loop1``            stage 2 as published, the reference of most tables
-``short``            a stage 1 of a few steps, the reference where every row needs a stage 1 of its own
+``encoder``   the long stage 1, from which stage 2 starts
+``loop1``     stage 2 as published, the reference of most tables
+``short``     a short stage 1, the reference of tables in which every row trains its own stage 1
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ Overrides = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a scale decides: overrides of its base config.
+    """The choices of a scale, as overrides of its base config.
 
-    ``stage_1``, ``short`` and ``stage_2``: lengths and rates.  ``students``: the encoders of Table 5c beside the base
-    config's, by their titles.  ``prompts``: prompts an image beside the base config's (Table 5i).  ``data``: how many
-    times the photos, with the overrides of both stages (Table 5d).
+    Attributes:
+      stage_1, short, stage_2: lengths and learning rates.
+      students: encoders of Table 5c in addition to the base config's, by title.
+      prompts: fewer and more prompts per image than the base config's (Table 5i).
+      data: multiples of the smallest number of photos, with the overrides of both stages (Table 5d).
     """
 
     stage_1: Overrides
@@ -34,7 +36,7 @@ class Recipe:
 
 
 def arms(recipe: Recipe) -> tuple[ArmConfig, ...]:
-    """All runs of a scale, each after what it starts from."""
+    """Return all runs of a scale, in an order in which each follows the run it starts from."""
     only = "distill.mode=encoder_only"
 
     def stage_1(name: str, title: str, *overrides: str) -> ArmConfig:
@@ -44,7 +46,7 @@ def arms(recipe: Recipe) -> tuple[ArmConfig, ...]:
         return ArmConfig(name, title, init_from=start, overrides=(*recipe.stage_2, *overrides))
 
     few, many = recipe.prompts
-    found = [
+    runs = [
         ArmConfig("encoder", "encoder-only (stage 1)", overrides=(only, *recipe.stage_1)),
         stage_2("loop1", "stage 2, one loop"),
         ArmConfig(
@@ -74,18 +76,18 @@ def arms(recipe: Recipe) -> tuple[ArmConfig, ...]:
         stage_1("pixel_channel", "pixel-wise and channel-wise", "distill.loss.channel=1"),
         stage_1("pixel_correlation", "pixel-wise and structured", "distill.loss.correlation=10"),
     ]  # fmt: skip
-    for title, own in recipe.students.items():
+    for title, overrides in recipe.students.items():
         name = "".join(c if c.isalnum() else "_" for c in title.lower()).replace("__", "_")
-        found.append(stage_1(f"student_{name}", title, *own))
+        runs.append(stage_1(f"student_{name}", title, *overrides))
     for times, (first, second) in recipe.data.items():
-        found.append(stage_1(f"data_{times}x_encoder", f"{times} times the photos, stage 1", *first))
-        found.append(stage_2(f"data_{times}x", f"{times} times the photos", *second, start=f"data_{times}x_encoder"))
-    return tuple(found)
+        runs.append(stage_1(f"data_{times}x_encoder", f"{times} times the photos, stage 1", *first))
+        runs.append(stage_2(f"data_{times}x", f"{times} times the photos", *second, start=f"data_{times}x_encoder"))
+    return tuple(runs)
 
 
 _ALONE = ("distill.loss.bce=0", "distill.loss.dice=0")
 
 
 def encoder(config: EncoderConfig) -> Overrides:
-    """The override that puts another image encoder into the student."""
+    """Return the override that replaces the student's image encoder."""
     return (f"model.encoder={dataclasses.asdict(config)!r}",)

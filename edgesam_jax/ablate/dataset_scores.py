@@ -1,4 +1,4 @@
-"""Scores of a run on annotated photos, as ``python -m edgesam_jax.eval`` measures them."""
+"""Score a run on annotated photos, as ``python -m edgesam_jax.eval`` does."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from edgesam_jax.eval.job import Job
 from edgesam_jax.eval.scoring.protocol import Settings
 from edgesam_jax.eval.scoring.systems import JaxSystem
 
-SA_1K = 64  # instances drawn of a photo of SA-1B (facts, section 7)
+SA_1K = 64  # instances drawn per photo of SA-1B (docs/published_code.md, "Evaluation")
 
 
 def on_photos(config: EvalConfig, sets: Mapping[str, str]) -> Scorer:
-    """Scores on data sets ("coco", "lvis", "sa1b") by their folders; ``eval.images`` photos of each, 0 for all.
+    """Return a scorer on data sets.  It keeps the rows of finished photos in the run's folder, to resume from them.
 
-    Rows of finished photos are kept in the run's folder, so that a stopped evaluation goes on.
+    Args:
+      config: ``images`` photos of each data set are scored; 0: all.
+      sets: folders, by the name of the data set ("coco", "lvis", "sa1b").
     """
 
     def score(model: Model, folder: Path) -> Scores:
-        found: Scores = {}
+        scores: Scores = {}
         system = JaxSystem(folder.name, model, devices=jax.local_devices())
         for name, root in sets.items():
-            found[name] = {}
+            scores[name] = {}
             for prompt in ("box", "center"):
                 most = SA_1K if name == "sa1b" else 0
                 settings = Settings(prompt=prompt, refine=config.refine, seed=config.seed, max_instances=most)
@@ -36,8 +38,8 @@ def on_photos(config: EvalConfig, sets: Mapping[str, str]) -> Scorer:
                 kind = kind_of_folder(root) if name == "sa1b" else "coco"
                 job.open(open_source(DataConfig(source=kind, root=root, limit=config.images), 0, "heldout"))
                 report = job.score(system, folder / f"eval_{name}_{prompt}")
-                assert report is not None  # only a part of several is None
-                found[name][prompt] = report["miou"]
-        return found
+                assert report is not None  # None only for one part of several
+                scores[name][prompt] = report["miou"]
+        return scores
 
     return score

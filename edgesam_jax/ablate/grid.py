@@ -1,6 +1,7 @@
-"""Trains and scores the runs of several tables and seeds, each once, and goes on where it was stopped.
+"""Train and score the runs of several tables and seeds, each run once; a stopped grid can be resumed.
 
-Folder: ``seedN/ARM`` for each run (see ``trainer``) with ``scores.json`` beside its model; ``tables/`` for the result.
+In the work folder, ``seedN/ARM`` is the folder of a run (see ``train.workdir``) with its ``scores.json``, and
+``tables/`` holds the results.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Scorer = Callable[[Model, Path], Scores]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run of one seed: steps, seconds in steps, overlaps, and correlations of scores where asked for."""
+    """One run with one seed: its steps, seconds spent in them, scores, and correlations if requested."""
 
     steps: int
     seconds: float
@@ -42,30 +43,30 @@ class Outcome:
 Outcomes = dict[str, list[Outcome]]  # by arm, in the order of the seeds
 
 
-def needed(arms: Sequence[ArmConfig], wanted: Sequence[str]) -> list[ArmConfig]:
-    """The wanted arms and all that they start from or take their time from, in the order of ``arms``."""
+def needed(arms: Sequence[ArmConfig], requested: Sequence[str]) -> list[ArmConfig]:
+    """Return the requested arms and all that they start from or take their time from, in the order of ``arms``."""
     by_name = {arm.name: arm for arm in arms}
-    found: set[str] = set()
-    todo = list(wanted)
+    selected: set[str] = set()
+    todo = list(requested)
     while todo:
         name = todo.pop()
-        if name not in found:
-            found.add(name)
+        if name not in selected:
+            selected.add(name)
             todo += [other for other in (by_name[name].init_from, *by_name[name].time_from) if other]
-    return [arm for arm in arms if arm.name in found]
+    return [arm for arm in arms if arm.name in selected]
 
 
 def expected_steps(config: Config, arms: Sequence[ArmConfig]) -> dict[str, int]:
-    """Steps of each arm; of those that take the time of others a guess, their steps together."""
+    """Return the steps of each arm; for arms with ``time_from`` a guess, the sum of the steps of the named arms."""
     steps: dict[str, int] = {}
     for arm in arms:
-        own = arm_config(config, arm, dict.fromkeys(steps, Length(1, 1.0)))
-        steps[arm.name] = sum(steps[name] for name in arm.time_from) if arm.time_from else own.train.steps
+        derived = arm_config(config, arm, dict.fromkeys(steps, Length(1, 1.0)))
+        steps[arm.name] = sum(steps[name] for name in arm.time_from) if arm.time_from else derived.train.steps
     return steps
 
 
 def of_seed(config: Config, seed: int) -> Config:
-    """The scale's config for one seed: of weights, data and draws.  What is evaluated on stays."""
+    """Return the scale's config for one seed of weights, data and draws; the evaluation data stay the same."""
     return dataclasses.replace(
         config,
         train=dataclasses.replace(config.train, seed=config.train.seed + seed),
@@ -74,11 +75,11 @@ def of_seed(config: Config, seed: int) -> Config:
 
 
 def held_out(config: Config, examples: list[Example]) -> Scorer:
-    """Scores on examples in memory."""
+    """Return a scorer on examples in memory."""
 
     def score(model: Model, _: Path) -> Scores:
-        found = heldout.measure(config, model.config, model.variables, examples, None, model.metadata["source"])
-        return {"held-out": found}
+        scores = heldout.measure(config, model.config, model.variables, examples, None, model.metadata["source"])
+        return {"held-out": scores}
 
     return score
 
@@ -87,7 +88,7 @@ def run(
     config: Config,
     workdir: Path,
     arms: Sequence[ArmConfig],
-    wanted: Sequence[str],
+    requested: Sequence[str],
     seeds: Sequence[int],
     score: Scorer,
     *,
@@ -96,28 +97,35 @@ def run(
     stop: Callable[[], bool] = lambda: False,
     after_seed: Callable[[Outcomes], object] = lambda outcomes: None,
 ) -> Outcomes | None:
-    """Train and score the wanted arms for every seed, seed by seed.
+    """Train and score the requested arms for every seed, seed by seed.
 
     Args:
-      score: measures a model; its folder is for what that leaves behind.
-      examples: for correlations, of the arms ``with_correlations``.
-      after_seed: called with what is complete.
+      config: the scale's config.
+      workdir: folder of all runs.
+      arms: all runs of the scale.
+      requested: names of the arms to score.
+      seeds: numbers added to the config's seeds.
+      score: measures a model, and may keep files in the folder of its run.
+      examples: data for the correlations.
+      with_correlations: names of the arms whose scores are correlated with the true overlap.
+      stop: called after every step; True saves and stops.
+      after_seed: called with the outcomes of the seeds that are complete.
 
     Returns:
-      The outcomes, or None if asked to stop before the end.
+      The outcomes, or None if ``stop`` ended the run early.
 
     Raises:
-      UsageError: see ``study.check_arms`` and ``trainer.fit``.
+      UsageError: see ``learning.checks.check_arms`` and ``train.run.fit``.
       FloatingPointError: a run's loss was NaN or infinite.
     """
-    todo = needed(arms, wanted)
+    todo = needed(arms, requested)
     check_arms(dataclasses.replace(config, study=tuple(todo)))
     steps = expected_steps(config, todo)
-    outcomes: Outcomes = {name: [] for name in wanted}
+    outcomes: Outcomes = {name: [] for name in requested}
     before = 0
     with tqdm(total=len(seeds) * sum(steps.values()), unit="step", dynamic_ncols=True, smoothing=0.02) as bar:
 
-        def counted() -> bool:  # asked after every step
+        def count_and_stop() -> bool:  # called after every step
             bar.update()
             return stop()
 
@@ -127,24 +135,24 @@ def run(
                 bar.set_description(f"seed {seed}, run {number} of {len(todo)}: {arm.name}")
                 folder = workdir / f"seed{seed}" / arm.name
                 lengths = {name: Length(result.step, result.seconds) for name, result in results.items()}
-                own = arm_config(of_seed(config, seed), arm, lengths)
+                derived = arm_config(of_seed(config, seed), arm, lengths)
                 initial = results[arm.init_from].model if arm.init_from else None
-                result = fit(own, folder, initial=initial, stop=counted, quiet=True)
+                result = fit(derived, folder, initial=initial, stop=count_and_stop, quiet=True)
                 if not result.finished or stop():
                     return None
                 results[arm.name] = result
                 before += steps[arm.name]
-                bar.n = before  # runs that were there already, and guesses that were wrong
+                bar.n = before  # corrects for finished runs and wrong guesses
                 bar.refresh()
                 if arm.name in outcomes:
-                    also = examples if arm.name in with_correlations else None
-                    outcomes[arm.name].append(_scored(config, result, folder, score, also))
+                    correlated = examples if arm.name in with_correlations else None
+                    outcomes[arm.name].append(_scored(config, result, folder, score, correlated))
             after_seed(outcomes)
     return outcomes
 
 
 def _scored(config: Config, result: RunResult, folder: Path, score: Scorer, examples: list[Example] | None) -> Outcome:
-    """Measure, or read back what was measured with the same settings."""
+    """Score a run, or read its stored scores if they were measured with the same settings."""
     path = folder / "scores.json"
     settings = json.loads(json.dumps(dataclasses.asdict(config.eval)))
     kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -158,14 +166,14 @@ def _scored(config: Config, result: RunResult, folder: Path, score: Scorer, exam
     return Outcome(result.step, result.seconds, kept["scores"], kept.get("correlations"))
 
 
-def check_known(arms: Sequence[ArmConfig], wanted: Mapping[str, Sequence[str]]) -> None:
-    """Every table's rows must be runs of the config.
+def check_known(arms: Sequence[ArmConfig], requested: Mapping[str, Sequence[str]]) -> None:
+    """Check that every row of the requested tables is a run of the config.
 
     Raises:
-      UsageError: a row without its run, or a table without rows.
+      UsageError: a row without a run, or a table with fewer than two rows.
     """
     names = {arm.name for arm in arms}
-    for table, rows in wanted.items():
+    for table, rows in requested.items():
         if missing := [name for name in rows if name not in names]:
             raise UsageError(f"--table {table}: this scale has no run called {', '.join(missing)}")
         if len(rows) < 2:

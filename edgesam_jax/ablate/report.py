@@ -1,4 +1,4 @@
-"""A table as Markdown and as a picture, and what its seeds allow to say about the paper's conclusion."""
+"""A table as Markdown and as a picture, with a verdict on each of the paper's conclusions."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from edgesam_jax.ablate.grid import Outcome, Outcomes
 from edgesam_jax.ablate.tables import SHOWN, Claim, Column, Row, Table
 from edgesam_jax.reporting.tables import aligned_table
 
-NEAR = 0.35  # points of mIoU within which the paper's rows are taken to be level
+NEAR = 0.35  # rows of the paper within this many points of mIoU count as level
 
 
 def values(outcomes: Sequence[Outcome], dataset: str, column: Column) -> list[float]:
-    """Percent, seed by seed."""
+    """Return the mIoU of a column in percent, seed by seed."""
     prompt, points = column
     return [100 * o.scores[dataset][prompt][points] for o in outcomes]
 
 
 def spread(numbers: Sequence[float], digits: int = 1) -> str:
-    """Mean (smallest to largest)."""
+    """Format numbers as ``mean (smallest to largest)``; as the mean alone where these round to the same value."""
     mean = f"{np.mean(numbers):.{digits}f}"
     if max(numbers) - min(numbers) < 0.5 * 10.0**-digits:
         return mean
@@ -32,11 +32,12 @@ def spread(numbers: Sequence[float], digits: int = 1) -> str:
 def markdown(
     table: Table, titles: Mapping[str, str], outcomes: Outcomes, costs: Mapping[str, tuple[float, float]]
 ) -> str:
-    """The table: mean and range over the seeds, the paper's numbers beside them, and its conclusions held against ours.
+    """Format a table: mean and range over the seeds, the paper's numbers, and a verdict on each of its conclusions.
 
     Args:
-      titles: of the runs, where a row has none of its own.
-      costs: parameters in M and multiply-accumulates in G, by run; shown where the table asks for them.
+      titles: titles of the runs, for rows without a title.
+      outcomes: results of the runs, by name.
+      costs: parameters (M) and multiply-accumulates (G) by run; shown in tables with ``cost``.
     """
     first = outcomes[table.rows[0].arm]
     paper = [column for column in SHOWN if any(column in row.paper for row in table.rows)]
@@ -50,11 +51,11 @@ def markdown(
     ]  # fmt: skip
     body = []
     for row in table.rows:
-        found = outcomes[row.arm]
-        cells = [spread([float(o.steps) for o in found], 0), spread([o.seconds for o in found], 0)]
+        results = outcomes[row.arm]
+        cells = [spread([float(o.steps) for o in results], 0), spread([o.seconds for o in results], 0)]
         cells += [f"{v:.2f}" for v in costs[row.arm]] if table.cost else []
-        cells += [spread(values(found, name, column)) for name, column in columns]
-        cells += [_correlation(found, kind) for kind in ("iou", "stability")] if table.scores else []
+        cells += [spread(values(results, name, column)) for name, column in columns]
+        cells += [_correlation(results, kind) for kind in ("iou", "stability")] if table.scores else []
         cells += [f"{row.paper[c]:.1f}" if c in row.paper else "-" for c in paper]
         body.append([row.title or titles[row.arm], *cells])
     seeds = len(first)
@@ -68,51 +69,51 @@ def markdown(
 
 
 def head(column: Column) -> str:
-    """A column's heading: ``box``, ``box +2``, ``centre`` ..."""
+    """Return a column's heading: ``box``, ``box +2``, ``centre``, ..."""
     prompt, points = column
     return ("box" if prompt == "box" else "centre") + (f" +{points}" if points else "")
 
 
-def _columns(found: Sequence[Outcome]) -> list[Column]:
-    scores = next(iter(found[0].scores.values()))
+def _columns(outcomes: Sequence[Outcome]) -> list[Column]:
+    scores = next(iter(outcomes[0].scores.values()))
     return [(prompt, i) for prompt in ("box", "center") for i in range(len(scores.get(prompt, ())))]
 
 
-def _correlation(found: Sequence[Outcome], kind: str) -> str:
-    return spread([o.correlations[kind]["pearson"] for o in found if o.correlations], 2)
+def _correlation(outcomes: Sequence[Outcome], kind: str) -> str:
+    return spread([o.correlations[kind]["pearson"] for o in outcomes if o.correlations], 2)
 
 
 def verdict(claim: Claim, table: Table, titles: Mapping[str, str], outcomes: Outcomes, dataset: str) -> str:
-    """One line: the paper's difference, ours seed by seed, and whether they agree.
+    """Compare a difference of the paper with ours, seed by seed, in one line.
 
-    A difference counts where all seeds have its sign; with fewer than three seeds nothing can be told.  Rows that the
-    paper has level are level here where the mean of the differences is at most twice ``NEAR``.
+    A difference counts if all seeds have the same sign; fewer than three seeds allow no verdict.  Rows that are level
+    in the paper are level here if the mean of the differences is at most twice ``NEAR``.
     """
     name = {row.arm: row.title or titles[row.arm] for row in table.rows}
     pairs = zip(*(values(outcomes[arm], dataset, claim.column) for arm in (claim.first, claim.second)), strict=True)
-    found = [a - b for a, b in pairs]
-    listed = " ".join(f"{d:+.1f}" for d in found)
+    differences = [a - b for a, b in pairs]
+    listed = " ".join(f"{d:+.1f}" for d in differences)
     paper = "better" if claim.difference is None else f"{claim.difference:+.1f}"
     text = f'- {head(claim.column)}, "{name[claim.first]}" minus "{name[claim.second]}": paper {paper}, here {listed}'
-    return f"{text}: **{_agreement(claim.difference, found)}**"
+    return f"{text}: **{_agreement(claim.difference, differences)}**"
 
 
-def _agreement(paper: float | None, found: Sequence[float]) -> str:
+def _agreement(paper: float | None, differences: Sequence[float]) -> str:
     level = paper is not None and abs(paper) <= NEAR
-    one_sign = all(d > 0 for d in found) or all(d < 0 for d in found)
-    if len(found) < 3:
+    one_sign = all(d > 0 for d in differences) or all(d < 0 for d in differences)
+    if len(differences) < 3:
         return "can't be told from fewer than three seeds"
-    if level and abs(float(np.mean(found))) <= 2 * NEAR:
+    if level and abs(float(np.mean(differences))) <= 2 * NEAR:
         return "agrees: nearly level" if one_sign else "agrees: level"
     if not one_sign:
         return "can't be told: the seeds have both signs"
     if level:
         return "disagrees"
-    return "agrees" if (found[0] > 0) == (paper is None or paper > 0) else "disagrees"
+    return "agrees" if (differences[0] > 0) == (paper is None or paper > 0) else "disagrees"
 
 
 def save_plot(path: Path, table: Table, titles: Mapping[str, str], outcomes: Outcomes) -> None:
-    """One dot a seed and a bar for the mean, row by row, for boxes and centre clicks, first and after two points."""
+    """Write a PNG with a panel for each column in ``SHOWN``: a dot per seed and a bar for the mean of every row."""
     from matplotlib.figure import Figure  # a second to import: only when a chart is drawn
 
     first = outcomes[table.rows[0].arm]
@@ -131,9 +132,9 @@ def save_plot(path: Path, table: Table, titles: Mapping[str, str], outcomes: Out
         axis.set_xlabel("mIoU, %", fontsize=8)
     axes[0].set_yticks(range(len(table.rows)), [_title(row, titles) for row in table.rows], fontsize=8)
     axes[0].invert_yaxis()
-    beside = path.with_name(path.name + ".part")
-    figure.savefig(beside, format="png", dpi=110)
-    os.replace(beside, path)
+    temporary = path.with_name(path.name + ".part")
+    figure.savefig(temporary, format="png", dpi=110)
+    os.replace(temporary, path)
 
 
 def _title(row: Row, titles: Mapping[str, str]) -> str:

@@ -1,9 +1,8 @@
-"""The paper's ablation tables as data: which runs stand in their rows, what the paper measured and what it concludes.
+"""The paper's ablation tables as data: the runs in their rows, the paper's numbers and its conclusions.
 
-Source: Zhou, Li, Loy, Dai, "EdgeSAM: Prompt-In-the-Loop Distillation", arXiv 2312.06660, Tables 5 and 6, as far as
-their numbers are known here: mIoU in percent on SA-1K, for a box and for a centre click, at first and after two points
-more.  The letters of 5a, 5c and 5g are certain; which of the other ablations has which letter is not, so each table has
-a name too.
+Source: Zhou, Li, Loy, Dai, "EdgeSAM: Prompt-In-the-Loop Distillation", arXiv 2312.06660, Tables 5 and 6, as far as the
+numbers are known here: mIoU in percent on SA-1K for a box and for a centre click, each alone and after two more points.
+The letters 5a, 5c and 5g are certain; those of the other ablations are not, hence a name for each table.
 """
 
 from __future__ import annotations
@@ -14,25 +13,26 @@ from dataclasses import dataclass, field
 
 from edgesam_jax.config import UsageError
 
-Column = tuple[str, int]  # prompt and number of points after it
+Column = tuple[str, int]  # prompt, and number of points after it
 BOX, BOX2, CENTRE, CENTRE2 = ("box", 0), ("box", 2), ("center", 0), ("center", 2)
-SHOWN: tuple[Column, ...] = (BOX, BOX2, CENTRE, CENTRE2)  # of the paper's numbers, and in plots
+SHOWN: tuple[Column, ...] = (BOX, BOX2, CENTRE, CENTRE2)  # columns of the paper's numbers and of the plots
 
 
 @dataclass(frozen=True)
 class Row:
-    """A run, what it is called in this table, and the paper's numbers for it where they are known."""
+    """A row: the name of its run, its title in this table, and the paper's numbers where known."""
 
     arm: str
-    title: str = ""  # empty: the run's own
+    title: str = ""  # empty: the title of the run
     paper: Mapping[Column, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper concludes from two rows in one column.
+    """A conclusion of the paper from two rows in one column.
 
-    ``difference`` is ``first`` minus ``second`` in points of mIoU; None: only that the first is better is known.
+    ``difference`` is ``first`` minus ``second`` in points of mIoU, or None if the paper only says that the first is
+    better.
     """
 
     first: str
@@ -43,10 +43,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Table:
-    """One table: ``letter`` in the paper, ``name`` for the command line.
+    """One table, with its ``letter`` in the paper and its ``name`` on the command line.
 
-    ``scores``: also measured is whether scores tell good masks from bad.  ``cost``: parameters and operations of the
-    students are shown.
+    With ``scores`` the correlation of the model's scores with the true overlap is measured and shown; with ``cost`` the
+    parameters and operations of the students are shown.
     """
 
     letter: str
@@ -59,7 +59,7 @@ class Table:
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """The runs of the rows."""
+        """Names of the rows' runs."""
         return tuple(row.arm for row in self.rows)
 
 
@@ -73,7 +73,7 @@ _ONE_LOOP = _paper(83.0, 67.5, 84.1, 79.0)
 
 
 def tables(arms: Sequence[str]) -> tuple[Table, ...]:
-    """All tables; the rows of Tables 5c and 5d are those of the ``arms`` whose names begin with student_ and data_."""
+    """Return all tables; Tables 5c and 5d have a row for every name in ``arms`` that begins with student_ or data_."""
     students = tuple(name for name in arms if name.startswith("student_"))
     data = tuple(name for name in arms if name.startswith("data_") and not name.endswith("_encoder"))
     return (
@@ -172,15 +172,15 @@ def tables(arms: Sequence[str]) -> tuple[Table, ...]:
     )  # fmt: skip
 
 
-def choose(given: tuple[Table, ...], names: list[str]) -> tuple[Table, ...]:
-    """The tables of some letters or names, in the paper's order; ``all`` for all.
+def choose(available: tuple[Table, ...], names: list[str]) -> tuple[Table, ...]:
+    """Select tables by letters or names, or all with ``all``, in the paper's order.
 
     Raises:
-      UsageError: a table that there is not.
+      UsageError: an unknown letter or name.
     """
-    known = {key for table in given for key in (table.letter, table.name)}
+    known = {key for table in available for key in (table.letter, table.name)}
     for name in names:
         if name != "all" and name not in known:
-            listed = ", ".join(f"{table.letter} ({table.name})" for table in given)
-            raise UsageError(f"--table {name}: there is {listed}, or all")
-    return tuple(t for t in given if "all" in names or t.letter in names or t.name in names)
+            listed = ", ".join(f"{table.letter} ({table.name})" for table in available)
+            raise UsageError(f"--table {name}: unknown table; choose from {listed}, or all")
+    return tuple(t for t in available if "all" in names or t.letter in names or t.name in names)

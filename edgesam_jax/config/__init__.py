@@ -1,7 +1,7 @@
 """Experiment configuration: frozen dataclasses, typed overrides, a JSON round trip.
 
-Everything here is plain standard library, so workers and command lines can read a config without importing JAX.
-``rules`` checks a config, ``derive`` makes one config from another; import those modules by name.
+Uses the standard library alone, so data workers and command lines can read a config without importing JAX.  Two
+modules are imported by name: ``rules`` checks a config, ``derive`` makes one config from another.
 """
 
 from edgesam_jax.config.parse import apply_overrides, from_json, load_config, to_json

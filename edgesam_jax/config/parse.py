@@ -1,13 +1,16 @@
-"""Configs from Python files, command-line overrides and JSON, and back."""
+"""Load configs from Python files and JSON, apply command-line overrides, and save configs as JSON."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import importlib.util
+import inspect
 import json
+import re
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -17,38 +20,82 @@ from edgesam_jax.portable.errors import UsageError
 T = TypeVar("T")
 
 
-def load_config(path: str | Path) -> Config:
-    """Load ``get_config()`` of a Python file, or a config saved as JSON.
+def load_config(path: str | Path, **arguments: Any) -> Config:
+    """Load the config that a Python file's ``get_config`` returns, or a config saved as JSON.
+
+    ``get_config`` may take keyword arguments with defaults.  They follow the file's name after a colon, as in
+    ``configs/edgesam_stage1.py:percent=3`` or ``configs/table5c.py:encoder=tinyvit,neck=fpn``, or are passed here as
+    keywords.  Each is read as the type of its annotation.  An existing file whose name contains a colon is that file.
+
+    Args:
+      path: the file, optionally with arguments after a colon; values can't contain commas.
+      arguments: arguments of ``get_config``, in place of or in addition to those in ``path``.
 
     Raises:
-      UsageError: no such file, or a Python file without ``get_config`` returning a ``Config``.
+      UsageError: a missing file, an unknown argument or bad value, or a Python file that fails or whose ``get_config``
+        doesn't return a ``Config``.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"--config {path}: no such file")
-    if path.suffix == ".json":
-        return from_json(Config, path.read_text(), str(path))
-    spec = importlib.util.spec_from_file_location(f"edgesam_jax_config_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    where = f"--config {path}"
+    file, texts = _split_arguments(str(path), where)
+    if not file.is_file():
+        raise UsageError(f"--config {file}: no such file")
+    if file.suffix == ".json":
+        if texts or arguments:
+            raise UsageError(f"{where}: a saved config takes no arguments; change its fields with --set")
+        return from_json(Config, file.read_text(), str(file))
+    spec = importlib.util.spec_from_file_location(f"edgesam_jax_config_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--config {file}: expected a .py or .json file")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         get_config = getattr(module, "get_config", None)
-        config = get_config() if callable(get_config) else None
-    except UsageError:  # from a config that this one is derived from
+        config = get_config(**_typed_arguments(get_config, texts, arguments, where)) if callable(get_config) else None
+    except UsageError:  # from the arguments, or from a config that this one is derived from
         raise
     except Exception as error:
-        raise UsageError(f"--config {path}: {type(error).__name__}: {error}") from error
+        raise UsageError(f"--config {file}: {type(error).__name__}: {error}") from error
     if not isinstance(config, Config):
-        raise UsageError(f"--config {path}: it must define get_config() returning an edgesam_jax.config.Config")
+        raise UsageError(f"--config {file}: must define get_config() returning an edgesam_jax.config.Config")
     return config
 
 
+def _split_arguments(text: str, where: str) -> tuple[Path, dict[str, str]]:
+    """Split ``FILE:name=value,name=value`` into the file and the texts of its arguments."""
+    colons = [match.end() for match in re.finditer(r"\.(?:py|json)(?=:)", text)]
+    if not colons or Path(text).is_file():
+        return Path(text), {}
+    colon = next((i for i in colons if Path(text[:i]).is_file()), colons[0])
+    texts: dict[str, str] = {}
+    for part in text[colon + 1 :].split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (name and equals):
+            raise UsageError(f"{where}: write the arguments as FILE:name=value,name=value")
+        if name in texts:
+            raise UsageError(f"{where}: argument {name!r} is given twice")
+        texts[name] = value
+    return Path(text[:colon]), texts
+
+
+def _typed_arguments(
+    get_config: Callable[..., Any], texts: dict[str, str], arguments: dict[str, Any], where: str
+) -> dict[str, Any]:
+    """Check the arguments of a ``get_config`` against its signature, and read texts as the annotated types."""
+    known = inspect.signature(get_config).parameters
+    for name in (*texts, *arguments):
+        if name not in known:
+            valid = f"valid arguments: {', '.join(known)}" if known else "this config takes none"
+            raise UsageError(f"{where}: unknown argument {name!r}; {valid}")
+    hints = dict.fromkeys(known, str) | typing.get_type_hints(get_config)
+    values = {name: _literal(hints[name], text, f"{where}: {name}") for name, text in texts.items()} | arguments
+    return {name: _decode(hints[name], value, f"{where}: {name}") for name, value in values.items()}
+
+
 def apply_overrides(config: T, overrides: typing.Sequence[str]) -> T:
-    """Apply ``a.b=c`` texts to a nested dataclass; each value is read as its field's type.
+    """Apply overrides ``a.b=c`` to a nested dataclass, in order; each value is read as its field's type.
 
     Raises:
-      UsageError: an unknown field, or a value that is not of the field's type.
+      UsageError: an unknown field, or a value that doesn't have the field's type.
     """
     for text in overrides:
         name, equals, value = text.partition("=")
@@ -60,7 +107,7 @@ def apply_overrides(config: T, overrides: typing.Sequence[str]) -> T:
 
 def _set(config: Any, path: list[str], value: str, where: str) -> Any:
     if config is None:
-        raise UsageError(f"{where}: there is none yet; set it as a whole before, to {{}} for its defaults")
+        raise UsageError(f"{where}: this group is unset; set it to {{}} first to get its defaults")
     names = [f.name for f in dataclasses.fields(config)] if dataclasses.is_dataclass(config) else []
     if path[0] not in names:
         raise UsageError(f"{where}: no field {path[0]!r} in {type(config).__name__}; it has {', '.join(names)}")
@@ -73,24 +120,33 @@ def _set(config: Any, path: list[str], value: str, where: str) -> Any:
 
 
 def _literal(hint: Any, text: str, where: str) -> Any:
-    """The plain value that a command-line text stands for."""
+    """Read a command-line text as a Python value."""
     if hint is str or (typing.get_origin(hint) is Literal and all(isinstance(v, str) for v in typing.get_args(hint))):
         return text
-    if hint == tuple[str, ...] and text[:1] not in ("(", "["):  # a list of texts needs no quotes
+    if hint == tuple[str, ...] and text[:1] not in ("(", "["):  # a list of strings needs no quotes
         return [part for part in text.split(",") if part]
     try:
         return ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
     except (ValueError, SyntaxError):
-        raise UsageError(f"{where}: cannot read {text!r} as {hint}") from None
+        if typing.get_origin(hint) is Literal:
+            return text  # _decode lists the choices
+        raise UsageError(f"{where}: cannot read {text!r} as {_type_name(hint)}") from None
+
+
+def _type_name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
 def to_json(config: Any) -> str:
-    """A config as JSON text; ``from_json`` gives an equal object back."""
+    """Return a config as JSON text; ``from_json`` restores an equal object."""
     return json.dumps(dataclasses.asdict(config), indent=2)
 
 
 def from_json(cls: type[T], text: str, where: str = "config") -> T:
-    """Inverse of ``to_json``, checking every name and type.
+    """Restore an object of class ``cls`` from ``to_json``'s text, checking every name and type.
+
+    Args:
+      where: names the text in an error.
 
     Raises:
       UsageError: damaged JSON, an unknown field, or a value of the wrong type.
@@ -106,7 +162,7 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, dict):
-            raise UsageError(f"{where}: {hint.__name__} wants named fields, got {value!r}")
+            raise UsageError(f"{where}: {hint.__name__} expected named fields, got {value!r}")
         hints = typing.get_type_hints(hint)
         unknown = sorted(set(value) - set(hints))
         if unknown:
@@ -122,18 +178,18 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
             raise UsageError(f"{where}: kind must be one of {', '.join(kinds)}, got {kind!r}")
         return _decode(kinds[kind], value, where)
     if origin is Literal:
-        if value not in args:
+        if not any(value == choice and type(value) is type(choice) for choice in args):  # True == 1
             raise UsageError(f"{where}: must be one of {', '.join(map(str, args))}, got {value!r}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise UsageError(f"{where}: wants a list, got {value!r}")
+            raise UsageError(f"{where}: expected a list, got {value!r}")
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(inner) != len(value):
-            raise UsageError(f"{where}: wants {len(inner)} values, got {value!r}")
+            raise UsageError(f"{where}: expected {len(inner)} values, got {value!r}")
         return tuple(_decode(h, v, where) for h, v in zip(inner, value, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UsageError(f"{where}: wants {hint.__name__}, got {value!r}")
+        raise UsageError(f"{where}: expected {_type_name(hint)}, got {value!r}")
     return value

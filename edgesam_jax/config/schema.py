@@ -1,8 +1,8 @@
-"""Experiment configuration: frozen dataclasses, typed overrides, a JSON round trip.
+"""The fields of an experiment's configuration, as frozen dataclasses.
 
-Only the standard library is behind it, so that workers and command lines can read a config without starting JAX.
-Every field is part of the public contract of ``--set a.b=c``.  Choices in which the paper and its published code
-disagree are named here and explained in ``docs/deviations.md``.
+Every field can be set on the command line with ``--set a.b=c`` and is part of the public interface.  Where the paper
+and its published code disagree, the field names both choices and ``docs/deviations.md`` explains them.  This module
+imports the standard library alone, so data workers and command lines can read a config without importing JAX.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class RepVitConfig:
 
     kind: Literal["repvit"] = "repvit"
     widths: tuple[int, ...] = (48, 96, 192, 384)
-    depths: tuple[int, ...] = (3, 4, 16, 3)  # blocks per stage, the downsampling block included
-    stem_strides: tuple[int, int] = (2, 2)  # (2, 1) doubles every grid: used by the tiny models
-    fuse: bool = True  # False: last stage not downsampled, no fusion convolutions
-    upsample: Literal["bicubic", "bilinear"] = "bicubic"  # bilinear is what the published exports use
-    remat: bool = False  # recompute each block in the backward pass
+    depths: tuple[int, ...] = (3, 4, 16, 3)  # blocks per stage, including the down-sampling block
+    stem_strides: tuple[int, int] = (2, 2)  # (2, 1) doubles the side of every grid, as in the tiny models
+    fuse: bool = True  # False: no down-sampling before the last stage and no fusion convolutions
+    upsample: Literal["bicubic", "bilinear"] = "bicubic"  # bilinear: as in the published exports
+    remat: bool = False  # recompute each block in the backward pass: less memory, more time
 
     @property
     def stride(self) -> int:
@@ -43,7 +43,7 @@ class VitConfig:
     window_size: int = 14
     patch_size: int = 16
     mlp_ratio: int = 4
-    remat: bool = False  # recompute each block in the backward pass
+    remat: bool = False  # recompute each block in the backward pass: less memory, more time
 
     @property
     def stride(self) -> int:
@@ -53,46 +53,52 @@ class VitConfig:
 
 @dataclass(frozen=True)
 class TinyVitConfig:
-    """TinyViT-5M (ECCV 2022): as in MobileSAM, or with EdgeSAM's fusion neck (Table 5c)."""
+    """TinyViT-5M encoder (ECCV 2022), as in MobileSAM or with EdgeSAM's fusion neck (EdgeSAM Table 5c)."""
 
     kind: Literal["tiny_vit"] = "tiny_vit"
     widths: tuple[int, ...] = (64, 128, 160, 320)
     depths: tuple[int, ...] = (2, 2, 6, 2)
-    heads: tuple[int, ...] = (2, 4, 5, 10)  # the first stage is convolutional and has none
-    windows: tuple[int, ...] = (7, 7, 14, 7)
+    heads: tuple[int, ...] = (
+        2,
+        4,
+        5,
+        10,
+    )  # attention heads per stage; the first stage is convolutional and ignores its value
+    windows: tuple[int, ...] = (7, 7, 14, 7)  # side of the attention windows per stage, in cells
     mlp_ratio: int = 4
-    fuse: bool = False  # False: the last down-sampling has stride 1, as in MobileSAM; True: kept, and fused
+    # False: the last down-sampling has stride 1, as in MobileSAM; True: it has stride 2, followed by the fusion neck
+    fuse: bool = False
     upsample: Literal["bicubic", "bilinear"] = "bicubic"
     stem_strides: tuple[int, int] = (2, 2)
 
     @property
     def stride(self) -> int:
-        """Pixels per cell of the output embedding: the stem's, and all down-samplings but the last."""
+        """Pixels per cell of the output embedding: the stem and every down-sampling except the last."""
         return self.stem_strides[0] * self.stem_strides[1] * 2 ** (len(self.widths) - 2)
 
 
 @dataclass(frozen=True)
 class EfficientVitConfig:
-    """EfficientViT-B1 (ICCV 2023, MIT HAN lab) as EdgeSAM's student (Table 5c)."""
+    """EfficientViT-B1 encoder (ICCV 2023, MIT HAN lab) as a student (EdgeSAM Table 5c)."""
 
     kind: Literal["efficient_vit"] = "efficient_vit"
-    widths: tuple[int, ...] = (16, 32, 64, 128, 256)  # of the stem and four stages; attention in the last two
-    depths: tuple[int, ...] = (1, 2, 3, 3, 4)  # of the last two without the block that halves the grid
+    widths: tuple[int, ...] = (16, 32, 64, 128, 256)  # of the stem and four stages; the last two have attention
+    depths: tuple[int, ...] = (1, 2, 3, 3, 4)  # blocks; in the last two stages excluding the one that halves the grid
     head_dim: int = 16
-    expansion: int = 4
-    fuse: bool = True  # False: the last stage keeps the grid of the one before
+    expansion: int = 4  # hidden width of an inverted bottleneck / its width
+    fuse: bool = True  # False: no down-sampling before the last stage and no fusion convolutions
     upsample: Literal["bicubic", "bilinear"] = "bicubic"
     stem_stride: int = 2
 
     @property
     def stride(self) -> int:
-        """Pixels per cell of the output embedding: the stem's, and all stages' but the last."""
+        """Pixels per cell of the output embedding: the stem and every stage except the last."""
         return self.stem_stride * 2 ** (len(self.widths) - 2)
 
 
 @dataclass(frozen=True)
 class PlainVitConfig:
-    """EfficientSAM's ViT-Tiny (width 192) or ViT-Small (384, 6 heads): global attention, no relative positions."""
+    """EfficientSAM's ViT-Tiny (width 192) or ViT-Small (width 384, 6 heads): global attention, absolute positions."""
 
     kind: Literal["plain_vit"] = "plain_vit"
     width: int = 192
@@ -100,7 +106,7 @@ class PlainVitConfig:
     heads: int = 3
     mlp_ratio: int = 4
     patch_size: int = 16
-    trained_grid: int = 14  # cells a side that the positions were learnt on
+    trained_grid: int = 14  # side of the grid on which the position embeddings were trained, in cells
 
     @property
     def stride(self) -> int:
@@ -110,7 +116,7 @@ class PlainVitConfig:
 
 @dataclass(frozen=True)
 class ConvEncoderConfig:
-    """Small convolutional encoder of the embedded tiny teacher; every stage halves the grid."""
+    """The tiny teacher's small convolutional encoder; every stage halves the grid."""
 
     kind: Literal["conv"] = "conv"
     widths: tuple[int, ...] = (16, 32, 64, 96)
@@ -118,12 +124,13 @@ class ConvEncoderConfig:
 
     @property
     def stride(self) -> int:
-        """Pixels per cell of the output embedding: the last but one stage's."""
+        """Pixels per cell of the output embedding: those of the last stage but one."""
         return 2 ** (len(self.widths) - 1)
 
 
 EncoderConfig = RepVitConfig | VitConfig | TinyVitConfig | EfficientVitConfig | PlainVitConfig | ConvEncoderConfig
-STUDENTS = (RepVitConfig, TinyVitConfig, EfficientVitConfig)  # convolutions and batch norms, ``fuse`` and ``upsample``
+# Encoders with convolutions, batch norms, and the fields ``fuse`` and ``upsample``.
+STUDENTS = (RepVitConfig, TinyVitConfig, EfficientVitConfig)
 
 
 @dataclass(frozen=True)
@@ -133,37 +140,37 @@ class DecoderConfig:
     depth: int = 2
     heads: int = 8
     mlp_dim: int = 2048
-    attention_downsample: int = 2  # inner width of cross attention is embed_dim / this
+    attention_downsample: int = 2  # inner width of cross attention: embed_dim / attention_downsample
     num_mask_tokens: int = 4
-    tie_cross_keys: bool = False  # from scratch only: key projections of the cross attentions start as the queries'
-    lora_rank: int = 0  # > 0: low-rank updates of every q_proj and v_proj (EdgeSAM Table 6), alpha 1
+    tie_cross_keys: bool = False  # training from scratch: initialise cross-attention key projections as the queries'
+    lora_rank: int = 0  # rank of LoRA updates to every q_proj and v_proj, alpha 1 (EdgeSAM Table 6); 0: off
 
 
 @dataclass(frozen=True)
 class ProposalConfig:
-    """The region proposal network of the granularity priors (EdgeSAM section 3.2; EfficientDet's numbers)."""
+    """The region proposal network of the granularity priors (EdgeSAM section 3.2), with EfficientDet's values."""
 
     channels: int = 64
-    repeats: int = 3  # rounds of the feature pyramid
-    head_convs: int = 3
-    scale: float = 4.0  # anchors of scale * stride * 2^(k / octaves), k = 0 .. octaves - 1
+    repeats: int = 3  # layers of the bidirectional feature pyramid
+    head_convs: int = 3  # convolutions in the score head and in the box head
+    scale: float = 4.0  # side of an anchor: scale * stride * 2^(k / octaves) for k = 0 .. octaves - 1
     octaves: int = 3
     ratios: tuple[float, ...] = (1.0, 0.5, 2.0)  # height / width
-    prior: float = 0.01  # score that every anchor starts with
-    iou_positive: float = 0.5
-    iou_negative: float = 0.5
+    prior: float = 0.01  # score of every anchor at initialisation
+    iou_positive: float = 0.5  # anchors with at least this IoU with a box are positive
+    iou_negative: float = 0.5  # anchors with less IoU with every box are negative; those in between are ignored
     focal_alpha: float = 0.25
     focal_gamma: float = 1.5
-    huber_beta: float = 0.1
-    box_weight: float = 50.0
-    before_nms: int = 1000  # best anchors that are looked at
-    nms_iou: float = 0.7  # 1: none, as the published code has it
-    kept: int = 100
-    min_score: float = 0.05
+    huber_beta: float = 0.1  # box errors beyond this count linearly
+    box_weight: float = 50.0  # of the box loss against the score loss
+    before_nms: int = 1000  # highest-scoring anchors passed to non-maximum suppression
+    nms_iou: float = 0.7  # IoU above which the lower-scoring proposal is suppressed; 1: off, as in the published code
+    kept: int = 100  # maximum number of proposals per photo
+    min_score: float = 0.05  # proposals below this score are dropped
 
     @property
     def anchors(self) -> int:
-        """Anchors in a cell."""
+        """Anchors per cell."""
         return self.octaves * len(self.ratios)
 
 
@@ -173,28 +180,28 @@ class SamConfig:
 
     encoder: EncoderConfig = field(default_factory=RepVitConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    image_size: int = 1024
-    embed_dim: int = 256
-    mask_in_chans: int = 16
-    position_std: float = 1.0  # of the positional encoding's Gaussian matrix when a model starts from scratch
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters stay float32
-    # EfficientSAM has its own decoder and prompts, and photos fill its whole frame, whatever their shape.
+    image_size: int = 1024  # side of the square input, in pixels
+    embed_dim: int = 256  # channels of the image embedding
+    mask_in_chans: int = 16  # hidden channels of the mask prompt's encoder
+    position_std: float = 1.0  # standard deviation of the positional encoding's Gaussian matrix at initialisation
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters stay float32
+    # efficient_sam: EfficientSAM's decoder and prompt encoding; photos are stretched to fill the square input
     variant: Literal["sam", "efficient_sam"] = "sam"
-    proposals: ProposalConfig | None = None  # a region proposal network beside the decoder, for granularity priors
+    proposals: ProposalConfig | None = None  # region proposal network for granularity priors; None: none
 
     @property
     def frame(self) -> Literal["pad", "stretch"]:
-        """How a photo comes into the model's square frame."""
+        """How a photo is fitted into the square input: padded at the bottom or right, or stretched."""
         return "stretch" if self.variant == "efficient_sam" else "pad"
 
     @property
     def grid(self) -> int:
-        """Side of the image embedding in cells."""
+        """Side of the image embedding, in cells."""
         return self.image_size // self.encoder.stride
 
     @property
     def mask_size(self) -> int:
-        """Side of the low-resolution masks in pixels (4 per embedding cell)."""
+        """Side of the low-resolution masks, in pixels (4 per embedding cell)."""
         return 4 * self.grid
 
 
@@ -206,7 +213,7 @@ SourceName = Literal["scenes", "coco", "images", "tars", "prepared"]
 
 @dataclass(frozen=True)
 class MixtureConfig:
-    """One data set of several; the fields are those of ``DataConfig``."""
+    """One data set of several; the fields have the meaning of those in ``DataConfig``."""
 
     source: SourceName = "images"
     root: str = ""
@@ -215,21 +222,21 @@ class MixtureConfig:
     split: str = ""
     unlabelled: Literal["none", "grid", "superpixels"] = "none"
     limit: int = 0
-    weight: float = 1.0  # photos drawn from it, relative to the others
+    weight: float = 1.0  # number of photos drawn from this data set, relative to the others'
     ids: str = ""
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Changes of the photo that teacher and student both see; off by default, as in the published recipe.
+    """Augmentation of the photos, the same for teacher and student; off by default, as in the published recipe.
 
-    The paper names augmentation as open (section 6).  All need the teacher online: a store holds embeddings of the
-    unchanged photos.
+    The paper leaves augmentation open (section 6).  Every kind needs the teacher to run online, because a store holds
+    embeddings of the unchanged photos.
     """
 
     flip: float = 0.0  # probability of mirroring left and right
-    scale: float = 0.0  # s: the photo is zoomed by 1 - s to 1 + s; above 1 a window of it fills the frame
-    colour: float = 0.0  # s: brightness, contrast and saturation by 1 - s to 1 + s each
+    scale: float = 0.0  # s: zoom by a factor between 1 - s and 1 + s; above 1 a window of the photo fills the frame
+    colour: float = 0.0  # s: change brightness, contrast and saturation each by a factor between 1 - s and 1 + s
 
 
 @dataclass(frozen=True)
@@ -237,143 +244,152 @@ class DataConfig:
     """Where examples come from and how many prompts each image carries."""
 
     source: SourceName = "scenes"
-    root: str = ""  # folder of the photographs (coco, images), of SA-1B's tars, or that prepare or TFDS wrote
-    annotations: str = ""  # COCO-format JSON; empty: found under root
-    subset: tuple[str, ...] = ()  # of tars: "sa_000020", or a range "sa_000020..sa_000029"; empty: all
-    split: str = ""  # of prepared data; empty: the only one, or "train"
-    unlabelled: Literal["none", "grid", "superpixels"] = "none"  # prompts where the photos have no annotations
-    batch_size: int = 8  # images per step over all devices
-    max_prompts: int = 16  # instances drawn per image, without replacement
-    workers: int = 0  # 0: in the main process
-    seed: int = 0
-    limit: int = 0  # 0: all
+    root: str = ""  # folder with the photos (coco, images), SA-1B's tars, or the output of prepare or TFDS
+    annotations: str = ""  # COCO-format JSON file; empty: searched for under root
+    subset: tuple[str, ...] = ()  # tars to read: names such as sa_000020, or ranges sa_000020..sa_000029; empty: all
+    split: str = ""  # of prepared data; empty: the only split, or "train"
+    unlabelled: Literal["none", "grid", "superpixels"] = "none"  # source of prompts for photos without annotations
+    batch_size: int = 8  # images per step, over all devices
+    max_prompts: int = 16  # maximum number of instances drawn per image, without replacement
+    workers: int = 0  # worker processes; 0: load in the main process
+    seed: int = 0  # of shuffling, drawn instances, augmentation and generated scenes
+    limit: int = 0  # maximum number of photos or scenes; 0: all
     shuffle: bool = True
-    shuffle_window: int = 0  # photos shuffled together, for disks that are slow at random places; 0: all
-    box_jitter: float = 0.0  # std of corner noise as a share of the side, clipped to 20 px (reference: 0.1, off)
-    min_area: float = 0.0  # smallest mask kept, in pixels of the resized frame
-    mask_nms: float = 1.0  # masks covered by larger ones to more than this share are dropped; 1: off
-    mixture: tuple[
-        MixtureConfig, ...
-    ] = ()  # not empty: these data sets in place of source, root, annotations, limit, ids
+    shuffle_window: int = 0  # number of photos shuffled together, for disks with slow random access; 0: all
+    # standard deviation of noise on box corners, as a fraction of the side, clipped to 20 px (published: 0.1, but off)
+    box_jitter: float = 0.0
+    min_area: float = 0.0  # smaller masks are dropped; in pixels of the resized photo
+    mask_nms: float = 1.0  # masks of which larger ones cover more than this fraction are dropped; 1: off
+    # if not empty, these data sets replace source, root, annotations, subset, split, unlabelled, limit and ids
+    mixture: tuple[MixtureConfig, ...] = ()
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    embeddings: tuple[str, ...] = ()  # stores of the teacher's embeddings (edgesam_jax.embed); empty: it runs online
-    max_bad_share: float = 0.01  # of photos that can't be used, after the first 1,000; beyond it a run stops
-    scene_granularity: Literal["all", "objects", "parts"] = "all"  # which instances of a scene count
-    scene_difficulty: float = 0.5  # scenes only, 0 to 1: number and hollowness of objects, texture, lack of contrast
-    ids: str = ""  # a file with the photos to use, one a line (prepare --sample writes it); empty: all
+    embeddings: tuple[str, ...] = ()  # stores of teacher embeddings (edgesam_jax.embed); empty: run the teacher online
+    max_bad_share: float = 0.01  # stop if, after 1,000 photos, more than this fraction can't be used
+    scene_granularity: Literal["all", "objects", "parts"] = "all"  # scenes only: which instances to use
+    scene_difficulty: float = 0.5  # scenes only, 0 to 1: more and hollower objects, more texture, less contrast
+    ids: str = ""  # file that lists the photos to use, one per line (prepare --sample writes one); empty: all
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the terms; 0 switches one off (facts, section 6)."""
+    """Weights of the loss terms; 0 switches a term off (``docs/published_code.md``, "Losses")."""
 
-    bce: float = 5.0
-    dice: float = 5.0
-    iou: float = 0.0  # squared error of the IoU head against the measured IoU (ground truth) or the teacher's
+    bce: float = 5.0  # binary cross entropy of the masks
+    dice: float = 5.0  # Dice loss of the masks
+    iou: float = 0.0  # squared error of the IoU head, against the measured IoU (ground truth) or the teacher's IoU head
     attention: float = 0.0  # squared error of the decoder's attention maps
     features: float = 0.0  # squared error of the decoder's upscaled embedding
     query: float = 0.0  # squared error of the hypernetworks' outputs, each scaled to L1 norm 1
-    encoder: float = 0.0  # stage-1 feature loss kept on during stage 2; what it is made of:
+    encoder: float = 0.0  # the embedding loss of stage 1 as an additional term in stage 2
+    # the three terms of the embedding loss
     pixel: float = 1.0  # squared error, cell by cell
-    channel: float = 0.0  # divergence of each channel's softmax over the cells (channel-wise distillation)
+    channel: float = 0.0  # KL divergence of each channel's softmax over the cells (channel-wise distillation)
     channel_temperature: float = 4.0
     correlation: float = 0.0  # squared error of the cosines between all pairs of cells (structured distillation)
-    grouping: float = 0.0  # auxiliary: embedding cells of one object alike; only for training from scratch
-    grouping_until: float = 1.0  # share of the run after which grouping stops
+    grouping: float = 0.0  # auxiliary, for training from scratch: similar embedding cells within an object
+    grouping_until: float = 1.0  # fraction of the run after which the grouping loss is off
 
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """What is matched, and the prompt loop (EdgeSAM section 3.2, appendix D; facts, sections 6 and 9)."""
+    """What the student is trained to match, and the prompt loop (EdgeSAM section 3.2 and appendix D)."""
 
     mode: Literal["encoder_only", "prompt_in_the_loop", "proposals"] = "prompt_in_the_loop"
     targets: Literal["teacher", "ground_truth"] = "teacher"
     loss: LossConfig = field(default_factory=LossConfig)
-    rounds: int = 1  # decode rounds after the first; 0 switches the loop off
-    rounds_from: float = 0.0  # share of the run from which the loop is on
-    points_per_round: int = 1
-    start: Literal["box", "point", "box_or_point"] = "box_or_point"
-    box_share: float = 0.5  # of box_or_point: the probability of a box (paper and published code: equal)
-    coin: Literal["prompt", "batch"] = "prompt"  # paper: each prompt; published code: one coin per batch and device
-    point_start: Literal["annotation", "interior"] = "annotation"  # interior: a random pixel of the mask
-    box_start_masks: Literal["one", "all"] = "one"  # published code: mask token 0; paper: four granularities
-    point_start_masks: Literal["all", "best"] = "all"  # ground truth only; best: the minimum over mask tokens 1 to 3
-    loss_over_rounds: Literal["mean", "sum"] = "mean"  # published code: mean; paper's algorithm: sum
-    loss_over_prompts: Literal["pooled", "image"] = "pooled"  # each prompt weighs the same, or each image
-    sampling: Literal["uniform", "side", "interior"] = "uniform"  # see prompts.sample_disagreement
-    min_disagreement: int = 10  # pixels; below this nothing is sampled
-    teacher_mask: Literal["hard", "soft"] = "hard"
-    temperature: float = 1.0
-    mask_feedback: float = 0.0  # probability that a later round also gets the previous mask
+    rounds: int = 1  # rounds of the prompt loop after the first; 0: no loop
+    rounds_from: float = 0.0  # fraction of the run after which the loop is on
+    points_per_round: int = 1  # points added to each prompt in a round
+    start: Literal["box", "point", "box_or_point"] = "box_or_point"  # prompt of the first round
+    box_share: float = 0.5  # box_or_point: probability of a box (0.5 in the paper and the published code)
+    # box_or_point is drawn for each prompt (paper), or once per device and step (published code)
+    coin: Literal["prompt", "batch"] = "prompt"
+    # first point: the annotation's point, or a random pixel of the mask
+    point_start: Literal["annotation", "interior"] = "annotation"
+    # masks compared after a box: mask token 0 (published code), or all four mask tokens (paper)
+    box_start_masks: Literal["one", "all"] = "one"
+    # masks compared after a point: all, or the best of mask tokens 1 to 3 (with ground-truth targets only)
+    point_start_masks: Literal["all", "best"] = "all"
+    loss_over_rounds: Literal["mean", "sum"] = "mean"  # mean: published code; sum: the paper's algorithm
+    loss_over_prompts: Literal["pooled", "image"] = "pooled"  # equal weight for each prompt, or for each image
+    # where points are drawn in the disagreement of the masks: see models.prompts.sample_disagreement
+    sampling: Literal["uniform", "side", "interior"] = "uniform"
+    min_disagreement: int = 10  # no point is drawn if the masks differ in fewer pixels
+    teacher_mask: Literal["hard", "soft"] = "hard"  # targets: thresholded masks, or sigmoid(logits / temperature)
+    temperature: float = 1.0  # divides the student's mask logits in the loss, and the teacher's if soft
+    mask_feedback: float = 0.0  # probability that rounds after the first also get the previous mask as a prompt
     freeze_image_encoder: bool = False
     freeze_prompt_encoder: bool = True
     freeze_mask_decoder: bool = False
-    freeze_tokens: bool = False  # paper: IoU and mask tokens frozen; published code trains them
-    init_decoder_from_teacher: bool = True
+    freeze_tokens: bool = False  # IoU and mask tokens: True: frozen (paper); False: trained (published code)
+    init_decoder_from_teacher: bool = True  # start prompt encoder and mask decoder as the teacher's, if they fit
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW, or SGD with momentum ``b1``; schedule and clipping (facts, section 6)."""
+    """Optimiser, schedule and clipping (``docs/published_code.md``, "Optimiser and schedules")."""
 
-    learning_rate: float = 1e-3  # after scaling: see scale_by_batch
-    min_learning_rate: float = 0.0
-    warmup_learning_rate: float = 0.0
+    learning_rate: float = 1e-3  # peak, for a batch of 512 if scale_by_batch
+    min_learning_rate: float = 0.0  # at the end of the run
+    warmup_learning_rate: float = 0.0  # at the first step of the warm-up
     warmup_steps: int = 0
-    # unshifted: published stage 1; step: a tenth from each of ``milestones`` on
+    # cosine_unshifted counts from step 0, not from the end of the warm-up (published stage 1);
+    # step divides the rate by 10 at each of the milestones
     schedule: Literal["cosine", "cosine_unshifted", "linear", "constant", "step"] = "cosine"
-    scale_by_batch: bool = False  # multiply the three rates by batch_size / 512
-    b1: float = 0.9
+    scale_by_batch: bool = False  # multiply the three learning rates by data.batch_size / 512
+    b1: float = 0.9  # AdamW's beta 1, or the momentum of SGD
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.05
-    clip_norm: float = 0.0  # 0: off
+    clip_norm: float = 0.0  # maximum global norm of the gradients; 0: no clipping
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    milestones: tuple[float, ...] = ()  # shares of the run
+    milestones: tuple[float, ...] = ()  # of the step schedule, as fractions of the run
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The run itself."""
+    """Length, start, checkpoints and logs of a run."""
 
     steps: int = 1000
-    seed: int = 0
-    devices: int = 0  # at most so many local devices, 0: all; on CPU that many host devices are made
-    log_every: int = 20
-    picture_every: int = 500  # 0: never
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-    init_from: str = ""  # a checkpoint whose weights start the model
-    prompt_chunk: int = 0  # prompts decoded at once per image; 0: all.  Bounds memory and fits the cache
-    keep_best: int = 1  # checkpoints kept beside the newest: best by eval's box IoU if eval.every, else by loss
-    fork_from: str = ""  # another run, or one of its checkpoints: go on from its whole state, under this config
-    nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is not finite ends the run, or is no update
-    profile_steps: int = 0  # so many steps are traced by jax.profiler into WORKDIR/profile
-    accumulate: int = 1  # micro-batches per step and device, one after the other; batch_size stays that of a step
-    batch_norm: Literal["global", "device"] = "global"  # whose images share statistics; published stage 2: a device's
-    peak_tflops: float = 0.0  # of one device, for the MFU in the log; 0: known for usual accelerators, else no MFU
+    seed: int = 0  # of initial weights and of draws in the step
+    devices: int = 0  # maximum number of local devices; 0 uses all.  On CPU, the number of host devices to create
+    log_every: int = 20  # steps
+    picture_every: int = 500  # steps between pictures of the prompt loop; 0: never
+    checkpoint_every: int = 500  # steps
+    keep_checkpoints: int = 2  # number of newest checkpoints kept
+    init_from: str = ""  # checkpoint with the initial weights; empty: none
+    prompt_chunk: int = 0  # prompts per image decoded at once, to limit memory and fit the cache; 0: all
+    keep_best: int = 1  # number of best checkpoints also kept: by box IoU if eval.every is set, else by loss
+    fork_from: str = ""  # a run, or one of its checkpoints: continue from its full training state under this config
+    # a loss or gradient that is not finite ends the run, or skips the update
+    nonfinite: Literal["stop", "skip"] = "stop"
+    profile_steps: int = 0  # number of steps that jax.profiler traces into WORKDIR/profile
+    accumulate: int = 1  # micro-batches that each device computes one after the other; data.batch_size stays per step
+    # images that share batch statistics: all of the batch, or those of a device (published stage 2)
+    batch_norm: Literal["global", "device"] = "global"
+    peak_tflops: float = 0.0  # of one device, for the MFU in the log; 0: look up the accelerator, no MFU if unknown
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """The evaluation that a training run does by itself."""
+    """The evaluation on held-out examples within a training run."""
 
-    every: int = 0  # steps; 0: only at the end
-    images: int = 200
-    batch_size: int = 2  # images scored at a time: speed only
-    refine: int = 2
-    seed: int = 0
+    every: int = 0  # steps between evaluations; 0: only at the end
+    images: int = 200  # maximum number of photos or scenes; 0: none (ablate --evaluate: all)
+    batch_size: int = 2  # images scored at a time; affects speed alone
+    refine: int = 2  # corrective points after the first prompt
+    seed: int = 0  # of held-out scenes and drawn points
 
 
 @dataclass(frozen=True)
 class ArmConfig:
-    """One run of a study: a name for the table, what it starts from, and overrides of the base config."""
+    """One run of a study: its name, its start, and its overrides of the study's config."""
 
-    name: str = ""
-    title: str = ""
-    init_from: str = ""  # name of an earlier arm
-    overrides: tuple[str, ...] = ()  # "a.b=c", as on the command line
-    time_from: tuple[str, ...] = ()  # earlier arms: train.steps is set so that this arm takes as long as they together
+    name: str = ""  # a valid identifier; also the name of the run's folder
+    title: str = ""  # in the table
+    init_from: str = ""  # name of an earlier arm whose weights this arm starts from
+    overrides: tuple[str, ...] = ()  # each "a.b=c", as after --set
+    time_from: tuple[str, ...] = ()  # earlier arms; train.steps is set to take as long as these arms together
 
 
 @dataclass(frozen=True)
@@ -382,10 +398,10 @@ class Config:
 
     name: str = "edgesam"
     model: SamConfig = field(default_factory=SamConfig)
-    teacher: str = ""  # checkpoint, published file, or "tiny_teacher" for the embedded one; empty: none
+    teacher: str = ""  # checkpoint, published file, or "tiny_teacher" for the one in the package; empty: none
     data: DataConfig = field(default_factory=DataConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-    study: tuple[ArmConfig, ...] = ()  # not empty: train runs these arms and prints one table
+    study: tuple[ArmConfig, ...] = ()  # if not empty, train runs these arms and prints one table

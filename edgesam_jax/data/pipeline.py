@@ -90,12 +90,6 @@ class Batches(Iterator["Batch"]):
         new, self._new = self._new, []
         return new
 
-    @property
-    def bad_share(self) -> float:
-        """Skipped photos among all that were drawn."""
-        bad = self.counts.total()
-        return bad / max(1, bad + self.used)
-
     def close(self) -> None:
         """End the background thread or the workers."""
         self._loaded.close()  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.mask_window import Window, crop
+from edgesam_jax.data.mask_window import Window
 from edgesam_jax.data.schema import BadExample
 
 if TYPE_CHECKING:  # scipy is loaded where it is used: predict starts half a second sooner without it
@@ -27,13 +27,13 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "PPM")
 MAX_SIDE, MAX_PIXELS = 16384, 1 << 27  # of a photo in a data set; decoding takes six to nine bytes a pixel at its peak
 
 
-def load_image(source: str | Path | bytes, name: str = "", orient: bool = True) -> np.ndarray:
+def load_image(source: str | Path | bytes, name: str = "") -> np.ndarray:
     """``load_photo`` as an array (h w 3) uint8 RGB.
 
     Raises:
       BadExample: see ``load_photo``.
     """
-    return np.array(load_photo(source, name, orient))
+    return np.array(load_photo(source, name))
 
 
 def load_photo(source: str | Path | bytes, name: str = "", orient: bool = True, limited: bool = False) -> Image.Image:
@@ -175,11 +175,6 @@ def low_res_windows(
         share = (x_weights @ (y_weights @ pixels).T).T
         target[y_cells, x_cells] = share > min(0.5, float(share.max()) / 2)
     return out
-
-
-def low_res_masks(masks: np.ndarray, new_hw: tuple[int, int], image_size: int, mask_size: int) -> np.ndarray:
-    """``low_res_windows`` of whole masks (n h w)."""
-    return low_res_windows([crop(mask) for mask in masks], masks.shape[1:], new_hw, image_size, mask_size)
 
 
 def suppress_masks(masks: np.ndarray, share: float) -> np.ndarray:

@@ -34,7 +34,6 @@ class Evaluation:
     annotation_ids: list[int]
     iou: np.ndarray
     teacher_iou: np.ndarray | None
-    num_images: int
 
     @property
     def miou(self) -> list[float]:
@@ -96,7 +95,7 @@ def evaluate(
     agreement = np.concatenate([blank, *(t.teacher_iou for t in tables if t.teacher_iou is not None)])
     return Evaluation(
         image_ids, annotation_ids, np.concatenate([blank, *(t.iou for t in tables)]),
-        agreement if teacher is not None else None, len(tables),
+        agreement if teacher is not None else None,
     )  # fmt: skip
 
 

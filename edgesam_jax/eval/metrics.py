@@ -1,45 +1,8 @@
-"""Metrics as sums that can be merged, and the overlap of masks."""
+"""The overlap of masks, and trivial masks to compare with."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax.numpy as jnp
 import numpy as np
-from flax import struct
-from jax import Array
-
-
-@struct.dataclass
-class Mean:
-    """A mean kept as its sums, so that means over batches of any size merge exactly.  Works inside jit.
-
-    ``total`` and ``count``: sums of value times weight, and of the weights.
-    """
-
-    total: Any
-    count: Any
-
-    @classmethod
-    def of(cls, values: Array, weights: Array | None = None) -> Mean:
-        """Sum ``values`` (any shape) over all elements; ``weights`` of the same shape, 0 leaves an element out."""
-        values = jnp.asarray(values, jnp.float32)
-        weights = jnp.ones_like(values) if weights is None else jnp.asarray(weights, jnp.float32)
-        # where, not a product: an element left out may be NaN.
-        return cls(jnp.sum(jnp.where(weights > 0, values * weights, 0.0)), jnp.sum(weights))
-
-    @classmethod
-    def empty(cls) -> Mean:
-        """The neutral element of ``+``."""
-        return cls(0.0, 0.0)
-
-    def __add__(self, other: Mean) -> Mean:
-        return Mean(self.total + other.total, self.count + other.count)
-
-    def compute(self) -> float:
-        """The mean; NaN where nothing was counted."""
-        count = float(self.count)
-        return float(self.total) / count if count else float("nan")
 
 
 def mask_iou(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -51,12 +51,14 @@ def check_arms(config: Config) -> None:
     """Refuse a study at once if one of its arms would fail after hours.
 
     Raises:
-      UsageError: an arm's name that is missing, used twice or no identifier; a wrong order or override.
+      UsageError: a name that isn't a valid identifier or isn't unique, a wrong order, or a wrong override.
     """
     seen: dict[str, Length] = {}
     for arm in config.study:
-        if not arm.name.isidentifier() or arm.name in seen:
-            raise UsageError(f"study: arm name {arm.name!r} must be a valid identifier and used once")
+        if not arm.name.isidentifier():
+            raise UsageError(f"study: arm name {arm.name!r} must be a valid identifier")
+        if arm.name in seen:
+            raise UsageError(f"study: arm name {arm.name!r} must be unique; another arm has the same name")
         check_distillation(arm_config(config, arm, seen))
         seen[arm.name] = Length(1, 1.0)
 

@@ -19,6 +19,8 @@ from flax import linen as nn
 from edgesam_jax.config import SamConfig, VitConfig
 from edgesam_jax.models.sam import Sam
 
+TOKENS = 7  # of the decoder: 1 IoU and 4 mask tokens, and 2 of the prompt (a box, or a point with its padding)
+
 
 @dataclass(frozen=True)
 class LayerCost:
@@ -64,16 +66,13 @@ def encoder_layers(config: SamConfig, variables: Any) -> LayerCost | None:
     return LayerCost(products, normed) if sum(seen.values()) == kernels else None
 
 
-def decoder_layers(config: SamConfig, tokens: int = 7) -> LayerCost:
+def decoder_layers(config: SamConfig) -> LayerCost:
     """Of the mask decoder for one prompt, arranged as in SAM's published code.
 
     There every attention projects the image's tokens, where ours may project the prompt's instead
     (``transformer.Attention``).
-
-    Args:
-      tokens: of output and prompt; a box or a point with its padding has 1 + 4 + 2.
     """
-    d, c, cells, t = config.decoder, config.embed_dim, config.grid**2, tokens
+    d, c, cells, t = config.decoder, config.embed_dim, config.grid**2, TOKENS
     inner = c // d.attention_downsample
     ours, image = t * c * inner, cells * c * inner  # one projection between the widths c and inner
     layer = 4 * t * c * c + 2 * t * c * d.mlp_dim + 4 * ours + 4 * image

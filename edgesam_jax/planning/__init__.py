@@ -1,1 +1,1 @@
-"""A run before it starts: its size, its cost, and the accelerators it may run on."""
+"""Estimates of a run's size and cost before it starts, and published figures of accelerators."""

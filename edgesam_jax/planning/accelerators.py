@@ -1,4 +1,4 @@
-"""Published figures of accelerators, and what the devices at hand report."""
+"""Published figures of accelerators, and the memory and peak rate of local devices."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from edgesam_jax.config import Config
 
 @dataclass(frozen=True)
 class Accelerator:
-    """Published peaks of one device: FLOP/s of dense bfloat16 products, and of float32 ones as JAX does them.
+    """Published peaks of one device.
 
-    The latter are TF32 on a GPU and one bfloat16 pass on a TPU.  ``memory`` in bytes; ``per_host`` devices are usual.
+    Attributes:
+      bfloat16: FLOP/s of dense bfloat16 products.
+      float32: FLOP/s of float32 products at JAX's default precision: TF32 on a GPU, one bfloat16 pass on a TPU.
+      memory: bytes.
+      per_host: usual number of devices in a host.
     """
 
     bfloat16: float
@@ -34,7 +38,7 @@ ACCELERATORS = {
     "tpu-v5p": Accelerator(459e12, 459e12, 95e9, 4),
     "tpu-v6e": Accelerator(918e12, 918e12, 32e9, 4),
 }
-# How JAX names devices of the kinds in ``ACCELERATORS``.
+# Patterns of JAX's device kinds, by name in ``ACCELERATORS``.
 KINDS = {
     "a100": "A100", "h100": "H100", "h200": "H200", "tpu-v4": "TPU v4", "tpu-v5e": "TPU v5 lite|TPU v5e",
     "tpu-v5p": "TPU v5p|TPU v5$", "tpu-v6e": "TPU v6",
@@ -42,7 +46,7 @@ KINDS = {
 
 
 def peak_memory(devices: Sequence[Any]) -> int:
-    """Bytes that were in use at most: on the fullest device where it counts them, else in the process."""
+    """Return the peak bytes in use: of the fullest device if devices report it, else the process's resident memory."""
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in devices]
     if any(peaks):
         return int(max(peaks))
@@ -51,7 +55,7 @@ def peak_memory(devices: Sequence[Any]) -> int:
 
 
 def peak_flops(config: Config, device_kind: str) -> float:
-    """FLOP/s that one device could do at most: what the config says, else what its maker does; 0 if neither."""
+    """Return the peak FLOP/s of one device: ``train.peak_tflops`` if set, else the published figure, else 0."""
     if config.train.peak_tflops > 0:
         return config.train.peak_tflops * 1e12
     for name, pattern in KINDS.items():

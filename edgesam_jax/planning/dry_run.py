@@ -1,7 +1,7 @@
-"""``train --dry-run``: what a run on other machines needs and costs, as tables to read.
+"""``train --dry-run``: the requirements and cost of a run on other machines, as tables.
 
-The numbers are ``plan.py``'s; here are the flags, the published figures of some accelerators, and what is only an
-estimate: time, and its growth with hosts.
+``plan.py`` computes the numbers.  This module has the flags, the estimates of time and of scaling with hosts, and the
+text.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from edgesam_jax.planning.plan import Plan
 
 
-LATENCY = 50e-6  # seconds that a small sum over hosts takes: a usual figure for a data centre's network
+LATENCY = 50e-6  # seconds of a small all-reduce over hosts, typical of a data centre's network
 HOSTS_SHOWN = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is planned for; the fields are the flags."""
+    """The machines to plan for; every field is a flag."""
 
     for_devices: int = 8
-    for_hosts: int = 0  # 0: as many as such devices usually need
+    for_hosts: int = 0  # 0: the usual number for these devices
     accelerator: str = "h100"
     utilisation: float = 0.3
     achieved_tflops: float = 0.0  # 0: the accelerator's peak times utilisation
@@ -39,57 +39,86 @@ class Setup:
 
     @property
     def hosts(self) -> int:
-        """Hosts that the devices are in."""
+        """Number of hosts."""
         return self.for_hosts or -(-self.for_devices // ACCELERATORS[self.accelerator].per_host)
 
     def flops(self, config: Config) -> float:
-        """FLOP/s of one device in the step."""
+        """Assumed FLOP/s of one device during a step."""
         return self.achieved_tflops * 1e12 or self.utilisation * self.peak(config)
 
     def peak(self, config: Config) -> float:
-        """Published peak for the type that the student computes in."""
+        """Published peak FLOP/s of one device for the student's ``compute_dtype``."""
         return float(getattr(ACCELERATORS[self.accelerator], config.model.compute_dtype))
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of a dry run, in a group of their own."""
-    group = parser.add_argument_group("dry run", "plans for machines that need not be here; --workdir isn't needed")
-    group.add_argument("--dry-run", action="store_true", help="print shapes, work, memory, disk, time; train nothing")
-    group.add_argument("--for-devices", type=int, default=8, metavar="N", help="devices to plan for, in all hosts")
-    group.add_argument("--for-hosts", type=int, default=0, metavar="M", help="hosts that they are in")
-    group.add_argument("--accelerator", choices=ACCELERATORS, default="h100", help="what the devices are")
+    """Add the flags of a dry run to a parser, as a group."""
+    group = parser.add_argument_group("dry run", "plan a run on other machines; needs no --workdir")
     group.add_argument(
-        "--utilisation", type=float, default=0.3, metavar="SHARE", help="of the published peak that a step achieves"
+        "--dry-run", action="store_true", help="print shapes, operations, memory, disk space and time; don't train"
     )
     group.add_argument(
-        "--achieved-tflops", type=float, default=0.0, metavar="T", help="measured on one device, in place of that"
+        "--for-devices", type=int, default=8, metavar="N", help="devices to plan for, over all hosts; default 8"
     )
-    group.add_argument("--bandwidth-gbit", type=float, default=100.0, metavar="G", help="Gbit/s of a host's network")
-    group.add_argument("--photos", type=int, default=0, metavar="N", help="in the data set, where it is not here")
     group.add_argument(
-        "--teacher-model", default="", metavar="NAME", help="vit_b, vit_l, vit_h: where the file is not here"
+        "--for-hosts",
+        type=int,
+        default=0,
+        metavar="M",
+        help="hosts of these devices; default: as usual for the accelerator",
+    )
+    group.add_argument("--accelerator", choices=ACCELERATORS, default="h100", help="kind of device; default h100")
+    group.add_argument(
+        "--utilisation",
+        type=float,
+        default=0.3,
+        metavar="SHARE",
+        help="fraction of the published peak that a step achieves; default 0.3",
+    )
+    group.add_argument(
+        "--achieved-tflops",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="measured TFLOP/s of one device, instead of --utilisation",
+    )
+    group.add_argument(
+        "--bandwidth-gbit",
+        type=float,
+        default=100.0,
+        metavar="G",
+        help="network bandwidth of a host in Gbit/s; default 100",
+    )
+    group.add_argument(
+        "--photos", type=int, default=0, metavar="N", help="photos in the data set, if it isn't on this machine"
+    )
+    group.add_argument(
+        "--teacher-model",
+        default="",
+        metavar="NAME",
+        help="teacher's architecture (vit_b, vit_l, vit_h, ...), if its file isn't on this machine",
     )
 
 
 def setup_of(args: argparse.Namespace) -> Setup:
-    """The flags, checked.
+    """Read and check the flags.
 
     Raises:
-      UsageError: a number that can't be; or a flag of the dry run without ``--dry-run``.
+      UsageError: a number out of range, or a flag of the dry run without ``--dry-run``.
     """
     setup = Setup(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Setup)})
     if not args.dry_run and setup != Setup():
         raise UsageError("--for-devices and the other flags of the dry run need --dry-run")
     for flag, wrong in {
-        f"--for-devices {setup.for_devices}: at least 1": setup.for_devices < 1,
-        f"--for-hosts {setup.for_hosts}: at least 1": setup.for_hosts < 0,
-        f"--for-devices {setup.for_devices}: they do not divide over {setup.hosts} hosts; change it or --for-hosts": (
+        f"--for-devices {setup.for_devices}: must be at least 1": setup.for_devices < 1,
+        f"--for-hosts {setup.for_hosts}: must be at least 1": setup.for_hosts < 0,
+        f"--for-devices {setup.for_devices}: must be a multiple of the {setup.hosts} hosts; change it or --for-hosts": (
             setup.for_devices >= 1 and setup.for_devices % setup.hosts != 0
         ),
-        f"--utilisation {setup.utilisation}: above 0, at most 1": not 0 < setup.utilisation <= 1,
-        f"--achieved-tflops {setup.achieved_tflops}: above 0": setup.achieved_tflops < 0,
-        f"--bandwidth-gbit {setup.bandwidth_gbit}: above 0": setup.bandwidth_gbit <= 0,
-        f"--photos {setup.photos}: above 0": setup.photos < 0,
+        f"--utilisation {setup.utilisation}: must be above 0 and at most 1": not 0 < setup.utilisation <= 1,
+        f"--achieved-tflops {setup.achieved_tflops}: must be above 0": setup.achieved_tflops < 0,
+        f"--bandwidth-gbit {setup.bandwidth_gbit}: must be above 0": setup.bandwidth_gbit <= 0,
+        f"--photos {setup.photos}: must be above 0": setup.photos < 0,
     }.items():
         if wrong:
             raise UsageError(flag)
@@ -100,21 +129,21 @@ def setup_of(args: argparse.Namespace) -> Setup:
 
 
 def exchange_seconds(plan: Plan, setup: Setup, hosts: int) -> float:
-    """Seconds that sums over so many hosts take in a step: a ring's traffic, and the waits of batch norm.
+    """Return the seconds of all-reduces over this many hosts in a step: a ring's traffic, and batch norm's latency.
 
-    Within a host it counts as free, and nothing is taken to overlap with computing.
+    Communication within a host counts as free, and no overlap with computation is assumed.
     """
     traffic = 2 * (hosts - 1) / hosts * plan.step.reduced / (setup.bandwidth_gbit * 1e9 / 8)
     return traffic + (plan.step.waits * LATENCY if hosts > 1 else 0.0)
 
 
 def step_seconds(plan: Plan, setup: Setup, flops: float, hosts: int) -> float:
-    """Seconds of a step with so many FLOPs on each device."""
+    """Return the seconds of a step with this many FLOPs on each device."""
     return flops / setup.flops(plan.config) + exchange_seconds(plan, setup, hosts)
 
 
 def run_seconds(plan: Plan, setup: Setup) -> float:
-    """Seconds of all steps."""
+    """Return the seconds of all steps."""
     steps = plan.config.train.steps
     return plan.run_flops / setup.flops(plan.config) + steps * exchange_seconds(plan, setup, setup.hosts)
 
@@ -123,14 +152,14 @@ def run_seconds(plan: Plan, setup: Setup) -> float:
 
 
 def report(config: Config, setup: Setup) -> str:
-    """The whole text; one for each arm of a study.
+    """Return the complete text of the dry run, with a part for each arm of a study.
 
     Raises:
       UsageError: see ``plan.plan`` and ``plan.teacher_config``.
     """
     import jax
 
-    # Tracing makes constants: on the CPU, whatever devices this machine has, since they may be busy.
+    # Tracing creates constants.  They belong on the CPU: this machine's accelerators may be busy.
     jax.config.update("jax_platforms", "cpu")
     from edgesam_jax.planning import plan as planning
 
@@ -140,16 +169,17 @@ def report(config: Config, setup: Setup) -> str:
 
     texts: list[str] = []
     earlier: dict[str, Length] = {}
-    for arm in config.study:  # an arm may last as long as others: as long as they are estimated to
-        own = arm_config(config, arm, earlier)
-        made = planning.plan(own, planning.teacher_config(own, setup.teacher_model), setup.for_devices)
-        earlier[arm.name] = Length(own.train.steps, run_seconds(made, setup))
-        texts.append(describe(made, setup))
+    for arm in config.study:  # with time_from an arm lasts as long as the estimates of others
+        derived = arm_config(config, arm, earlier)
+        teacher = planning.teacher_config(derived, setup.teacher_model)
+        arm_plan = planning.plan(derived, teacher, setup.for_devices)
+        earlier[arm.name] = Length(derived.train.steps, run_seconds(arm_plan, setup))
+        texts.append(describe(arm_plan, setup))
     return "\n\n\n".join(texts)
 
 
 def describe(plan: Plan, setup: Setup) -> str:
-    """The text of one plan."""
+    """Return the text of one plan."""
     blocks = [
         _heading(plan, setup), _shapes(plan), _parameters(plan), _work(plan), _memory(plan, setup),
         _length(plan, setup), _times(plan, setup), _growth(plan, setup),
@@ -188,30 +218,30 @@ def _shapes(plan: Plan) -> str:
 
 def _parameters(plan: Plan) -> str:
     rows = [(name, f"{n:,}", f"{learns:,}") for name, (n, learns) in plan.parameters.items()]
-    own = [value for name, value in plan.parameters.items() if name != "teacher"]
-    rows.insert(len(own), ("student", f"{sum(n for n, _ in own):,}", f"{sum(n for _, n in own):,}"))
+    student = [value for name, value in plan.parameters.items() if name != "teacher"]
+    rows.insert(len(student), ("student", f"{sum(n for n, _ in student):,}", f"{sum(n for _, n in student):,}"))
     return table(("parameters", "all", "learn"), rows)
 
 
 def _work(plan: Plan) -> str:
-    whole = plan.step.products
+    total = plan.step.products
     rows = [
-        (name, f"{flops / 1e9:,.1f}", f"{flops / plan.images / 1e9:,.1f}", f"{flops / whole:.1%}")
-        for name, flops in (*plan.parts.items(), ("step", whole))
+        (name, f"{flops / 1e9:,.1f}", f"{flops / plan.images / 1e9:,.1f}", f"{flops / total:.1%}")
+        for name, flops in (*plan.parts.items(), ("step", total))
     ]
     others = plan.step.others / 1e9
     return (
         table(("GFLOP of a step", "on a device", "an image", "share"), rows)
         + "\nMatrix products and convolutions, a multiply-add as two; other operations: "
-        + f"{others:,.1f} G. All devices: {whole * plan.devices / 1e12:,.1f} TFLOP a step."
+        + f"{others:,.1f} G. All devices: {total * plan.devices / 1e12:,.1f} TFLOP a step."
     )
 
 
 def _memory(plan: Plan, setup: Setup) -> str:
-    whole = sum(plan.memory.values())
-    rows = [(name, gigabytes(size)) for name, size in (*plan.memory.items(), ("sum", whole))]
+    total = sum(plan.memory.values())
+    rows = [(name, gigabytes(size)) for name, size in (*plan.memory.items(), ("sum", total))]
     limit = ACCELERATORS[setup.accelerator].memory
-    verdict = "fits" if 1.75 * whole < limit else "may not fit" if whole < limit else "does not fit"
+    verdict = "fits" if 1.75 * total < limit else "may not fit" if total < limit else "does not fit"
     return (
         table(("memory of a device", "GB"), rows)
         + f"\n{setup.accelerator} has {limit / 1e9:.0f} GB: it {verdict}. Activations are read from the program without"
@@ -249,15 +279,15 @@ def _times(plan: Plan, setup: Setup) -> str:
     names = [setup.accelerator] if setup.achieved_tflops else list(ACCELERATORS)
     rows = []
     for name in names:
-        own = dataclasses.replace(setup, accelerator=name)
-        seconds = step_seconds(plan, own, plan.step.products, own.hosts)
-        run = run_seconds(plan, own)
+        machine = dataclasses.replace(setup, accelerator=name)
+        seconds = step_seconds(plan, machine, plan.step.products, machine.hosts)
+        run = run_seconds(plan, machine)
         photos = config.data.batch_size / seconds
-        row = [name, f"{own.hosts}", f"{own.flops(config) / 1e12:.0f}", f"{seconds:.3g}", f"{photos:,.0f}"]
+        row = [name, f"{machine.hosts}", f"{machine.flops(config) / 1e12:.0f}", f"{seconds:.3g}", f"{photos:,.0f}"]
         if config.data.embeddings:
             row.append(f"{photos * planning.stored_bytes(config) / 1e9:.2g}")
         rows.append((*row, hours(run), f"{run * plan.devices / 3600:,.1f}"))
-    rate = f"{setup.achieved_tflops:g} TFLOP/s, as given."
+    rate = f"{setup.achieved_tflops:g} TFLOP/s (--achieved-tflops)."
     if not setup.achieved_tflops:
         rate = (
             f"{setup.utilisation:.0%} of the published {config.model.compute_dtype} peak, which is an"
@@ -274,7 +304,7 @@ def _times(plan: Plan, setup: Setup) -> str:
 def _growth(plan: Plan, setup: Setup) -> str:
     each, total = plan.devices // setup.hosts, plan.config.data.batch_size
     alone = plan.step.products * plan.devices / each / setup.flops(plan.config)  # seconds of a step on one host
-    steps = plan.run_flops / plan.step.products  # phases that cost less count as fewer
+    steps = plan.run_flops / plan.step.products  # in steps of the most expensive phase
     rows = []
     for hosts in sorted({*HOSTS_SHOWN, setup.hosts}):
         devices, exchange = hosts * each, exchange_seconds(plan, setup, hosts)
@@ -283,8 +313,8 @@ def _growth(plan: Plan, setup: Setup) -> str:
             (total % devices == 0, alone / hosts, steps),
             (True, alone, steps / hosts),
         ):
-            whole = seconds + exchange
-            known = f"{whole:.3g}", f"{seconds / whole:.0%}", f"{whole * length * devices / 3600:,.1f}"
+            combined = seconds + exchange
+            known = f"{combined:.3g}", f"{seconds / combined:.0%}", f"{combined * length * devices / 3600:,.1f}"
             row += known if divides else ("", "", "")
         rows.append(row)
     columns = "s a step", "efficiency", "device-h"
@@ -295,5 +325,5 @@ def _growth(plan: Plan, setup: Setup) -> str:
         + f"\nComputing divides by the hosts; each step's {plan.step.reduced / 1e6:.1f} MB of gradients and statistics"
         f" do not: a ring at {setup.bandwidth_gbit:g} Gbit/s\na host, and {plan.step.waits} sums that wait for one"
         f" another (batch norm's) at {LATENCY * 1e6:.0f} us. No overlap is assumed.\n"
-        "Hosts of one TPU slice are joined by faster links than that. Empty: the batch does not divide over so many."
+        "Hosts of one TPU slice are joined by faster links than that. Empty: the batch can't be split over this many."
     )

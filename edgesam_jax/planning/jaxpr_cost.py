@@ -1,9 +1,9 @@
-"""What a program costs, read from its jaxpr: operations, bytes that devices exchange, and temporary memory.
+"""The cost of a program, read from its jaxpr: operations, bytes exchanged between devices, and temporary memory.
 
-Nothing is compiled or computed, so a program far too large for this machine costs a walk over its operations.
-Products (``dot_general``, ``conv_general_dilated``) are counted as XLA counts them: a multiply-add is two operations,
-and taps that fall on a convolution's padding are none.  XLA's own count differs where it fuses, shares or drops work,
-and in loops, whose body it counts once: here a ``scan`` counts as often as it runs.
+Nothing is compiled or executed: the cost of a program far too large for this machine takes one pass over its
+operations.  Products (``dot_general``, ``conv_general_dilated``) are counted as XLA counts them: a multiply-add is two
+operations, and taps on a convolution's padding are not counted.  XLA's own count differs where it fuses, shares or
+drops work, and in loops: XLA counts the body once, while this module counts a ``scan`` as often as it runs.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-CALLS = ("jaxpr", "call_jaxpr")  # parameters that hold the program of an operation that only calls it
+CALLS = ("jaxpr", "call_jaxpr")  # names of the parameter that holds the program of a call
 COLLECTIVES = ("psum", "psum_invariant", "all_reduce")
-# One pass over memory at most, so XLA computes them where their result is read.
+# At most one pass over memory; XLA computes these where their result is read.
 MOVES = {
     "broadcast_in_dim", "concatenate", "convert_element_type", "copy", "expand_dims", "iota", "pad", "reshape", "rev",
     "slice", "squeeze", "stack", "stop_gradient", "transpose",
@@ -38,9 +38,12 @@ REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax",
 class Work:
     """Operations and traffic of one run of a program on one device.
 
-    ``products`` FLOPs of matrix products and convolutions; ``others`` one for each element that another arithmetic
-    operation writes or a reduction reads; ``reduced`` bytes summed over devices; ``waits`` the longest chain of such
-    sums that wait for one another; ``open_loops`` loops whose number of passes is not known, counted once.
+    Attributes:
+      products: FLOPs of matrix products and convolutions.
+      others: one operation for each element that other arithmetic operations write or reductions read.
+      reduced: bytes that are summed over devices.
+      waits: length of the longest chain of sums over devices that depend on one another.
+      open_loops: number of loops with an unknown number of passes; their body is counted once.
     """
 
     products: float = 0.0
@@ -65,23 +68,23 @@ class Work:
 
 
 def work(program: ClosedJaxpr) -> Work:
-    """Count a program, as ``jax.make_jaxpr`` gives it."""
+    """Count the work of a program from ``jax.make_jaxpr``."""
     total = Work()
-    depth: dict[int, int] = {}  # sums over devices that a value waits for
+    depth: dict[int, int] = {}  # number of successive sums over devices that a value depends on
     zeros: set[int] = set()
     for op in _flat(program.jaxpr)[0]:
         before = max((depth.get(key, 0) for key in op.reads), default=0)
-        own = _work_of(op.eqn)
+        op_work = _work_of(op.eqn)
         if op.eqn.primitive.name in COLLECTIVES:
-            # Gradients of what doesn't learn are zeros, which XLA does not send.
+            # Gradients of frozen parameters are zeros, which XLA does not send.
             sent = [
                 v for v, key in zip(op.eqn.invars, op.reads_of, strict=True) if key not in zeros and key is not None
             ]
-            own = Work(reduced=sum(size_of(v.aval) for v in sent), waits=1 if sent else 0)
+            op_work = Work(reduced=sum(size_of(v.aval) for v in sent), waits=1 if sent else 0)
         elif op.eqn.primitive.name == "broadcast_in_dim" and isinstance(op.eqn.invars[0], Literal):
             zeros.update(op.writes)
-        total += Work(own.products, own.others, own.reduced, 0, own.open_loops)
-        depth.update(dict.fromkeys(op.writes, before + own.waits))
+        total += Work(op_work.products, op_work.others, op_work.reduced, 0, op_work.open_loops)
+        depth.update(dict.fromkeys(op.writes, before + op_work.waits))
     longest = max(depth.values(), default=0)
     return total + Work(waits=longest)
 
@@ -121,13 +124,13 @@ def _convolution(eqn: Any) -> float:
 
 @functools.cache
 def _taps_inside(size: int, kernel: int, out: int, stride: int, low: int, spread: int, kernel_spread: int) -> int:
-    """Pairs of an output and a tap along one axis that meet a pixel, not padding or the space between pixels."""
+    """Count pairs of an output and a tap along one axis that read a pixel, not padding or dilation."""
     at = np.arange(out)[:, None] * stride + np.arange(kernel) * kernel_spread - low
     return int(((at >= 0) & (at <= (size - 1) * spread) & (at % spread == 0)).sum())
 
 
 def size_of(aval: Any) -> int:
-    """Bytes of an array."""
+    """Return the bytes of an array."""
     return int(math.prod(aval.shape)) * aval.dtype.itemsize
 
 
@@ -135,11 +138,12 @@ def size_of(aval: Any) -> int:
 
 
 def peak_temporary(program: ClosedJaxpr) -> int:
-    """Bytes that a program holds at its worst moment beside arguments and results: an estimate, in its own order.
+    """Estimate the peak of a program's temporary memory in bytes, without arguments and results.
 
-    A value lives from the operation that writes it to the last that reads it.  Results of elementwise operations that
-    one other operation reads, and everything that only moves data, are taken to be computed where they are read, as
-    XLA fuses them.  XLA chooses another order and other fusions; ``docs/scale.md`` has the factor that was found.
+    Operations run in the program's order.  A value lives from the operation that writes it to the last one that reads
+    it.  Results of elementwise operations with a single reader, and of operations that only move data, are assumed to
+    be computed where they are read, as XLA fuses them.  XLA chooses another order and other fusions; ``docs/scale.md``
+    compares this estimate with XLA's memory.
     """
     return _peak(program.jaxpr, count_results=False)
 
@@ -148,7 +152,7 @@ def _peak(jaxpr: Jaxpr, count_results: bool = True) -> int:
     ops, results = _flat(jaxpr)
     ignored = set() if count_results else results
     readers = Counter(key for op in ops for key in op.reads)
-    roots: dict[int, tuple[int, ...]] = {}  # values that never exist -> those they are computed from
+    roots: dict[int, tuple[int, ...]] = {}  # fused values -> the stored values they are computed from
     sizes: dict[int, int] = {}
     needs: list[tuple[int, ...]] = []
     for op in ops:
@@ -170,7 +174,7 @@ def _peak(jaxpr: Jaxpr, count_results: bool = True) -> int:
         made = sum(sizes.get(key, 0) for key in op.writes)
         freed = sum(sizes[key] for key in gone)
         within = max((_peak(inner) for inner in _inner(op.eqn)), default=0)
-        # An elementwise operation may write over what it reads for the last time.
+        # An elementwise operation may overwrite an operand that it is the last to read.
         in_place = freed if op.eqn.primitive.name in ELEMENTWISE else 0
         peak = max(peak, live + max(made - in_place, 0) + within)
         live += made - freed
@@ -184,7 +188,7 @@ def _peak(jaxpr: Jaxpr, count_results: bool = True) -> int:
 
 @dataclass
 class _Op:
-    """An operation with its values as numbers that are unique over all the programs it was called through."""
+    """An operation; its values are numbers that are unique across nested calls."""
 
     eqn: Any
     reads_of: list[int | None]  # None: a literal
@@ -196,13 +200,13 @@ class _Op:
 
 
 def _flat(jaxpr: Jaxpr) -> tuple[list[_Op], set[int]]:
-    """The operations in order, with those that only call a program replaced by its operations; and the results."""
+    """Return the operations in order, with calls replaced by the operations of their program, and the results."""
     ops: list[_Op] = []
     names: dict[Any, int | None] = {}
     _collect(jaxpr, names, itertools.count(), ops)
     results = {key for v in jaxpr.outvars if not isinstance(v, Literal) and (key := names.get(v)) is not None}
     kept, needed = [], set(results)
-    for op in reversed(ops):  # what nobody reads, XLA drops
+    for op in reversed(ops):  # XLA drops operations whose results are not used
         if needed.intersection(op.writes) or op.eqn.effects:
             needed.update(op.reads)
             kept.append(op)
@@ -223,23 +227,23 @@ def _collect(jaxpr: Jaxpr, names: dict[Any, int | None], fresh: Iterator[int], o
         if inner is None:
             ops.append(_Op(eqn, reads, [k for v in eqn.outvars if (k := key(v)) is not None]))
             continue
-        own: dict[Any, int | None] = dict(zip(inner.invars, reads, strict=True))
-        _collect(inner, own, fresh, ops)
+        inner_names: dict[Any, int | None] = dict(zip(inner.invars, reads, strict=True))
+        _collect(inner, inner_names, fresh, ops)
         for outer, v in zip(eqn.outvars, inner.outvars, strict=True):
-            names[outer] = None if isinstance(v, Literal) else own.get(v)
+            names[outer] = None if isinstance(v, Literal) else inner_names.get(v)
 
 
 def _called(eqn: Any) -> Jaxpr | None:
-    """The program that an operation merely calls (a nested jit, a function with its own derivative)."""
+    """Return the program of an operation that is only a call (a nested jit, a function with a custom derivative)."""
     if eqn.primitive.name in ("scan", "while", "cond"):
         return None
-    found = next((eqn.params[name] for name in CALLS if name in eqn.params), None)
-    found = getattr(found, "jaxpr", found)
-    return found if isinstance(found, Jaxpr) and len(found.invars) == len(eqn.invars) else None
+    program = next((eqn.params[name] for name in CALLS if name in eqn.params), None)
+    program = getattr(program, "jaxpr", program)
+    return program if isinstance(program, Jaxpr) and len(program.invars) == len(eqn.invars) else None
 
 
 def _inner(eqn: Any) -> list[Jaxpr]:
-    """The programs inside a loop or a choice."""
+    """Return the programs inside a loop or a conditional."""
     name = eqn.primitive.name
     if name == "scan":
         return [eqn.params["jaxpr"].jaxpr]

@@ -1,7 +1,7 @@
-"""The size of a run before it starts: shapes, parameters, operations, memory, disk.
+"""The size of a run before it starts: shapes, parameters, operations, memory and disk space.
 
-Everything comes from an abstract trace of the real training step: no weights, no data and no device are needed, so that
-a laptop can plan for a TPU slice.  ``dry_run.py`` turns this into a text with estimates of time.
+All numbers come from an abstract trace of the real training step, without weights, data or an accelerator: a laptop can
+plan a run on a TPU slice.  ``dry_run.py`` adds estimates of time and formats the text.
 """
 
 from __future__ import annotations
@@ -38,46 +38,50 @@ from edgesam_jax.planning import jaxpr_cost
 from edgesam_jax.types import Batch, TrainState
 
 STORED_BYTES = {"float16": 2, "bfloat16": 2, "int8": 1}
-BATCHES_HELD = 2  # the step's own, and the next one's, which is dispatched before the step ends
+BATCHES_HELD = 2  # that of the step, and that of the next step, which is dispatched before the step ends
 NECK = ("neck_", "fuse_")
 
 
 # ------------------------------------------------------------------------------------------------------------ teacher
 
 
-def teacher_config(config: Config, named: str = "") -> SamConfig | None:
-    """The teacher's architecture, without its weights: of a checkpoint that is there, else by name.
+def teacher_config(config: Config, model_name: str = "") -> SamConfig | None:
+    """Return the teacher's architecture without its weights, from its checkpoint or inferred from its name.
 
     Args:
-      named: one of ``MODELS``, or its end (``vit_h``), where the path of the config does not tell.
+      config: the run's; None is returned if it has no teacher.
+      model_name: a name in ``MODELS``, or one without its ``sam_`` (``vit_h``); empty: infer from ``config.teacher``.
 
     Raises:
-      UsageError: no such model; a path that is not there and does not tell; or a teacher that does not fit.
+      UsageError: an unknown ``model_name``, a missing file whose name doesn't contain the architecture, or a teacher
+        that doesn't fit the student.
     """
     if not config.teacher or config.distill.targets != "teacher":
         return None
-    path, found = Path(config.teacher), MODELS.get(config.teacher)
+    path, model = Path(config.teacher), MODELS.get(config.teacher)
     known = ", ".join(MODELS)
-    if named:
-        found = MODELS.get(named) or MODELS.get(f"sam_{named}")
-        if found is None:
-            raise UsageError(f"--teacher-model {named}: not a model; one of {known}")
-    elif found is None and path.suffix == ".msgpack" and path.is_file():
-        found = load_model(path).config
-    elif found is None and (path / "config.json").is_file():  # of a checkpoint or of a run: the key is the same
+    if model_name:
+        model = MODELS.get(model_name) or MODELS.get(f"sam_{model_name}")
+        if model is None:
+            raise UsageError(f"--teacher-model {model_name}: unknown model; choose from {known}")
+    elif model is None and path.suffix == ".msgpack" and path.is_file():
+        model = load_model(path).config
+    elif model is None and (path / "config.json").is_file():  # of a checkpoint or of a run: both have the key "model"
         try:
-            found = from_json(SamConfig, json.dumps(json.loads((path / "config.json").read_text())["model"]))
+            model = from_json(SamConfig, json.dumps(json.loads((path / "config.json").read_text())["model"]))
         except (ValueError, KeyError, TypeError):
             raise UsageError(f"teacher={config.teacher}: its config.json is damaged") from None
-    elif found is None:
+    elif model is None:
         size = re.search(r"vit[-_]?([blh])(?![a-z])", path.name.lower())
-        found = MODELS[f"sam_vit_{size[1]}"] if size else None
-    if found is None:
+        model = MODELS[f"sam_vit_{size[1]}"] if size else None
+    if model is None:
+        missing = "" if path.exists() else "file not found, and "
         raise UsageError(
-            f"teacher={config.teacher}: not here, and its name does not tell; add --teacher-model: {known}"
+            f"teacher={config.teacher}: {missing}the model can't be inferred from its name;"
+            f" pass --teacher-model (one of {known})"
         )
-    check_teacher(config, found)
-    return found
+    check_teacher(config, model)
+    return model
 
 
 # ------------------------------------------------------------------------------------------------------------ tracing
@@ -91,18 +95,18 @@ def _array(shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeSt
 
 
 def stored_dtype(config: Config) -> str:
-    """The type in which the store of the config holds embeddings; float16 where it isn't there yet."""
+    """Return the type of the embeddings in the config's store; float16 if the store doesn't exist yet."""
     root = Path(config.data.embeddings[0]) if config.data.embeddings else Path()
     return read_header(root).dtype if config.data.embeddings and (root / STORE).is_file() else "float16"
 
 
 def stored_bytes(config: Config) -> int:
-    """Bytes of one photo's embedding in a store."""
+    """Return the bytes of one photo's embedding in a store."""
     return config.model.grid**2 * config.model.embed_dim * STORED_BYTES[stored_dtype(config)]
 
 
 def abstract_batch(config: Config, images: int) -> Batch:
-    """Shapes of a batch of so many images, as the pipeline gives it; typed as arrays."""
+    """Return the shapes of the data pipeline's batch of this many images, typed as arrays."""
     model, p = config.model, config.data.max_prompts
     side, s = model.image_size, model.mask_size
     embedding = None
@@ -122,7 +126,7 @@ def abstract_batch(config: Config, images: int) -> Batch:
 
 
 def abstract_state(config: Config) -> TrainState:
-    """Shapes of the training state."""
+    """Return the shapes of the training state."""
     variables = _variables(config.model)
     tx, _ = make_optimizer(config, variables["params"])
     step: Any = _array((), jnp.int32)
@@ -130,24 +134,24 @@ def abstract_state(config: Config) -> TrainState:
 
 
 def trace_step(config: Config, teacher: SamConfig | None, images: int, devices: int = 0) -> Any:
-    """The jaxpr of the step with so many images on one of several devices; 0: it has no others to exchange with."""
+    """Return the jaxpr of a step with this many images on one of ``devices`` devices; 0: one device, no exchange."""
     state = abstract_state(config)
     tx, _ = make_optimizer(config, state.params)
     axis = AXIS if devices else None
     body = functools.partial(train_step, config=config, teacher_config=teacher, tx=tx, axis_name=axis)
     variables = _variables(teacher) if teacher else None
     key = jax.eval_shape(lambda: jax.random.key(0))
-    environment = [(axis, max(devices, 2))] if axis else None  # one device of a host still meets those of others
-    # An accelerator's form of every operation: what a CPU does in its place is the same work in more pieces.
+    environment = [(axis, max(devices, 2))] if axis else None  # even one device per host exchanges with other hosts
+    # Trace the accelerator's form of every operation; the CPU's form does the same work in more operations.
     with ops.traced_for("gpu"):
         return jax.make_jaxpr(body, axis_env=environment)(state, variables, abstract_batch(config, images), key)
 
 
 def flops_per_step(config: Config, teacher: SamConfig | None) -> float:
-    """FLOPs of the matrix products and convolutions of one step over the global batch: what MFU is counted with.
+    """Return the FLOPs of the matrix products and convolutions of one step over the global batch, as used for MFU.
 
-    A multiply-add is two.  The count is of the step as it is, with what is computed again on purpose, in the phase of
-    the run that ``config`` stands for (``trainer.phase``).  Takes a second for the tiny models, several for ViT-H.
+    A multiply-add counts as two.  Deliberate recomputation (``remat``) is included.  The step is that of the phase that
+    ``config`` describes (``config.derive.phase``).  Takes a second for the tiny models, several for ViT-H.
     """
     return jaxpr_cost.work(trace_step(config, teacher, config.data.batch_size)).products
 
@@ -168,13 +172,13 @@ def _decoder_work(model: SamConfig, config: Config, images: int) -> jaxpr_cost.W
     """One round of the prompt loop."""
     cfg, p = config.distill, config.data.max_prompts
     slots = POINT_SLOTS_AT_START + cfg.rounds * cfg.points_per_round
-    asked = jax.eval_shape(functools.partial(prompts.from_boxes, slots=slots), _array((images, p, 4)))
+    prompt = jax.eval_shape(functools.partial(prompts.from_boxes, slots=slots), _array((images, p, 4)))
     previous: tuple[Any, ...] = ()
     if cfg.mask_feedback:
         previous = _array((images, p, model.mask_size, model.mask_size)), _array((images, p), jnp.bool_)
     embedding = _array((images, model.grid, model.grid, model.embed_dim))
-    one = functools.partial(decode, model, chunk=config.train.prompt_chunk)
-    return _traced(one, _variables(model), embedding, asked, *previous)
+    decode_round = functools.partial(decode, model, chunk=config.train.prompt_chunk)
+    return _traced(decode_round, _variables(model), embedding, prompt, *previous)
 
 
 # --------------------------------------------------------------------------------------------------------------- plan
@@ -182,10 +186,16 @@ def _decoder_work(model: SamConfig, config: Config, images: int) -> jaxpr_cost.W
 
 @dataclass(frozen=True)
 class Plan:
-    """What one step needs on one of ``devices`` devices, which has ``images`` images of the batch.
+    """The cost of a step on one of ``devices`` devices, and of the run.
 
-    ``parts`` are the step's FLOPs in products by part of the step; ``run_flops`` those of the whole run on this device.
-    ``parameters`` has (all, those that learn) by part of the model.  ``memory`` and the rest of the sizes are bytes.
+    Attributes:
+      images: images of the global batch on one device.
+      step: operations and traffic of a step on one device.
+      parts: FLOPs of a step in matrix products and convolutions, by part of the step.
+      run_flops: the same for all steps of the run on one device.
+      parameters: (all, trained) by part of the model.
+      memory: bytes on one device, by purpose.
+      checkpoint, model_file: bytes on disk.
     """
 
     config: Config
@@ -202,15 +212,15 @@ class Plan:
 
     @property
     def rounds(self) -> int:
-        """Times that a prompt is decoded by student and teacher."""
+        """Number of times that student and teacher decode a prompt."""
         return objective_of(self.config).decodes(self.config)
 
 
 def plan(config: Config, teacher: SamConfig | None, devices: int) -> Plan:
-    """Plan a run on so many devices.
+    """Plan a run on this many devices.
 
     Raises:
-      UsageError: a config that can't be trained, or a batch that does not divide over the devices.
+      UsageError: a config that can't be trained, or a batch that can't be split evenly over the devices.
     """
     check_distillation(config)
     pieces = config.train.accumulate
@@ -256,7 +266,7 @@ def _trained(params: Any, config: Config) -> list[bool]:
 
 
 def _parts(config: Config, teacher: SamConfig | None, images: int, step: jaxpr_cost.Work) -> dict[str, float]:
-    """FLOPs by part of the step; the backward pass is what the other parts leave of the whole."""
+    """Return the FLOPs by part of the step; the backward pass is the remainder."""
     cfg = config.distill
     loop = objective_of(config).decodes(config)
     parts: dict[str, float] = {}
@@ -274,15 +284,15 @@ def _parts(config: Config, teacher: SamConfig | None, images: int, step: jaxpr_c
 def _run_flops(
     config: Config, teacher: SamConfig | None, images: int, devices: int, counted: Config, flops: float
 ) -> float:
-    """FLOPs of all steps: the loop may start late and the grouping loss stop early, at a share of the run."""
+    """Return the FLOPs of all steps; phases in which loop or grouping loss are off are counted separately."""
     steps = config.train.steps
-    shares = {0.0, config.distill.rounds_from, config.distill.loss.grouping_until}
-    starts = sorted({math.ceil(share * steps) for share in shares if share < 1})
+    fractions = {0.0, config.distill.rounds_from, config.distill.loss.grouping_until}
+    starts = sorted({math.ceil(fraction * steps) for fraction in fractions if fraction < 1})
     total = 0.0
     for start, end in zip(starts, [*starts[1:], steps], strict=True):
         now = phase(config, start)
-        own = flops if now == counted else jaxpr_cost.work(trace_step(now, teacher, images, devices)).products
-        total += (end - start) * own
+        each = flops if now == counted else jaxpr_cost.work(trace_step(now, teacher, images, devices)).products
+        total += (end - start) * each
     return total
 
 
@@ -292,8 +302,8 @@ def _parameters(params: Any, trained: list[bool], teacher: SamConfig | None) -> 
         part = str(path[0].key).replace("_", " ")
         if part == "image encoder" and str(path[1].key).startswith(NECK):
             part = "neck and fusion"
-        whole, own = counts.get(part, (0, 0))
-        counts[part] = whole + leaf.size, own + leaf.size * learns
+        total, learning = counts.get(part, (0, 0))
+        counts[part] = total + leaf.size, learning + leaf.size * learns
     if teacher:
         counts["teacher"] = sum(leaf.size for leaf in jax.tree.leaves(_variables(teacher)["params"])), 0
     return counts
@@ -303,28 +313,31 @@ def _parameters(params: Any, trained: list[bool], teacher: SamConfig | None) -> 
 
 
 def photos_of(config: Config) -> tuple[int, str]:
-    """Photos of an epoch, and 0 with the reason where they are not known.  Writes nothing, not even a tar's index."""
+    """Return the number of photos in an epoch, or 0 and the reason why it is unknown.
+
+    Writes nothing, not even the index of a tar.
+    """
     data = config.data
-    entries = [replace(data, mixture=(), **_own(entry)) for entry in data.mixture] or [data]
+    entries = [replace(data, mixture=(), **_data_fields(entry)) for entry in data.mixture] or [data]
     total = 0
     for entry in entries:
         if entry.source == "scenes":
             if not entry.limit:
-                return 0, "generated scenes never end"
+                return 0, "generated scenes are endless"
             total += entry.limit
             continue
         if not Path(entry.root).exists():
-            return 0, f"data.root={entry.root} is not here: give --photos"
+            return 0, f"data.root={entry.root} not found; pass --photos"
         try:
             if entry.source == "tars":
                 tars = find_tars(Path(entry.root), entry.subset)
                 if not all(tar.with_name(f"{tar.name}.index.npz").is_file() for tar in tars):
-                    return 0, f"the tars in {entry.root} have no index yet: give --photos"
+                    return 0, f"the tars in {entry.root} have no index yet; pass --photos"
             total += len(open_source(entry, config.model.image_size))
         except UsageError as error:
             return 0, str(error)
     return total, ""
 
 
-def _own(entry: Any) -> dict[str, Any]:
+def _data_fields(entry: Any) -> dict[str, Any]:
     return {name: value for name, value in vars(entry).items() if name != "weight" and name in vars(DataConfig())}

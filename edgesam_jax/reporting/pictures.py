@@ -14,6 +14,7 @@ from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, POSITIVE
 
 GREEN, RED, BLUE, YELLOW = (60, 200, 90), (230, 60, 60), (70, 130, 240), (250, 210, 50)
 GAP = 4  # pixels between the panels of a picture
+MAX_ROWS = 4  # prompts in a picture of the loop
 
 
 def tint(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], strength: float = 0.55) -> np.ndarray:
@@ -61,19 +62,19 @@ def side_by_side(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = (
 
 
 def loop_picture(
-    image: np.ndarray, trace: Any, prompt_valid: np.ndarray, most: int = 4, photo: tuple[int, int] | None = None
+    image: np.ndarray, trace: Any, prompt_valid: np.ndarray, photo: tuple[int, int] | None = None
 ) -> np.ndarray:
     """One row per prompt: photo with box and points, target mask, student mask, and where they disagree.
 
     Args:
       image: (h w 3) uint8.
       trace: a ``distill.Trace`` of this image alone (no leading b), as numpy arrays.
-      prompt_valid: (p) which prompts are real; at most ``most`` of them are drawn.
+      prompt_valid: (p) which prompts are real; at most ``MAX_ROWS`` of them are drawn.
       photo: rows and columns of the image that hold the photo; the rest is cut off.
     """
     h, w = photo or image.shape[:2]
     rows = []
-    for i in np.flatnonzero(prompt_valid)[:most]:
+    for i in np.flatnonzero(prompt_valid)[:MAX_ROWS]:
         student, target, differ = trace.student[i], trace.target[i], trace.disagreement[i]
         prompts = trace.prompts
         panels = [

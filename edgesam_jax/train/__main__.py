@@ -43,7 +43,12 @@ def parse(argv: Sequence[str] | None) -> Command:
       UsageError: see ``load_config`` and ``apply_overrides``.
     """
     parser = Parser(prog="python -m edgesam_jax.train", description="Train, resume, or run a study.")
-    parser.add_argument("--config", required=True, help="a Python file with get_config(), or a saved config.json")
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:name=value,...]",
+        help="a Python file with get_config(), its arguments after a colon; or a saved config.json",
+    )
     parser.add_argument("--workdir", type=Path, help="folder of the run; an earlier run there goes on")
     parser.add_argument(
         "--set", action="append", default=[], nargs="+", metavar="a.b=c", help="change a field of the config"

@@ -113,16 +113,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def save_curves(path: Path, runs: Mapping[str, Path], name: str = "loss") -> None:
-    """One chart of a metric over steps, a line for each run (title -> its ``metrics.jsonl``)."""
+def save_curves(path: Path, runs: Mapping[str, Path]) -> None:
+    """One chart of the loss over steps, a line for each run (title -> its ``metrics.jsonl``)."""
     from matplotlib.figure import Figure  # a second to import: only when a chart is drawn
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for title, metrics in runs.items():
-        rows = [row for row in read_metrics(metrics) if name in row]
-        axes.plot([row["step"] for row in rows], [row[name] for row in rows], label=title)
-    axes.set(xlabel="step", ylabel=name, yscale="log")
+        rows = [row for row in read_metrics(metrics) if "loss" in row]
+        axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], label=title)
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3)
     if runs:
         axes.legend()

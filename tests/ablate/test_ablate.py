@@ -71,7 +71,7 @@ def test_tables_are_chosen_by_letter_or_name():
     found = tables(["encoder", "student_x", "data_1x", "data_1x_encoder"])
     assert [t.letter for t in choose(found, ["6a", "loops", "5c"])] == ["5c", "5g", "6a"]
     assert choose(found, ["all"]) == found
-    with pytest.raises(UsageError, match=r"--table 5x: there is 5a \(techniques\), 5c"):
+    with pytest.raises(UsageError, match=r"--table 5x: unknown table; choose from 5a \(techniques\), 5c"):
         choose(found, ["5g", "5x"])
 
 
@@ -193,13 +193,13 @@ def test_the_command_from_end_to_end(config_file, tmp_path, capsys):
 def test_faults(config_file, tmp_path, capsys):
     common = ["--config", str(config_file), "--workdir", str(tmp_path / "w"), "--table"]
     for flags, message in (
-        (["9z"], "--table 9z: there is 5a (techniques)"),
+        (["9z"], "--table 9z: unknown table; choose from 5a (techniques)"),
         (["5c"], "--table 5c: this scale has no runs to compare in it"),
         (["5g", "--evaluate", "coco"], "--evaluate coco: write coco=DIR"),
         (["5g", "--evaluate", f"coco={tmp_path / 'no'}"], "no such folder"),
         (["5g", "--seeds", "0"], "--seeds"),
         (["5g", "--set", "train.stepz=1"], "train.stepz"),
-        (["5g", "--set", "data.source=images"], "no held-out examples to score on: give --evaluate"),
+        (["5g", "--set", "data.source=images"], "no held-out examples to score on: pass --evaluate"),
     ):
         assert ablate.main([*common, *flags]) == 2, flags
         assert message in capsys.readouterr().err

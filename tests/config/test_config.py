@@ -17,9 +17,11 @@ from edgesam_jax.config import (
     ArmConfig,
     Config,
     DataConfig,
+    EfficientVitConfig,
     OptimConfig,
     RepVitConfig,
     SamConfig,
+    TinyVitConfig,
     UsageError,
     VitConfig,
     apply_overrides,
@@ -88,7 +90,7 @@ def test_every_field_can_be_set_from_text(data):
 
 
 def test_a_field_of_what_is_not_there_says_how_to_get_it():
-    with pytest.raises(UsageError, match=r"model\.proposals\.kept=5: there is none yet; set it as a whole before"):
+    with pytest.raises(UsageError, match=r"model\.proposals\.kept=5: this group is unset; set it to \{\} first"):
         apply_overrides(Config(), ["model.proposals.kept=5"])
     assert apply_overrides(Config(), ["model.proposals={}", "model.proposals.kept=5"]).model.proposals.kept == 5
 
@@ -110,14 +112,14 @@ def test_overrides_apply_in_order_and_leave_the_rest():
         ("nothing.steps=3", "no field 'nothing' in Config"),
         ("train.steps.more=3", "no field 'more' in int"),
         ("train.steps=many", "cannot read 'many'"),
-        ("train.steps=1.5", "wants int"),
-        ("train.steps=True", "wants int"),
-        ("optim.learning_rate=None", "wants float"),
+        ("train.steps=1.5", "expected int"),
+        ("train.steps=True", "expected int"),
+        ("optim.learning_rate=None", "expected float"),
         ("optim.schedule=cosin", "must be one of cosine"),
-        ("model.encoder.widths=(1,'a')", "wants int"),
-        ("model.encoder.stem_strides=(1,2,3)", "wants 2 values"),
+        ("model.encoder.widths=(1,'a')", "expected int"),
+        ("model.encoder.stem_strides=(1,2,3)", "expected 2 values"),
         ("model.encoder=3", "kind must be one of repvit, vit"),
-        ("train=3", "wants named fields"),
+        ("train=3", "expected named fields"),
     ],
 )
 def test_wrong_overrides_name_the_flag(text, says):
@@ -131,9 +133,9 @@ def test_wrong_overrides_name_the_flag(text, says):
     ("text", "says"),
     [
         ("{", "not valid JSON"),
-        ("[]", "wants named fields"),
+        ("[]", "expected named fields"),
         ('{"trane": {}}', "no field trane"),
-        ('{"name": 3}', "wants str"),
+        ('{"name": 3}', "expected str"),
     ],
 )
 def test_damaged_json_is_refused(text, says):
@@ -159,6 +161,84 @@ def test_wrong_config_files_are_named(tmp_path, content, says):
     with pytest.raises(UsageError, match=says) as caught:
         load_config(path)
     assert str(path) in str(caught.value)
+
+
+PARAMETERS = """
+from typing import Literal
+from edgesam_jax.config import Config
+def get_config(percent: Literal[1, 3] = 1, name: str = "x", rate: float = 0.5, on: bool = False, depth: int = 2):
+    assert (type(percent), type(name), type(rate), type(on), type(depth)) == (int, str, float, bool, int)
+    return Config(name=f"{percent} {name} {rate} {on} {depth}")
+"""
+
+
+@pytest.fixture
+def parameters(tmp_path):
+    path = tmp_path / "c.py"
+    path.write_text(PARAMETERS)
+    return path
+
+
+def test_arguments_of_a_config_are_typed(parameters):
+    assert load_config(parameters).name == "1 x 0.5 False 2"
+    assert load_config(f"{parameters}:percent=3, name=y z,rate=2,on=true,depth=-1").name == "3 y z 2.0 True -1"
+    assert load_config(parameters, percent=3, rate=1).name == "3 x 1.0 False 2"
+    assert load_config(f"{parameters}:percent=3", name="y").name == "3 y 0.5 False 2"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("percnt=3", "unknown argument 'percnt'; valid arguments: percent, name, rate, on, depth"),
+        ("percent=2", "percent: must be one of 1, 3, got 2"),
+        ("percent=three", "percent: must be one of 1, 3, got 'three'"),
+        ("percent=true", "percent: must be one of 1, 3, got True"),
+        ("percent=1.0", "percent: must be one of 1, 3, got 1.0"),
+        ("depth=2.5", "depth: expected int, got 2.5"),
+        ("depth=deep", "depth: cannot read 'deep' as int"),
+        ("on=1", "on: expected bool, got 1"),
+        ("percent=1,percent=3", "argument 'percent' is given twice"),
+        ("percent", "write the arguments as FILE:name=value,name=value"),
+        ("percent=3,", "write the arguments as FILE:name=value,name=value"),
+        ("", "write the arguments as FILE:name=value,name=value"),
+    ],
+)
+def test_wrong_arguments_are_one_line(parameters, text, says):
+    with pytest.raises(UsageError) as caught:
+        load_config(f"{parameters}:{text}")
+    assert str(caught.value) == f"--config {parameters}:{text}: {says}"
+
+
+def test_arguments_where_none_can_be(tmp_path):
+    plain, saved, none = tmp_path / "plain.py", tmp_path / "saved.json", tmp_path / "none.py"
+    plain.write_text("from edgesam_jax.config import Config\ndef get_config(): return Config()")
+    saved.write_text(to_json(Config()))
+    for path, says in (
+        (f"{plain}:a=1", f"--config {plain}:a=1: unknown argument 'a'; this config takes none"),
+        (f"{saved}:a=1", f"--config {saved}:a=1: a saved config takes no arguments; change its fields with --set"),
+        (f"{none}:a=1", f"--config {none}: no such file"),
+        (f"{saved}:", f"--config {saved}:: write the arguments as FILE:name=value,name=value"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            load_config(path)
+        assert str(caught.value) == says
+    with pytest.raises(UsageError, match="a saved config takes no arguments"):
+        load_config(saved, a=1)
+    with pytest.raises(UsageError, match="unknown argument 'b'; this config takes none"):
+        load_config(plain, b=1)
+    (tmp_path / "c.txt").write_text("")
+    with pytest.raises(UsageError, match=r"c\.txt: expected a \.py or \.json file"):
+        load_config(tmp_path / "c.txt")
+
+
+@pytest.mark.parametrize("name", ["a:b.py", "a.json:b.json", "a.py:b=1.py", "dir:x=1/c.py"])
+def test_a_file_whose_name_has_a_colon_is_that_file(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(to_json(Config()) if path.suffix == ".json" else PARAMETERS)
+    assert isinstance(load_config(path), Config)
+    if path.suffix == ".py":
+        assert load_config(f"{path}:percent=3").name == "3 x 0.5 False 2"
 
 
 def test_config_from_json_file(tmp_path):
@@ -189,7 +269,7 @@ def test_published_rates():
 def test_shares_of_sa1b(stage):
     epochs, last = {1: 10, 2: 5}[stage], []
     for share, suffix in ((1, ""), (3, "_3pct"), (10, "_10pct")):
-        config = load_config(CONFIGS / f"edgesam_stage{stage}{suffix}.py")
+        config = load_config(f"{CONFIGS}/edgesam_stage{stage}.py:percent={share}")
         (tars,) = config.data.subset
         names = tar_names(tars)
         assert len(names) == 10 * share and set(last) < set(names) and "sa_000130" not in names
@@ -197,6 +277,66 @@ def test_shares_of_sa1b(stage):
         assert config.optim.warmup_steps * 2 == (config.train.steps if stage == 1 else 0)
         assert config.train.init_from == ("" if stage == 1 else f"runs/edgesam_stage1{suffix}")
         last = names
+
+
+def changes(config, base, prefix=""):
+    """The fields in which two configs differ, with the value of the first."""
+    fields = {}
+    for field in dataclasses.fields(config):
+        mine, theirs, path = getattr(config, field.name), getattr(base, field.name), prefix + field.name
+        if type(mine) is type(theirs) and dataclasses.is_dataclass(mine):
+            fields |= changes(mine, theirs, f"{path}.")
+        elif mine != theirs:
+            fields[path] = mine
+    return fields
+
+
+# All that differs between the configs of a stage, or of Table 5c and stage 1.
+VARIANTS = {
+    "edgesam_stage1.py:percent=1": {},
+    "edgesam_stage1.py:percent=3": {
+        "name": "edgesam_stage1_3pct", "data.subset": ("sa_000020..sa_000049",), "train.steps": 51_540,
+        "optim.warmup_steps": 25_770,
+    },
+    "edgesam_stage1.py:percent=10": {
+        "name": "edgesam_stage1_10pct", "data.subset": ("sa_000020..sa_000119",), "train.steps": 171_800,
+        "optim.warmup_steps": 85_900,
+    },
+    "edgesam_stage2.py:percent=1": {},
+    "edgesam_stage2.py:percent=3": {
+        "name": "edgesam_stage2_3pct", "data.subset": ("sa_000020..sa_000049",), "train.steps": 103_125,
+        "train.init_from": "runs/edgesam_stage1_3pct",
+    },
+    "edgesam_stage2.py:percent=10": {
+        "name": "edgesam_stage2_10pct", "data.subset": ("sa_000020..sa_000119",), "train.steps": 343_750,
+        "train.init_from": "runs/edgesam_stage1_10pct",
+    },
+    "table5c.py:encoder=repvit,neck=fpn": {"name": "table5c_repvit_fpn"},
+    "table5c.py:encoder=repvit,neck=nodown": {"name": "table5c_repvit_nodown", "model.encoder.fuse": False},
+    "table5c.py:encoder=tinyvit,neck=fpn": {"name": "table5c_tinyvit_fpn", "model.encoder": TinyVitConfig(fuse=True)},
+    "table5c.py:encoder=tinyvit,neck=nodown": {
+        "name": "table5c_tinyvit_nodown", "model.encoder": TinyVitConfig(fuse=False),
+    },
+    "table5c.py:encoder=efficientvit,neck=fpn": {
+        "name": "table5c_efficientvit_fpn", "model.encoder": EfficientVitConfig(fuse=True),
+    },
+    "table5c.py:encoder=efficientvit,neck=nodown": {
+        "name": "table5c_efficientvit_nodown", "model.encoder": EfficientVitConfig(fuse=False),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_arguments_change_these_fields_alone(name):
+    base = load_config(CONFIGS / ("edgesam_stage2.py" if "stage2" in name else "edgesam_stage1.py"))
+    assert (base.train.steps, base.optim.warmup_steps, base.data.subset, base.train.init_from) == (
+        (34_375, 0, ("sa_000020..sa_000029",), "runs/edgesam_stage1")
+        if "stage2" in name
+        else (17_180, 8_590, ("sa_000020..sa_000029",), "")
+    )
+    config = load_config(f"{CONFIGS}/{name}")
+    assert changes(config, base) == VARIANTS[name]
+    assert from_json(Config, to_json(config)) == config
 
 
 def test_geometry():

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
+from whole_masks import decode_mask
 
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.readers.coco import CocoSource, find_annotations
 from edgesam_jax.data.readers.images import ImagesSource
-from edgesam_jax.data.readers.records import decode_mask
 from edgesam_jax.data.scenes.scene import scene
 
 H, W = 48, 64

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
+from whole_masks import decode_mask
 
 from edgesam_jax import prepare
 from edgesam_jax.config import DataConfig, SamConfig, UsageError
@@ -23,7 +24,6 @@ from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.pipeline import BatchSource
 from edgesam_jax.data.readers import records
 from edgesam_jax.data.readers.images import ImagesSource
-from edgesam_jax.data.readers.records import decode_mask
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.source import Part, left_out
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from whole_masks import low_res_masks
 
 from edgesam_jax.data.mask_window import crop
 from edgesam_jax.data.schema import Example, boxes_of
-from edgesam_jax.data.transforms import center_point, low_res_masks
+from edgesam_jax.data.transforms import center_point
 from edgesam_jax.eval.metrics import mask_iou
 from edgesam_jax.eval.scoring import protocol
 from edgesam_jax.eval.scoring.photos import choose_instances, of_example

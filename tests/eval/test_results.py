@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
+from whole_masks import decode_mask
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.readers.records import decode_mask
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.eval.scoring.results import check_results, compressed, read_results, result, top_per_image
 

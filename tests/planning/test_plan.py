@@ -196,7 +196,7 @@ def test_the_command_plans_without_weights_data_or_a_folder(tmp_path):
     text = done.stdout
     assert "16 tpu-v5e on 4 hosts" in text and "64 x 1024 x 1024 x 3" in text and "4 x 64 x 64 x 256" in text
     assert "9,582,112  5,517,552" in text, "the parameters of the published model, of which the encoder learns"
-    assert "data.root=datasets/SA-1B is not here" in text and "An estimate, not a measurement" in text
+    assert "data.root=datasets/SA-1B not found" in text and "An estimate, not a measurement" in text
     assert not list(tmp_path.iterdir()), "nothing is written"
     # 20.05 GMAC forward by the published count, taps on padding included.
     student = next(line for line in text.splitlines() if line.startswith("student: encoder"))
@@ -240,9 +240,13 @@ def test_a_teacher_is_known_by_its_file_or_its_name(tmp_path):
     assert of("tiny_teacher", model=MODELS["tiny_student"]) == MODELS["tiny_teacher"]
     (tmp_path / "config.json").write_text(to_json(configured(model=CONV)))
     assert of(tmp_path, model=CONV) == CONV, "a run's folder says what its model is"
-    with pytest.raises(UsageError, match=r"teacher=nothing.pth: not here.*--teacher-model"):
+    inferred = r"the model can't be inferred from its name; pass --teacher-model \(one of .*sam_vit_b"
+    with pytest.raises(UsageError, match=rf"teacher=nothing\.pth: file not found, and {inferred}"):
         of("nothing.pth")
-    with pytest.raises(UsageError, match="--teacher-model vit_x: not a model"):
+    (tmp_path / "other.pth").write_bytes(b"")
+    with pytest.raises(UsageError, match=rf"other\.pth: {inferred}"):
+        of(tmp_path / "other.pth")
+    with pytest.raises(UsageError, match=r"--teacher-model vit_x: unknown model; choose from .*sam_vit_b"):
         of("nothing.pth", "vit_x")
     with pytest.raises(UsageError, match="image_size is 128"):
         of("tiny_teacher")
@@ -250,8 +254,8 @@ def test_a_teacher_is_known_by_its_file_or_its_name(tmp_path):
 
 @pytest.mark.parametrize(("flags", "says"), [
     (["--for-devices", "4"], "need --dry-run"),
-    (["--dry-run", "--for-devices", "0"], "--for-devices 0: at least 1"),
-    (["--dry-run", "--for-devices", "9"], "do not divide over 2 hosts"),
+    (["--dry-run", "--for-devices", "0"], "--for-devices 0: must be at least 1"),
+    (["--dry-run", "--for-devices", "9"], "must be a multiple of the 2 hosts"),
     (["--dry-run", "--for-devices", "3", "--set", "distill.targets=ground_truth"], "=8 does not divide over 3 devices"),
     (["--dry-run", "--utilisation", "2"], "--utilisation 2.0"),
     (["--dry-run", "--accelerator", "abacus"], "--accelerator: invalid choice"),

@@ -49,8 +49,8 @@ def test_equal_time_counts_steps_at_the_rate_of_the_first_arm():
     [
         ((ArmConfig("D", init_from="A"), ArmConfig("A")), "arm 'D' needs arm 'A'"),
         ((ArmConfig("B", time_from=("A",)),), "arm 'B' needs arm 'A'"),
-        ((ArmConfig("A"), ArmConfig("A")), "arm name 'A' must be a valid identifier and used once"),
-        ((ArmConfig("../A"),), "arm name '../A' must be"),
+        ((ArmConfig("A"), ArmConfig("A")), "arm name 'A' must be unique"),
+        ((ArmConfig("../A"),), "arm name '../A' must be a valid identifier"),
         ((ArmConfig("A", overrides=("train.stepz=1",)),), "no field 'stepz'"),
     ],
 )

@@ -176,13 +176,6 @@ def given_point(annotation: dict[str, Any], height: int, width: int) -> list[flo
     return given[0] if 0 <= x <= width and 0 <= y <= height else None
 
 
-def decode_mask(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
-    """``decode_window`` as a whole mask (height width) bool."""
-    mask = np.zeros((height, width), bool)
-    decode_window(segmentation, height, width, where).paste(mask)
-    return mask
-
-
 def decode_window(segmentation: Any, height: int, width: int, where: str) -> Window:
     """Mask in a photo of (height width) pixels of polygons, uncompressed RLE or compressed RLE.
 

@@ -44,17 +44,6 @@ class Precision:
     source: str = "Table 4"
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Size and speed at 1024x1024 (Table 1): parameters in millions, multiply-accumulates in 10^9, photos a second."""
-
-    model: str
-    parameters: float | None = None
-    macs: float | None = None
-    fps_2080ti: float | None = None
-    fps_iphone14: float | None = None
-
-
 def _overlaps(dataset: str, prompt: str, **models: tuple[float, ...]) -> list[Overlap]:
     return [Overlap(name.replace("__", "-"), dataset, prompt, miou) for name, miou in models.items()]
 
@@ -121,13 +110,6 @@ PRECISIONS: tuple[Precision, ...] = (
     Precision("EdgeSAM", "Detic", 35.2, boundary=22.5),
 )
 BOX_AP = {"ViTDet-H": 58.7, "Detic": 47.4}  # of the detectors themselves, on COCO val 2017
-
-COSTS: tuple[Cost, ...] = (
-    Cost("SAM", parameters=641.1, macs=2734.8),  # with the ViT-H encoder
-    Cost("MobileSAM", parameters=9.8, macs=38.2, fps_2080ti=103.5, fps_iphone14=4.9),
-    Cost("EdgeSAM", parameters=9.6, macs=22.1, fps_2080ti=164.3, fps_iphone14=38.7),
-    Cost("EdgeSAM-RPN", fps_2080ti=123.9, fps_iphone14=34.1),
-)
 
 # Photos of the sets that the paper scores on.
 PHOTOS = {"coco": 5000, "lvis": 19809, "sa1b": 1000}

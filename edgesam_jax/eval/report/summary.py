@@ -20,6 +20,7 @@ Instance = Mapping[str, Any]
 # COCO's three sizes by pixels of the annotation (cocodataset.org, detection evaluation); its official tool counts an
 # object of exactly 32^2 or 96^2 pixels on both sides, here it belongs to the larger size alone.
 SMALL, LARGE = 32**2, 96**2
+CLICK_THRESHOLDS = (0.8, 0.85, 0.9)  # IoU to reach
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -83,9 +84,7 @@ def _group(rows: Sequence[Instance]) -> dict[str, Any]:
     return {"count": len(rows), "miou": column_means([row["iou"] for row in rows])}
 
 
-def clicks(
-    instances: Sequence[Instance], max_clicks: int, thresholds: Sequence[float] = (0.8, 0.85, 0.9)
-) -> dict[str, Any]:
+def clicks(instances: Sequence[Instance], max_clicks: int) -> dict[str, Any]:
     """The "number of clicks" of interactive segmentation: how many prompts an instance needs to reach an IoU.
 
     The initial prompt counts as the first click, also where it is a box.  An instance that never reaches the threshold
@@ -106,7 +105,7 @@ def clicks(
     rows = [row for row in rows if None not in row]
     result: dict[str, Any] = {}
     failed: dict[str, float | None] = {}
-    for threshold in thresholds:
+    for threshold in CLICK_THRESHOLDS:
         name = f"{100 * threshold:g}"
         needed = [next((i for i, iou in enumerate(row, 1) if iou >= threshold), None) for row in rows]
         result[name] = mean(max_clicks if n is None else n for n in needed)
