@@ -17,6 +17,7 @@ from edgesam_jax.checkpoints.steps import CHECKPOINTS, newest_step
 from edgesam_jax.config import Config, UsageError
 from edgesam_jax.learning.optim import make_optimizer
 from edgesam_jax.models.init import init_variables
+from edgesam_jax.train.state import Position
 from edgesam_jax.types import TrainState
 
 DECODER_PARTS = ("prompt_encoder", "mask_decoder")
@@ -102,53 +103,67 @@ def _with_end_of(target: Mapping[str, Any], source: Mapping[str, Any]) -> dict[s
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
-    """The state to begin with, where the run stood (empty for a new one), how that came about, and notes on it."""
+class InitialState:
+    """The train state that a run starts or resumes from.
+
+    ``position`` is where the run stood (zeros for a new one).  ``description`` and ``notes`` are for the user: where
+    the state comes from, and which of its weights were not taken from there.
+    """
 
     state: TrainState
-    position: dict[str, Any]
-    how: str
+    description: str
+    position: Position = dataclasses.field(default_factory=Position)
     notes: list[str] = dataclasses.field(default_factory=list)
 
+    @property
+    def step(self) -> int:
+        """Finished steps."""
+        return int(self.state.step)
 
-def begin(
+
+def initial_state(
     config: Config,
     workdir: Path,
     teacher: Model | None,
     initial: Model | None = None,
     at_most: int | None = None,
-) -> Start:
-    """Resume what ``workdir`` holds; else fork ``train.fork_from``; else take weights alone; else start from scratch.
+) -> InitialState:
+    """The state of the newest checkpoint in ``workdir``; without one, that of ``train.fork_from``, or a new state.
+
+    A new state has the weights of ``initial`` or ``train.init_from`` where they are set, else random ones.
 
     Args:
-      initial: weights, in place of those that ``train.init_from`` names.
-      at_most: resume the newest checkpoint that is not beyond this step.
+      initial: weights, instead of those of ``train.init_from``.
+      at_most: resume the newest checkpoint up to this step.
 
     Raises:
-      UsageError: a checkpoint that is missing, damaged or of another model or optimiser; or two ways asked for.
+      UsageError: a checkpoint is missing, damaged, or of another model or optimiser; or both ``train.fork_from`` and
+        initial weights are set.
     """
     train = config.train
     if train.fork_from and (train.init_from or initial is not None):
-        raise UsageError("train.fork_from and train.init_from: a run starts from one of them; leave the other empty")
-    own = newest_step(workdir / CHECKPOINTS, at_most)
-    goes_on = own is not None or bool(train.fork_from)
-    where = f"{initial.metadata.get('source', 'given')}, " if initial is not None else f"{train.init_from}, "
-    if not goes_on and initial is None and train.init_from:
+        raise UsageError(
+            "train.fork_from and train.init_from: a run starts from only one of them; leave the other empty"
+        )
+    checkpoint = newest_step(workdir / CHECKPOINTS, at_most)
+    resumes = checkpoint is not None or bool(train.fork_from)
+    source = initial.metadata.get("source", "given") if initial is not None else train.init_from
+    if not resumes and initial is None and train.init_from:
         initial = load_weights(train.init_from)
     notes: list[str] = []
-    variables = initial_variables(config, teacher, None if goes_on else initial, notes)
+    variables = initial_variables(config, teacher, None if resumes else initial, notes)
     tx, _ = make_optimizer(config, variables["params"])
     state = TrainState(step=jnp.zeros((), jnp.int32), opt_state=tx.init(variables["params"]), **variables)
-    if own is not None:
-        state, position, _ = training.restore(own, state)
-        return Start(state, position, f"resume {workdir} at step {int(state.step)}")
+    if checkpoint is not None:
+        state, position, _ = training.restore(checkpoint, state)
+        return InitialState(state, f"resume {workdir} at step {int(state.step)}", Position(**position))
     if train.fork_from:
         state, _, _ = training.restore(train.fork_from, state)
-        return Start(
-            state, {}, f"fork of {train.fork_from} at its step {int(state.step)}, with optimiser, into {workdir}"
+        return InitialState(
+            state, f"fork of {train.fork_from} at its step {int(state.step)}, with optimiser, into {workdir}"
         )
     if initial is not None:
-        return Start(state, {}, f"init-from {where}weights alone, at step 0, in {workdir}", notes)
+        return InitialState(state, f"init-from {source}, weights alone, at step 0, in {workdir}", notes=notes)
     decoder = teacher is not None and config.distill.init_decoder_from_teacher
-    how = f"scratch{f', decoder of {config.teacher} where it fits' if decoder else ''}, in {workdir}"
-    return Start(state, {}, how, notes)
+    description = f"scratch{f', decoder of {config.teacher} where it fits' if decoder else ''}, in {workdir}"
+    return InitialState(state, description, notes=notes)

@@ -10,9 +10,10 @@ from small_data import coco_folder
 from tiny import REPVIT
 
 from edgesam_jax.config import Config, DataConfig, DistillConfig, TrainConfig, UsageError
-from edgesam_jax.train import inputs, loop
+from edgesam_jax.train import inputs
 from edgesam_jax.train.run import fit
 from edgesam_jax.train.timing import TIMES
+from edgesam_jax.train.watchers import skipped
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -66,7 +67,7 @@ def test_what_is_skipped_is_listed_once_also_by_a_resumed_run(tmp_path, config, 
 
 
 def test_too_many_bad_photos_stop_the_run(tmp_path, config, monkeypatch):
-    monkeypatch.setattr(loop, "ENOUGH_TO_JUDGE", 6)
+    monkeypatch.setattr(skipped, "ENOUGH_TO_JUDGE", 6)
     with pytest.raises(UsageError, match=r"more than data\.max_bad_share=0\.05: see .*skipped\.jsonl"):
         fit(dataclasses.replace(config, data=dataclasses.replace(config.data, max_bad_share=0.05)), tmp_path / "a")
     monkeypatch.setattr(inputs, "ENOUGH_TO_JUDGE", 6)

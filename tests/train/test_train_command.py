@@ -35,9 +35,11 @@ from edgesam_jax.data.pipeline import BatchSource, batches
 from edgesam_jax.planning.accelerators import peak_flops
 from edgesam_jax.planning.plan import flops_per_step
 from edgesam_jax.train import __main__ as train
-from edgesam_jax.train import inputs, run, watchers
+from edgesam_jax.train import inputs, run
 from edgesam_jax.train.log import read_metrics
 from edgesam_jax.train.timing import TIMES
+from edgesam_jax.train.watchers import nonfinite
+from edgesam_jax.train.watchers.evaluation import BEST_BY
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 CONFIG = Config(
@@ -157,10 +159,10 @@ def test_a_fork_goes_on_from_another_run_and_weights_alone_begin_anew(finished, 
 def test_the_best_checkpoint_is_rated_by_the_evaluation(tmp_path):
     config = dataclasses.replace(changed(CONFIG, keep_checkpoints=1, checkpoint_every=1), eval=EvalConfig(1, 1, 1, 0))
     run.fit(config, tmp_path / "run", quiet=True)
-    rows = {row["step"]: row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if watchers.BEST_BY in row}
+    rows = {row["step"]: row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if BEST_BY in row}
     assert set(rows) == {1, 2, 3}
     best = json.loads((tmp_path / "run" / "best.json").read_text())
-    assert best["score"] == max(row[watchers.BEST_BY] for row in rows.values()) == rows[best["step"]][watchers.BEST_BY]
+    assert best["score"] == max(row[BEST_BY] for row in rows.values()) == rows[best["step"]][BEST_BY]
     assert kept_steps(tmp_path / "run") == sorted({best["step"], 4})
 
 
@@ -241,8 +243,8 @@ def test_a_first_step_that_is_not_finite_can_be_run_again(tmp_path, capfd, monke
 
 def test_skipping_ends_where_nothing_is_finite_any_more(tmp_path, monkeypatch):
     poison(monkeypatch, *range(8))
-    monkeypatch.setattr(watchers, "HOPELESS", 3)
-    with pytest.raises(FloatingPointError, match="step 3: 3 steps in a row not finite"):
+    monkeypatch.setattr(nonfinite, "MAX_IN_A_ROW", 3)
+    with pytest.raises(FloatingPointError, match="step 3: 3 steps in a row were not finite"):
         run.fit(changed(CONFIG, nonfinite="skip"), tmp_path / "run", quiet=True)
 
 
