@@ -1,4 +1,8 @@
-"""What a run starts from, in this order: its own workdir, another run, the weights of a checkpoint, nothing."""
+"""The state that a run starts from: its own last checkpoint, another run's, or initial weights.
+
+The first of these that exists is used: a checkpoint in the run's folder, the run of ``train.fork_from`` (with its
+optimiser), the weights of ``train.init_from``, random weights.
+"""
 
 from __future__ import annotations
 
@@ -22,39 +26,42 @@ from edgesam_jax.types import TrainState
 
 DECODER_PARTS = ("prompt_encoder", "mask_decoder")
 ENCODER_END = ("fuse_stage", "neck_")  # modules of repvit.embed
-LORA_LEAVES = ("lora_A", "lora_B")  # a checkpoint without them starts them afresh
+LORA_LEAVES = ("lora_A", "lora_B")  # initialised if a checkpoint lacks them
 
 
 # ---------------------------------------------------------------------------------------------------- weights
 
 
 def merge(target: Mapping[str, Any], source: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The variables of ``target`` with the leaves of ``source`` in their place, checked name by name.
+    """Replace the leaves of ``target`` by those of ``source``, with a check of names and shapes.
 
-    A part of the model (image encoder, prompt encoder, decoder) that the source lacks as a whole keeps its values;
-    within a part names and shapes must be the same, LoRA matrices aside.
+    A part of the model (image encoder, prompt encoder, decoder) that is missing from the source keeps its values.
+    Within a part, names and shapes must be the same, except that LoRA matrices may be missing.
+
+    Args:
+      where: origin of the source, for messages.
 
     Raises:
-      UsageError: names or shapes that do not fit, listed.
+      UsageError: names or shapes do not fit; the message lists them.
     """
-    wanted, given = flatten_dict(dict(target)), flatten_dict(dict(source))
-    parts = {path[1] for path in given}
-    missing = [p for p in wanted if p[1] in parts and p not in given and p[-1] not in LORA_LEAVES]
-    extra = [p for p in given if p not in wanted]
-    misshapen = [p for p in given if p in wanted and given[p].shape != wanted[p].shape]
+    old, new = flatten_dict(dict(target)), flatten_dict(dict(source))
+    parts = {path[1] for path in new}
+    missing = [p for p in old if p[1] in parts and p not in new and p[-1] not in LORA_LEAVES]
+    extra = [p for p in new if p not in old]
+    misshapen = [p for p in new if p in old and new[p].shape != old[p].shape]
     problems = [
-        f"{what}: {', '.join('/'.join(p) for p in paths[:5])}{f' and {len(paths) - 5} more' if len(paths) > 5 else ''}"
-        for what, paths in (("missing", missing), ("left over", extra), ("of another shape", misshapen))
+        f"{kind}: {', '.join('/'.join(p) for p in paths[:5])}{f' and {len(paths) - 5} more' if len(paths) > 5 else ''}"
+        for kind, paths in (("missing", missing), ("unexpected", extra), ("wrong shape", misshapen))
         if paths
     ]
     if problems:
-        raise UsageError(f"{where}: its weights do not fit the model of the config ({'; '.join(problems)})")
-    merged = unflatten_dict({**wanted, **{p: jnp.asarray(v, wanted[p].dtype) for p, v in given.items()}})
+        raise UsageError(f"{where}: its weights do not fit the config's model ({'; '.join(problems)})")
+    merged = unflatten_dict({**old, **{p: jnp.asarray(v, old[p].dtype) for p, v in new.items()}})
     return {name: merged.get(name, {}) for name in target}
 
 
 def decoder_of(teacher: Model) -> dict[str, Any]:
-    """The teacher's prompt encoder and mask decoder, positional constants included."""
+    """The teacher's prompt encoder and mask decoder, including positional constants."""
     return {
         name: {part: tree for part, tree in teacher.variables.get(name, {}).items() if part in DECODER_PARTS}
         for name in ("params", "constants")
@@ -64,13 +71,13 @@ def decoder_of(teacher: Model) -> dict[str, Any]:
 def initial_variables(
     config: Config, teacher: Model | None, init_from: Model | None, notes: list[str] | None = None
 ) -> dict[str, Any]:
-    """Variables at step 0: random, then the teacher's decoder where it fits, then ``init_from``.
+    """Variables at step 0: random, overridden by the teacher's decoder if it fits, then by ``init_from``.
 
     Args:
-      notes: what a person should know of that is added here.
+      notes: remarks for the user on weights that could not be taken over are added here.
 
     Raises:
-      UsageError: ``init_from`` does not fit; or encoder-only distillation whose decoder cannot be the teacher's.
+      UsageError: ``init_from`` does not fit; or the teacher's decoder does not, in encoder-only distillation.
     """
     variables = init_variables(config.model, config.train.seed)
     if teacher is not None and config.distill.init_decoder_from_teacher:
@@ -80,26 +87,28 @@ def initial_variables(
             if config.distill.mode == "encoder_only":
                 raise
             if notes is not None:
-                notes.append(f"note: the decoder starts from random weights, not from the teacher's: {error}")
+                notes.append(f"note: the decoder starts from random weights instead of the teacher's: {error}")
     if init_from is not None:
         source = init_from.variables
         if init_from.metadata.get("holds") == BACKBONE:
-            source = _with_end_of(variables, source)
+            source = _completed(variables, source)
             if notes is not None:
-                taken = len(flatten_dict(init_from.variables))
-                notes.append(f"note: {taken} arrays of the backbone; fusion, neck and decoder start as without them")
+                count = len(flatten_dict(init_from.variables))
+                notes.append(
+                    f"note: {count} arrays of the backbone loaded; fusion, neck and decoder keep other weights"
+                )
         variables = merge(variables, source, f"train.init_from={config.train.init_from}")
     return variables
 
 
-def _with_end_of(target: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
-    """An encoder's backbone, completed by the target's fusion and neck."""
+def _completed(target: Mapping[str, Any], backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables of an encoder's backbone, completed by the target's fusion and neck."""
     end = {k: v for k, v in target["params"]["image_encoder"].items() if k.startswith(ENCODER_END)}
-    encoder = {**end, **source["params"]["image_encoder"]}
-    return {**source, "params": {**source["params"], "image_encoder": encoder}}
+    encoder = {**end, **backbone["params"]["image_encoder"]}
+    return {**backbone, "params": {**backbone["params"], "image_encoder": encoder}}
 
 
-# ---------------------------------------------------------------------------------------------------- the start
+# ---------------------------------------------------------------------------------------------------- train state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +151,7 @@ def initial_state(
     """
     train = config.train
     if train.fork_from and (train.init_from or initial is not None):
-        raise UsageError(
-            "train.fork_from and train.init_from: a run starts from only one of them; leave the other empty"
-        )
+        raise UsageError("train.fork_from and train.init_from: set only one of them, as a run starts from one state")
     checkpoint = newest_step(workdir / CHECKPOINTS, at_most)
     resumes = checkpoint is not None or bool(train.fork_from)
     source = initial.metadata.get("source", "given") if initial is not None else train.init_from

@@ -150,7 +150,7 @@ def test_a_fork_goes_on_from_another_run_and_weights_alone_begin_anew(finished, 
     capfd.readouterr()
     run.fit(changed(CONFIG, init_from=str(finished)), tmp_path / "init", stop=lambda: True)
     assert started(capfd)[0].startswith(f"start: init-from {finished}, weights alone, at step 0, in ")
-    with pytest.raises(UsageError, match=r"train\.fork_from and train\.init_from: a run starts from one"):
+    with pytest.raises(UsageError, match=r"train\.fork_from and train\.init_from: set only one of them"):
         run.fit(changed(CONFIG, init_from="a", fork_from="b"), tmp_path / "both", quiet=True)
     with pytest.raises(UsageError, match="/nothing: no checkpoint to go on from"):
         run.fit(changed(CONFIG, fork_from="/nothing"), tmp_path / "none", quiet=True)
@@ -222,7 +222,7 @@ def test_a_batch_that_is_not_finite_can_be_skipped_and_run_again(finished, tmp_p
     # A step of the finished run gives the loss that its log has.
     assert train.main([*command, "--replay", "3"]) == 0
     assert f"loss {rows[3]['loss']:.6g}" in capfd.readouterr().out.splitlines()[0]
-    for step, says in (("4", "count from 0 to 3"), ("-1", "count from 0 to 3")):
+    for step, says in (("4", "must be from 0 to 3"), ("-1", "must be from 0 to 3")):
         assert train.main([*command, "--replay", step]) == 2 and says in capfd.readouterr().err
 
 
