@@ -95,7 +95,7 @@ def initial_variables(
             if notes is not None:
                 count = len(flatten_dict(init_from.variables))
                 notes.append(
-                    f"note: {count} arrays of the backbone loaded; fusion, neck and decoder keep other weights"
+                    f"note: {count} arrays of the backbone loaded; fusion, neck and decoder are initialised as usual"
                 )
         variables = merge(variables, source, f"train.init_from={config.train.init_from}")
     return variables
