@@ -1,4 +1,4 @@
-"""A run on photos of which some can't be used."""
+"""A run on a data set with photos that can't be used."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def test_what_is_skipped_is_listed_once_also_by_a_resumed_run(tmp_path, config, 
     assert [(row["step"], row["kind"]) for row in opening] == [(0, "annotation damaged"), (0, "file missing")]
     assert due and {row["kind"] for row in due} == {"photo damaged"}
     assert all("002.png" in row["message"] for row in due) and {row["step"] for row in due} <= set(range(4))
-    told = capsys.readouterr().err.splitlines()
-    assert told[0].startswith("start: ")  # before anything else
-    notes = [line for line in told if line.startswith("note: ")]
+    output = capsys.readouterr().err.splitlines()
+    assert output[0].startswith("start: ")  # before anything else
+    notes = [line for line in output if line.startswith("note: ")]
     assert notes[0].startswith("note: 2 entries of the data set are left out (annotation damaged 1, file missing 1)")
     assert notes[1].startswith(f"note: {len(due)} photos were skipped (photo damaged {len(due)})")
     assert rows(tmp_path / "whole/metrics.jsonl")[-1]["skipped"] == len(due)

@@ -70,7 +70,7 @@ def config_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(config_file, tmp_path_factory, cache):
-    """A run of four steps through the command itself."""
+    """The folder of a run of four steps, made by the command."""
     workdir = tmp_path_factory.mktemp("runs") / "four"
     assert train.main(["--config", config_file, "--workdir", str(workdir)]) == 0
     return workdir
@@ -132,7 +132,7 @@ def test_three_steps_and_one_more_equal_four_to_the_bit(finished, tmp_path, capf
 
 
 def timeless(workdir: Path) -> list[dict[str, float]]:
-    """The rows of a log without what depends on the machine's mood."""
+    """The rows of a log without the metrics that measure speed or memory."""
     return [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(workdir / "metrics.jsonl")]
 
 
@@ -171,8 +171,8 @@ def kept_steps(workdir: Path) -> list[int]:
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(config_file, tmp_path, capfd, monkeypatch):
-    def poisoned(data, model, start_step=0, **given):
-        for number, batch in enumerate(batches(data, model, start_step, **given), start_step + 1):
+    def poisoned(data, model, start_step=0, **options):
+        for number, batch in enumerate(batches(data, model, start_step, **options), start_step + 1):
             bad = np.nan if number == 3 else 0
             yield dataclasses.replace(batch, boxes=batch.boxes + bad, points=batch.points + bad)
 
@@ -237,7 +237,7 @@ def test_a_first_step_that_is_not_finite_can_be_run_again(tmp_path, capfd, monke
     saved = ["--config", str(tmp_path / "run" / "config.json"), "--workdir", str(tmp_path / "run"), "--replay", "0"]
     assert train.main(saved) == 0
     assert "loss nan" in capfd.readouterr().out
-    path.write_text(to_json(changed(CONFIG, nonfinite="skip")))  # nothing there to go on from: it may be mended
+    path.write_text(to_json(changed(CONFIG, nonfinite="skip")))  # there is no checkpoint yet, so the config may change
     assert train.main(command) == 0
 
 
@@ -249,12 +249,12 @@ def test_skipping_ends_where_nothing_is_finite_any_more(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_ends_the_run_and_the_last_checkpoint_goes_on(finished, config_file, tmp_path, capfd, monkeypatch):
-    whole = Path.open
+    original = Path.open
 
     def full(path: Path, mode: str = "r", *more: object, **named: object) -> object:
         if mode == "a":
             raise OSError(28, "No space left on device", str(path))
-        return whole(path, mode, *more, **named)
+        return original(path, mode, *more, **named)
 
     workdir = tmp_path / "run"
     run.fit(CONFIG, workdir, stop=stop_after(2), quiet=True)
