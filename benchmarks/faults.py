@@ -366,10 +366,10 @@ def flips(config: Config, workdir: Path, step: Path) -> list[Row]:
     import jax
 
     from edgesam_jax.checkpoints.training import restore
-    from edgesam_jax.train.initialization import begin
+    from edgesam_jax.train.initialization import initial_state
     from edgesam_jax.train.inputs import load_teacher
 
-    template = begin(config, workdir, load_teacher(config)).state
+    template = initial_state(config, workdir, load_teacher(config)).state
 
     def read() -> tuple[Any, ...]:
         found, position, saved_config = restore(step, template)
@@ -477,7 +477,7 @@ def not_finite(output: Path, config: Config, peace: Path) -> list[Row]:
         wild = apply_overrides(config, ["optim.learning_rate=1e30", f"train.nonfinite={how}"])
         ended = train(workdir, wild)
         row = Row(f"learning rate 1e30, {how}", ended, looked_at(workdir), "-")
-        says = "step 2: loss is nan" if how == "stop" else "step 11: 10 steps in a row not finite"
+        says = "step 2: loss is nan" if how == "stop" else "step 11: 10 steps in a row were not finite"
         rows.append(check(row, 1, says))
         if how == "stop":  # nothing was saved, so the folder is free for a mended config
             goes_on(row, workdir, config, None, "with the usual rate, in the same folder")

@@ -1,4 +1,8 @@
-"""What a run starts from, in this order: its own workdir, another run, the weights of a checkpoint, nothing."""
+"""The state that a run starts from: its own last checkpoint, another run's, or initial weights.
+
+The first of these that exists is used: a checkpoint in the run's folder, the run of ``train.fork_from`` (with its
+optimiser), the weights of ``train.init_from``, random weights.
+"""
 
 from __future__ import annotations
 
@@ -18,43 +22,47 @@ from edgesam_jax.config import Config, UsageError
 from edgesam_jax.learning.objectives import objective_of
 from edgesam_jax.learning.optim import make_optimizer
 from edgesam_jax.models.init import init_variables
+from edgesam_jax.train.state import Position
 from edgesam_jax.types import TrainState
 
 DECODER_PARTS = ("prompt_encoder", "mask_decoder")
 ENCODER_END = ("fuse_stage", "neck_")  # modules of repvit.embed
-LORA_LEAVES = ("lora_A", "lora_B")  # a checkpoint without them starts them afresh
+LORA_LEAVES = ("lora_A", "lora_B")  # initialised if a checkpoint lacks them
 
 
 # ---------------------------------------------------------------------------------------------------- weights
 
 
 def merge(target: Mapping[str, Any], source: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The variables of ``target`` with the leaves of ``source`` in their place, checked name by name.
+    """Replace the leaves of ``target`` by those of ``source``, with a check of names and shapes.
 
-    A part of the model (image encoder, prompt encoder, decoder) that the source lacks as a whole keeps its values;
-    within a part names and shapes must be the same, LoRA matrices aside.
+    A part of the model (image encoder, prompt encoder, decoder) that is missing from the source keeps its values.
+    Within a part, names and shapes must be the same, except that LoRA matrices may be missing.
+
+    Args:
+      where: origin of the source, for messages.
 
     Raises:
-      UsageError: names or shapes that do not fit, listed.
+      UsageError: names or shapes do not fit; the message lists them.
     """
-    wanted, given = flatten_dict(dict(target)), flatten_dict(dict(source))
-    parts = {path[1] for path in given}
-    missing = [p for p in wanted if p[1] in parts and p not in given and p[-1] not in LORA_LEAVES]
-    extra = [p for p in given if p not in wanted]
-    misshapen = [p for p in given if p in wanted and given[p].shape != wanted[p].shape]
+    old, new = flatten_dict(dict(target)), flatten_dict(dict(source))
+    parts = {path[1] for path in new}
+    missing = [p for p in old if p[1] in parts and p not in new and p[-1] not in LORA_LEAVES]
+    extra = [p for p in new if p not in old]
+    misshapen = [p for p in new if p in old and new[p].shape != old[p].shape]
     problems = [
-        f"{what}: {', '.join('/'.join(p) for p in paths[:5])}{f' and {len(paths) - 5} more' if len(paths) > 5 else ''}"
-        for what, paths in (("missing", missing), ("left over", extra), ("of another shape", misshapen))
+        f"{kind}: {', '.join('/'.join(p) for p in paths[:5])}{f' and {len(paths) - 5} more' if len(paths) > 5 else ''}"
+        for kind, paths in (("missing", missing), ("unexpected", extra), ("wrong shape", misshapen))
         if paths
     ]
     if problems:
-        raise UsageError(f"{where}: its weights do not fit the model of the config ({'; '.join(problems)})")
-    merged = unflatten_dict({**wanted, **{p: jnp.asarray(v, wanted[p].dtype) for p, v in given.items()}})
+        raise UsageError(f"{where}: its weights do not fit the config's model ({'; '.join(problems)})")
+    merged = unflatten_dict({**old, **{p: jnp.asarray(v, old[p].dtype) for p, v in new.items()}})
     return {name: merged.get(name, {}) for name in target}
 
 
 def decoder_of(teacher: Model) -> dict[str, Any]:
-    """The teacher's prompt encoder and mask decoder, positional constants included."""
+    """The teacher's prompt encoder and mask decoder, including positional constants."""
     return {
         name: {part: tree for part, tree in teacher.variables.get(name, {}).items() if part in DECODER_PARTS}
         for name in ("params", "constants")
@@ -64,13 +72,13 @@ def decoder_of(teacher: Model) -> dict[str, Any]:
 def initial_variables(
     config: Config, teacher: Model | None, init_from: Model | None, notes: list[str] | None = None
 ) -> dict[str, Any]:
-    """Variables at step 0: random, then the teacher's decoder where it fits, then ``init_from``.
+    """Variables at step 0: random, overridden by the teacher's decoder if it fits, then by ``init_from``.
 
     Args:
-      notes: what a person should know of that is added here.
+      notes: remarks for the user on weights that could not be taken over are added here.
 
     Raises:
-      UsageError: ``init_from`` does not fit; or encoder-only distillation whose decoder cannot be the teacher's.
+      UsageError: ``init_from`` does not fit; or the teacher's decoder does not, in encoder-only distillation.
     """
     variables = init_variables(config.model, config.train.seed)
     if teacher is not None and config.distill.init_decoder_from_teacher:
@@ -80,76 +88,90 @@ def initial_variables(
             if objective_of(config).keeps_decoder(config):
                 raise
             if notes is not None:
-                notes.append(f"note: the decoder starts from random weights, not from the teacher's: {error}")
+                notes.append(f"note: the decoder starts from random weights instead of the teacher's: {error}")
     if init_from is not None:
         source = init_from.variables
         if init_from.metadata.get("holds") == BACKBONE:
-            source = _with_end_of(variables, source)
+            source = _completed(variables, source)
             if notes is not None:
-                taken = len(flatten_dict(init_from.variables))
-                notes.append(f"note: {taken} arrays of the backbone; fusion, neck and decoder start as without them")
+                count = len(flatten_dict(init_from.variables))
+                notes.append(
+                    f"note: {count} arrays of the backbone loaded; fusion, neck and decoder are initialised as usual"
+                )
         variables = merge(variables, source, f"train.init_from={config.train.init_from}")
     return variables
 
 
-def _with_end_of(target: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
-    """An encoder's backbone, completed by the target's fusion and neck."""
+def _completed(target: Mapping[str, Any], backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables of an encoder's backbone, completed by the target's fusion and neck."""
     end = {k: v for k, v in target["params"]["image_encoder"].items() if k.startswith(ENCODER_END)}
-    encoder = {**end, **source["params"]["image_encoder"]}
-    return {**source, "params": {**source["params"], "image_encoder": encoder}}
+    encoder = {**end, **backbone["params"]["image_encoder"]}
+    return {**backbone, "params": {**backbone["params"], "image_encoder": encoder}}
 
 
-# ---------------------------------------------------------------------------------------------------- the start
+# ---------------------------------------------------------------------------------------------------- train state
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
-    """The state to begin with, where the run stood (empty for a new one), how that came about, and notes on it."""
+class InitialState:
+    """The train state that a run starts or resumes from.
+
+    ``position`` is where the run stood (zeros for a new one).  ``description`` and ``notes`` are for the user: where
+    the state comes from, and which of its weights were not taken from there.
+    """
 
     state: TrainState
-    position: dict[str, Any]
-    how: str
+    description: str
+    position: Position = dataclasses.field(default_factory=Position)
     notes: list[str] = dataclasses.field(default_factory=list)
 
+    @property
+    def step(self) -> int:
+        """Finished steps."""
+        return int(self.state.step)
 
-def begin(
+
+def initial_state(
     config: Config,
     workdir: Path,
     teacher: Model | None,
     initial: Model | None = None,
     at_most: int | None = None,
-) -> Start:
-    """Resume what ``workdir`` holds; else fork ``train.fork_from``; else take weights alone; else start from scratch.
+) -> InitialState:
+    """The state of the newest checkpoint in ``workdir``; without one, that of ``train.fork_from``, or a new state.
+
+    A new state has the weights of ``initial`` or ``train.init_from`` where they are set, else random ones.
 
     Args:
-      initial: weights, in place of those that ``train.init_from`` names.
-      at_most: resume the newest checkpoint that is not beyond this step.
+      initial: weights, instead of those of ``train.init_from``.
+      at_most: resume the newest checkpoint up to this step.
 
     Raises:
-      UsageError: a checkpoint that is missing, damaged or of another model or optimiser; or two ways asked for.
+      UsageError: a checkpoint is missing, damaged, or of another model or optimiser; or both ``train.fork_from`` and
+        initial weights are set.
     """
     train = config.train
     if train.fork_from and (train.init_from or initial is not None):
-        raise UsageError("train.fork_from and train.init_from: a run starts from one of them; leave the other empty")
-    own = newest_step(workdir / CHECKPOINTS, at_most)
-    goes_on = own is not None or bool(train.fork_from)
-    where = f"{initial.metadata.get('source', 'given')}, " if initial is not None else f"{train.init_from}, "
-    if not goes_on and initial is None and train.init_from:
+        raise UsageError("train.fork_from and train.init_from: set only one of them, as a run starts from one state")
+    checkpoint = newest_step(workdir / CHECKPOINTS, at_most)
+    resumes = checkpoint is not None or bool(train.fork_from)
+    source = initial.metadata.get("source", "given") if initial is not None else train.init_from
+    if not resumes and initial is None and train.init_from:
         initial = load_weights(train.init_from)
     notes: list[str] = []
-    variables = initial_variables(config, teacher, None if goes_on else initial, notes)
+    variables = initial_variables(config, teacher, None if resumes else initial, notes)
     tx, _ = make_optimizer(config, variables["params"])
     state = TrainState(step=jnp.zeros((), jnp.int32), opt_state=tx.init(variables["params"]), **variables)
-    if own is not None:
-        state, position, _ = training.restore(own, state)
-        return Start(state, position, f"resume {workdir} at step {int(state.step)}")
+    if checkpoint is not None:
+        state, position, _ = training.restore(checkpoint, state)
+        return InitialState(state, f"resume {workdir} at step {int(state.step)}", Position(**position))
     if train.fork_from:
         state, _, _ = training.restore(train.fork_from, state)
-        return Start(
-            state, {}, f"fork of {train.fork_from} at its step {int(state.step)}, with optimiser, into {workdir}"
+        return InitialState(
+            state, f"fork of {train.fork_from} at its step {int(state.step)}, with optimiser, into {workdir}"
         )
     if initial is not None:
-        return Start(state, {}, f"init-from {where}weights alone, at step 0, in {workdir}", notes)
+        return InitialState(state, f"init-from {source}, weights alone, at step 0, in {workdir}", notes=notes)
     decoder = teacher is not None and config.distill.init_decoder_from_teacher
-    how = f"scratch{f', decoder of {config.teacher} where it fits' if decoder else ''}, in {workdir}"
-    return Start(state, {}, how, notes)
+    description = f"scratch{f', decoder of {config.teacher} where it fits' if decoder else ''}, in {workdir}"
+    return InitialState(state, description, notes=notes)

@@ -1,4 +1,4 @@
-"""The log of a run: rows on disk, TensorBoard, and the curves drawn from them."""
+"""The log of a run: rows on disk, TensorBoard event files, and loss curves."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ from edgesam_jax.files import write_atomically
 
 
 class RowLog:
-    """A file of rows, one JSON object a line, each with its ``step``; rows beyond ``last`` are dropped at the start.
+    """A file of rows, one JSON object a line, each with a ``step``.  It is created with its first row.
 
-    The file appears with its first row.
+    Args:
+      last: rows of an existing file beyond this step are dropped.
+
+    Attributes:
+      count: number of rows in the file.
     """
 
     def __init__(self, path: Path, last: int) -> None:
@@ -39,13 +43,13 @@ class RowLog:
 
 
 class Board:
-    """TensorBoard's event file, written by the thread that asks for it.
+    """A TensorBoard event file, written in the calling thread.
 
-    tensorboardX's own writer has a thread; a full disk ends that one with a trace, and a run may wait for it for ever.
-    Here a full disk is an ``OSError`` of the call.
+    tensorboardX's own writer uses a thread of its own; a full disk kills that thread with a traceback, and the run may
+    then wait for it forever.  Here a full disk raises ``OSError`` in the caller.
 
     Args:
-      purge: from this step on, what files of earlier starts hold is not shown.
+      purge: TensorBoard hides events of earlier files from this step on.
     """
 
     def __init__(self, folder: Path, purge: int) -> None:
@@ -58,7 +62,7 @@ class Board:
         self._file.write_event(event)
 
     def write(self, step: int, content: Any) -> None:
-        """Add a summary; it is on disk within half a minute or with the next one."""
+        """Add a summary.  The file is flushed by the first summary that comes more than 30 s after the last flush."""
         self._add(Event(step=step, summary=content))
         if time.monotonic() - self._flushed > 30:
             self._file.flush()
@@ -73,8 +77,8 @@ class MetricsLog:
     """``metrics.jsonl`` (one JSON object a line) and TensorBoard event files in a folder.
 
     Args:
-      folder: the run's work folder.
-      start: finished steps at the start; what an interrupted run logged beyond its checkpoint is dropped.
+      folder: the run's folder.
+      start: finished steps at the start; rows that an interrupted run logged beyond its checkpoint are dropped.
     """
 
     def __init__(self, folder: Path, start: int = 0) -> None:
@@ -83,7 +87,7 @@ class MetricsLog:
         self._board = Board(folder / "tensorboard", start + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one row; ``step`` counts finished steps from 0.
+        """Add a row for the state after ``step`` steps.
 
         Raises:
           OSError: the disk is full.
@@ -97,13 +101,13 @@ class MetricsLog:
         self._board.write(step, summary.image("prompt loop", picture, dataformats="HWC"))
 
     def close(self) -> None:
-        """Flush and close; what can't be flushed any more is let go."""
+        """Flush and close; events that can't be flushed are lost."""
         with contextlib.suppress(OSError):
             self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a ``metrics.jsonl``; a torn last line is left out, a missing file is empty."""
+    """The rows of a ``metrics.jsonl``.  Incomplete lines are skipped; a missing file has no rows."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -114,8 +118,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def save_curves(path: Path, runs: Mapping[str, Path]) -> None:
-    """One chart of the loss over steps, a line for each run (title -> its ``metrics.jsonl``)."""
-    from matplotlib.figure import Figure  # a second to import: only when a chart is drawn
+    """Save a chart of the loss over steps, with one line for each run (title -> its ``metrics.jsonl``)."""
+    from matplotlib.figure import Figure  # takes a second to import
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -126,6 +130,6 @@ def save_curves(path: Path, runs: Mapping[str, Path]) -> None:
     axes.grid(alpha=0.3)
     if runs:
         axes.legend()
-    beside = path.with_name(path.name + ".part")
-    figure.savefig(beside, format="png", dpi=120)
-    os.replace(beside, path)
+    temporary = path.with_name(path.name + ".part")
+    figure.savefig(temporary, format="png", dpi=120)
+    os.replace(temporary, path)

@@ -1,18 +1,17 @@
-"""The training run: wires start, data, loop and checkpoints, and leaves the model behind.
+"""A training run from start to finish: prepare or resume, train, and write the trained model.
 
-Folder of a run: ``config.json``, ``checkpoints/`` and ``best.json``, ``metrics.jsonl``, ``tensorboard/``,
-``pictures/``, ``skipped.jsonl`` and ``nonfinite.jsonl`` where there was something to list, and at the end ``model/``
-(the inference checkpoint), ``curves.png`` and ``run.json`` (steps and seconds; its presence means done).
+Files of a run: ``config.json``, ``checkpoints/`` and ``best.json``, ``metrics.jsonl``, ``tensorboard/``, ``pictures/``,
+``skipped.jsonl`` and ``nonfinite.jsonl`` if there was anything to list, and at the end ``model/`` (the inference
+checkpoint), ``curves.png`` and ``run.json`` (steps and seconds; it marks the run as finished).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import jax
 
 from edgesam_jax import files
 from edgesam_jax.checkpoints.model import Model
@@ -20,14 +19,17 @@ from edgesam_jax.checkpoints.save import save_model
 from edgesam_jax.checkpoints.training import TrainCheckpointer
 from edgesam_jax.config import Config, UsageError, to_json
 from edgesam_jax.learning.checks import check_distillation
-from edgesam_jax.learning.optim import make_optimizer
 from edgesam_jax.train import log, parallel
-from edgesam_jax.train.initialization import begin
+from edgesam_jax.train.initialization import InitialState, initial_state
 from edgesam_jax.train.inputs import check_store, load_teacher, open_data
-from edgesam_jax.train.loop import Loop, model_of
-from edgesam_jax.train.watchers import Position
+from edgesam_jax.train.loop import Loop
+from edgesam_jax.train.setup import TrainSetup
+from edgesam_jax.train.state import model_of
 from edgesam_jax.train.workdir import RunResult, claim_workdir, finished_run
-from edgesam_jax.types import Batch, TrainState
+from edgesam_jax.types import Batch
+
+DataFrom = Callable[[int], Iterator[Batch]]
+"""First step -> iterator of batches (numpy arrays)."""
 
 
 def fit(
@@ -35,71 +37,75 @@ def fit(
     workdir: Path,
     *,
     initial: Model | None = None,
-    data: Callable[[int], Iterator[Batch]] | None = None,
+    data: DataFrom | None = None,
     stop: Callable[[], bool] = lambda: False,
     quiet: bool = False,
 ) -> RunResult:
-    """Train to ``config.train.steps``, going on from the last checkpoint in ``workdir`` if there is one.
+    """Train to ``config.train.steps``, resuming from the last checkpoint in ``workdir`` if there is one.
 
     Args:
-      initial: weights to start from, in place of those that ``train.init_from`` names.
-      data: first step -> iterator of batches (numpy); the pipeline of ``config.data`` if None.
-      stop: asked after every step; True saves and leaves, as SIGTERM and SIGINT do elsewhere.
+      initial: weights to start from, instead of those of ``train.init_from``.
+      data: batches to train on, instead of those of ``config.data``.
+      stop: called after every step; True saves and stops, as SIGTERM and SIGINT do for the command.
       quiet: no progress bar.
 
     Raises:
-      UsageError: a config, folder, teacher or data set that does not fit.
+      UsageError: the config, folder, teacher or data set does not fit, or the disk is full.
       FloatingPointError: the loss or gradient norm was NaN or infinite; the last good checkpoint is kept.
     """
     check_distillation(config)
     devices = parallel.request_devices(config.train.devices)
     parallel.check_batch(config.data.batch_size, devices, config.train.accumulate)
-    if (done := finished_run(config, workdir)) is not None:
-        return done
+    if (finished := finished_run(config, workdir)) is not None:
+        return finished
     try:
         with claim_workdir(config, workdir):
-            state, seconds = _run(config, workdir, devices, initial, data, stop, quiet)
-        step = int(state.step)
-        model = model_of(config, state)
-        finished = step >= config.train.steps
-        if finished and parallel.is_first():
-            save_model(workdir / "model", model)
+            teacher = load_teacher(config)
+            check_store(config, teacher)
+            start = initial_state(config, workdir, teacher, initial)
+            parallel.check_same_start(start.step, to_json(config))
+            with _open(config, start, data, quiet) as batches:
+                setup = TrainSetup(config, teacher, start.state.params, devices)
+                result = _train(setup, workdir, start, batches, stop, quiet)
+        if result.finished and parallel.is_first():
+            save_model(workdir / "model", result.model)
             log.save_curves(workdir / "curves.png", {config.name: workdir / "metrics.jsonl"})
-            files.write_atomically(workdir / "run.json", json.dumps({"steps": step, "seconds": seconds}))
+            summary = {"steps": result.step, "seconds": result.seconds}
+            files.write_atomically(workdir / "run.json", json.dumps(summary))
     except OSError as error:
         raise UsageError(
-            f"{error.filename or workdir}: {error.strerror or error}; the checkpoints of {workdir} stay good: make room"
-            ", then the same command goes on"
+            f"{error.filename or workdir}: {error.strerror or error}; the checkpoints in {workdir} are intact: free"
+            " disk space, then run the same command again to resume"
         ) from error
-    return RunResult(model, step, seconds, finished)
+    return result
 
 
-def _run(
-    config: Config,
-    workdir: Path,
-    devices: list[jax.Device],
-    initial: Model | None,
-    data: Callable[[int], Iterator[Batch]] | None,
-    stop: Callable[[], bool],
-    quiet: bool,
-) -> tuple[TrainState, float]:
-    """Start or resume, and step; the last state and the seconds spent in steps."""
-    teacher = load_teacher(config)
-    check_store(config, teacher)
-    start = begin(config, workdir, teacher, initial)
-    tx, schedule = make_optimizer(config, start.state.params)
-    step = int(start.state.step)
-    parallel.check_same_start(step, to_json(config))
-    # What is wrong with the data shows here, before anything is written.
+@contextlib.contextmanager
+def _open(config: Config, start: InitialState, data: DataFrom | None, quiet: bool) -> Iterator[Iterator[Batch]]:
+    """The batches from the first step on.  Prints how the run starts, unless the data set can't be used."""
     notes = list(start.notes)
-    iterator = data(step) if data else open_data(config, step, notes)
+    batches = data(start.step) if data else open_data(config, start.step, notes)
     try:
         if parallel.is_first() and not quiet:
-            print("\n".join([f"start: {start.how}", *notes]), file=sys.stderr, flush=True)
-        kept = config.train.keep_checkpoints, config.train.keep_best
-        with TrainCheckpointer(workdir, *kept, writes=parallel.is_first()) as checkpoints:
-            loop = Loop(config, workdir, checkpoints, schedule, step, Position(**start.position), quiet)
-            loop.wire(teacher, tx, devices)
-            return loop.run(parallel.replicate(start.state, devices), iterator, stop), loop.position.seconds
+            print("\n".join([f"start: {start.description}", *notes]), file=sys.stderr, flush=True)
+        yield batches
     finally:
-        getattr(iterator, "close", lambda: None)()  # a generator's workers end with it
+        getattr(batches, "close", lambda: None)()  # ends a generator's workers
+
+
+def _train(
+    setup: TrainSetup,
+    workdir: Path,
+    start: InitialState,
+    batches: Iterator[Batch],
+    stop: Callable[[], bool],
+    quiet: bool,
+) -> RunResult:
+    """Take the run's steps and save checkpoints."""
+    config = setup.config
+    kept = config.train.keep_checkpoints, config.train.keep_best
+    with TrainCheckpointer(workdir, *kept, writes=parallel.is_first()) as checkpointer:
+        loop = Loop(setup, workdir, checkpointer, start.position, start.step, quiet)
+        state = loop.run(setup.replicate(start.state), batches, stop)
+    step = int(state.step)
+    return RunResult(model_of(config, state), step, loop.position.seconds, step >= config.train.steps)

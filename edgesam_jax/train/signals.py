@@ -1,4 +1,4 @@
-"""Signals that ask a run to save and leave."""
+"""Signals that make a run save and stop."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ import jax
 
 @dataclass
 class StopSignal:
-    """SIGTERM and SIGINT ask the loop to save and leave; a second one has its usual effect.
+    """Records the first SIGTERM or SIGINT inside a ``with`` block; a second one has its usual effect.
 
-    A job of several processes leaves them to JAX: see ``parallel.agree_to_stop``.
+    In a job of several processes JAX handles these signals: see ``parallel.agree_to_stop``.
+
+    Attributes:
+      received: the signal's number; 0 before it arrives.
     """
 
     received: int = 0

@@ -1,6 +1,6 @@
-"""Runs that end in a table: one run with its final evaluation, or the arms of a study side by side.
+"""Runs that end with a table: a single run with its final evaluation, or the arms of a study side by side.
 
-Every arm has a folder of its own under the study's; what is complete there is not done again.
+Each arm has its own folder inside the study's; arms that are finished there are not trained again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SHEET_SCENES, PANEL = 8, 160
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table: steps and seconds are None where nothing was trained here."""
+    """One row of the table; ``steps`` and ``seconds`` are None if nothing was trained for it."""
 
     name: str
     title: str
@@ -44,15 +44,52 @@ class Row:
     seconds: float | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """The held-out examples of a config, and the teacher whose masks models are compared with, if any."""
+
+    config: Config
+    examples: list[Example]
+    teacher: Model | None
+
+    def scores(self, model: Model, cache: Path, title: str) -> heldout.Scores:
+        """Measure a model, or read its scores from ``cache`` if they were measured with the same settings."""
+        config = self.config
+        settings = json.loads(
+            json.dumps([dataclasses.asdict(config.eval), dataclasses.asdict(config.data), config.teacher])
+        )
+        if cache.exists():
+            saved = json.loads(cache.read_text())
+            if saved["settings"] == settings:
+                scores: heldout.Scores = saved["scores"]
+                return scores
+        teacher = self.teacher if model is not self.teacher else None
+        scores = heldout.measure(config, model.config, model.variables, self.examples, teacher, title)
+        files.write_atomically(cache, json.dumps({"settings": settings, "scores": scores}, indent=2))
+        return scores
+
+    def baseline_rows(self) -> list[Row]:
+        """Rows for masks that need no model."""
+        baselines = heldout.trivial_baselines(self.examples)
+        return [Row("", name, {"box": [value]}) for name, value in baselines.items()]
+
+    def table(self, rows: list[Row]) -> str:
+        """The table of these rows."""
+        return table(self.config, rows, len(self.examples), sum(map(len, self.examples)))
+
+
 def run(config: Config, workdir: Path, stop: Callable[[], bool] = lambda: False) -> str | None:
-    """Run the arms in order, evaluate each, and write ``table.md``, ``table.json``, ``curves.png`` and ``masks.png``.
+    """Train and evaluate the arms in order; write ``table.md``, ``table.json``, ``curves.png`` and ``masks.png``.
+
+    Args:
+      stop: called before each arm and after every step; True saves and stops.
 
     Returns:
-      The table as text, or None if asked to stop before the end.
+      The table as text, or None if the study was stopped before its end.
 
     Raises:
-      UsageError: see ``check_arms`` and ``trainer.fit``.
-      FloatingPointError: an arm's loss was NaN or infinite.
+      UsageError: see ``config.derive.check_arms`` and ``train.run.fit``.
+      FloatingPointError: an arm's loss or gradient norm was NaN or infinite.
     """
     check_arms(config)
     with claim_workdir(config, workdir):
@@ -60,31 +97,33 @@ def run(config: Config, workdir: Path, stop: Callable[[], bool] = lambda: False)
 
 
 def _run_arms(config: Config, workdir: Path, stop: Callable[[], bool]) -> str | None:
-    examples, teacher = heldout.heldout_examples(config), load_teacher(config)
+    held_out = HeldOut(config, heldout.heldout_examples(config), load_teacher(config))
+    examples, teacher = held_out.examples, held_out.teacher
     if not examples:
-        raise UsageError("study: data.source=images has no held-out masks to evaluate on; use scenes or coco")
-    rows = [Row("", name, {"box": [value]}) for name, value in heldout.trivial_baselines(examples).items()]
-    if teacher is not None:
-        rows.append(
-            Row("", "teacher", _scores(config, teacher, examples, None, workdir / "teacher_eval.json", "teacher"))
+        raise UsageError(
+            f"study: data.source={config.data.source} provides no held-out masks to evaluate on; use scenes or coco,"
+            " without data.mixture"
         )
+    rows = held_out.baseline_rows()
+    if teacher is not None:
+        rows.append(Row("", "teacher", held_out.scores(teacher, workdir / "teacher_eval.json", "teacher")))
     results: dict[str, RunResult] = {}
     trained = []
     for number, arm in enumerate(config.study, 1):
         if stop():
             return None
         lengths = {name: Length(result.step, result.seconds) for name, result in results.items()}
-        own, folder = arm_config(config, arm, lengths), workdir / arm.name
-        print(f"[{number}/{len(config.study)}] {arm.title}: {own.train.steps} steps", file=sys.stderr, flush=True)
+        job, folder = arm_config(config, arm, lengths), workdir / arm.name
+        print(f"[{number}/{len(config.study)}] {arm.title}: {job.train.steps} steps", file=sys.stderr, flush=True)
         initial = results[arm.init_from].model if arm.init_from else None
-        result = fit(own, folder, initial=initial, stop=stop)
+        result = fit(job, folder, initial=initial, stop=stop)
         if not result.finished:
             return None
         results[arm.name] = result
-        scores = _scores(config, result.model, examples, teacher, folder / "eval.json", arm.name)
+        scores = held_out.scores(result.model, folder / "eval.json", arm.name)
         trained.append(Row(arm.name, arm.title, scores, result.step, result.seconds))
     rows += sorted(trained, key=lambda row: row.name)
-    text = table(config, rows, len(examples), sum(map(len, examples)))
+    text = held_out.table(rows)
     files.write_atomically(workdir / "table.md", text + "\n")
     files.write_atomically(workdir / "table.json", json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
     titles = {arm.name: arm.title for arm in config.study}
@@ -96,45 +135,32 @@ def _run_arms(config: Config, workdir: Path, stop: Callable[[], bool]) -> str | 
 
 
 def single(config: Config, workdir: Path, stop: Callable[[], bool] = lambda: False) -> str | None:
-    """One run and its evaluation; returns the report, or None if asked to stop before the end.
+    """Train and evaluate a single run; returns its report, or None if it was stopped before its end.
 
     Raises:
-      UsageError, FloatingPointError: see ``trainer.fit``.
+      UsageError, FloatingPointError: see ``train.run.fit``.
     """
     result = fit(config, workdir, stop=stop)
     if not result.finished:
         return None
-    done = f"{result.step} steps, {result.seconds:.0f} s in steps; model in {workdir / 'model'}"
+    summary = f"{result.step} steps, {result.seconds:.0f} s in steps; model in {workdir / 'model'}"
     examples = heldout.heldout_examples(config) if config.eval.images else []
     if not examples:
-        return done
-    teacher = load_teacher(config)
-    scores = _scores(config, result.model, examples, teacher, workdir / "eval.json", config.name)
-    rows = [Row("", name, {"box": [value]}) for name, value in heldout.trivial_baselines(examples).items()]
-    rows.append(Row(config.name, config.name, scores, result.step, result.seconds))
-    text = table(config, rows, len(examples), sum(map(len, examples)))
+        return summary
+    held_out = HeldOut(config, examples, load_teacher(config))
+    scores = held_out.scores(result.model, workdir / "eval.json", config.name)
+    row = Row(config.name, config.name, scores, result.step, result.seconds)
+    text = held_out.table([*held_out.baseline_rows(), row])
     files.write_atomically(workdir / "table.md", text + "\n")
-    return f"{done}\n\n{text}"
-
-
-def _scores(
-    config: Config, model: Model, examples: list[Example], teacher: Model | None, cache: Path, title: str
-) -> heldout.Scores:
-    """Measure, or read back what was measured with the same settings."""
-    settings = json.loads(
-        json.dumps([dataclasses.asdict(config.eval), dataclasses.asdict(config.data), config.teacher])
-    )
-    if cache.exists():
-        kept = json.loads(cache.read_text())
-        if kept["settings"] == settings:
-            return kept["scores"]
-    scores = heldout.measure(config, model.config, model.variables, examples, teacher, title)
-    files.write_atomically(cache, json.dumps({"settings": settings, "scores": scores}, indent=2))
-    return scores
+    return f"{summary}\n\n{text}"
 
 
 def table(config: Config, rows: list[Row], images: int, instances: int) -> str:
-    """The rows as an aligned table (also Markdown) with a line that says what the numbers are."""
+    """The rows as an aligned Markdown table, followed by a line that explains the numbers.
+
+    Args:
+      images, instances: numbers of held-out images and of the masks in them.
+    """
     refine = config.eval.refine
     against_teacher = any("box_teacher" in row.scores for row in rows)
     heads = heldout.headings(refine)
@@ -157,19 +183,26 @@ def table(config: Config, rows: list[Row], images: int, instances: int) -> str:
 
 
 def mask_sheet(examples: list[Example], models: Mapping[str, Model]) -> np.ndarray:
-    """One row per example: its largest instance's box, true mask, and the mask that each model draws from the box."""
+    """Show, for each example's largest instance, the box, the true mask, and each model's mask for the box.
+
+    Args:
+      models: title -> model.
+
+    Returns:
+      A picture (h w 3) uint8 with a row for each example that has instances.
+    """
     rows = []
     for example in (e for e in examples if len(e)):
-        chosen = int(np.argmax(example.masks.sum((1, 2))))
+        largest = int(np.argmax(example.masks.sum((1, 2))))
         panels: list[np.ndarray] = []
         for model in models.values():
             image, size = into_frame(example.image, model.config.image_size, model.config.frame)
-            box = scale_coords(example.boxes[chosen : chosen + 1], example.image.shape[:2], size)
+            box = scale_coords(example.boxes[largest : largest + 1], example.image.shape[:2], size)
             variables = compiled.for_inference(model.config, model.variables)
             embedding = compiled.encoder(model.config)(variables, image[None], np.asarray(size, np.int32)[None])
             logits = compiled.decoder(model.config)(variables, embedding[0], box, None, None, None).logits
             if not panels:
-                truth = example.masks[chosen]
+                truth = example.masks[largest]
                 resized = np.asarray(Image.fromarray(truth).resize(size[::-1], Image.Resampling.NEAREST))
                 padded = np.zeros(image.shape[:2], bool)
                 padded[: size[0], : size[1]] = resized

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and what it holds when the run is done."""
+"""The folder of a run: the config it belongs to, and the result of a finished run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from edgesam_jax.train import parallel
 
 
 def check_workdir(config: Config, workdir: Path) -> None:
-    """Refuse a folder that holds a run of another config, unless it failed before its first checkpoint.
+    """Refuse a folder with a run of another config, unless that run failed before its first checkpoint.
 
     Raises:
-      UsageError: it does; the fields that differ are named.
+      UsageError: the run there has another config; the message names the fields that differ.
     """
     saved = workdir / "config.json"
     if not saved.exists() or not any(workdir.glob("**/checkpoints/*/")):
@@ -28,23 +28,25 @@ def check_workdir(config: Config, workdir: Path) -> None:
     difference = differing_fields(from_json(Config, saved.read_text(), str(saved)), config)
     if difference:
         raise UsageError(
-            f"--workdir {workdir}: it holds a run with another config: {'; '.join(difference)}."
-            " Use the same config to go on with it, or another folder"
+            f"--workdir {workdir}: already contains a run with another config: {'; '.join(difference)};"
+            " use that config to resume the run, or choose a new folder"
         )
 
 
 @contextlib.contextmanager
 def claim_workdir(config: Config, workdir: Path) -> Iterator[None]:
-    """Make the folder and note its config; a folder that holds a run of another config is refused.
+    """Create the folder and save the config there, unless the folder has a run of another config.
 
-    A run that fails before its first checkpoint gives the folder back, so that it can be started with a mended config;
-    where the loss was not finite the config stays there for ``--replay``.
+    If the run fails before its first checkpoint, the config is removed (and the folder, if it was created here), and
+    the run can be started again with a corrected config.  After a loss that was not finite the config stays, for
+    ``--replay``.
 
     Raises:
-      UsageError: another config's run, naming the fields that differ; or a path that is no folder.
+      UsageError: the folder has a run of another config (the message names the fields that differ), or can't be
+        created or written to.
     """
     saved = workdir / "config.json"
-    fresh, made = not saved.exists(), not workdir.exists()
+    new_config, new_folder = not saved.exists(), not workdir.exists()
     check_workdir(config, workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -57,20 +59,21 @@ def claim_workdir(config: Config, workdir: Path) -> Iterator[None]:
     except FloatingPointError:
         raise
     except BaseException:
-        if fresh and parallel.is_first() and not any(workdir.glob("**/checkpoints/*/")):
+        if new_config and parallel.is_first() and not any(workdir.glob("**/checkpoints/*/")):
             saved.unlink(missing_ok=True)
-            if made:
-                with contextlib.suppress(OSError):  # something else is in it
+            if new_folder:
+                with contextlib.suppress(OSError):  # it has other files by now
                     workdir.rmdir()
         raise
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended.
+    """The result of a run.
 
-    ``model`` holds host arrays; ``seconds`` is the time spent in steps, over all resumptions, without compilation,
-    pictures and checkpoints; ``finished`` is False if the run was asked to stop before its last step.
+    ``model`` holds host arrays.  ``step`` counts finished steps.  ``seconds`` is the time spent in steps, over all
+    resumptions, without compilation, pictures, evaluations and checkpoints.  ``finished`` is False if the run was
+    stopped before its last step.
     """
 
     model: Model
@@ -80,14 +83,14 @@ class RunResult:
 
 
 def finished_run(config: Config, workdir: Path) -> RunResult | None:
-    """The result of a run that this folder already holds complete, else None.
+    """The result of the finished run in this folder; None if there is none.
 
     Raises:
-      UsageError: the folder holds a run of another config.
+      UsageError: the folder has a run of another config.
     """
-    note = workdir / "run.json"
-    if not note.exists():
+    summary = workdir / "run.json"
+    if not summary.exists():
         return None
     with claim_workdir(config, workdir):  # refuses another config
-        values = json.loads(note.read_text())
+        values = json.loads(summary.read_text())
     return RunResult(load_model(str(workdir / "model")), values["steps"], values["seconds"], True)

@@ -1,7 +1,7 @@
 """Run by test_multiprocess.py, once in each process of a job: trains a tiny model on scenes.
 
-python multiprocess_check.py WORKDIR ADDRESS PROCESSES INDEX DEVICES SECONDS [BREAK]: every batch takes so many SECONDS
-more; with BREAK the data of this process fails at its third.
+python multiprocess_check.py WORKDIR ADDRESS PROCESSES INDEX DEVICES SECONDS [BREAK]: every batch takes this many
+SECONDS longer; with BREAK the data of this process fails at its third batch.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ def prepare(folder: Path) -> None:
 
 def main() -> int:
     workdir, address, processes, index, devices, seconds, *broken = sys.argv[1:]
-    whole = BatchSource.__getitem__
+    original = BatchSource.__getitem__
 
     def batch(self: BatchSource, step: int) -> Loaded:
         time.sleep(float(seconds))
         if broken and step == 2:
             raise UsageError("the disk of this host is gone")
-        return whole(self, step)
+        return original(self, step)
 
     BatchSource.__getitem__ = batch
     arguments = ["--config", str(Path(workdir).parent / "config.json"), "--workdir", workdir]

@@ -79,7 +79,7 @@ def check(
 
 
 def cut(config: Config, pieces: int, norm: str = "global") -> Config:
-    """With so many micro-batches, and batch norm over all devices or each by itself."""
+    """The config with this many micro-batches, and batch norm over all devices or on each by itself."""
     return dataclasses.replace(config, train=dataclasses.replace(config.train, accumulate=pieces, batch_norm=norm))
 
 

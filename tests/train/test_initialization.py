@@ -61,11 +61,11 @@ def test_init_from_goes_before_the_teacher_and_may_be_a_part():
 
 def test_what_does_not_fit_is_listed():
     config = Config(model=CONV, train=TrainConfig(init_from="weights/x.pth"))
-    with pytest.raises(UsageError, match=r"train.init_from=weights/x.pth: .*missing: .*left over: ") as caught:
+    with pytest.raises(UsageError, match=r"train.init_from=weights/x.pth: .*missing: .*unexpected: ") as caught:
         initialization.initial_variables(config, None, Model(REPVIT, init_variables(REPVIT, 0)))
     assert "\n" not in str(caught.value)
     wide = dataclasses.replace(CONV, mask_in_chans=8)
-    with pytest.raises(UsageError, match=r"of another shape: params/prompt_encoder/mask_downscaling"):
+    with pytest.raises(UsageError, match=r"wrong shape: params/prompt_encoder/mask_downscaling"):
         initialization.initial_variables(config, None, Model(wide, init_variables(wide, 0)))
 
 

@@ -26,7 +26,7 @@ def test_pmap_over_four_devices_equals_jit_over_the_whole_batch():
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     script = Path(__file__).with_name("parallel_check.py")
     done = subprocess.run(
-        [sys.executable, str(script)], env=env, cwd=script.parents[1], capture_output=True, text=True, timeout=1800
+        [sys.executable, str(script)], env=env, cwd=script.parents[2], capture_output=True, text=True, timeout=1800
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all equal" in done.stdout

@@ -1,4 +1,4 @@
-"""A run on photos of which some can't be used."""
+"""A run on a data set with photos that can't be used."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from small_data import coco_folder
 from tiny import REPVIT
 
 from edgesam_jax.config import Config, DataConfig, DistillConfig, TrainConfig, UsageError
-from edgesam_jax.train import inputs, loop
+from edgesam_jax.train import inputs
 from edgesam_jax.train.run import fit
 from edgesam_jax.train.timing import TIMES
+from edgesam_jax.train.watchers import skipped
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -45,9 +46,9 @@ def test_what_is_skipped_is_listed_once_also_by_a_resumed_run(tmp_path, config, 
     assert [(row["step"], row["kind"]) for row in opening] == [(0, "annotation damaged"), (0, "file missing")]
     assert due and {row["kind"] for row in due} == {"photo damaged"}
     assert all("002.png" in row["message"] for row in due) and {row["step"] for row in due} <= set(range(4))
-    told = capsys.readouterr().err.splitlines()
-    assert told[0].startswith("start: ")  # before anything else
-    notes = [line for line in told if line.startswith("note: ")]
+    output = capsys.readouterr().err.splitlines()
+    assert output[0].startswith("start: ")  # before anything else
+    notes = [line for line in output if line.startswith("note: ")]
     assert notes[0].startswith("note: 2 entries of the data set are left out (annotation damaged 1, file missing 1)")
     assert notes[1].startswith(f"note: {len(due)} photos were skipped (photo damaged {len(due)})")
     assert rows(tmp_path / "whole/metrics.jsonl")[-1]["skipped"] == len(due)
@@ -66,7 +67,7 @@ def test_what_is_skipped_is_listed_once_also_by_a_resumed_run(tmp_path, config, 
 
 
 def test_too_many_bad_photos_stop_the_run(tmp_path, config, monkeypatch):
-    monkeypatch.setattr(loop, "ENOUGH_TO_JUDGE", 6)
+    monkeypatch.setattr(skipped, "ENOUGH_TO_JUDGE", 6)
     with pytest.raises(UsageError, match=r"more than data\.max_bad_share=0\.05: see .*skipped\.jsonl"):
         fit(dataclasses.replace(config, data=dataclasses.replace(config.data, max_bad_share=0.05)), tmp_path / "a")
     monkeypatch.setattr(inputs, "ENOUGH_TO_JUDGE", 6)

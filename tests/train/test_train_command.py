@@ -35,9 +35,11 @@ from edgesam_jax.data.pipeline import BatchSource, batches
 from edgesam_jax.planning.accelerators import peak_flops
 from edgesam_jax.planning.plan import flops_per_step
 from edgesam_jax.train import __main__ as train
-from edgesam_jax.train import inputs, run, watchers
+from edgesam_jax.train import inputs, run
 from edgesam_jax.train.log import read_metrics
 from edgesam_jax.train.timing import TIMES
+from edgesam_jax.train.watchers import nonfinite
+from edgesam_jax.train.watchers.evaluation import BEST_BY
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 CONFIG = Config(
@@ -68,7 +70,7 @@ def config_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(config_file, tmp_path_factory, cache):
-    """A run of four steps through the command itself."""
+    """The folder of a run of four steps, made by the command."""
     workdir = tmp_path_factory.mktemp("runs") / "four"
     assert train.main(["--config", config_file, "--workdir", str(workdir)]) == 0
     return workdir
@@ -130,7 +132,7 @@ def test_three_steps_and_one_more_equal_four_to_the_bit(finished, tmp_path, capf
 
 
 def timeless(workdir: Path) -> list[dict[str, float]]:
-    """The rows of a log without what depends on the machine's mood."""
+    """The rows of a log without the metrics that measure speed or memory."""
     return [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(workdir / "metrics.jsonl")]
 
 
@@ -148,7 +150,7 @@ def test_a_fork_goes_on_from_another_run_and_weights_alone_begin_anew(finished, 
     capfd.readouterr()
     run.fit(changed(CONFIG, init_from=str(finished)), tmp_path / "init", stop=lambda: True)
     assert started(capfd)[0].startswith(f"start: init-from {finished}, weights alone, at step 0, in ")
-    with pytest.raises(UsageError, match=r"train\.fork_from and train\.init_from: a run starts from one"):
+    with pytest.raises(UsageError, match=r"train\.fork_from and train\.init_from: set only one of them"):
         run.fit(changed(CONFIG, init_from="a", fork_from="b"), tmp_path / "both", quiet=True)
     with pytest.raises(UsageError, match="/nothing: no checkpoint to go on from"):
         run.fit(changed(CONFIG, fork_from="/nothing"), tmp_path / "none", quiet=True)
@@ -157,10 +159,10 @@ def test_a_fork_goes_on_from_another_run_and_weights_alone_begin_anew(finished, 
 def test_the_best_checkpoint_is_rated_by_the_evaluation(tmp_path):
     config = dataclasses.replace(changed(CONFIG, keep_checkpoints=1, checkpoint_every=1), eval=EvalConfig(1, 1, 1, 0))
     run.fit(config, tmp_path / "run", quiet=True)
-    rows = {row["step"]: row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if watchers.BEST_BY in row}
+    rows = {row["step"]: row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if BEST_BY in row}
     assert set(rows) == {1, 2, 3}
     best = json.loads((tmp_path / "run" / "best.json").read_text())
-    assert best["score"] == max(row[watchers.BEST_BY] for row in rows.values()) == rows[best["step"]][watchers.BEST_BY]
+    assert best["score"] == max(row[BEST_BY] for row in rows.values()) == rows[best["step"]][BEST_BY]
     assert kept_steps(tmp_path / "run") == sorted({best["step"], 4})
 
 
@@ -169,8 +171,8 @@ def kept_steps(workdir: Path) -> list[int]:
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(config_file, tmp_path, capfd, monkeypatch):
-    def poisoned(data, model, start_step=0, **given):
-        for number, batch in enumerate(batches(data, model, start_step, **given), start_step + 1):
+    def poisoned(data, model, start_step=0, **options):
+        for number, batch in enumerate(batches(data, model, start_step, **options), start_step + 1):
             bad = np.nan if number == 3 else 0
             yield dataclasses.replace(batch, boxes=batch.boxes + bad, points=batch.points + bad)
 
@@ -220,7 +222,7 @@ def test_a_batch_that_is_not_finite_can_be_skipped_and_run_again(finished, tmp_p
     # A step of the finished run gives the loss that its log has.
     assert train.main([*command, "--replay", "3"]) == 0
     assert f"loss {rows[3]['loss']:.6g}" in capfd.readouterr().out.splitlines()[0]
-    for step, says in (("4", "count from 0 to 3"), ("-1", "count from 0 to 3")):
+    for step, says in (("4", "must be from 0 to 3"), ("-1", "must be from 0 to 3")):
         assert train.main([*command, "--replay", step]) == 2 and says in capfd.readouterr().err
 
 
@@ -235,24 +237,24 @@ def test_a_first_step_that_is_not_finite_can_be_run_again(tmp_path, capfd, monke
     saved = ["--config", str(tmp_path / "run" / "config.json"), "--workdir", str(tmp_path / "run"), "--replay", "0"]
     assert train.main(saved) == 0
     assert "loss nan" in capfd.readouterr().out
-    path.write_text(to_json(changed(CONFIG, nonfinite="skip")))  # nothing there to go on from: it may be mended
+    path.write_text(to_json(changed(CONFIG, nonfinite="skip")))  # there is no checkpoint yet, so the config may change
     assert train.main(command) == 0
 
 
 def test_skipping_ends_where_nothing_is_finite_any_more(tmp_path, monkeypatch):
     poison(monkeypatch, *range(8))
-    monkeypatch.setattr(watchers, "HOPELESS", 3)
-    with pytest.raises(FloatingPointError, match="step 3: 3 steps in a row not finite"):
+    monkeypatch.setattr(nonfinite, "MAX_IN_A_ROW", 3)
+    with pytest.raises(FloatingPointError, match="step 3: 3 steps in a row were not finite"):
         run.fit(changed(CONFIG, nonfinite="skip"), tmp_path / "run", quiet=True)
 
 
 def test_a_full_disk_ends_the_run_and_the_last_checkpoint_goes_on(finished, config_file, tmp_path, capfd, monkeypatch):
-    whole = Path.open
+    original = Path.open
 
     def full(path: Path, mode: str = "r", *more: object, **named: object) -> object:
         if mode == "a":
             raise OSError(28, "No space left on device", str(path))
-        return whole(path, mode, *more, **named)
+        return original(path, mode, *more, **named)
 
     workdir = tmp_path / "run"
     run.fit(CONFIG, workdir, stop=stop_after(2), quiet=True)

@@ -1,8 +1,10 @@
-"""What looks on while a run steps."""
+"""Pictures of the prompt loop on a photo of the batch."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,10 +12,10 @@ import numpy as np
 
 from edgesam_jax.config import Config, LossConfig, SamConfig
 from edgesam_jax.learning.step import total_loss
+from edgesam_jax.reporting import pictures
+from edgesam_jax.train import parallel
+from edgesam_jax.train.setup import TrainSetup
 from edgesam_jax.types import Batch, TrainState
-
-HOPELESS = 10  # steps in a row that are not finite end a run that skips them
-BEST_BY = "eval/box+0"  # the metric that rates checkpoints where there is an evaluation
 
 
 def picture_trace(
@@ -44,17 +46,28 @@ def with_prompts(batch: Batch) -> Batch:
     return dataclasses.replace(batch, **changed)
 
 
-@dataclasses.dataclass
-class Position:
-    """Where a run stands beside its state; saved with it, so that a resumed run's log is the uninterrupted one's.
+class Pictures:
+    """Draws masks of the student and of its target, for a batch's first photo, into ``pictures/``."""
 
-    ``seconds`` spent in steps; ``window`` the metrics of steps that no row of the log covers yet; ``skipped`` and
-    ``used`` count the first process's photos; ``evaluated`` is the step of the last evaluation.
-    """
+    def __init__(self, setup: TrainSetup, workdir: Path) -> None:
+        self._setup, self._folder = setup, workdir / "pictures"
+        self._trace = jax.jit(
+            functools.partial(picture_trace, config=setup.config, teacher_config=setup.teacher_config)
+        )
 
-    seconds: float = 0.0
-    window: list[dict[str, float]] = dataclasses.field(default_factory=list)
-    skipped: dict[str, int] = dataclasses.field(default_factory=dict)
-    used: int = 0
-    nonfinite_in_a_row: int = 0
-    evaluated: int = 0
+    def due(self, done: int) -> bool:
+        """Whether a picture is due after ``done`` steps."""
+        train = self._setup.config.train
+        return train.picture_every > 0 and (done % train.picture_every == 0 or done == train.steps)
+
+    def draw(self, done: int, state: TrainState, batch: Batch) -> np.ndarray:
+        """Draw and save a picture; returns it, (h w 3) uint8.  ``batch`` is this process's, on the host."""
+        first = with_prompts(jax.tree.map(lambda x: x[:1], batch))
+        host = parallel.to_host(state)  # one device computes the masks
+        trace = self._trace(host, self._setup.teacher_variables, first, self._setup.key)
+        trace = jax.tree.map(lambda x: np.asarray(x)[0], trace)
+        rows, columns = first.valid_size[0].tolist()
+        image, valid = np.asarray(first.image[0]), np.asarray(first.prompt_valid[0])
+        picture = pictures.loop_picture(image, trace, valid, photo=(rows, columns))
+        pictures.save_picture(self._folder / f"{done:07d}.png", picture)
+        return picture
