@@ -191,7 +191,7 @@ class Stage(nn.Module):
 class EfficientVit(nn.Module):
     """Image encoder: (b h w 3) normalised float -> (b h/s w/s embed_dim), s = ``config.stride``.
 
-    ``pyramid`` also returns the maps of the last three stages, each half the size of the one before; they need
+    ``pyramid`` also returns the maps of the last three stages, each half the size of the one before if
     ``config.fuse``.
     """
 

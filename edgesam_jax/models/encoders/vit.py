@@ -159,7 +159,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block over (b g g c); ``window`` 0 attends over the whole grid."""
+    """Pre-norm transformer block over (b g g c); ``window`` 0 attends over the entire grid."""
 
     config: VitConfig
     grid: int
