@@ -1,8 +1,9 @@
-"""Re-parameterisation for inference: batch norms and parallel branches become one biased convolution each.
+"""Re-parameterisation for inference: each convolution with its batch norm and branches becomes one biased convolution.
 
-Facts, section 1: with s = scale / sqrt(var + 1e-5), a convolution followed by batch norm is the convolution with kernel
-times s (per output channel) and bias = bias - mean s.  The depthwise unit (3x3 + 1x1 + identity; RepVGG, CVPR 2021)
-is the 3x3 plus the 1x1 and a 1 at its centre.  RepViT-M1's encoder has 5,485,896 parameters afterwards.
+With s = scale / sqrt(var + 1e-5), a convolution followed by batch norm equals a convolution with kernel * s (per output
+channel) and bias - mean * s.  The depthwise unit (3x3 + 1x1 + identity; RepVGG, CVPR 2021) equals its 3x3 kernel with
+the 1x1 kernel and 1 added to the centre.  The folded encoder of RepViT-M1 has 5,485,896 parameters
+(docs/published_code.md, "Architecture").
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ EPSILON = 1e-5
 
 
 def folds(config: SamConfig) -> bool:
-    """Whether the encoder has batch norms to fold."""
+    """Whether the image encoder has batch norms to fold."""
     return isinstance(config.encoder, STUDENTS)
 
 
 def fold(config: SamConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Variables for ``Sam(config, folded=True)`` from those of ``Sam(config)``.
+    """Convert the variables of ``Sam(config)`` to those of ``Sam(config, folded=True)``.
 
-    Computed in float64, returned as float32 numpy arrays; the encoder has no ``batch_stats`` afterwards.  Encoders
-    without batch norm, and variables that are folded already, pass through.
+    Computed in float64, returned as float32 NumPy arrays; the folded encoder has no ``batch_stats``.  Encoders without
+    batch norm, and variables that are already folded, are returned unchanged.
     """
     if not folds(config):
         return dict(variables)
@@ -44,7 +45,7 @@ def _fold_tree(params: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str,
             folded[name] = branch
         elif set(branch) == {"conv", "conv1"}:
             folded[name] = {"conv": _depthwise_unit(branch, stats[name])}
-        elif set(branch) in ({"c", "bn"}, {"conv", "norm"}):  # EfficientViT's have the longer names
+        elif set(branch) in ({"c", "bn"}, {"conv", "norm"}):  # ConvBN; EfficientViT's ConvLayer
             kernel, bias = _conv_bn(branch, stats[name])
             folded[name] = {"c" if "c" in branch else "conv": _as_float32(kernel, bias)}
         else:
@@ -53,7 +54,7 @@ def _fold_tree(params: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str,
 
 
 def _conv_bn(params: Mapping[str, Any], stats: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel (k k i o), its last axis the output channels also of a depthwise one, and bias (o), in float64."""
+    """Kernel (k k i o) and bias (o) in float64; the last axis of a depthwise kernel is the output channels too."""
     conv, norm = ("c", "bn") if "c" in params else ("conv", "norm")
     leaves = (
         params[conv]["kernel"],

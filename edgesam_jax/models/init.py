@@ -1,7 +1,7 @@
 """Starting values of a model.
 
-Drawn with numpy from the seed and each leaf's own path, so they are the same bits on every backend and JAX version, and
-cost milliseconds: compiling the initialisers of a small model takes XLA half a minute on a CPU.
+NumPy draws each leaf from the seed and the leaf's path.  The values are the same bits on every backend and JAX version,
+and take milliseconds; XLA needs half a minute on a CPU to compile the initialisers of a small model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgesam_jax.types import Prompts
 
 
 def abstract_variables(config: SamConfig) -> dict[str, Any]:
-    """Shapes and dtypes of ``{"params", "batch_stats", "constants"}``; ``batch_stats`` is empty for a ViT."""
+    """Shapes and dtypes of ``{"params", "batch_stats", "constants"}``; ``batch_stats`` is empty without batch norms."""
     prompts = Prompts(jnp.zeros((1, 1, 2, 2)), jnp.ones((1, 1, 2), jnp.int32), jnp.ones((1, 1, 2), bool))
     images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
     shapes = jax.eval_shape(lambda x: Sam(config).init(jax.random.key(0), x, prompts), images)
@@ -29,12 +29,12 @@ def abstract_variables(config: SamConfig) -> dict[str, Any]:
 
 
 def init_variables(config: SamConfig, seed: int = 0) -> dict[str, Any]:
-    """Random float32 variables of a model that starts from scratch, as numpy arrays.
+    """Random float32 variables of a model that starts from scratch, as NumPy arrays.
 
-    Kernels are normal with variance 1 / fan-in, embeddings standard normal, norms neutral; the last norm of every
-    residual MLP of RepViT starts at 0 (facts, section 1), of TinyViT's inverted residuals too.  A
-    proposal network gives every anchor the score ``prior``.  With ``decoder.tie_cross_keys`` the cross attentions' keys
-    start equal to their queries, so that positions match from the first step.
+    Kernels are normal with variance 1 / fan-in, embeddings standard normal, norms neutral.  The last norm of every
+    residual MLP of RepViT starts at 0 (docs/published_code.md, "Architecture"), as does that of every inverted residual
+    of TinyViT.  A proposal network gives every anchor the score ``prior``.  With ``decoder.tie_cross_keys`` the key
+    projections of the cross attentions start equal to the query projections: positions then match from the first step.
     """
     flat = traverse_util.flatten_dict(abstract_variables(config), keep_empty_nodes=True)
     values = {
@@ -61,21 +61,21 @@ def _value(path: tuple[str, ...], shape: tuple[int, ...], seed: int, config: Sam
     if leaf in ("bias", "mean", "lora_B", "rel_pos_h", "rel_pos_w", "pos_embed", "attention_biases"):
         return np.zeros(shape, np.float32)
     if leaf == "kernel":
-        # A transposed convolution with stride = kernel sends one tap of each input channel to an output pixel.
+        # With stride = kernel, an output pixel of a transposed convolution gets one tap of each input channel.
         fan_in = shape[-2] if "output_upscaling" in path[-2] else int(np.prod(shape[:-1]))
         std = fan_in**-0.5
     elif leaf == "lora_A":
-        std = (3 * shape[1]) ** -0.5  # that of the published uniform distribution
+        std = (3 * shape[1]) ** -0.5  # as the published uniform distribution
     elif leaf == "embedding":
         std = 1.0
     elif leaf == "positional_encoding_gaussian_matrix":
         std = config.position_std
     else:
-        raise ValueError(f"no starting value for {'/'.join(path)}")
+        raise ValueError(f"no starting value is defined for the parameter {'/'.join(path)}")
     return (std * rng.standard_normal(shape)).astype(np.float32)
 
 
 def _ends_a_residual(path: tuple[str, ...]) -> bool:
-    """Whether a norm is the last of a branch that is added: RepViT's MLPs, TinyViT's inverted residuals."""
+    """Whether a norm ends a residual branch: RepViT's MLPs, TinyViT's inverted residuals."""
     *folders, module, norm, _ = path
     return norm == "bn" and (module == "m_2" or (module == "conv3" and folders[-1].startswith("blocks")))

@@ -1,9 +1,9 @@
-"""What the layers of a model cost, counted as papers count: layer by layer, with the published arrangement.
+"""The cost of a model counted as papers do: layer by layer, in the arrangement of the published code.
 
-``planning.cost`` counts the products that our program computes.  A counter of layers sees something else: every
-convolution and linear layer at its output's full size (taps on padding included, windows of a ViT padded), no product
-of two activations (attention, relative positions, masks), and the decoder's projections as the published code
-has them.  Both are of use: the one says what runs here, the other can be set beside a paper's table.
+``planning.cost`` counts the products that this program computes.  A count of layers differs: it includes every
+convolution and linear layer at the full size of its output (taps on padding included, windows of a ViT padded), no
+product of two activations (attention, relative positions, masks), and the decoder's projections as in the published
+code.  The former is the work done here; the latter compares with the tables of papers.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ TOKENS = 7  # of the decoder: 1 IoU and 4 mask tokens, and 2 of the prompt (a bo
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Multiply-accumulates of convolutions and linear layers, and the elements that norms (batch, layer) scale."""
+    """Multiply-accumulates of convolutions and linear layers, and number of elements scaled by norms (batch, layer)."""
 
     products: float
     normed: float
 
 
 def encoder_layers(config: SamConfig, variables: Any) -> LayerCost | None:
-    """Of the image encoder for one photo, with its batch norms and branches unfolded.
+    """Cost of the image encoder for one photo, with its batch norms and branches unfolded.
 
     Args:
-      variables: of the model, or their shapes.
+      config: the model.
+      variables: its variables, or their shapes.
 
     Returns:
-      None where part of the encoder's kernels is applied outside of a layer, so that the count would fall short.
+      The cost, or None if the encoder applies some of its kernels outside of a layer: the count would be too low.
     """
     seen: dict[tuple[str, ...], int] = {}
     products = normed = 0
@@ -45,13 +46,13 @@ def encoder_layers(config: SamConfig, variables: Any) -> LayerCost | None:
     def count(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         nonlocal products, normed
         out = call(*args, **kwargs)
-        own = context.module.variables.get("params", {}) if context.method_name == "__call__" else {}
-        kernel = own.get("kernel")
+        params = context.module.variables.get("params", {}) if context.method_name == "__call__" else {}
+        kernel = params.get("kernel")
         if kernel is not None:
-            # Every output pixel and feature meets the kernel's taps once: (k k i o), (k k 1 o) depthwise, (i o).
+            # Every output pixel and feature uses each tap of its kernel once: (k k i o), (k k 1 o) depthwise, (i o).
             products += out.size * (kernel.size // kernel.shape[-1])
             seen[context.module.path] = kernel.size
-        if "scale" in own:
+        if "scale" in params:
             normed += out.size
         return out
 
@@ -67,16 +68,17 @@ def encoder_layers(config: SamConfig, variables: Any) -> LayerCost | None:
 
 
 def decoder_layers(config: SamConfig) -> LayerCost:
-    """Of the mask decoder for one prompt, arranged as in SAM's published code.
+    """Cost of the mask decoder for one prompt, arranged as in SAM's published code.
 
-    There every attention projects the image's tokens, where ours may project the prompt's instead
-    (``transformer.Attention``).
+    There every attention projects the tokens of the image; here ``transformer.Attention`` may project those of the
+    prompt instead.
+
     """
     d, c, cells, t = config.decoder, config.embed_dim, config.grid**2, TOKENS
     inner = c // d.attention_downsample
-    ours, image = t * c * inner, cells * c * inner  # one projection between the widths c and inner
-    layer = 4 * t * c * c + 2 * t * c * d.mlp_dim + 4 * ours + 4 * image
-    last = 2 * ours + 2 * image
+    prompt, image = t * c * inner, cells * c * inner  # one projection between the widths c and inner
+    layer = 4 * t * c * c + 2 * t * c * d.mlp_dim + 4 * prompt + 4 * image
+    last = 2 * prompt + 2 * image
     upscaling = cells * c * (c // 4) * 4 + 4 * cells * (c // 4) * (c // 8) * 4
     heads = d.num_mask_tokens * (2 * c * c + c * (c // 8)) + 2 * c * c + c * d.num_mask_tokens
     normed = d.depth * (3 * t + cells) * c + t * c + 4 * cells * (c // 4)
@@ -84,20 +86,20 @@ def decoder_layers(config: SamConfig) -> LayerCost:
 
 
 def vit_activation_products(config: SamConfig) -> dict[str, float] | None:
-    """Multiply-accumulates of two activations in a ViT encoder, one photo; None for other encoders.
+    """Multiply-accumulates between activations in a ViT encoder, for one photo; None for other encoders.
 
-    ``global`` and ``windowed`` attention (queries with keys, weights with values), and ``positions``: queries with the
+    ``global`` and ``windowed``: attention (queries with keys, weights with values); ``positions``: queries with the
     decomposed relative positions.
     """
     vit = config.encoder
     if not isinstance(vit, VitConfig):
         return None
-    whole, size = config.grid, vit.window_size
-    windows = (-(-whole // size)) ** 2
+    grid, size = config.grid, vit.window_size
+    windows = (-(-grid // size)) ** 2
     full = sum(1 for block in range(vit.depth) if block in vit.global_blocks)
     cut = vit.depth - full
     return {
-        "global": full * 2.0 * whole**4 * vit.width,
+        "global": full * 2.0 * grid**4 * vit.width,
         "windowed": cut * 2.0 * windows * size**4 * vit.width,
-        "positions": 2.0 * vit.width * (full * whole**3 + cut * windows * size**3),
+        "positions": 2.0 * vit.width * (full * grid**3 + cut * windows * size**3),
     }

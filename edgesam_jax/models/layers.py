@@ -1,11 +1,12 @@
-"""Building blocks with the published names and numbers.
+"""Building blocks with the published names and numbers, and the ``Mode`` in which a model is built.
 
-Everything is NHWC.  What is written by hand for speed is in ``ops.py``.
+Everything is NHWC.  The operations that are written by hand for speed are in ``kernels/ops.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,13 +19,39 @@ from edgesam_jax.models.kernels import ops
 from edgesam_jax.models.kernels.ops import gelu
 from edgesam_jax.portable import resizing
 
-__all__ = ["MLP", "BatchNorm", "Conv", "ConvBN", "LayerNorm", "SqueezeExcite", "gelu", "resize", "resize_matrix"]
+__all__ = [
+    "MLP",
+    "BatchNorm",
+    "Conv",
+    "ConvBN",
+    "LayerNorm",
+    "Mode",
+    "PatchConv",
+    "SqueezeExcite",
+    "gelu",
+    "resize",
+    "resize_matrix",
+]
 
 Dtype = Any
 
 
+@dataclass(frozen=True)
+class Mode:
+    """How the modules of a model are built.
+
+    ``folded``: the image encoder expects parameters from ``fold.py``, and has no batch norms.  ``dtype``: the dtype of
+    activations; parameters stay float32.  ``axis_name``: the device axis over which batch statistics are averaged in
+    training; None: each device uses its own.
+    """
+
+    folded: bool = False
+    dtype: Dtype = jnp.float32
+    axis_name: str | None = None
+
+
 def resize_matrix(size_in: int, size_out: int, method: str) -> np.ndarray:
-    """As ``portable.resizing.resize_matrix``, in float32."""
+    """``portable.resizing.resize_matrix`` in float32."""
     return resizing.resize_matrix(size_in, size_out, method).astype(np.float32)
 
 
@@ -64,13 +91,13 @@ class Conv(nn.Module):
 
 
 NORM_EPSILON = 1e-5
-KEEP = 0.9  # share of the old running statistics kept: 1 - torch's momentum
+KEEP = 0.9  # fraction of the old running statistics kept: 1 - torch's momentum
 
 
 def running_statistics(
     old: Mapping[str, Array], mean: Array, var: Array, count: int, keep: float = KEEP
 ) -> dict[str, Array]:
-    """Running ``mean`` and ``var`` after a batch of ``count`` values with that mean and biased variance."""
+    """Running ``mean`` and ``var`` after a batch of ``count`` values with the given mean and biased variance."""
     return {
         "mean": keep * old["mean"] + (1 - keep) * mean,
         "var": keep * old["var"] + (1 - keep) * var * (count / max(count - 1, 1)),
@@ -78,61 +105,70 @@ def running_statistics(
 
 
 class BatchNorm(nn.Module):
-    """Batch norm over (b h w) with torch's bookkeeping: momentum 0.1, and the unbiased variance is the one stored.
+    """Batch norm over (b h w) with torch's bookkeeping: momentum 0.1, and the unbiased variance is stored.
 
-    In training the statistics are those of the whole global batch when ``axis_name`` names the device axis.
+    In training the statistics are those of the entire global batch if ``mode.axis_name`` names the device axis.
     """
 
     zero_init: bool = False  # the scale starts at 0
-    dtype: Dtype = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
     epsilon: float = NORM_EPSILON
     keep: float = KEEP
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        c = x.shape[-1]
+        c, axis_name = x.shape[-1], self.mode.axis_name
         scale = self.param("scale", nn.initializers.zeros if self.zero_init else nn.initializers.ones, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
         mean = self.variable("batch_stats", "mean", jnp.zeros, (c,))
         var = self.variable("batch_stats", "var", jnp.ones, (c,))
         if not train:
             factor = scale * jax.lax.rsqrt(var.value + self.epsilon)
-            return (x.astype(jnp.float32) * factor + (bias - mean.value * factor)).astype(self.dtype)
-        y, batch_mean, batch_var = ops.batch_norm(x, scale, bias, self.epsilon, self.axis_name)
+            return (x.astype(jnp.float32) * factor + (bias - mean.value * factor)).astype(self.mode.dtype)
+        y, batch_mean, batch_var = ops.batch_norm(x, scale, bias, self.epsilon, axis_name)
         if not self.is_initializing():
-            count = x.size // c * (1 if self.axis_name is None else jax.lax.axis_size(self.axis_name))
-            kept = running_statistics({"mean": mean.value, "var": var.value}, batch_mean, batch_var, count, self.keep)
-            mean.value, var.value = kept["mean"], kept["var"]
-        return y.astype(self.dtype)
+            count = x.size // c * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+            old = {"mean": mean.value, "var": var.value}
+            new = running_statistics(old, batch_mean, batch_var, count, self.keep)
+            mean.value, var.value = new["mean"], new["var"]
+        return y.astype(self.mode.dtype)
 
 
 class ConvBN(nn.Module):
-    """Convolution without bias, then batch norm; one biased convolution when ``folded`` (see ``fold.py``)."""
+    """Convolution without bias, then batch norm; a single biased convolution if ``mode.folded`` (see ``fold.py``)."""
 
     features: int
     kernel_size: int = 1
     stride: int = 1
     depthwise: bool = False
-    folded: bool = False
     zero_init: bool = False  # the batch norm's scale starts at 0
-    dtype: Dtype = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        conv = Conv(
-            self.features, self.kernel_size, self.stride, self.depthwise, self.folded, dtype=self.dtype, name="c"
-        )
-        x = conv(x)
-        if self.folded:
-            return x
-        norm = BatchNorm(self.zero_init, self.dtype, self.axis_name, name="bn")
-        return norm(x, train)
+        mode, shape = self.mode, (self.features, self.kernel_size, self.stride, self.depthwise)
+        x = Conv(*shape, use_bias=mode.folded, dtype=mode.dtype, name="c")(x)
+        return x if mode.folded else BatchNorm(self.zero_init, mode, name="bn")(x, train)
+
+
+class PatchConv(nn.Module):
+    """Convolution of (... h w c) with kernel = stride and bias, as one matrix product."""
+
+    features: int
+    kernel_size: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        k, (*lead, h, w, c) = self.kernel_size, x.shape
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (k, k, c, self.features)).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        x = x.reshape(*lead, h // k, k, w // k, k, c)
+        return jnp.einsum("...iajbc,abco->...ijo", x, kernel) + bias
 
 
 class SqueezeExcite(nn.Module):
-    """Channel gate: mean over the image, two 1x1 convolutions with bias, ReLU between, sigmoid."""
+    """Channel gate: mean over the image, two 1x1 convolutions with bias and ReLU between them, sigmoid."""
 
     dtype: Dtype = jnp.float32
 
@@ -161,7 +197,7 @@ class LayerNorm(nn.Module):
 
 
 class MLP(nn.Module):
-    """``depth`` dense layers named layers_0, layers_1, ... with ReLU between (SAM's heads)."""
+    """``depth`` dense layers, named layers_0, layers_1, ..., with ReLU between them (SAM's heads)."""
 
     hidden: int
     out: int

@@ -1,8 +1,8 @@
-"""The fixed-size prompt buffer, and where the loop's new points come from.
+"""The fixed-size prompt buffer.
 
-Slots 0 and 1 of a prompt hold the corners of its box; of a prompt without a box, slot 0 holds the one learned padding
-token that SAM adds to such prompts and slot 1 is empty.  Points follow from slot 2.  The decoder does not see the
-order.
+Slots 0 and 1 of a prompt hold the corners of its box.  In a prompt without a box, slot 0 holds the learned padding
+token that SAM adds to such prompts, and slot 1 is empty.  Points follow from slot 2.  The decoder does not depend on
+the order of the slots.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ BOX_SLOTS = 2
 
 
 def from_boxes(boxes: Array, slots: int = 0) -> Prompts:
-    """Boxes (b p 4) XYXY -> a buffer with ``slots`` empty point slots."""
+    """Make a buffer from boxes (b p 4) XYXY, with ``slots`` empty point slots."""
     b, p, _ = boxes.shape
     labels = jnp.broadcast_to(jnp.array([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], jnp.int32), (b, p, 2))
     return _with_slots(boxes.reshape(b, p, 2, 2).astype(jnp.float32), labels, jnp.ones((b, p, 2), bool), slots)
 
 
 def from_points(coords: Array, labels: Array, slots: int | None = None) -> Prompts:
-    """Points (b p n 2) with labels (b p n) 1 or 0 -> a buffer with ``slots`` point slots, n of them used."""
+    """Make a buffer from points (b p n 2) with labels (b p n) 1 or 0; ``slots`` point slots, n of them used."""
     b, p, n, _ = coords.shape
     head_labels = jnp.broadcast_to(jnp.array([NOT_A_POINT, NOT_A_POINT], jnp.int32), (b, p, 2))
     head_valid = jnp.broadcast_to(jnp.array([True, False]), (b, p, 2))
@@ -33,14 +33,14 @@ def from_points(coords: Array, labels: Array, slots: int | None = None) -> Promp
 
 
 def from_boxes_and_points(boxes: Array, coords: Array, labels: Array, slots: int | None = None) -> Prompts:
-    """Boxes (b p 4) and points (b p n 2) with labels (b p n) of the same prompts."""
+    """Make a buffer from boxes (b p 4) and points (b p n 2) with labels (b p n) of the same prompts."""
     return _join_points(from_boxes(boxes), coords, labels, coords.shape[2] if slots is None else slots)
 
 
 def append(prompts: Prompts, slot: Array | int, coords: Array, labels: Array, valid: Array) -> Prompts:
-    """Write points (b p k 2), labels (b p k), valid (b p k) into the slots from ``slot`` on; ``slot`` may be traced.
+    """Write points (b p k 2), labels (b p k) and valid (b p k) to the k slots from ``slot``; ``slot`` may be traced.
 
-    A traced ``slot`` can't be checked: JAX moves one past the end back to the last k slots.
+    The range is not checked: if it passes the end of the buffer, JAX writes to the last k slots.
     """
     update = jax.lax.dynamic_update_slice_in_dim
     return Prompts(
@@ -51,7 +51,7 @@ def append(prompts: Prompts, slot: Array | int, coords: Array, labels: Array, va
 
 
 def choose(condition: Array, a: Prompts, b: Prompts) -> Prompts:
-    """Per prompt (b p): ``a`` where the condition holds, else ``b``."""
+    """Select per prompt: ``a`` where ``condition`` (b p) is True, else ``b``."""
     return jax.tree.map(lambda x, y: jnp.where(condition.reshape(*condition.shape, *(1,) * (x.ndim - 2)), x, y), a, b)
 
 

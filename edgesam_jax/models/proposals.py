@@ -1,16 +1,16 @@
 """The region proposal network of EdgeSAM's granularity priors: a BiFPN and one shared head, on a frozen encoder.
 
-Levels P3 to P7 (strides 8 to 128 at 1024 px).  Three come from the encoder's last three stages, two from pooling.  Each
-round of the BiFPN sends features down and up again; maps that meet are averaged with learned, positive weights.
+Levels P3 to P7 (strides 8 to 128 at 1024 px).  Three come from the last three stages of the encoder, two from pooling.
+Each round of the BiFPN passes features down the levels and up again; maps that meet are averaged with learned, positive
+weights.
 
-'SAME' pooling ignores the padding, as TensorFlow's does (MMDetection pads with zeros, which cuts negative borders off).
+'SAME' pooling ignores the padding, as in TensorFlow (MMDetection pads with zeros, which raises negative values at the
+borders to 0).
 
-Sources: EdgeSAM, section 3.2; EfficientDet (CVPR 2020), section 3; more_model_facts, section 4.
+Sources: EdgeSAM, section 3.2; EfficientDet (CVPR 2020), section 3; docs/published_code.md, "Other models".
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from flax import linen as nn
 from jax import Array
 
 from edgesam_jax.config import ProposalConfig
-from edgesam_jax.models.layers import BatchNorm, Conv
+from edgesam_jax.models.layers import BatchNorm, Conv, Dtype, Mode
 
 LEVELS = 5
 EPSILON, KEEP = 1e-3, 0.99  # of the batch norms
@@ -29,7 +29,7 @@ class SeparableConv(nn.Module):
     """Depthwise 3x3 without bias, then 1x1 with bias."""
 
     features: int
-    dtype: Any = jnp.float32
+    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -38,36 +38,34 @@ class SeparableConv(nn.Module):
 
 
 class Lateral(nn.Module):
-    """An encoder's map to the pyramid's width: 1x1 with bias, batch norm."""
+    """Change the map of an encoder to the width of the pyramid: 1x1 convolution with bias, batch norm."""
 
     features: int
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        x = Conv(self.features, use_bias=True, dtype=self.dtype, name="conv")(x)
-        return _norm(self, "bn")(x, train)
+        x = Conv(self.features, use_bias=True, dtype=self.mode.dtype, name="conv")(x)
+        return _norm(self.mode, "bn")(x, train)
 
 
 class Node(nn.Module):
-    """Maps of one size, averaged with learned positive weights; swish, separable convolution, batch norm."""
+    """Average maps of one size with learned, positive weights; swish, separable convolution, batch norm."""
 
     features: int
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(self, maps: list[Array], train: bool) -> Array:
         weights = jax.nn.relu(self.param("fusion_weights", nn.initializers.ones, (len(maps),)))
-        weights = (weights / (weights.sum() + FUSION_EPSILON)).astype(self.dtype)
-        x = sum((w * x for w, x in zip(weights, maps, strict=True)), jnp.zeros((), self.dtype))
-        x = SeparableConv(self.features, self.dtype, name="conv")(jax.nn.swish(x))
-        return _norm(self, "bn")(x, train)
+        weights = (weights / (weights.sum() + FUSION_EPSILON)).astype(self.mode.dtype)
+        x = sum((w * x for w, x in zip(weights, maps, strict=True)), jnp.zeros((), self.mode.dtype))
+        x = SeparableConv(self.features, self.mode.dtype, name="conv")(jax.nn.swish(x))
+        return _norm(self.mode, "bn")(x, train)
 
 
-def _norm(module: Any, name: str) -> BatchNorm:
-    return BatchNorm(dtype=module.dtype, axis_name=module.axis_name, epsilon=EPSILON, keep=KEEP, name=name)
+def _norm(mode: Mode, name: str) -> BatchNorm:
+    return BatchNorm(mode=mode, epsilon=EPSILON, keep=KEEP, name=name)
 
 
 def _up(x: Array, like: Array) -> Array:
@@ -80,27 +78,26 @@ def _down(x: Array) -> Array:
 
 
 class Pyramid(nn.Module):
-    """Three maps of an encoder, each half as large as the one before -> five of the pyramid's width."""
+    """Three maps of an encoder, each half the size of the one before -> five maps of width ``config.channels``."""
 
     config: ProposalConfig
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(self, maps: list[Array], train: bool) -> list[Array]:
-        cfg, common = self.config, {"dtype": self.dtype, "axis_name": self.axis_name}
+        cfg = self.config
 
         def lateral(x: Array, name: str) -> Array:
-            return Lateral(cfg.channels, **common, name=name)(x, train)
+            return Lateral(cfg.channels, self.mode, name=name)(x, train)
 
         def node(maps: list[Array], name: str) -> Array:
-            return Node(cfg.channels, **common, name=name)(maps, train)
+            return Node(cfg.channels, self.mode, name=name)(maps, train)
 
         levels = [lateral(x, f"p{i}_lateral") for i, x in enumerate(maps, 3)]
         levels.append(_down(lateral(maps[-1], "p6_lateral")))
         levels.append(_down(levels[-1]))
-        # On the way up the first round takes P4 and P5 anew from the encoder, through convolutions of their own.
-        again = [levels[0], *(lateral(x, f"p{i}_lateral_again") for i, x in enumerate(maps[1:], 4)), *levels[3:]]
+        # On the way up, the first round takes P4 and P5 from the encoder again, through separate convolutions.
+        inputs = [levels[0], *(lateral(x, f"p{i}_lateral_again") for i, x in enumerate(maps[1:], 4)), *levels[3:]]
         for number in range(cfg.repeats):
             down = [levels[-1]]
             for i in range(LEVELS - 2, -1, -1):
@@ -108,48 +105,46 @@ class Pyramid(nn.Module):
             up = [down[0]]
             for i in range(1, LEVELS):
                 middle = [down[i]] if i < LEVELS - 1 else []
-                up.append(node([again[i], *middle, _down(up[-1])], f"round{number}_p{i + 3}_up"))
-            levels = again = up
+                up.append(node([inputs[i], *middle, _down(up[-1])], f"round{number}_p{i + 3}_up"))
+            levels = inputs = up
         return levels
 
 
 class Head(nn.Module):
-    """Scores (b n) as logits and box codes (b n 4) of all anchors, level by level, (y, x, anchor) within a level.
+    """Score logits (b n) and box codes (b n 4) of all anchors, level by level, (y, x, anchor) within a level.
 
-    Convolutions are shared by the levels, batch norms are not.
+    All levels share the convolutions; each level has its own batch norms.
     """
 
     config: ProposalConfig
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(self, levels: list[Array], train: bool) -> tuple[Array, Array]:
         cfg = self.config
-        found = []
+        results = []
         for task, outputs in (("class", 1), ("box", 4)):
             convs = [
-                SeparableConv(cfg.channels, self.dtype, name=f"{task}_conv_{i}") for i in range(cfg.head_convs)
-            ]  # fmt: skip
-            last = SeparableConv(cfg.anchors * outputs, self.dtype, name=f"{task}_out")
-            answers = []
+                SeparableConv(cfg.channels, self.mode.dtype, name=f"{task}_conv_{i}") for i in range(cfg.head_convs)
+            ]
+            last = SeparableConv(cfg.anchors * outputs, self.mode.dtype, name=f"{task}_out")
+            by_level = []
             for level, x in enumerate(levels):
                 for i, conv in enumerate(convs):
-                    x = jax.nn.swish(_norm(self, f"{task}_bn_{level}_{i}")(conv(x), train))
-                answers.append(last(x).reshape(x.shape[0], -1, outputs).astype(jnp.float32))
-            found.append(jnp.concatenate(answers, axis=1))
-        return found[0][..., 0], found[1]
+                    x = jax.nn.swish(_norm(self.mode, f"{task}_bn_{level}_{i}")(conv(x), train))
+                by_level.append(last(x).reshape(x.shape[0], -1, outputs).astype(jnp.float32))
+            results.append(jnp.concatenate(by_level, axis=1))
+        return results[0][..., 0], results[1]
 
 
 class Proposals(nn.Module):
-    """Pyramid and head: an encoder's three maps (b h w c) -> score logits (b n) and box codes (b n 4)."""
+    """Pyramid and head: three maps of an encoder (b h w c) -> score logits (b n) and box codes (b n 4)."""
 
     config: ProposalConfig
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(self, maps: list[Array], train: bool = False) -> tuple[Array, Array]:
-        common = (self.config, self.dtype, self.axis_name)
-        levels = Pyramid(*common, name="fpn")([x.astype(self.dtype) for x in maps], train)
-        return Head(*common, name="rpn_head")(levels, train)
+        maps = [x.astype(self.mode.dtype) for x in maps]
+        levels = Pyramid(self.config, self.mode, name="fpn")(maps, train)
+        return Head(self.config, self.mode, name="rpn_head")(levels, train)

@@ -1,7 +1,8 @@
-"""The promptable model: image encoder, prompt encoder and mask decoder; and the registry of named models."""
+"""The promptable model (image encoder, prompt encoder, mask decoder) and the registry of named models."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -20,14 +21,16 @@ from edgesam_jax.config import (
     TinyVitConfig,
     VitConfig,
 )
-from edgesam_jax.models import efficient_sam
+from edgesam_jax.models.decoder import efficient_sam
 from edgesam_jax.models.decoder.mask_decoder import MaskDecoder
 from edgesam_jax.models.decoder.prompt_encoder import PromptEncoder
 from edgesam_jax.models.encoders.conv_encoder import ConvEncoder
 from edgesam_jax.models.encoders.efficient_vit import EfficientVit
+from edgesam_jax.models.encoders.plain_vit import PlainVit
 from edgesam_jax.models.encoders.repvit import REPVIT_M1, REPVIT_M2, REPVIT_M3, RepVit
 from edgesam_jax.models.encoders.tiny_vit import TinyVit
 from edgesam_jax.models.encoders.vit import Vit
+from edgesam_jax.models.layers import Mode
 from edgesam_jax.models.proposals import Proposals
 from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
 from edgesam_jax.types import MaskPrediction, Prompts
@@ -58,11 +61,22 @@ MODELS: dict[str, SamConfig] = {
 }
 
 
-class Sam(nn.Module):
-    """A promptable segmentation model; which one is ``config``'s.
+# The image encoder of a model, by the type of ``SamConfig.encoder``.
+ENCODERS: dict[type, Callable[[Any, Mode], nn.Module]] = {
+    RepVitConfig: lambda sam, mode: RepVit(sam.encoder, sam.embed_dim, mode),
+    TinyVitConfig: lambda sam, mode: TinyVit(sam.encoder, sam.embed_dim, mode),
+    EfficientVitConfig: lambda sam, mode: EfficientVit(sam.encoder, sam.embed_dim, mode),
+    ConvEncoderConfig: lambda sam, mode: ConvEncoder(sam.encoder, sam.embed_dim, mode.dtype),
+    PlainVitConfig: lambda sam, mode: PlainVit(sam.encoder, sam.embed_dim, mode.dtype),
+    VitConfig: lambda sam, mode: Vit(sam.encoder, sam.image_size, sam.embed_dim, mode.dtype),
+}
 
-    ``folded`` expects variables from ``fold.fold``.  ``axis_name`` names the device axis over which batch statistics
-    are averaged in training.
+
+class Sam(nn.Module):
+    """The promptable segmentation model that ``config`` describes.
+
+    ``folded`` expects variables from ``fold.fold``.  ``axis_name`` is the device axis over which batch statistics are
+    averaged in training.
     """
 
     config: SamConfig
@@ -70,20 +84,9 @@ class Sam(nn.Module):
     axis_name: str | None = None
 
     def setup(self) -> None:
-        cfg = self.config
-        dtype = jnp.dtype(cfg.compute_dtype)
-        if isinstance(cfg.encoder, RepVitConfig):
-            self.image_encoder: nn.Module = RepVit(cfg.encoder, cfg.embed_dim, self.folded, dtype, self.axis_name)
-        elif isinstance(cfg.encoder, TinyVitConfig):
-            self.image_encoder = TinyVit(cfg.encoder, cfg.embed_dim, self.folded, dtype, self.axis_name)
-        elif isinstance(cfg.encoder, EfficientVitConfig):
-            self.image_encoder = EfficientVit(cfg.encoder, cfg.embed_dim, self.folded, dtype, self.axis_name)
-        elif isinstance(cfg.encoder, ConvEncoderConfig):
-            self.image_encoder = ConvEncoder(cfg.encoder, cfg.embed_dim, dtype)
-        elif isinstance(cfg.encoder, PlainVitConfig):
-            self.image_encoder = efficient_sam.PlainVit(cfg.encoder, cfg.embed_dim, dtype)
-        else:
-            self.image_encoder = Vit(cfg.encoder, cfg.image_size, cfg.embed_dim, dtype)
+        cfg, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        mode = Mode(self.folded, dtype, self.axis_name)
+        self.image_encoder = ENCODERS[type(cfg.encoder)](cfg, mode)
         if cfg.variant == "efficient_sam":
             self.prompt_encoder: nn.Module = efficient_sam.PromptEncoder(
                 cfg.embed_dim, cfg.grid, cfg.image_size, cfg.position_std, dtype
@@ -94,16 +97,16 @@ class Sam(nn.Module):
                 cfg.embed_dim, cfg.grid, cfg.image_size, cfg.mask_in_chans, cfg.position_std, dtype
             )
             self.mask_decoder = MaskDecoder(cfg.decoder, cfg.embed_dim, cfg.grid, dtype)
-        self.proposals = None if cfg.proposals is None else Proposals(cfg.proposals, dtype, self.axis_name)
+        self.proposals = None if cfg.proposals is None else Proposals(cfg.proposals, mode)
 
     def encode_image(self, images: Array, train: bool = False) -> Array:
         """Normalised images (b h w 3) -> embedding (b g g c)."""
         return self.image_encoder(images, train)
 
     def propose(self, images: Array, train: bool = False) -> tuple[Array, Array, Array]:
-        """Normalised images (b h w 3) -> embedding (b g g c), and of all anchors score logits (b n), codes (b n 4).
+        """Normalised images (b h w 3) -> embedding (b g g c), score logits (b n) and box codes (b n 4) of all anchors.
 
-        ``train`` is of the proposal network; the image encoder is in inference.
+        ``train`` concerns the proposal network only; the image encoder runs in inference and gets no gradient.
         """
         assert self.proposals is not None
         embedding, maps = self.image_encoder(images, False, True)
@@ -118,9 +121,10 @@ class Sam(nn.Module):
         num_masks: int = 4,
         targets: bool = False,
     ) -> MaskPrediction:
-        """Embedding (b g g c) and prompts (b p n) -> masks at (4g 4g).
+        """Embedding (b g g c) and prompts (b p n) -> masks of (4g 4g) pixels.
 
-        ``mask_input`` (b p 4g 4g) are logits of an earlier round; those not in ``mask_input_valid`` (b p) are ignored.
+        ``mask_input`` (b p 4g 4g) holds the logits of an earlier round; ``mask_input_valid`` (b p) is False where they
+        are ignored.
         """
         sparse, valid = self.prompt_encoder.tokens(prompts)
         dense = self.prompt_encoder.dense(mask_input, mask_input_valid)
@@ -128,14 +132,14 @@ class Sam(nn.Module):
         return self.mask_decoder(embedding, positions, sparse, valid, dense, num_masks, targets)
 
     def __call__(self, images: Array, prompts: Prompts) -> MaskPrediction:
-        """Encode and decode; used to initialise."""
+        """Encode and decode; for initialisation."""
         if self.proposals is not None:
             self.propose(images)
         return self.decode_masks(self.encode_image(images), prompts)
 
 
 def preprocess(images: Array, valid_size: Array) -> Array:
-    """uint8 RGB (b h w 3) -> normalised float32, zero outside ``valid_size`` (b 2): SAM pads after normalising."""
+    """uint8 RGB (b h w 3) -> normalised float32, zero outside ``valid_size`` (b 2): SAM pads after normalisation."""
     x = (images.astype(jnp.float32) - jnp.asarray(PIXEL_MEAN)) / jnp.asarray(PIXEL_STD)
     rows = jnp.arange(images.shape[1])[None, :] < valid_size[:, :1]
     columns = jnp.arange(images.shape[2])[None, :] < valid_size[:, 1:]
@@ -154,9 +158,9 @@ def decode(
     targets: bool = False,
     chunk: int = 0,
 ) -> MaskPrediction:
-    """``Sam.decode_masks``, at most ``chunk`` prompts of each image at a time (0: all at once).
+    """Call ``Sam.decode_masks`` with at most ``chunk`` prompts of each image at a time; 0 decodes all at once.
 
-    A chunk's work fits the cache, and memory does not grow with the prompts.
+    The work of a chunk fits the cache, and memory does not grow with the number of prompts.
     """
 
     def apply(arguments: tuple[Prompts, Array | None, Array | None]) -> MaskPrediction:
@@ -174,7 +178,7 @@ def decode(
 
 
 def split_prompts(tree: Any, chunk: int) -> Any:
-    """Leaves (b p ...) -> (pieces b chunk ...); the last piece is filled up with zeros."""
+    """Split leaves (b p ...) into (pieces b chunk ...); zeros fill the last piece."""
 
     def split(x: Array) -> Array:
         b, p = x.shape[:2]

@@ -38,7 +38,7 @@ def some_boxes(rng, n, size=64):
 def test_numbers_and_order_of_anchors():
     made = anchors.make_anchors(128, 8, ProposalConfig())
     assert anchors.level_sizes(1024, 8) == [128, 64, 32, 16, 8]
-    assert len(anchors.make_anchors(1024, 8, ProposalConfig())) == 196_416  # facts
+    assert len(anchors.make_anchors(1024, 8, ProposalConfig())) == 196_416  # EfficientDet's number at 1024 px
     assert anchors.level_sizes(40, 8) == [5, 3, 2, 1, 1]
     index = 0
     for level, side in enumerate([16, 8, 4, 2, 1]):

@@ -11,6 +11,7 @@ from tiny import FAST
 from edgesam_jax.config import RepVitConfig
 from edgesam_jax.models.encoders import repvit
 from edgesam_jax.models.kernels import fused
+from edgesam_jax.models.layers import Mode
 
 EPSILON = 0.1  # large, so that the 1x1 convolution's gradient, which only it lets through, is far above rounding
 RNG = np.random.default_rng(0)
@@ -128,7 +129,9 @@ def test_blocks_computed_again_give_the_same_bits_in_less_memory():
 
 def test_a_block_trains_in_bfloat16_as_in_float32_but_for_rounding():
     x = draw(2, 6, 7, 8)
-    block, half = (repvit.Block(8, 0, squeeze_excite=True, dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    block, half = (
+        repvit.Block(8, 0, squeeze_excite=True, mode=Mode(dtype=dtype)) for dtype in (jnp.float32, jnp.bfloat16)
+    )
     variables = jax.tree.map(lambda v: v + 0.3 * jnp.abs(draw(*v.shape)), block.init(jax.random.key(0), x, True))
 
     def gradients(block):

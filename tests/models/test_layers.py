@@ -27,7 +27,7 @@ def assert_close(got, want, tolerance=1e-5):
 # ------------------------------------------------------------------------------------------------------------ resize
 
 
-def test_bicubic_taps_of_the_facts():
+def test_bicubic_taps_are_the_published_ones():
     """The x2 matrix holds the published taps at the published offsets, and repeats the border."""
     n = 7
     want = np.zeros((2 * n, n))

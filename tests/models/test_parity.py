@@ -174,7 +174,7 @@ def test_two_way_transformer(lora_rank):
     config = dataclasses.replace(SMALL, decoder=dataclasses.replace(SMALL.decoder, lora_rank=lora_rank))
     d, c = config.decoder, config.embed_dim
     theirs, variables = fill(tm.TwoWayTransformer(config), "mask_decoder.transformer")
-    ours = transformer.TwoWayTransformer(d.depth, d.heads, d.mlp_dim, d.attention_downsample, d.lora_rank)
+    ours = transformer.TwoWayTransformer(config.decoder)
     tokens, image, positions = data(1, 3, 7, c), data(1, 1, 16, c), data(16, c)
     mask = np.array([[[True] * 7, [True] * 5 + [False] * 2, [True] * 6 + [False]]])
     found = jax.jit(ours.apply)(variables, tokens, image, positions, mask)

@@ -116,7 +116,8 @@ def test_the_tree_of_efficient_vit_is_the_published_list_without_its_head():
     }
 
 
-# Parameters, and multiply-accumulates in G at 1024 px counted by convolutions (more_model_facts, sections 1 and 2).
+# Parameters, and multiply-accumulates in G at 1024 px counted by convolutions
+# (docs/published_code.md, "Other models").
 SIZES = {
     "repvit": (RepVitConfig(), 5_517_552, 20.05),
     "repvit_nodown": (RepVitConfig(fuse=False), 5_402_864, 25.57),

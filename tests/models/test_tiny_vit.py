@@ -29,10 +29,12 @@ def test_the_tree_of_mobile_sam_is_the_published_list_without_its_classifier():
 def test_its_size_is_the_published_one():
     params = abstract_variables(MODELS["mobile_sam"])["params"]
     size = lambda tree: sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))  # noqa: E731
-    assert size(params["image_encoder"]) == 5_743_892  # facts: 6,065,532 less the classifier's 321,640
+    assert size(params["image_encoder"]) == 5_743_892  # published: 6,065,532, of which the classifier has 321,640
     assert size(params) == 10_130_092 - 321_640
     fused = dataclasses.replace(MODELS["mobile_sam"], encoder=TinyVitConfig(fuse=True))
-    assert size(abstract_variables(fused)["params"]["image_encoder"]) == 5_850_388  # more_model_facts, section 2
+    assert (
+        size(abstract_variables(fused)["params"]["image_encoder"]) == 5_850_388
+    )  # docs/published_code.md, "Other models"
     assert MODELS["mobile_sam"].grid == fused.grid == 64
 
 

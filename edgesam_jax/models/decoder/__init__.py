@@ -1,1 +1,1 @@
-"""SAM's prompt encoder and mask decoder."""
+"""Prompt encoders and mask decoders: SAM's, and EfficientSAM's."""

@@ -1,4 +1,7 @@
-"""SAM's mask decoder: prompt tokens and an image embedding to masks and their predicted IoU (facts, section 2)."""
+"""SAM's mask decoder: prompt tokens and an image embedding to masks and their predicted IoU (SAM appendix A).
+
+Details of the published code: docs/published_code.md, "Architecture".
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,11 @@ from edgesam_jax.types import MaskPrediction
 
 
 class UpscaleConv(nn.Module):
-    """Transposed 2x2 convolution with stride 2 and bias, before its pixels are put in place: (... c) -> (... 2 2 o).
+    """Transposed 2x2 convolution with stride 2 and bias, without placing its pixels: (... c) -> (... 2 2 o).
 
-    What follows it is pointwise, so the pixels of a cell can stay together until the very end.  ``zero_mean`` takes the
-    mean over the features off the result, by taking it off the weights: half of the layer norm that follows.
+    The operations that follow are pointwise, and the pixels of a cell stay together until ``place_pixels``.
+    ``zero_mean`` subtracts the mean over the features from the weights, and thereby from the result: half of the layer
+    norm that follows.
     """
 
     features: int
@@ -37,7 +41,7 @@ class UpscaleConv(nn.Module):
 
 
 class ScaleGelu(nn.Module):
-    """gelu(layer norm), with the norm's parameters, of what has mean 0 already."""
+    """gelu(layer norm) of an input whose features have mean 0 already; holds the parameters of the norm."""
 
     dtype: Any = jnp.float32
     epsilon: float = 1e-6
@@ -50,7 +54,7 @@ class ScaleGelu(nn.Module):
 
 
 def place_pixels(x: Array, grid: int) -> Array:
-    """(... grid*grid 2 2 2 2 c) -> (... 4*grid 4*grid c): undo the cell-by-cell layout of two upscalings."""
+    """Undo the cell-by-cell layout of two upscalings: (... grid*grid 2 2 2 2 c) -> (... 4*grid 4*grid c)."""
     *lead, _, _, _, _, _, c = x.shape
     x = x.reshape(*lead, grid, grid, 2, 2, 2, 2, c)
     n = len(lead)
@@ -59,7 +63,7 @@ def place_pixels(x: Array, grid: int) -> Array:
 
 
 class MaskDecoder(nn.Module):
-    """All prompts of a batch of images in one call."""
+    """Decodes all prompts of a batch of images in one call."""
 
     config: DecoderConfig
     embed_dim: int
@@ -77,42 +81,38 @@ class MaskDecoder(nn.Module):
         num_masks: int = 4,
         targets: bool = False,
     ) -> MaskPrediction:
-        """Decode.
+        """Decode the prompts of each image.
 
         Args:
-          embedding: (b g g c).  image_pe: (g g c).  sparse: (b p n c).  token_mask: (b p n) bool.
-          dense: (1 1 1 1 c) or (b p g g c).
+          embedding: image embedding (b g g c).
+          image_pe: positional encoding of its cells (g g c).
+          sparse: prompt tokens (b p n c).
+          token_mask: (b p n) bool, True for the tokens that take part in attention.
+          dense: dense prompt, (1 1 1 1 c) or (b p g g c).
           num_masks: 1 (token 0), 3 (tokens 1 to 3) or 4 (all, in order).
           targets: also return the named distillation targets.
 
         Raises:
-          ValueError: another number of masks.
+          ValueError: ``num_masks`` is not 1, 3 or 4.
         """
         if num_masks not in (1, 3, 4):
             raise ValueError(f"num_masks must be 1, 3 or 4, got {num_masks}")
         cfg, c, g = self.config, self.embed_dim, self.grid
         b, p = sparse.shape[:2]
-        chosen = {1: slice(0, 1), 3: slice(1, 4), 4: slice(0, 4)}[num_masks]
+        selected = {1: slice(0, 1), 3: slice(1, 4), 4: slice(0, 4)}[num_masks]
 
         normal = nn.initializers.normal(1.0)
         iou_token = nn.Embed(1, c, embedding_init=normal, name="iou_token").embedding
         mask_tokens = nn.Embed(cfg.num_mask_tokens, c, embedding_init=normal, name="mask_tokens").embedding
-        own = jnp.concatenate([iou_token, mask_tokens]).astype(self.dtype)
-        tokens = jnp.concatenate([jnp.broadcast_to(own, (b, p, *own.shape)), sparse], axis=2)
-        mask = jnp.concatenate([jnp.ones((b, p, len(own)), bool), token_mask], axis=2)
+        output_tokens = jnp.concatenate([iou_token, mask_tokens]).astype(self.dtype)
+        tokens = jnp.concatenate([jnp.broadcast_to(output_tokens, (b, p, *output_tokens.shape)), sparse], axis=2)
+        mask = jnp.concatenate([jnp.ones((b, p, len(output_tokens)), bool), token_mask], axis=2)
 
         image = (embedding[:, None] + dense).astype(self.dtype)  # (b 1 g g c) unless there are mask prompts
         image = image.reshape(b, image.shape[1], g * g, c)
-        transformer = TwoWayTransformer(
-            cfg.depth,
-            cfg.heads,
-            cfg.mlp_dim,
-            cfg.attention_downsample,
-            cfg.lora_rank,
-            self.dtype,
-            name="transformer",
-        )
-        tokens, image, maps = transformer(tokens, image, image_pe.reshape(g * g, c).astype(self.dtype), mask)
+        image_pe = image_pe.reshape(g * g, c).astype(self.dtype)
+        transformer = TwoWayTransformer(cfg, self.dtype, name="transformer")
+        tokens, image, attention_maps = transformer(tokens, image, image_pe, mask)
 
         x = UpscaleConv(c // 4, self.dtype, zero_mean=True, name="output_upscaling_0")(image)
         x = ScaleGelu(self.dtype, name="output_upscaling_1")(x)
@@ -120,7 +120,7 @@ class MaskDecoder(nn.Module):
 
         indices = range(cfg.num_mask_tokens)
         if not self.is_initializing():
-            indices = indices[chosen]  # the other hypernetworks have no part in the result
+            indices = indices[selected]  # the result does not depend on the other hypernetworks
         query = jnp.stack(
             [
                 MLP(c, c // 8, 3, self.dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, :, 1 + i])
@@ -134,5 +134,5 @@ class MaskDecoder(nn.Module):
         logits = jnp.einsum("bpsc,bpmc->bpms", flat, query)
         logits = logits.reshape(b, p, logits.shape[2], g * g, 2, 2, 2, 2, 1)
         logits = place_pixels(logits, g)[..., 0].astype(jnp.float32)
-        named = {"query": query, "feat": place_pixels(upscaled, g), **maps} if targets else None
-        return MaskPrediction(logits, iou[..., chosen].astype(jnp.float32), named)
+        named_targets = {"query": query, "feat": place_pixels(upscaled, g), **attention_maps} if targets else None
+        return MaskPrediction(logits, iou[..., selected].astype(jnp.float32), named_targets)

@@ -1,4 +1,7 @@
-"""SAM's prompt encoder over a fixed-size buffer of points and box corners (SAM section 3; facts, section 2)."""
+"""SAM's prompt encoder over a fixed-size buffer of points and box corners (SAM section 3).
+
+Details of the published code: docs/published_code.md, "Architecture".
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from edgesam_jax.models.layers import Conv, LayerNorm, gelu
+from edgesam_jax.models.layers import Conv, LayerNorm, PatchConv, gelu
 from edgesam_jax.types import IGNORED, NOT_A_POINT, Prompts
 
 
 class RandomFourierEncoding(nn.Module):
-    """Positions in [0, 1]^2 to (sin, cos) of 2 pi (2u - 1) G.  G is a constant: it has no gradient and no decay."""
+    """Positions u in [0, 1]^2 to (sin, cos) of 2 pi (2u - 1) G.  G is a constant, without gradient or weight decay."""
 
     embed_dim: int
     init_std: float = 1.0
@@ -31,6 +34,12 @@ class RandomFourierEncoding(nn.Module):
         """(... 2) -> (... embed_dim) float32."""
         angle = 2 * jnp.pi * jnp.matmul(2 * positions - 1, self.matrix.value, precision="highest")
         return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+    def cells(self, grid: int) -> Array:
+        """The centres of all cells of a square grid, (grid grid embed_dim)."""
+        centre = (jnp.arange(grid) + 0.5) / grid
+        y, x = jnp.meshgrid(centre, centre, indexing="ij")
+        return self(jnp.stack([x, y], axis=-1))
 
 
 class PromptEncoder(nn.Module):
@@ -53,25 +62,22 @@ class PromptEncoder(nn.Module):
         self.not_a_point_embed = nn.Embed(1, c, embedding_init=nn.initializers.normal(1.0))
         self.no_mask_embed = nn.Embed(1, c, embedding_init=nn.initializers.normal(1.0))
         m = self.mask_in_chans
-        conv = {"kernel_size": 2, "stride": 2, "dtype": self.dtype}
-        self.mask_downscaling_0 = PatchConv(m // 4, **conv)
+        self.mask_downscaling_0 = PatchConv(m // 4, 2, self.dtype)
         self.mask_downscaling_1 = LayerNorm(dtype=self.dtype)
-        self.mask_downscaling_3 = PatchConv(m, **conv)
+        self.mask_downscaling_3 = PatchConv(m, 2, self.dtype)
         self.mask_downscaling_4 = LayerNorm(dtype=self.dtype)
         self.mask_downscaling_6 = Conv(c, use_bias=True, dtype=self.dtype)
 
     def dense_positions(self) -> Array:
         """Positional encoding of every embedding cell, (grid grid c)."""
-        centre = (jnp.arange(self.grid) + 0.5) / self.grid
-        y, x = jnp.meshgrid(centre, centre, indexing="ij")
-        return self.pe_layer(jnp.stack([x, y], axis=-1))
+        return self.pe_layer.cells(self.grid)
 
     def tokens(self, prompts: Prompts) -> tuple[Array, Array]:
-        """Tokens (b p n c), and which of them are real (b p n)."""
+        """Tokens (b p n c), and their mask (b p n) bool: True for the valid slots."""
         return self.sparse(prompts), prompts.valid
 
     def sparse(self, prompts: Prompts) -> Array:
-        """Tokens (b p n c) of the buffer's slots; which of them are real is ``prompts.valid``."""
+        """Tokens (b p n c) of all slots of the buffer, valid or not."""
         tokens = self.pe_layer((prompts.coords + 0.5) / self.image_size)
         kinds = jnp.concatenate([e.embedding for e in self.point_embeddings])  # (4 c)
         tokens = tokens + kinds[jnp.clip(prompts.labels, 0, 3)]
@@ -82,11 +88,11 @@ class PromptEncoder(nn.Module):
     def dense(self, masks: Array | None, masks_valid: Array | None) -> Array:
         """Dense prompt: (1 1 1 1 c) without masks, else (b p grid grid c) from logits (b p 4*grid 4*grid).
 
-        Prompts whose ``masks_valid`` (b p) is False get the "no mask" vector.
+        Prompts with ``masks_valid`` (b p) False get the "no mask" vector.
         """
         none = self.no_mask_embed.embedding[0].astype(self.dtype)
         if masks is None:
-            # Touch the convolutions when initialising, so that the parameter tree never depends on the prompt.
+            # Initialisation creates the convolutions without masks too: the parameter tree never depends on the prompt.
             if self.is_initializing():
                 self._embed_masks(jnp.zeros((1, 1, 4 * self.grid, 4 * self.grid)))
             return none[None, None, None, None]
@@ -98,20 +104,3 @@ class PromptEncoder(nn.Module):
         x = gelu(self.mask_downscaling_1(self.mask_downscaling_0(x)))
         x = gelu(self.mask_downscaling_4(self.mask_downscaling_3(x)))
         return self.mask_downscaling_6(x)
-
-
-class PatchConv(nn.Module):
-    """Convolution with kernel = stride and bias, over (... h w c), as one matrix product."""
-
-    features: int
-    kernel_size: int
-    stride: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        k, (*lead, h, w, c) = self.kernel_size, x.shape
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (k, k, c, self.features)).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        x = x.reshape(*lead, h // k, k, w // k, k, c)
-        return jnp.einsum("...iajbc,abco->...ijo", x, kernel) + bias

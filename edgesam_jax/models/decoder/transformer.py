@@ -1,7 +1,9 @@
-"""The two-way transformer of SAM's mask decoder, over many prompts of each image at once (facts, section 2).
+"""The two-way transformer of SAM's mask decoder, over many prompts of each image at once (SAM appendix A).
 
 Tokens are (b p t c).  Image tokens are (b q s c), with q = 1 as long as they are the same for every prompt of an image:
 in the first layer their projections are computed once per image, not once per prompt.
+
+Details of the published code: docs/published_code.md, "Architecture".
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from edgesam_jax.config import DecoderConfig
 from edgesam_jax.models.kernels import image_tokens
 from edgesam_jax.models.layers import LayerNorm
 
-MASKED = -1e9  # added to the scores of tokens that are not there
+MASKED = -1e9  # the score of tokens that are masked
 
 
 class Projection(nn.Module):
@@ -39,15 +42,15 @@ class Projection(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention between tokens (b p tq c) and (b q tk c), p or q possibly 1 and then shared.
+    """Multi-head attention between tokens (b p tq c) and (b q tk c); p or q may be 1, for tokens shared by all prompts.
 
-    ``key_mask`` (b p tk) bool says which keys are real.  Returns the output (b p tq c) and the probabilities
+    ``key_mask`` (b p tk) bool is True for the real keys.  Returns the output (b p tq c) and the probabilities
     (b p heads tq tk).
 
-    The image has thousands of tokens and a prompt about seven, so projecting the image would be nearly all of the work.
-    Where it is cheaper, its projections are applied to the prompt's side instead, which associativity allows:
-    (X W) q = X (W q).  A product with heads * t columns then takes the place of one with ``inner``.  ``project_image``
-    keeps the projection: for an image that is the same for all prompts, so that a loop over prompts needs it only once.
+    The image has thousands of tokens and a prompt about seven: projecting the image would be nearly all of the work.
+    Where it is cheaper, the projections of the image are applied to the side of the prompt instead, by associativity:
+    (X W) q = X (W q).  A product with heads * t columns then replaces one with ``inner`` columns.  ``project_image``
+    keeps the projection of the image: if the image is the same for all prompts, a loop over prompts computes it once.
     """
 
     heads: int
@@ -69,7 +72,7 @@ class Attention(nn.Module):
         if tq <= tk:
             queries = self._split(q @ wq + bq)
             if tq * p * self.heads < images * self.inner and not self.project_image:
-                # The bias of the keys adds one number to all scores of a query, which the softmax ignores.
+                # The bias of the keys adds the same number to all scores of a query, and the softmax cancels it.
                 moved = jnp.einsum("bpqhd,chd->bphqc", queries, self._split(wk))
                 probs = self._softmax(_image_scores(k, moved), key_mask)
                 mixed = image_tokens.image_mix(probs.reshape(b, p, -1, tk), v).reshape(b, p, self.heads, tq, c)
@@ -80,7 +83,7 @@ class Attention(nn.Module):
                 out = _multiply("bphqk,bpkhd->bpqhd", probs, values)
             return out.reshape(*out.shape[:3], -1) @ wo + bo, probs
 
-        # The queries are the image.  Its axis stays last: a softmax over seven adjacent numbers would not vectorise.
+        # The queries are the image.  Their axis stays last: a softmax over seven adjacent numbers does not vectorise.
         keys, values = self._split(k @ wk + bk), self._split(v @ wv + bv)
         if tk * images * self.heads < p * self.inner and not self.project_image:
             moved = jnp.einsum("bpkhd,chd->bphkc", keys, self._split(wq))
@@ -101,7 +104,7 @@ class Attention(nn.Module):
         return x.reshape(*x.shape[:-1], self.heads, -1)
 
     def _softmax(self, scores: Array, key_mask: Array | None, keys_last: bool = True) -> Array:
-        """Softmax over the keys, scaled, in float32; masked keys get nothing."""
+        """Softmax of the scaled scores over the keys, in float32; masked keys get a probability of 0."""
         scores = scores.astype(jnp.float32) * (self.inner // self.heads) ** -0.5
         if key_mask is not None:
             keep = key_mask[:, :, None, None, :] if keys_last else key_mask[:, :, None, :, None]
@@ -116,7 +119,7 @@ def _image_scores(image: Array, tokens: Array) -> Array:
 
 
 def _multiply(spec: str, a: Array, b: Array) -> Array:
-    """Einsum of two operands with images and prompts (b p) in front; ``b`` may be shared by the prompts."""
+    """Einsum of two operands with leading axes (b p), images and prompts; the prompts may share ``b``."""
     if b.shape[1] == 1 and a.shape[1] > 1:
         left, rest = spec.split(",")
         return jnp.einsum(f"{left},b{rest[2:]}", a, b[:, 0])
@@ -138,21 +141,18 @@ class FeedForward(nn.Module):
 class TwoWayLayer(nn.Module):
     """Self attention of the tokens, tokens to image, MLP, image to tokens."""
 
-    heads: int
-    mlp_dim: int
-    downsample: int
-    first: bool  # the first layer's self attention has no positions and replaces the tokens
-    lora_rank: int = 0
+    config: DecoderConfig
+    first: bool  # the self attention of the first layer has no positions, and its output replaces the tokens
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self, tokens: Array, image: Array, token_pe: Array, image_pe: Array, token_mask: Array
     ) -> tuple[Array, Array, dict[str, Array]]:
-        c = tokens.shape[-1]
+        cfg, c = self.config, tokens.shape[-1]
         norm = lambda name: LayerNorm(1e-5, self.dtype, name=name)  # noqa: E731
-        once = self.first and image.shape[1] == 1
-        attend = lambda inner, name: Attention(self.heads, inner, self.lora_rank, self.dtype, once, name=name)  # noqa: E731
+        shared = self.first and image.shape[1] == 1
+        attend = lambda inner, name: Attention(cfg.heads, inner, cfg.lora_rank, self.dtype, shared, name=name)  # noqa: E731
         self_attn = attend(c, "self_attn")
         if self.first:
             tokens, t2t = self_attn(tokens, tokens, tokens, token_mask)
@@ -163,13 +163,13 @@ class TwoWayLayer(nn.Module):
         tokens = norm("norm1")(tokens)
 
         keys = image + image_pe
-        inner = c // self.downsample
+        inner = c // cfg.attention_downsample
         out, t2i = attend(inner, "cross_attn_token_to_image")(tokens + token_pe, keys, image)
         tokens = norm("norm2")(tokens + out)
-        tokens = norm("norm3")(tokens + FeedForward(self.mlp_dim, self.dtype, name="mlp")(tokens))
+        tokens = norm("norm3")(tokens + FeedForward(cfg.mlp_dim, self.dtype, name="mlp")(tokens))
 
         out, i2t = attend(inner, "cross_attn_image_to_token")(keys, tokens + token_pe, tokens, token_mask)
-        if once:
+        if shared:
             image = image_tokens.share(image, out.shape[1])
         image = norm("norm4")(image + out)
         return tokens, image, {"t2t": t2t, "t2i": t2i, "i2t": i2t}
@@ -178,35 +178,25 @@ class TwoWayLayer(nn.Module):
 class TwoWayTransformer(nn.Module):
     """``depth`` two-way layers and a last token-to-image attention.
 
-    ``tokens`` (b p t c) are their own positions too; ``image`` (b 1|p s c), ``image_pe`` (s c), ``token_mask`` (b p t).
-    Returns tokens (b p t c), image tokens (b p s c) and the attention maps by their published names.
+    Takes ``tokens`` (b p t c), which also serve as their own positions, ``image`` (b 1 s c) or (b p s c), ``image_pe``
+    (s c) and ``token_mask`` (b p t).  Returns tokens (b p t c), image tokens (b p s c) and the attention maps by their
+    published names.
     """
 
-    depth: int
-    heads: int
-    mlp_dim: int
-    downsample: int
-    lora_rank: int = 0
+    config: DecoderConfig
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
         self, tokens: Array, image: Array, image_pe: Array, token_mask: Array
     ) -> tuple[Array, Array, dict[str, Array]]:
-        token_pe = tokens
+        cfg, token_pe = self.config, tokens
         maps: dict[str, Array] = {}
-        for i in range(self.depth):
-            layer = TwoWayLayer(
-                self.heads, self.mlp_dim, self.downsample, i == 0, self.lora_rank, self.dtype, name=f"layers_{i}"
-            )
+        for i in range(cfg.depth):
+            layer = TwoWayLayer(cfg, i == 0, self.dtype, name=f"layers_{i}")
             tokens, image, attention = layer(tokens, image, token_pe, image_pe, token_mask)
             maps |= {f"{name}_{i}": value for name, value in attention.items()}
-        final = Attention(
-            self.heads,
-            tokens.shape[-1] // self.downsample,
-            self.lora_rank,
-            self.dtype,
-            name="final_attn_token_to_image",
-        )
+        inner = tokens.shape[-1] // cfg.attention_downsample
+        final = Attention(cfg.heads, inner, cfg.lora_rank, self.dtype, name="final_attn_token_to_image")
         out, maps["t2i_final"] = final(tokens + token_pe, image + image_pe, image)
         return LayerNorm(1e-5, self.dtype, name="norm_final_attn")(tokens + out), image, maps

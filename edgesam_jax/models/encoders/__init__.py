@@ -1,1 +1,1 @@
-"""The image encoders, and the neck that three of them share."""
+"""The image encoders, and the neck that RepViT, TinyViT and EfficientViT share."""

@@ -1,7 +1,7 @@
 """A small convolutional image encoder: dense 3x3 residual blocks with channel layer norm, one coarse attention.
 
-Ours, not the paper's.  It is the encoder of the embedded tiny teacher: at 128 px a plain ViT stays for long in a
-minimum that ignores the photo, while this one learns object borders within minutes.
+This encoder is not from the paper; it is that of the embedded tiny teacher.  At 128 px a plain ViT stays for long in a
+minimum that ignores the photo, while this encoder learns object borders within minutes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ResidualBlock(nn.Module):
 
 
 class GridAttention(nn.Module):
-    """Pre-norm multi-head self attention over all cells, with a learned position per cell."""
+    """Pre-norm multi-head self-attention over all cells, with a learned position per cell."""
 
     heads: int = 4
     dtype: Any = jnp.float32
@@ -50,7 +50,7 @@ class GridAttention(nn.Module):
 class ConvEncoder(nn.Module):
     """Image encoder: (b h w 3) normalised float -> (b h/8 w/8 embed_dim).
 
-    With ``pyramid`` also the last three stages' maps.
+    ``pyramid`` also returns the maps of the last three stages.
     """
 
     config: ConvEncoderConfig

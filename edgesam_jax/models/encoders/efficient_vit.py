@@ -1,12 +1,12 @@
-"""EfficientViT-B1 image encoder (MIT HAN lab's, ICCV 2023), with EdgeSAM's two ways of keeping the resolution.
+"""EfficientViT-B1 image encoder (MIT HAN lab, ICCV 2023), with EdgeSAM's two ways of keeping the resolution.
 
-Inverted residuals, and in the last two stages linear attention: softmax(q k^T) becomes relu(q) relu(k)^T, so that the
-sum over the keys is taken once for all queries and the cost grows with the pixels, not with their square.
+Inverted residuals, and in the last two stages linear attention: relu(q) relu(k)^T replaces softmax(q k^T).  The sum
+over the keys is then computed once for all queries, and the cost is linear in the number of pixels, not quadratic.
 
-Names are the published ones without their ``backbone.``.  EdgeSAM's code for this row of its Table 5c is not published:
-widths of fusion and neck are taken to be RepViT's.
+Names are the published ones without the prefix ``backbone.``.  EdgeSAM's code for this row of its Table 5c is not
+published; the widths of fusion and neck are assumed to be RepViT's.
 
-Sources: EfficientViT (arXiv 2205.14756), section 3; more_model_facts, section 1.
+Sources: EfficientViT (arXiv 2205.14756), section 3; docs/published_code.md, "Other models".
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ from jax import Array
 
 from edgesam_jax.config import EfficientVitConfig
 from edgesam_jax.models.encoders.neck import embed
-from edgesam_jax.models.layers import BatchNorm, Conv
+from edgesam_jax.models.layers import BatchNorm, Conv, Mode
 
-EPSILON = 1e-15  # of the attention's division; lost in anything but float32
+EPSILON = 1e-15  # of the attention's division, which only float32 keeps apart from 0
 
 
 class ConvLayer(nn.Module):
-    """Convolution ``conv`` and batch norm ``norm``; without norm it has a bias where ``use_bias``; then hard-swish."""
+    """Convolution ``conv``, batch norm ``norm``, hard-swish.
+
+    Without ``norm`` the convolution has a bias if ``use_bias``; without ``act`` there is no hard-swish.
+    """
 
     features: int
     kernel_size: int = 1
@@ -37,17 +40,15 @@ class ConvLayer(nn.Module):
     norm: bool = True
     use_bias: bool = False
     act: bool = True
-    folded: bool = False
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        biased = self.folded if self.norm else self.use_bias
+        biased = self.mode.folded if self.norm else self.use_bias
         shape = (self.features, self.kernel_size, self.stride, self.depthwise)
-        x = Conv(*shape, biased, dtype=self.dtype, name="conv")(x)
-        if self.norm and not self.folded:
-            x = BatchNorm(dtype=self.dtype, axis_name=self.axis_name, name="norm")(x, train)
+        x = Conv(*shape, biased, dtype=self.mode.dtype, name="conv")(x)
+        if self.norm and not self.mode.folded:
+            x = BatchNorm(mode=self.mode, name="norm")(x, train)
         return jax.nn.hard_swish(x) if self.act else x
 
 
@@ -55,15 +56,12 @@ class DSConv(nn.Module):
     """Depthwise 3x3, then 1x1 without activation."""
 
     width: int
-    folded: bool = False
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        common = {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
-        x = ConvLayer(x.shape[-1], 3, depthwise=True, **common, name="depth_conv")(x, train)
-        return ConvLayer(self.width, act=False, **common, name="point_conv")(x, train)
+        x = ConvLayer(x.shape[-1], 3, depthwise=True, mode=self.mode, name="depth_conv")(x, train)
+        return ConvLayer(self.width, act=False, mode=self.mode, name="point_conv")(x, train)
 
 
 class MBConv(nn.Module):
@@ -73,22 +71,19 @@ class MBConv(nn.Module):
     stride: int = 1
     expansion: int = 4
     few_norms: bool = False
-    folded: bool = False
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        common = {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
-        inner = {**common, "norm": not self.few_norms, "use_bias": self.few_norms}
+        inner = functools.partial(ConvLayer, norm=not self.few_norms, use_bias=self.few_norms, mode=self.mode)
         hidden = self.expansion * x.shape[-1]
-        x = ConvLayer(hidden, **inner, name="inverted_conv")(x, train)
-        x = ConvLayer(hidden, 3, self.stride, depthwise=True, **inner, name="depth_conv")(x, train)
-        return ConvLayer(self.width, act=False, **common, name="point_conv")(x, train)
+        x = inner(hidden, name="inverted_conv")(x, train)
+        x = inner(hidden, 3, self.stride, depthwise=True, name="depth_conv")(x, train)
+        return ConvLayer(self.width, act=False, mode=self.mode, name="point_conv")(x, train)
 
 
 class GroupedPointwise(nn.Module):
-    """1x1 convolution within groups of ``size`` channels; the kernel is (1 1 size c)."""
+    """1x1 convolution within groups of ``size`` channels, with a kernel (1 1 size c)."""
 
     size: int
     dtype: Any = jnp.float32
@@ -110,28 +105,25 @@ def linear_attention(q: Array, k: Array, v: Array) -> Array:
 
 
 class LiteMLA(nn.Module):
-    """Linear attention at two scales: of q, k, v, and of their sums over 5 x 5 pixels."""
+    """Linear attention at two scales: q, k, v as they are, and their weighted sums over 5 x 5 pixels."""
 
     head_dim: int
-    folded: bool = False
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         b, h, w, c = x.shape
-        common = {"act": False, "folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
-        qkv = ConvLayer(3 * c, norm=False, **common, name="qkv")(x, train)
-        wider = Conv(3 * c, 5, depthwise=True, dtype=self.dtype, name="aggreg_0_0")(qkv)
-        wider = GroupedPointwise(self.head_dim, self.dtype, name="aggreg_0_1")(wider)
+        qkv = ConvLayer(3 * c, norm=False, act=False, mode=self.mode, name="qkv")(x, train)
+        wider = Conv(3 * c, 5, depthwise=True, dtype=self.mode.dtype, name="aggreg_0_0")(qkv)
+        wider = GroupedPointwise(self.head_dim, self.mode.dtype, name="aggreg_0_1")(wider)
         both = jnp.concatenate([qkv, wider], axis=-1)
         heads = both.reshape(b, h * w, 2 * c // self.head_dim, 3 * self.head_dim)
-        mixed = linear_attention(*jnp.split(heads, 3, axis=-1)).astype(self.dtype)
-        return ConvLayer(c, **common, name="proj")(mixed.reshape(b, h, w, 2 * c), train)
+        mixed = linear_attention(*jnp.split(heads, 3, axis=-1)).astype(self.mode.dtype)
+        return ConvLayer(c, act=False, mode=self.mode, name="proj")(mixed.reshape(b, h, w, 2 * c), train)
 
 
 class Residual(nn.Module):
-    """``main``, added to its input where there is a ``shortcut``."""
+    """``main`` of the input, plus the input if ``shortcut``."""
 
     branch: Callable[..., nn.Module]
     shortcut: bool = True
@@ -160,21 +152,18 @@ class Stem(nn.Module):
     width: int
     depth: int
     stride: int
-    folded: bool = False
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        common = {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
-        x = ConvLayer(self.width, 3, self.stride, **common, name="op_list_0")(x, train)
+        x = ConvLayer(self.width, 3, self.stride, mode=self.mode, name="op_list_0")(x, train)
         for j in range(self.depth):
-            x = Residual(functools.partial(DSConv, self.width, **common), name=f"op_list_{j + 1}")(x, train)
+            x = Residual(functools.partial(DSConv, self.width, mode=self.mode), name=f"op_list_{j + 1}")(x, train)
         return x
 
 
 class Stage(nn.Module):
-    """A block that halves the grid (or not: ``stride``), then ``depth`` blocks; attention in the last two stages."""
+    """A block with ``stride``, then ``depth - 1`` blocks, or ``depth`` with ``attention`` (the last two stages)."""
 
     width: int
     depth: int
@@ -182,21 +171,17 @@ class Stage(nn.Module):
     attention: bool
     expansion: int
     head_dim: int
-    folded: bool = False
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        common = {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
-        mbconv = functools.partial(
-            MBConv, self.width, expansion=self.expansion, few_norms=self.attention, **common
-        )  # fmt: skip
+        few_norms = self.attention
+        mbconv = functools.partial(MBConv, self.width, expansion=self.expansion, few_norms=few_norms, mode=self.mode)
         x = Residual(functools.partial(mbconv, stride=self.stride), shortcut=False, name="op_list_0")(x, train)
         for j in range(1, self.depth + self.attention):
             name = f"op_list_{j}"
             if self.attention:
-                attention = functools.partial(LiteMLA, self.head_dim, **common)
+                attention = functools.partial(LiteMLA, self.head_dim, mode=self.mode)
                 x = AttentionBlock(attention, mbconv, name=name)(x, train)
             else:
                 x = Residual(mbconv, name=name)(x, train)
@@ -206,27 +191,25 @@ class Stage(nn.Module):
 class EfficientVit(nn.Module):
     """Image encoder: (b h w 3) normalised float -> (b h/s w/s embed_dim), s = ``config.stride``.
 
-    With ``pyramid`` also the last three stages' maps, each half as large as the one before, if ``config.fuse``.
-    ``folded`` expects parameters from ``fold.py`` and has no batch statistics.
+    ``pyramid`` also returns the maps of the last three stages, each half the size of the one before if
+    ``config.fuse``.
     """
 
     config: EfficientVitConfig
     embed_dim: int = 256
-    folded: bool = False
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, pyramid: bool = False) -> Array | tuple[Array, list[Array]]:
-        cfg, common = self.config, {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
-        x = Stem(cfg.widths[0], cfg.depths[0], cfg.stem_stride, **common, name="input_stem")(x, train)
+        cfg = self.config
+        x = Stem(cfg.widths[0], cfg.depths[0], cfg.stem_stride, mode=self.mode, name="input_stem")(x, train)
         stages, last = [], len(cfg.widths) - 2
         for i, (width, depth) in enumerate(zip(cfg.widths[1:], cfg.depths[1:], strict=True)):
             stride = 1 if i == last and not cfg.fuse else 2
             stage = Stage(
-                width, depth, stride, i >= last - 1, cfg.expansion, cfg.head_dim, **common, name=f"stages_{i}"
+                width, depth, stride, i >= last - 1, cfg.expansion, cfg.head_dim, mode=self.mode, name=f"stages_{i}"
             )
             x = stage(x, train)
             stages.append(x)
-        embedding = embed(stages[-2] if cfg.fuse else None, x, self.embed_dim, cfg.upsample, self.dtype)
+        embedding = embed(stages[-2] if cfg.fuse else None, x, self.embed_dim, cfg.upsample, self.mode.dtype)
         return (embedding, [stages[-3], stages[-2], x]) if pyramid else embedding

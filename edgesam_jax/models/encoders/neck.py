@@ -1,4 +1,4 @@
-"""The two-level fusion neck that turns the last two stages of an encoder into the embedding."""
+"""The neck that RepViT, TinyViT and EfficientViT share: the maps of the last two stages to the embedding."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from edgesam_jax.models.layers import (
-    Conv,
-    LayerNorm,
-    resize,
-)
+from edgesam_jax.models.layers import Conv, LayerNorm, resize
 
 
 class Upsample(nn.Module):
@@ -28,9 +24,13 @@ class Upsample(nn.Module):
 
 
 def embed(fine: Array | None, x: Array, features: int, method: str, dtype: Any) -> Array:
-    """The end of an encoder: ``x``, fused with the map of stride 16 where there is one, through SAM's neck.
+    """Turn the last map of an encoder into the embedding (b h w features), with EdgeSAM's fusion and SAM's neck.
 
-    Its modules belong to the encoder that calls it, under the published names.
+    The modules created here become children of the calling encoder, under the published names.
+
+    Args:
+      fine: the map of stride 16, or None for no fusion.
+      x: the last map; with fusion it is resized to the size of ``fine`` by ``method``.
     """
     if fine is not None:
         fine = Conv(features, dtype=dtype, name="fuse_stage2")(fine)

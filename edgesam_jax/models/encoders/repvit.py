@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
@@ -14,72 +13,74 @@ from edgesam_jax.config import RepVitConfig
 from edgesam_jax.models.encoders.neck import embed
 from edgesam_jax.models.kernels import fused, ops
 from edgesam_jax.models.kernels.ops import stored
-from edgesam_jax.models.layers import (
-    NORM_EPSILON,
-    Conv,
-    ConvBN,
-    SqueezeExcite,
-    gelu,
-    running_statistics,
-)
+from edgesam_jax.models.layers import NORM_EPSILON, Conv, ConvBN, Mode, SqueezeExcite, gelu, running_statistics
 
 REPVIT_M1 = RepVitConfig()
 REPVIT_M2 = RepVitConfig(widths=(64, 128, 256, 512), depths=(3, 4, 14, 3))
 REPVIT_M3 = RepVitConfig(widths=(64, 128, 256, 512), depths=(5, 6, 20, 3))
 
 
-def block_table(config: RepVitConfig) -> list[tuple[int, int, bool, int]]:
-    """One (width, stride, squeeze-excite, stage) per block, in order.
+class BlockSpec(NamedTuple):
+    """The shape of one block; ``stride`` 0 is a residual unit, 1 or 2 the entry block of a stage."""
 
-    Squeeze-excite alternates, starting with a stage's first stride-1 block and always off in its last.  Without fusion
-    the last stage keeps the resolution of the one before.
+    width: int
+    stride: int
+    squeeze_excite: bool
+    stage: int
+
+
+def block_table(config: RepVitConfig) -> list[BlockSpec]:
+    """One ``BlockSpec`` per block, in order.
+
+    Squeeze-excite alternates: on in the first residual unit of a stage, always off in the last.  Without fusion the
+    last stage keeps the resolution of the stage before.
     """
     table = []
     for stage, (width, depth) in enumerate(zip(config.widths, config.depths, strict=True)):
         plain = depth
         if stage > 0:
             stride = 1 if stage == len(config.widths) - 1 and not config.fuse else 2
-            table.append((width, stride, False, stage))
+            table.append(BlockSpec(width, stride, False, stage))
             plain -= 1
-        table += [(width, 0, i % 2 == 0 and i < plain - 1, stage) for i in range(plain)]
+        table += [BlockSpec(width, 0, i % 2 == 0 and i < plain - 1, stage) for i in range(plain)]
     return table
 
 
 def _conv_bn(module: Any, name: str) -> tuple[Array, fused.Norm]:
-    """Kernel, in the module's dtype, and norm of its child ``name``, a ``ConvBN``."""
+    """Kernel, in the dtype of ``module``, and norm of the ``ConvBN`` that is its child ``name``."""
     params = module.get_variable("params", name)
-    return params["c"]["kernel"].astype(module.dtype), (params["bn"]["scale"], params["bn"]["bias"])
+    return params["c"]["kernel"].astype(module.mode.dtype), (params["bn"]["scale"], params["bn"]["bias"])
 
 
 def _record(module: Any, name: str, moments: fused.Moments, x: Array) -> None:
-    """Take the moments of a batch whose devices have the shape of ``x`` into the running statistics of a ``ConvBN``."""
-    count = x.size // x.shape[-1] * (1 if module.axis_name is None else jax.lax.axis_size(module.axis_name))
+    """Update the running statistics of the ``ConvBN`` called ``name``; ``x`` has the shape of one device's batch."""
+    axis_name = module.mode.axis_name
+    count = x.size // x.shape[-1] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
     old = module.get_variable("batch_stats", name)["bn"]
     module.put_variable("batch_stats", name, {"bn": running_statistics(old, *moments, count)})
 
 
 class DepthwiseUnit(nn.Module):
-    """RepVGG-style depthwise unit: 3x3 + 1x1 + identity; one biased 3x3 convolution when folded."""
+    """RepVGG-style depthwise unit: 3x3 + 1x1 + identity; a single biased 3x3 convolution when folded."""
 
-    folded: bool = False
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         c = x.shape[-1]
-        if self.folded:
-            return Conv(c, 3, depthwise=True, use_bias=True, dtype=self.dtype, name="conv")(x)
+        if self.mode.folded:
+            return Conv(c, 3, depthwise=True, use_bias=True, dtype=self.mode.dtype, name="conv")(x)
         if train and not self.is_initializing():
-            return self._train(x.astype(self.dtype))
-        common = {"depthwise": True, "dtype": self.dtype, "axis_name": self.axis_name}
-        return ConvBN(c, 3, **common, name="conv")(x, train) + ConvBN(c, 1, **common, name="conv1")(x, train) + x
+            return self._train(x.astype(self.mode.dtype))
+        conv = ConvBN(c, 3, depthwise=True, mode=self.mode, name="conv")
+        point = ConvBN(c, 1, depthwise=True, mode=self.mode, name="conv1")
+        return conv(x, train) + point(x, train) + x
 
     def _train(self, x: Array) -> Array:
         """The same with the batch's statistics, written out in ``fused.py``."""
         (kernel, norm), (point, point_norm) = (_conv_bn(self, name) for name in ("conv", "conv1"))
         y, moments, point_moments = fused.depthwise_unit(
-            x, kernel, point[0, 0, 0], norm, point_norm, NORM_EPSILON, self.axis_name
+            x, kernel, point[0, 0, 0], norm, point_norm, NORM_EPSILON, self.mode.axis_name
         )
         _record(self, "conv", moments, x)
         _record(self, "conv1", point_moments, x)
@@ -87,61 +88,55 @@ class DepthwiseUnit(nn.Module):
 
 
 class ChannelMixer(nn.Module):
-    """Residual MLP of 1x1 convolutions, hidden width 2c.  The second norm's scale starts at 0."""
+    """Residual MLP of 1x1 convolutions with hidden width 2c.  The scale of the second norm starts at 0."""
 
-    folded: bool = False
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         c = x.shape[-1]
-        common = {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
-        if train and not self.folded and not self.is_initializing():
-            return self._train(x.astype(self.dtype))
-        hidden = gelu(ConvBN(2 * c, **common, name="m_0")(x, train))
-        return stored(x + ConvBN(c, zero_init=True, **common, name="m_2")(hidden, train))
+        if train and not self.mode.folded and not self.is_initializing():
+            return self._train(x.astype(self.mode.dtype))
+        hidden = gelu(ConvBN(2 * c, mode=self.mode, name="m_0")(x, train))
+        return stored(x + ConvBN(c, zero_init=True, mode=self.mode, name="m_2")(hidden, train))
 
     def _train(self, x: Array) -> Array:
         """The same with the batch's statistics, written out in ``fused.py``."""
         (wide, norm), (narrow, last_norm) = (_conv_bn(self, name) for name in ("m_0", "m_2"))
         inner = stored(ops.pointwise(x, wide[0, 0]))
-        y, moments = fused.norm_gelu_pointwise(inner, norm, narrow[0, 0], NORM_EPSILON, self.axis_name)
-        out, mean, var = ops.batch_norm(stored(y), *last_norm, NORM_EPSILON, self.axis_name)
+        y, moments = fused.norm_gelu_pointwise(inner, norm, narrow[0, 0], NORM_EPSILON, self.mode.axis_name)
+        out, mean, var = ops.batch_norm(stored(y), *last_norm, NORM_EPSILON, self.mode.axis_name)
         _record(self, "m_0", moments, inner)
         _record(self, "m_2", (mean, var), out)
         return stored(x + out)
 
 
 class Block(nn.Module):
-    """Token mixer then channel mixer.  ``stride`` 0 is the residual unit, 1 or 2 the stage's entry block."""
+    """Token mixer, then channel mixer.  ``stride`` 0 is a residual unit, 1 or 2 the entry block of a stage."""
 
     width: int
     stride: int
     squeeze_excite: bool
-    folded: bool = False
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        common = {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
         if self.stride:
-            x = ConvBN(x.shape[-1], 3, self.stride, depthwise=True, **common, name="token_mixer_0")(x, train)
-            x = ConvBN(self.width, **common, name="token_mixer_2")(x, train)
+            x = ConvBN(x.shape[-1], 3, self.stride, depthwise=True, mode=self.mode, name="token_mixer_0")(x, train)
+            x = ConvBN(self.width, mode=self.mode, name="token_mixer_2")(x, train)
         else:
-            x = stored(DepthwiseUnit(**common, name="token_mixer_0")(x, train))
+            x = stored(DepthwiseUnit(mode=self.mode, name="token_mixer_0")(x, train))
             if self.squeeze_excite:
-                x = SqueezeExcite(dtype=self.dtype, name="token_mixer_1")(x)
-        # Along the residual stream XLA would compute the sums of all earlier blocks again for every shift of this one.
-        return ChannelMixer(**common, name="channel_mixer")(stored(x), train)
+                x = SqueezeExcite(dtype=self.mode.dtype, name="token_mixer_1")(x)
+        # Unstored, XLA recomputes the sums of all earlier blocks of the residual stream for every shift of this block.
+        return ChannelMixer(mode=self.mode, name="channel_mixer")(stored(x), train)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def recomputed(block: Block, params: Any, statistics: Any, x: Array) -> tuple[Array, Any]:
-    """A block in training and its new statistics; the backward pass has its input alone and computes the rest again.
+    """A block in training: its output and new statistics.  The backward pass recomputes all but the block's input.
 
-    That is ``jax.checkpoint``, whose barrier XLA does not keep on a CPU: see ``ops.after``.
+    Replaces ``jax.checkpoint``, whose barrier XLA drops on a CPU: see ``ops.after``.
     """
     return _apply(block, params, statistics, x)
 
@@ -151,16 +146,16 @@ def _apply(block: Block, params: Any, statistics: Any, x: Array) -> tuple[Array,
     return y, updated["batch_stats"]
 
 
-def _recomputed_forward(block: Block, *given: Any) -> tuple[tuple[Array, Any], Any]:
-    return _apply(block, *given), given
+def _recomputed_forward(block: Block, *inputs: Any) -> tuple[tuple[Array, Any], Any]:
+    return _apply(block, *inputs), inputs
 
 
-def _recomputed_backward(block: Block, given: Any, cotangents: tuple[Array, Any]) -> tuple[Any, None, Array]:
-    params, statistics, x = given
-    g = cotangents[0]  # the statistics pass none on
+def _recomputed_backward(block: Block, inputs: Any, cotangents: tuple[Array, Any]) -> tuple[Any, None, Array]:
+    params, statistics, x = inputs
+    g = cotangents[0]  # no gradient flows through the statistics
     _, pullback, _ = jax.vjp(lambda p, x: _apply(block, p, statistics, x), params, ops.after(x, g), has_aux=True)
     dparams, dx = pullback(g)
-    # Left to itself XLA computes all blocks' dx first, and keeps what every kernel's gradient needs until then.
+    # Without an order XLA computes the dx of all blocks first, and keeps the inputs of all kernel gradients until then.
     return dparams, None, ops.after(dx, *jax.tree.leaves(dparams))
 
 
@@ -170,34 +165,31 @@ recomputed.defvjp(_recomputed_forward, _recomputed_backward)
 class RepVit(nn.Module):
     """Image encoder: (b h w 3) normalised float -> (b h/s w/s embed_dim), s = ``config.stride``.
 
-    With ``pyramid`` also the last three stages' maps, each half as large as the one before, if ``config.fuse``.
-    ``folded`` expects parameters from ``fold.py`` and has no batch statistics.
+    ``pyramid`` also returns the maps of the last three stages, each half the size of the one before if
+    ``config.fuse``.
     """
 
     config: RepVitConfig
     embed_dim: int = 256
-    folded: bool = False
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, pyramid: bool = False) -> Array | tuple[Array, list[Array]]:
         cfg = self.config
-        common = {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
-        x = ConvBN(cfg.widths[0] // 2, 3, cfg.stem_strides[0], **common, name="features_0_0")(x, train)
-        x = ConvBN(cfg.widths[0], 3, cfg.stem_strides[1], **common, name="features_0_2")(gelu(x), train)
+        x = ConvBN(cfg.widths[0] // 2, 3, cfg.stem_strides[0], mode=self.mode, name="features_0_0")(x, train)
+        x = ConvBN(cfg.widths[0], 3, cfg.stem_strides[1], mode=self.mode, name="features_0_2")(gelu(x), train)
         stages: dict[int, Array] = {}
-        again = cfg.remat and train and not self.is_initializing()
+        recompute = cfg.remat and train and not self.is_initializing()
         for i, (width, stride, squeeze_excite, stage) in enumerate(block_table(cfg)):
             name = f"features_{i + 1}"
-            if again:
-                block = Block(width, stride, squeeze_excite, **common, parent=None)
+            if recompute:
+                block = Block(width, stride, squeeze_excite, mode=self.mode, parent=None)
                 params: Any = self.get_variable("params", name)
                 statistics: Any = self.get_variable("batch_stats", name)
                 x, statistics = recomputed(block, params, statistics, x)
                 self.put_variable("batch_stats", name, statistics)
             else:
-                x = Block(width, stride, squeeze_excite, **common, name=name)(x, train)
+                x = Block(width, stride, squeeze_excite, mode=self.mode, name=name)(x, train)
             stages[stage] = x
-        embedding = embed(stages[2] if cfg.fuse else None, x, self.embed_dim, cfg.upsample, self.dtype)
+        embedding = embed(stages[2] if cfg.fuse else None, x, self.embed_dim, cfg.upsample, self.mode.dtype)
         return (embedding, [stages[1], stages[2], x]) if pyramid else embedding

@@ -1,11 +1,11 @@
 """TinyViT-5M image encoder: MobileSAM's form, and EdgeSAM's with the fusion neck (EdgeSAM Table 5c).
 
-Convolutional first stage, then windowed attention with a learned bias per head and offset; down-sampling ends a stage.
-MobileSAM leaves the last one at stride 1, so that the embedding has SAM's 64 x 64 cells.  With ``fuse`` it is kept, and
-the maps of strides 16 and 32 are fused as in RepViT: what EdgeSAM's paper calls FPN; its code for TinyViT is not
-published, so widths and neck are taken to be RepViT's.
+A convolutional first stage, then windowed attention with a learned bias per head and offset; each stage but the last
+ends with down-sampling.  MobileSAM sets the last down-sampling to stride 1, which gives the embedding SAM's 64 x 64
+cells.  With ``fuse`` its stride stays 2, and the maps of strides 16 and 32 are fused as in RepViT: the FPN of EdgeSAM's
+paper.  EdgeSAM's code for TinyViT is not published; the widths and the neck are assumed to be RepViT's.
 
-Sources: TinyViT (ECCV 2022), section 3 and appendix; MobileSAM (2023); facts, section 5c.
+Sources: TinyViT (ECCV 2022), section 3 and appendix; MobileSAM (2023); docs/published_code.md, "Other models".
 """
 
 from __future__ import annotations
@@ -20,48 +20,43 @@ from jax import Array
 from edgesam_jax.config import TinyVitConfig
 from edgesam_jax.models.encoders.neck import embed
 from edgesam_jax.models.encoders.vit import window_merge, window_partition
-from edgesam_jax.models.layers import ConvBN, LayerNorm, gelu
+from edgesam_jax.models.layers import ConvBN, LayerNorm, Mode, gelu
 
-EPSILON = 1e-5  # of the layer norms in the blocks; the neck's have SAM's 1e-6
+EPSILON = 1e-5  # of the layer norms in the blocks; those of the neck use SAM's 1e-6
 
 
 def offset_index(window: int) -> np.ndarray:
-    """(window^2 window^2) column of ``attention_biases`` for each query and key: |dy| * window + |dx|."""
+    """Column of ``attention_biases`` for each query and key, (window^2 window^2): |dy| * window + |dx|."""
     y, x = np.divmod(np.arange(window * window), window)
     return np.abs(y[:, None] - y[None]) * window + np.abs(x[:, None] - x[None])
 
 
 class MBConv(nn.Module):
-    """Inverted residual: 1x1, depthwise 3x3, 1x1, each with batch norm; GELU after the sum too."""
+    """Inverted residual: 1x1, depthwise 3x3, 1x1, each with batch norm; GELU after the first two and after the sum."""
 
     expansion: int = 4
-    folded: bool = False
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        c, common = x.shape[-1], {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
-        y = gelu(ConvBN(self.expansion * c, **common, name="conv1")(x, train))
-        y = gelu(ConvBN(self.expansion * c, 3, depthwise=True, **common, name="conv2")(y, train))
-        return gelu(x + ConvBN(c, zero_init=True, **common, name="conv3")(y, train))
+        c = x.shape[-1]
+        y = gelu(ConvBN(self.expansion * c, mode=self.mode, name="conv1")(x, train))
+        y = gelu(ConvBN(self.expansion * c, 3, depthwise=True, mode=self.mode, name="conv2")(y, train))
+        return gelu(x + ConvBN(c, zero_init=True, mode=self.mode, name="conv3")(y, train))
 
 
 class PatchMerging(nn.Module):
-    """To another width and, with ``stride`` 2, half the grid."""
+    """Change the width and, with ``stride`` 2, halve the grid."""
 
     width: int
     stride: int
-    folded: bool = False
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        common = {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
-        x = gelu(ConvBN(self.width, **common, name="conv1")(x, train))
-        x = gelu(ConvBN(self.width, 3, self.stride, depthwise=True, **common, name="conv2")(x, train))
-        return ConvBN(self.width, **common, name="conv3")(x, train)
+        x = gelu(ConvBN(self.width, mode=self.mode, name="conv1")(x, train))
+        x = gelu(ConvBN(self.width, 3, self.stride, depthwise=True, mode=self.mode, name="conv2")(x, train))
+        return ConvBN(self.width, mode=self.mode, name="conv3")(x, train)
 
 
 class WindowAttention(nn.Module):
@@ -73,7 +68,7 @@ class WindowAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         n, window, _, c = x.shape
-        # The norm comes after the padding to whole windows: padded cells are its bias, and are attended to.
+        # The norm follows the padding to complete windows: padded cells equal its bias, and are attended to.
         tokens = LayerNorm(EPSILON, self.dtype, name="norm")(x).reshape(n, window * window, c)
         qkv = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(tokens)
         q, k, v = jnp.split(qkv.reshape(n, window * window, self.heads, -1), 3, axis=-1)
@@ -103,81 +98,70 @@ class TinyVitBlock(nn.Module):
     heads: int
     window: int
     ratio: int
-    folded: bool = False
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         size = (x.shape[1], x.shape[2])
-        attention = WindowAttention(self.heads, self.dtype, name="attn")
+        attention = WindowAttention(self.heads, self.mode.dtype, name="attn")
         x = x + window_merge(attention(window_partition(x, self.window)), size)
-        common = {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
-        x = ConvBN(x.shape[-1], 3, depthwise=True, **common, name="local_conv")(x, train)
-        return x + Mlp(self.ratio, self.dtype, name="mlp")(x)
+        x = ConvBN(x.shape[-1], 3, depthwise=True, mode=self.mode, name="local_conv")(x, train)
+        return x + Mlp(self.ratio, self.mode.dtype, name="mlp")(x)
 
 
 class PatchEmbed(nn.Module):
-    """Two strided convolutions, GELU between."""
+    """Two strided convolutions with GELU between them."""
 
     width: int
     strides: tuple[int, int] = (2, 2)
-    folded: bool = False
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        common = {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
-        x = gelu(ConvBN(self.width // 2, 3, self.strides[0], **common, name="seq_0")(x, train))
-        return ConvBN(self.width, 3, self.strides[1], **common, name="seq_2")(x, train)
+        x = gelu(ConvBN(self.width // 2, 3, self.strides[0], mode=self.mode, name="seq_0")(x, train))
+        return ConvBN(self.width, 3, self.strides[1], mode=self.mode, name="seq_2")(x, train)
 
 
 class Stage(nn.Module):
-    """The blocks of a stage, and what they give before and after the down-sampling that ends it."""
+    """The blocks of a stage and its down-sampling.  Returns the maps before and after the down-sampling."""
 
     config: TinyVitConfig
     index: int
-    folded: bool = False
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
         cfg, i = self.config, self.index
-        common = {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
         for j in range(cfg.depths[i]):
             if i == 0:
-                x = MBConv(cfg.mlp_ratio, **common, name=f"blocks_{j}")(x, train)
+                x = MBConv(cfg.mlp_ratio, mode=self.mode, name=f"blocks_{j}")(x, train)
             else:
-                block = TinyVitBlock(cfg.heads[i], cfg.windows[i], cfg.mlp_ratio, **common, name=f"blocks_{j}")
+                block = TinyVitBlock(cfg.heads[i], cfg.windows[i], cfg.mlp_ratio, mode=self.mode, name=f"blocks_{j}")
                 x = block(x, train)
         if i == len(cfg.widths) - 1:
             return x, x
         stride = 1 if i == len(cfg.widths) - 2 and not cfg.fuse else 2
-        return x, PatchMerging(cfg.widths[i + 1], stride, **common, name="downsample")(x, train)
+        return x, PatchMerging(cfg.widths[i + 1], stride, mode=self.mode, name="downsample")(x, train)
 
 
 class TinyVit(nn.Module):
     """Image encoder: (b h w 3) normalised float -> (b h/s w/s embed_dim), s = ``config.stride``.
 
-    With ``pyramid`` also the last three stages' maps, each half as large as the one before, if ``config.fuse``.
-    ``folded`` expects parameters from ``fold.py`` and has no batch statistics.
+    ``pyramid`` also returns the maps of the last three stages, each half the size of the one before if
+    ``config.fuse``.
     """
 
     config: TinyVitConfig
     embed_dim: int = 256
-    folded: bool = False
-    dtype: Any = jnp.float32
-    axis_name: str | None = None
+    mode: Mode = Mode()
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, pyramid: bool = False) -> Array | tuple[Array, list[Array]]:
-        cfg, common = self.config, {"folded": self.folded, "dtype": self.dtype, "axis_name": self.axis_name}
-        x = PatchEmbed(cfg.widths[0], cfg.stem_strides, **common, name="patch_embed")(x, train)
+        cfg = self.config
+        x = PatchEmbed(cfg.widths[0], cfg.stem_strides, mode=self.mode, name="patch_embed")(x, train)
         before = []
         for i in range(len(cfg.widths)):
-            kept, x = Stage(cfg, i, **common, name=f"layers_{i}")(x, train)
+            kept, x = Stage(cfg, i, mode=self.mode, name=f"layers_{i}")(x, train)
             before.append(kept)
-        embedding = embed(before[-2] if cfg.fuse else None, x, self.embed_dim, cfg.upsample, self.dtype)
+        embedding = embed(before[-2] if cfg.fuse else None, x, self.embed_dim, cfg.upsample, self.mode.dtype)
         return (embedding, [before[-3], before[-2], x]) if pyramid else embedding

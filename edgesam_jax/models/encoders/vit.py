@@ -3,10 +3,9 @@
 Source: Segment Anything (ICCV 2023), appendix A; the attention is ViTDet's and the relative positions MViTv2's.
 Parameter names are the published ones by the rule of ``convert/names.py``.
 
-Why attention is cut into chunks: global attention at 1024x1024 has 4096 x 4096 logits a head, 0.8 GB in float32 for
-ViT-B.  They are formed block by block, with the two position terms added inside the block, so that neither the logits
-nor the bias ever exists as a whole, forward or backward.  Blocks that fit the cache are also faster on a CPU: see
-docs/performance.md.
+Attention is computed in blocks, because global attention at 1024x1024 has 4096 x 4096 logits a head, 0.8 GB in float32
+for ViT-B.  The two position terms are added inside a block: neither the logits nor the bias ever exists in full,
+forward or backward.  Blocks that fit the cache are also faster on a CPU: see docs/performance.md.
 """
 
 from __future__ import annotations
@@ -19,15 +18,14 @@ from flax import linen as nn
 from jax import Array, lax
 
 from edgesam_jax.config import VitConfig
-from edgesam_jax.models.decoder.prompt_encoder import PatchConv
 from edgesam_jax.models.kernels.ops import on_cpu
-from edgesam_jax.models.layers import Conv, LayerNorm, gelu
+from edgesam_jax.models.layers import Conv, LayerNorm, PatchConv, gelu
 
-EPSILON = 1e-6  # of every layer norm here; the decoder's transformer has another
+EPSILON = 1e-6  # of every layer norm here; the decoder's transformer uses 1e-5
 
 
 def default_logits_bytes() -> int:
-    """Float32 logits that attention may hold at once: what a CPU cache takes, or enough to fill an accelerator."""
+    """Bytes of float32 logits to hold at once: a CPU's cache, or enough to fill an accelerator."""
     return 8 << 20 if on_cpu() else 256 << 20
 
 
@@ -35,7 +33,7 @@ def default_logits_bytes() -> int:
 
 
 def window_partition(x: Array, window: int) -> Array:
-    """Cut ``x`` (b h w c) into windows, zero padded at bottom and right: (b * rows * columns, window, window, c)."""
+    """Cut ``x`` (b h w c), zero padded at bottom and right, into windows (b * rows * columns, window, window, c)."""
     b, h, w, c = x.shape
     rows, columns = -(-h // window), -(-w // window)
     x = jnp.pad(x, ((0, 0), (0, rows * window - h), (0, columns * window - w), (0, 0)))
@@ -44,7 +42,7 @@ def window_partition(x: Array, window: int) -> Array:
 
 
 def window_merge(windows: Array, size: tuple[int, int]) -> Array:
-    """Inverse of ``window_partition``: (b h w c) for ``size`` = (h, w), the padding dropped."""
+    """Invert ``window_partition``: (b h w c) for ``size`` = (h, w), without the padding."""
     _, window, _, c = windows.shape
     h, w = size
     rows, columns = -(-h // window), -(-w // window)
@@ -56,19 +54,19 @@ def window_merge(windows: Array, size: tuple[int, int]) -> Array:
 
 
 def relative_table(table: Array, size: int) -> Array:
-    """Spread a table of relative positions (2 size - 1, d) over query and key: (size, size, d), by q - k + size - 1."""
+    """Expand relative positions (2 size - 1, d) to (size, size, d), queries by keys: entry q - k + size - 1."""
     index = jnp.arange(size)
     return table[index[:, None] - index[None, :] + size - 1]
 
 
 def _attend_block(q: Array, k: Array, v: Array, row_bias: Array, column_bias: Array) -> Array:
-    """Attention of queries ``q`` (n q d) over all keys; biases (n q rows), (n q columns) in float32."""
+    """Attention of queries ``q`` (n q d) over all keys, with float32 biases (n q rows) and (n q columns)."""
     n, queries, d = q.shape
     rows, columns = row_bias.shape[-1], column_bias.shape[-1]
     logits = jnp.einsum("nqd,nkd->nqk", q, k, preferred_element_type=jnp.float32) * d**-0.5
     logits = logits.reshape(n, queries, rows, columns) + row_bias[..., :, None] + column_bias[..., None, :]
     logits = logits.reshape(n, queries, rows * columns)
-    # Dividing by the sum after the product with v saves one pass over the logits.
+    # Division by the sum after the product with v saves a pass over the logits.
     weights = jnp.exp(logits - lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     mixed = jnp.einsum("nqk,nkd->nqd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     return (mixed / weights.sum(axis=-1, keepdims=True)).astype(q.dtype)
@@ -84,11 +82,11 @@ def attend(q: Array, k: Array, v: Array, row_table: Array, column_table: Array, 
     Args:
       q, k, v: (n, rows, columns, d), ``n`` = images x windows x heads.
       row_table, column_table: (2 rows - 1, d) and (2 columns - 1, d), shared by all ``n``.
-      logits_bytes: a block never holds less than one query row of one instance.
+      logits_bytes: limit of a block; a block holds at least the logits of one query.
 
     Returns:
-      (n, rows, columns, d) in the type of ``q``.  The softmax is in float32.  The position terms use the unscaled ``q``
-      (facts, section 5b).  Where there is more than one block the backward pass forms it anew.
+      (n, rows, columns, d) in the dtype of ``q``.  The softmax is in float32.  The position terms use the
+      unscaled ``q``, as in the published code.  With more than one block, the backward pass recomputes each block.
     """
     n, rows, columns, d = q.shape
     tokens = rows * columns
@@ -161,7 +159,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block over (b g g c); ``window`` 0 attends over the whole grid."""
+    """Pre-norm transformer block over (b g g c); ``window`` 0 attends over the entire grid."""
 
     config: VitConfig
     grid: int
@@ -179,7 +177,7 @@ class Block(nn.Module):
     def __call__(self, x: Array) -> Array:
         y = self.norm1(x)
         if self.window:
-            # Padding comes after the norm, and padded tokens are attended to: the published weights expect it.
+            # Padding follows the norm, and padded tokens are attended to, as in the training of the published weights.
             y = window_merge(self.attn(window_partition(y, self.window)), (self.grid, self.grid))
         else:
             y = self.attn(y)
@@ -188,14 +186,14 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Square patches to tokens; a module of its own for the published name."""
+    """Square patches to tokens; a separate module because the published names have one."""
 
     patch: int
     width: int
     dtype: Any
 
     def setup(self) -> None:
-        self.proj = PatchConv(self.width, self.patch, self.patch, self.dtype)
+        self.proj = PatchConv(self.width, self.patch, self.dtype)
 
     def __call__(self, x: Array) -> Array:
         return self.proj(x)
@@ -204,9 +202,9 @@ class PatchEmbed(nn.Module):
 class Vit(nn.Module):
     """SAM's ViT image encoder.
 
-    ``embed_dim`` is the width of the output and ``image_size`` the side of the square input, both in the parameters'
-    shapes (position embeddings).  Parameters are float32; ``dtype`` is what activations are computed in.
-    ``logits_bytes`` bounds the float32 attention logits held at once; 0: ``default_logits_bytes()``.
+    ``image_size`` is the side of the square input, and sets the shape of the position embeddings; ``embed_dim`` is the
+    width of the output.  Parameters are float32, activations ``dtype``.  ``logits_bytes`` bounds the float32 attention
+    logits held at once; 0 uses ``default_logits_bytes()``.
     """
 
     config: VitConfig
@@ -235,17 +233,18 @@ class Vit(nn.Module):
 
         Args:
           x: (b h w 3) normalised pixels, h = w = ``image_size``.
-          train: without effect, there is neither dropout nor batch norm; there so that all encoders are called alike.
+          train: ignored (no dropout, no batch norm); accepted because all encoders share one call.
 
         Returns:
-          (b g g embed_dim) with g = ``image_size`` / patch size, in ``dtype``.
+          (b g g embed_dim) in ``dtype``, g = ``image_size`` / patch size.
 
         Raises:
-          ValueError: the images are not of ``image_size``.
+          ValueError: the images are not ``image_size`` pixels square.
         """
         del train
         if x.shape[1:3] != (self.image_size, self.image_size):
-            raise ValueError(f"images of {x.shape[1:3]} pixels given to an encoder of image_size {self.image_size}")
+            h, w = x.shape[1:3]
+            raise ValueError(f"images have {h} x {w} pixels, but the encoder is built for image_size {self.image_size}")
         x = self.patch_embed(x.astype(self.dtype)) + self.pos_embed.astype(self.dtype)
         for block in self.blocks:
             x = block(x)

@@ -1,1 +1,1 @@
-"""Operations in the form that is fastest on the platform at hand."""
+"""Operations in the form that is fastest on the current platform."""

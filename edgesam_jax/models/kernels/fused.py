@@ -1,8 +1,8 @@
-"""The two halves of a RepViT block in training, each with one backward pass for all that it does.
+"""The two halves of a RepViT block in training, each with a single backward pass.
 
-A chain of separate convolutions, norms and GELUs keeps every step's result for the backward pass.  Most of them are one
-pass over memory away from another that is kept anyway: here a block keeps six maps of its width in place of fourteen,
-and reads and writes less in both directions (docs/performance.md, "Training steps at full size").
+A chain of separate convolutions, norms and GELUs keeps the result of every step for the backward pass.  Most results
+can be recomputed from another kept result in one pass over memory.  Here a block keeps six maps of its width instead of
+fourteen, and reads and writes less in both directions (docs/performance.md, "Training steps at full size").
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ Norm = tuple[Array, Array]  # scale and bias (c)
 def depthwise_unit(
     x: Array, kernel: Array, point: Array, norm: Norm, point_norm: Norm, epsilon: float, axis_name: str | None
 ) -> tuple[Array, Moments, Moments]:
-    """norm(3x3 depthwise) + norm(1x1 depthwise) + x, of x (b h w c): RepViT's token mixer.
+    """RepViT's token mixer: norm(3x3 depthwise) + norm(1x1 depthwise) + x, of x (b h w c).
 
-    ``kernel`` is (k k 1 c), ``point`` (c).  Returns the sum in x's dtype and the moments of the two convolutions'
-    results, through which no gradient flows.  The 1x1 convolution only scales channels: its result is never formed.
+    ``kernel`` is (k k 1 c), ``point`` (c).  Returns the sum in the dtype of x, and the moments of the results of both
+    convolutions, through which no gradient flows.  The 1x1 convolution only scales channels, and its result is never
+    formed.
     """
     return _unit_forward(x, kernel, point, norm, point_norm, epsilon, axis_name)[0]
 
@@ -60,12 +61,12 @@ def _unit_backward(
     dscale = (along_y - mean * total) * inverse
     along_x = along_x - x_mean * total
     dpoint_scale = along_x * (point * point_inverse)
-    # What the statistics pass on comes from every device; a parameter's gradient is this device's share.
+    # Gradients through the statistics are averaged over all devices; a parameter's gradient is this device's part.
     shared = total, dscale, along_x
     if axis_name is not None:
         shared = lax.pmean(shared, axis_name)
     mean_total, mean_scale, mean_point = shared[0] / n, shared[1] / n, shared[2] * point * point_inverse / n
-    # The norm undoes the 1x1 convolution's scale but for its epsilon; summed over pixels this would be all rounding.
+    # The norm cancels the scale of the 1x1 convolution up to epsilon: summing over pixels would leave rounding errors.
     dpoint = shared[2] * point_scale * point_inverse**3 * epsilon
 
     dy = (g_rows - mean_total - (y_rows - mean) * (inverse * mean_scale)) * (scale * inverse)
@@ -85,10 +86,10 @@ depthwise_unit.defvjp(_unit_forward, _unit_backward)
 def norm_gelu_pointwise(
     x: Array, norm: Norm, kernel: Array, epsilon: float, axis_name: str | None
 ) -> tuple[Array, Moments]:
-    """1x1 convolution of gelu(batch norm of x (b h w c)): the inside of RepViT's channel mixer, kernel (c d).
+    """The inside of RepViT's channel mixer: 1x1 convolution of gelu(batch norm of x (b h w c)) with ``kernel`` (c d).
 
-    Returns (b h w d) and the moments of x, through which no gradient flows.  What enters the convolution is computed
-    again in the backward pass.
+    Returns (b h w d) and the moments of x, through which no gradient flows.  The backward pass recomputes the input of
+    the convolution.
     """
     return _mixer_forward(x, norm, kernel, epsilon, axis_name)[0]
 
@@ -129,7 +130,7 @@ norm_gelu_pointwise.defvjp(_mixer_forward, _mixer_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def scale_gelu(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
-    """gelu(layer norm) of (... c) whose last axis has mean 0 already: in the mask decoder, what is upscaled."""
+    """gelu(layer norm) of (... c) whose last axis has mean 0 already: the upscaled map of the mask decoder."""
     return _scale_gelu_forward(x, scale, bias, epsilon)[0]
 
 
@@ -151,7 +152,7 @@ def _scale_gelu_backward(
     out = normed * scale + bias
     slope = stored(g.reshape(normed.shape) * ops.gelu_slope(out, ops.normal_cdf(out)))
     along = stored(slope * normed)
-    # A product with a vector: for a sum along the last axis XLA would write the scale out for every row first.
+    # A product with a vector: before a sum along the last axis, XLA would write out the scale for every row.
     shared = along @ (scale / len(scale))
     dx = (slope * scale - normed * shared[:, None]) * inverse[:, None]
     return dx.reshape(g.shape).astype(kept.dtype), along.sum(0), slope.sum(0)

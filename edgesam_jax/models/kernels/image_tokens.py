@@ -1,8 +1,8 @@
-"""Between the thousands of tokens of an image and the few of its prompts: products, softmax, sharing.
+"""Operations between the thousands of tokens of an image and the few of its prompts: products, softmax, sharing.
 
-The backward passes are written out.  XLA derives products that transpose the image; ``image_scores``, ``image_mix``
-and ``image_spread`` are each other's derivatives and only transpose the small side.  Their leading axes are the same
-in both operands.  ``docs/performance.md`` has the figures.
+The backward passes are written by hand.  JAX would derive products that transpose the image; ``image_scores``,
+``image_mix`` and ``image_spread`` are each other's derivatives and transpose the small operand only.  Both operands
+have the same leading axes.  Measurements: docs/performance.md.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from jax import Array
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def softmax(x: Array, axis: int) -> Array:
-    """Softmax over the last axis of (... r s), or, with ``axis`` -2, over its few rows.
+    """Softmax of (... r s) over the last axis (``axis`` -1) or over its few rows (``axis`` -2).
 
-    Rows are added one by one, where XLA would reduce with a stride.
+    Rows are added one by one; XLA would reduce them with a stride.
     """
     return _softmax_forward(x, axis)[0]
 
@@ -40,7 +40,7 @@ def _softmax_backward(axis: int, probs: Array, g: Array) -> tuple[Array]:
 
 
 def _over_rows(f: Callable[[Array, Array], Array], x: Array) -> Array:
-    """(... r s) -> (... 1 s)."""
+    """Reduce (... r s) over its rows with ``f``: (... 1 s)."""
     return functools.reduce(f, [x[..., i : i + 1, :] for i in range(x.shape[-2])])
 
 
@@ -49,19 +49,19 @@ softmax.defvjp(_softmax_forward, _softmax_backward)
 
 @jax.custom_vjp
 def image_scores(image: Array, rows: Array) -> Array:
-    """(... s c), (... r c) -> (... r s)."""
+    """Products of image tokens (... s c) with rows (... r c): (... r s)."""
     return jnp.einsum("...sc,...rc->...sr", image, rows).swapaxes(-1, -2)
 
 
 @jax.custom_vjp
 def image_mix(weights: Array, image: Array) -> Array:
-    """(... r s), (... s c) -> (... r c)."""
+    """Sums of image tokens (... s c) with weights (... r s): (... r c)."""
     return jnp.einsum("...rs,...sc->...rc", weights, image)
 
 
 @jax.custom_vjp
 def image_spread(weights: Array, rows: Array) -> Array:
-    """(... r s), (... r c) -> (... s c)."""
+    """Sums of rows (... r c) for each image token, with weights (... r s): (... s c)."""
     return jnp.einsum("...sr,...rc->...sc", weights.swapaxes(-1, -2), rows)
 
 
@@ -81,9 +81,9 @@ image_spread.defvjp(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def share(image: Array, prompts: int) -> Array:
-    """(b 1 s c) for each of ``prompts`` -> (b p s c).
+    """Repeat an image (b 1 s c) for each of ``prompts``: (b p s c).
 
-    The gradient adds prompt by prompt: XLA would sum along a strided axis, and within the products that follow.
+    The gradient is summed prompt by prompt; XLA would sum along a strided axis, fused into the products that follow.
     """
     return jnp.broadcast_to(image, (len(image), prompts, *image.shape[2:]))
 

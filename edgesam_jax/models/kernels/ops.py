@@ -1,13 +1,13 @@
-"""Operations whose training form is written out: GELU, norms, convolutions.
+"""Operations whose training form is written by hand: GELU, norms, convolutions.
 
-What XLA derives for them is slow on a CPU.  It copies an expensive producer (the erf polynomial, nine shifted
-products) into every consumer instead of storing it once; it reduces shifted products over (b h w) one scalar at a
-time; it lays matrices out transposed for a kernel's gradient; and its grouped convolution is 3 to 13 times slower than
-nine shifted multiply-adds.  So the backward passes are closed forms, and values that several consumers read are stored
-once.  ``docs/performance.md`` has the figures.
+Their default form is slow on a CPU.  XLA copies an expensive producer (the erf polynomial, nine shifted products) into
+every consumer instead of storing it once; it reduces shifted products over (b h w) one scalar at a time; it transposes
+matrices for the gradient of a kernel; and its grouped convolution is 3 to 13 times slower than nine shifted
+multiply-adds.  Here the backward passes are closed forms, and values with several consumers are stored once.
+Measurements: docs/performance.md.
 
-``on_cpu`` chooses the form.  Elsewhere the forward is XLA's own grouped convolution and nothing keeps XLA from fusing;
-the backward stays written out.
+``on_cpu`` selects the form.  On other platforms the forward pass is XLA's grouped convolution, and XLA may fuse
+everything; the backward pass is the same.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _platform = contextvars.ContextVar("platform", default="")
 
 
 def on_cpu() -> bool:
-    """Whether programs are compiled for the CPU: the one place where the form of an operation is chosen."""
+    """Whether programs are compiled for the CPU: the only place that selects the form of an operation."""
     return (_platform.get() or jax.default_backend()) == "cpu"
 
 
 @contextlib.contextmanager
 def traced_for(platform: str) -> Iterator[None]:
-    """Programs traced inside take the form they have on that platform ("cpu", "gpu", "tpu"), whatever is here."""
+    """Trace programs in the form of ``platform`` ("cpu", "gpu" or "tpu"), whatever the current one is."""
     token = _platform.set(platform)
     try:
         yield
@@ -41,15 +41,16 @@ def traced_for(platform: str) -> Iterator[None]:
 
 
 def stored(x: Array) -> Array:
-    """``x``, computed once and kept in memory on a CPU; XLA would compute it again for each of its readers."""
+    """``x``, computed once and kept in memory on a CPU; XLA would recompute it for each of its consumers."""
     return lax.optimization_barrier(x) if on_cpu() else x
 
 
 def after(x: Array, *others: Array) -> Array:
-    """``x``, not to be used before ``others`` are there.
+    """``x``, not to be used before ``others`` are computed.
 
-    XLA drops barriers on a CPU before it orders a program, and would compute early what is wanted late, and keep it.
-    So there a zero that XLA can't see through is made of each; if one starts with NaN or infinity, ``x`` becomes NaN.
+    On a CPU XLA drops barriers before it orders a program; it would compute some values far too early, and keep them.
+    There a zero that XLA can't simplify is made of each of ``others`` and added.  If one of them starts with NaN or
+    infinity, ``x`` becomes NaN.
     """
     if not on_cpu():
         return lax.optimization_barrier((x, others))[0]
@@ -61,11 +62,11 @@ BARRIERS_DO_NOT_HOLD = jax.__version_info__ < (0, 11)
 THIN = 8  # channels below which a dense convolution is too thin for matrix products
 
 
-def _by_itself(f: Callable[[Array], Array], x: Array, kernel: Array, shape: tuple[int, ...]) -> Array:
-    """``f(x)``, of that shape and x's dtype, fused with nothing before or after it; for the CPU only.
+def _unfused(f: Callable[[Array], Array], x: Array, kernel: Array, shape: tuple[int, ...]) -> Array:
+    """``f(x)``, of ``shape`` and the dtype of x, not fused with anything before or after; for the CPU only.
 
-    Where barriers do not hold, it is put into a loop, since what enters and leaves a loop is always stored.  The loop
-    makes one pass, or two with the same result for a ``kernel`` of NaNs: XLA can't tell, and so can't unroll it.
+    Where barriers do not hold, ``f`` runs in a loop: XLA always stores the inputs and outputs of a loop.  The loop has
+    one pass, or two with the same result if ``kernel`` starts with NaN: XLA can't predict the number, nor unroll.
     """
     if not BARRIERS_DO_NOT_HOLD:
         return f(x)
@@ -76,7 +77,7 @@ def _by_itself(f: Callable[[Array], Array], x: Array, kernel: Array, shape: tupl
 
 
 def _taps(k: int, stride: int, out_shape: tuple[int, ...]) -> list[tuple[slice, slice, slice]]:
-    """Index of the padded input's pixels under each tap of a k x k kernel, row by row."""
+    """Index of the pixels of the padded input under each tap of a k x k kernel, row by row."""
     height, width = out_shape[1:3]
     down = [slice(i, i + (height - 1) * stride + 1, stride) for i in range(k)]
     across = [slice(j, j + (width - 1) * stride + 1, stride) for j in range(k)]
@@ -86,10 +87,10 @@ def _taps(k: int, stride: int, out_shape: tuple[int, ...]) -> list[tuple[slice, 
 def _spread(
     tap: Callable[[Array, int, int], Array], padded: Array, shape: tuple[int, ...], k: int, stride: int
 ) -> Array:
-    """The input's gradient (b h w c) of a convolution with a stride, from ``_pad_for_spread`` of its output's.
+    """Gradient (b h w c) of the input of a strided convolution, from ``_pad_for_spread`` of its output's gradient.
 
-    ``tap(x, i, j)`` takes a piece of ``padded`` through the kernel's tap in row i and column j.  Pixels at one place in
-    the stride see the same few taps: no zeros are put between the pixels, as a correlation would need them.
+    ``tap(x, i, j)`` applies the tap in row i and column j of the kernel to a piece of ``padded``.  Pixels at the same
+    place in the stride use the same few taps; the zeros between pixels that a correlation needs are not inserted.
     """
     pad, (rows, columns) = k // 2, (-(-n // stride) for n in shape[1:3])
     low = (k - 1 - pad) // stride
@@ -108,7 +109,7 @@ def _spread(
 
 
 def _pad_for_spread(g: Array, shape: tuple[int, ...], k: int, stride: int) -> Array:
-    """The output's gradient with the zeros around it that ``_spread`` to an input of ``shape`` reads."""
+    """Pad the gradient of the output with the zeros that ``_spread`` to an input of ``shape`` reads."""
     pad = k // 2
     low, high = (k - 1 - pad) // stride, (stride - 1 + pad) // stride
     sides = [(low, -(-full // stride) + high - small) for full, small in zip(shape[1:3], g.shape[1:3], strict=True)]
@@ -120,11 +121,12 @@ def _pad_for_spread(g: Array, shape: tuple[int, ...], k: int, stride: int) -> Ar
 
 @jax.custom_vjp
 def gelu(x: Array) -> Array:
-    """Exact GELU, x Phi(x) with the erf: the tanh form is 5e-4 off the published networks."""
+    """Exact GELU, x Phi(x) with the erf; the tanh form differs from the published networks by 5e-4."""
     return (x * normal_cdf(x)).astype(x.dtype)
 
 
 def normal_cdf(x: Array) -> Array:
+    """Phi(x), the standard normal distribution function, in float32."""
     return 0.5 * (1.0 + lax.erf(x.astype(jnp.float32) * math.sqrt(0.5)))
 
 
@@ -139,7 +141,7 @@ def _gelu_backward(x: Array, g: Array) -> tuple[Array]:
 
 
 def gelu_slope(x: Array, cdf: Array) -> Array:
-    """Derivative of GELU from x and its normal distribution function, all float32."""
+    """Derivative of GELU at x, from x and ``normal_cdf(x)``, all float32."""
     return cdf + x * jnp.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
 
 
@@ -151,7 +153,7 @@ gelu.defvjp(_gelu_forward, _gelu_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
-    """Layer norm of (... c) in float32, with the two-pass variance: E[x^2] - E[x]^2 costs parity."""
+    """Layer norm of (... c) in float32, with the two-pass variance; E[x^2] - E[x]^2 would break parity."""
     return _layer_norm_forward(x, scale, bias, epsilon)[0]
 
 
@@ -187,7 +189,7 @@ def batch_norm(
 ) -> tuple[Array, Array, Array]:
     """Normalise (b h w c) with the statistics of the batch over all devices of ``axis_name``.
 
-    Returns the result in x's dtype, and the mean and biased variance (c), through which no gradient flows.
+    Returns the result in the dtype of x, and the mean and biased variance (c), through which no gradient flows.
     """
     return _batch_norm_forward(x, scale, bias, epsilon, axis_name)[0]
 
@@ -221,13 +223,13 @@ def _batch_norm_backward(
 def norm_gradient(
     x: Array, mean: Array, inverse: Array, scale: Array, g: Array, axis_name: str | None
 ) -> tuple[Array, Array, Array]:
-    """Gradients of x (b h w c), scale and bias (c) of a batch norm from the gradient ``g`` of its result."""
+    """Gradients of x (b h w c), scale (c) and bias (c) of a batch norm, from the gradient ``g`` of its result."""
     c = x.shape[-1]
     g = stored(g)
     rows, wide = x.reshape(-1, c).astype(jnp.float32), g.reshape(-1, c).astype(jnp.float32)
     dbias = wide.sum(axis=0)
     dscale = ((wide * rows).sum(axis=0) - mean * dbias) * inverse
-    # What the statistics pass on comes from every device; a parameter's gradient is this device's share.
+    # Gradients through the statistics are averaged over all devices; a parameter's gradient is this device's part.
     shared = (dbias, dscale) if axis_name is None else lax.pmean((dbias, dscale), axis_name)
     along_mean, along_x = (v / rows.shape[0] for v in shared)
     dx = (wide - along_mean - (rows - mean) * (inverse * along_x)) * (scale * inverse)
@@ -269,7 +271,7 @@ def correlate(x: Array, kernel: Array, stride: int, rows: tuple[int, int], colum
             out = out + padded[under] * taps[n]
         return out
 
-    return shifted_sum(padded) if k == 1 else _by_itself(shifted_sum, padded, kernel, shape)
+    return shifted_sum(padded) if k == 1 else _unfused(shifted_sum, padded, kernel, shape)
 
 
 def _depthwise_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
@@ -292,28 +294,28 @@ def _depthwise_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tu
     def spread(padded: Array) -> Array:
         return _spread(lambda piece, i, j: piece * taps[i, j], padded, x.shape, k, stride)
 
-    dx = _by_itself(spread, stored(_pad_for_spread(g, x.shape, k, stride)), kernel, x.shape)
+    dx = _unfused(spread, stored(_pad_for_spread(g, x.shape, k, stride)), kernel, x.shape)
     pad = ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0))
     return stored(dx), _products_under_taps(jnp.pad(x, pad), g, k, stride).astype(kernel.dtype)
 
 
 def same_size_gradients(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
-    """Gradients of x and kernel of a depthwise convolution with stride 1, from the output's."""
+    """Gradients of x and kernel of a depthwise convolution with stride 1, from the gradient ``g`` of its result."""
     k = kernel.shape[0]
     padded = stored(jnp.pad(g, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0))))
     dx = correlate(padded, kernel[::-1, ::-1], 1, (0, 0), (0, 0))
-    # x under the taps of g is g under the taps of x, the other way round: one padded picture serves both gradients.
+    # x under the taps of g is g under the taps of x in reverse order: one padded image serves both gradients.
     return dx, _products_under_taps(padded, x, k, 1)[::-1, ::-1].astype(kernel.dtype)
 
 
 def _products_under_taps(x: Array, g: Array, k: int, stride: int) -> Array:
-    """Sum over (b h w) of g times the padded x under each tap, in float32: (k k 1 c)."""
+    """Sums over (b h w) of g times the padded x under each tap, in float32: (k k 1 c)."""
     b, height, width, c = g.shape
     if not on_cpu():
         taps = [jnp.sum(x[tap].astype(jnp.float32) * g, axis=(0, 1, 2)) for tap in _taps(k, stride, g.shape)]
         return jnp.stack(taps).reshape(k, k, 1, c)
-    # Row by row, with k*k sums the size of a row in the cache.  A row holds its columns sorted by their place in the
-    # stride, so that the pixels under one tap are one slice.
+    # Row by row, with k*k sums of the size of a row in the cache.  The columns of a row are sorted by their place in
+    # the stride: the pixels under a tap are then one slice.
     across = -(-x.shape[2] // stride)
     if stride > 1:
         x = jnp.pad(x, ((0, 0), (0, 0), (0, across * stride - x.shape[2]), (0, 0)))
@@ -322,12 +324,12 @@ def _products_under_taps(x: Array, g: Array, k: int, stride: int) -> Array:
 
     def add_row(n: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
         image, row = n // height, n % height
-        ours = lax.dynamic_slice(g, (image, row, 0, 0), (1, 1, width, c))[0, 0].astype(jnp.float32)
+        g_row = lax.dynamic_slice(g, (image, row, 0, 0), (1, 1, width, c))[0, 0].astype(jnp.float32)
         out = []
         for i in range(k):
             for j in range(k):
                 first = (image, row * stride + i, j % stride * across + j // stride, 0)
-                out.append(sums[i * k + j] + lax.dynamic_slice(x, first, (1, 1, width, c))[0, 0] * ours)
+                out.append(sums[i * k + j] + lax.dynamic_slice(x, first, (1, 1, width, c))[0, 0] * g_row)
         return tuple(out)
 
     sums = lax.fori_loop(0, b * height, add_row, (jnp.zeros((width, c), jnp.float32),) * (k * k))
@@ -357,7 +359,7 @@ def _pointwise_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Ar
 
 
 def contract_rows(x: Array, g: Array) -> Array:
-    """(... c), (... d) -> (c d), summed over all else."""
+    """Product of (... c) and (... d), summed over all leading axes: (c d)."""
     rows = (((0,), (0,)), ((), ()))
     return lax.dot_general(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]), rows)
 
@@ -375,7 +377,7 @@ def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
 def _convolve(x: Array, kernel: Array, stride: int, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
     k, thin, width = kernel.shape[0], x.shape[-1], kernel.shape[-1]
     if on_cpu() and BARRIERS_DO_NOT_HOLD and k > 1 and thin < THIN:
-        # That compiler is twelve times slower at the convolution of an RGB image than these multiply-adds.
+        # For the convolution of an RGB image, XLA before jax 0.11 is twelve times slower than these multiply-adds.
         padded = jnp.pad(x, ((0, 0), rows, columns, (0, 0)))
         shape = (x.shape[0], *((n - k) // stride + 1 for n in padded.shape[1:3]), width)
         taps = kernel.reshape(k * k, thin, width)
@@ -387,7 +389,7 @@ def _convolve(x: Array, kernel: Array, stride: int, rows: tuple[int, int], colum
                     out = out + padded[under][..., channel, None] * taps[n, channel]
             return out
 
-        return _by_itself(multiply_add, padded, kernel, shape)
+        return _unfused(multiply_add, padded, kernel, shape)
     dimensions = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, kernel, (stride, stride), (rows, columns), dimension_numbers=dimensions)
 
@@ -420,9 +422,10 @@ def _conv_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[A
 
 
 def _thin_kernel_gradient(x: Array, g: Array, k: int, stride: int) -> Array:
-    """Of the padded x (b h w c), the pixels under a row of the kernel side by side: (k, k*c, d).
+    """Gradient (k, k*c, d) of a kernel with few input channels, from the padded x (b h w c).
 
-    They are taken from cells of ``stride`` pixels, which lie in memory as they are read.
+    The pixels under a row of the kernel are laid side by side.  They are read in cells of ``stride`` pixels, in the
+    order of memory.
     """
     b, height, width, _ = g.shape
     x = jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % stride), (0, 0)))

@@ -1,8 +1,8 @@
-"""EfficientSAM: a plain ViT image encoder, and a prompt encoder and mask decoder that differ from SAM's in details.
+"""EfficientSAM's prompt encoder and mask decoder, which differ from SAM's in details.
 
-Names are the published ones.  What is the same as in SAM (attention, the neck, positions) is shared with it.
+Names are the published ones.  The parts that equal SAM's (attention, positions) are SAM's modules.
 
-Sources: EfficientSAM (arXiv 2312.00863); more_model_facts, section 3.
+Sources: EfficientSAM (arXiv 2312.00863); docs/published_code.md, "Other models".
 """
 
 from __future__ import annotations
@@ -14,93 +14,22 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from edgesam_jax.config import DecoderConfig, PlainVitConfig
+from edgesam_jax.config import DecoderConfig
 from edgesam_jax.models.decoder.mask_decoder import UpscaleConv, place_pixels
 from edgesam_jax.models.decoder.prompt_encoder import RandomFourierEncoding
 from edgesam_jax.models.decoder.transformer import Attention
-from edgesam_jax.models.encoders.vit import EPSILON, PatchEmbed, attend, default_logits_bytes
-from edgesam_jax.models.layers import Conv, LayerNorm, gelu, resize
+from edgesam_jax.models.layers import LayerNorm, gelu
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, POSITIVE, MaskPrediction, Prompts
 
-POINTS = 6  # tokens of every prompt: points and corners, then padding; what is beyond is cut
+POINTS = 6  # tokens per prompt: points and corners, then padding; further points are dropped
 NOWHERE = -1.0  # coordinates of the padding
-
-
-class PlainAttention(nn.Module):
-    """Global multi-head self-attention over (b h w c); ``qkv`` is packed as q of all heads, then k, then v."""
-
-    heads: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        b, h, w, c = x.shape
-        d = c // self.heads
-        qkv = nn.Dense(3 * c, dtype=self.dtype, name="qkv")(x)
-        q, k, v = qkv.reshape(b, h, w, 3, self.heads, d).transpose(3, 0, 4, 1, 2, 5).reshape(3, b * self.heads, h, w, d)
-        rows, columns = (jnp.zeros((2 * side - 1, d), q.dtype) for side in (h, w))  # no relative positions here
-        x = attend(q, k, v, rows, columns, default_logits_bytes())
-        x = x.reshape(b, self.heads, h, w, d).transpose(0, 2, 3, 1, 4).reshape(b, h, w, c)
-        return nn.Dense(c, dtype=self.dtype, name="proj")(x)
-
-
-class PlainMlp(nn.Module):
-    """``fc1``, exact GELU, ``fc2``."""
-
-    hidden: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        y = gelu(nn.Dense(self.hidden, dtype=self.dtype, name="fc1")(x))
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(y)
-
-
-class PlainBlock(nn.Module):
-    """Pre-norm transformer block."""
-
-    config: PlainVitConfig
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        attention = PlainAttention(self.config.heads, self.dtype, name="attn")
-        x = x + attention(LayerNorm(EPSILON, self.dtype, name="norm1")(x))
-        mlp = PlainMlp(self.config.mlp_ratio * self.config.width, self.dtype, name="mlp")
-        return x + mlp(LayerNorm(EPSILON, self.dtype, name="norm2")(x))
-
-
-class PlainVit(nn.Module):
-    """Image encoder: (b h w 3) normalised float -> (b h/16 w/16 embed_dim).
-
-    Positions were learnt on ``config.trained_grid`` cells a side, and are resized (bicubic) to the grid; the first of
-    them is of a class token that is not there.
-    """
-
-    config: PlainVitConfig
-    embed_dim: int = 256
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
-        del train  # neither dropout nor batch norm
-        cfg, side = self.config, self.config.trained_grid
-        x = PatchEmbed(cfg.patch_size, cfg.width, self.dtype, name="patch_embed")(x.astype(self.dtype))
-        learnt = self.param("pos_embed", nn.initializers.normal(0.02), (1, 1 + side * side, cfg.width))
-        positions = resize(learnt[:, 1:].reshape(1, side, side, cfg.width), (x.shape[1], x.shape[2]), "bicubic")
-        x = x + positions.astype(self.dtype)
-        for i in range(cfg.depth):
-            x = PlainBlock(cfg, self.dtype, name=f"blocks_{i}")(x)
-        x = LayerNorm(EPSILON, self.dtype, name="neck_1")(Conv(self.embed_dim, dtype=self.dtype, name="neck_0")(x))
-        return LayerNorm(EPSILON, self.dtype, name="neck_3")(
-            Conv(self.embed_dim, 3, dtype=self.dtype, name="neck_2")(x)
-        )
 
 
 class PromptEncoder(nn.Module):
     """Prompts to exactly ``POINTS`` tokens each; no masks as prompts, and nothing added to the image.
 
-    A negative click is its bare position.  Padding is at (-1, -1) and keeps that position under its vector.
+    The token of a negative click is its position alone.  The token of a padding is the position (-1, -1) plus a learnt
+    vector.
     """
 
     embed_dim: int
@@ -117,38 +46,36 @@ class PromptEncoder(nn.Module):
 
     def dense_positions(self) -> Array:
         """Positional encoding of every embedding cell, (grid grid c)."""
-        centre = (jnp.arange(self.grid) + 0.5) / self.grid
-        y, x = jnp.meshgrid(centre, centre, indexing="ij")
-        return self.pe_layer(jnp.stack([x, y], axis=-1))
+        return self.pe_layer.cells(self.grid)
 
     def tokens(self, prompts: Prompts) -> tuple[Array, Array]:
-        """Tokens (b p 6 c) of the buffer's points and corners, and which of them count: all."""
-        real = prompts.valid & (prompts.labels >= NEGATIVE)  # SAM's own padding has no place here
+        """Tokens (b p 6 c) of the buffer's points and corners, and their mask (b p 6), which is True everywhere."""
+        real = prompts.valid & (prompts.labels >= NEGATIVE)  # without SAM's padding tokens
         fill = max(0, POINTS - real.shape[-1])
         coords = jnp.pad(prompts.coords, ((0, 0), (0, 0), (0, fill), (0, 0)))
         labels, real = (jnp.pad(x, ((0, 0), (0, 0), (0, fill))) for x in (prompts.labels, real))
         first = jnp.argsort(~real, axis=-1, stable=True)[..., :POINTS]
         labels, real = (jnp.take_along_axis(x, first, axis=-1) for x in (labels, real))
         coords = jnp.where(real[..., None], jnp.take_along_axis(coords, first[..., None], axis=-2), NOWHERE)
-        found = self.pe_layer((coords + 0.5) / self.image_size)
+        tokens = self.pe_layer((coords + 0.5) / self.image_size)
         for kind, module in (
             (POSITIVE, self.point_embeddings),
             (BOX_TOP_LEFT, self.bbox_top_left_embeddings),
             (BOX_BOTTOM_RIGHT, self.bbox_bottom_right_embeddings),
         ):
-            found = found + jnp.where((real & (labels == kind))[..., None], module.embedding[0], 0)
-        found = found + jnp.where(real[..., None], 0, self.invalid_points.embedding[0])
-        return found.astype(self.dtype), jnp.ones(real.shape, bool)
+            tokens = tokens + jnp.where((real & (labels == kind))[..., None], module.embedding[0], 0)
+        tokens = tokens + jnp.where(real[..., None], 0, self.invalid_points.embedding[0])
+        return tokens.astype(self.dtype), jnp.ones(real.shape, bool)
 
     def dense(self, masks: Array | None, masks_valid: Array | None) -> Array:
-        """Nothing: (1 1 1 1 c) zeros.
+        """The dense prompt: always zeros, (1 1 1 1 c).
 
         Raises:
-          ValueError: masks, which this model can't take.
+          ValueError: ``masks`` is not None; this model has no mask prompts.
         """
         del masks_valid
         if masks is not None:
-            raise ValueError("EfficientSAM takes no masks as prompts")
+            raise ValueError("EfficientSAM takes no masks as prompts; pass points or boxes only")
         return jnp.zeros((1, 1, 1, 1, self.embed_dim), self.dtype)
 
 
@@ -168,7 +95,10 @@ class HeadMlp(nn.Module):
 
 
 class Layer(nn.Module):
-    """As SAM's two-way layer; but the first self attention keeps its residual, and later ones move the tokens first."""
+    """SAM's two-way layer with another self attention.
+
+    The first layer keeps the residual; the later ones add the positions to the tokens before attention and residual.
+    """
 
     config: DecoderConfig
     first: bool
@@ -206,8 +136,8 @@ class Transformer(nn.Module):
         return LayerNorm(1e-5, self.dtype, name="norm_final_attn")(tokens + out), image
 
 
-class WholeNorm(nn.Module):
-    """Group norm with one group: a prompt's map (b p s 2 2 c) is normalised over pixels and channels together."""
+class SingleGroupNorm(nn.Module):
+    """Group norm with a single group: the map of a prompt (b p s 2 2 c) is normalised over pixels and channels."""
 
     dtype: Any = jnp.float32
     epsilon: float = 1e-5
@@ -223,7 +153,7 @@ class WholeNorm(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """Tokens (b p 6 c) and an embedding (b g g c) to masks; called as SAM's, without dense prompts."""
+    """Tokens (b p 6 c) and an embedding (b g g c) to masks, with the call of SAM's ``MaskDecoder``."""
 
     config: DecoderConfig
     embed_dim: int
@@ -235,7 +165,7 @@ class MaskDecoder(nn.Module):
         self, embedding: Array, image_pe: Array, sparse: Array, token_mask: Array, dense: Array,
         num_masks: int = 4, targets: bool = False,
     ) -> MaskPrediction:  # fmt: skip
-        del token_mask  # all count
+        del token_mask  # True everywhere
         if num_masks not in (1, 3, 4):
             raise ValueError(f"num_masks must be 1, 3 or 4, got {num_masks}")
         cfg, c, g = self.config, self.embed_dim, self.grid
@@ -243,14 +173,14 @@ class MaskDecoder(nn.Module):
         normal = nn.initializers.normal(1.0)
         iou_token = nn.Embed(1, c, embedding_init=normal, name="iou_token").embedding
         mask_tokens = nn.Embed(cfg.num_mask_tokens, c, embedding_init=normal, name="mask_tokens").embedding
-        own = jnp.concatenate([iou_token, mask_tokens]).astype(self.dtype)
-        tokens = jnp.concatenate([jnp.broadcast_to(own, (b, p, *own.shape)), sparse], axis=2)
+        output_tokens = jnp.concatenate([iou_token, mask_tokens]).astype(self.dtype)
+        tokens = jnp.concatenate([jnp.broadcast_to(output_tokens, (b, p, *output_tokens.shape)), sparse], axis=2)
         image = (embedding[:, None] + dense).astype(self.dtype).reshape(b, 1, g * g, c)
         image_pe = image_pe.reshape(g * g, c).astype(self.dtype)
         tokens, image = Transformer(cfg, self.dtype, name="transformer")(tokens, image, image_pe)
 
         x = UpscaleConv(c // 4, self.dtype, name="final_output_upscaling_layers_0_0")(image)
-        x = gelu(WholeNorm(self.dtype, name="final_output_upscaling_layers_0_1")(x))
+        x = gelu(SingleGroupNorm(self.dtype, name="final_output_upscaling_layers_0_1")(x))
         upscaled = gelu(UpscaleConv(c // 8, self.dtype, name="final_output_upscaling_layers_1_0")(x))
         query = jnp.stack(
             [
@@ -262,6 +192,7 @@ class MaskDecoder(nn.Module):
         iou = HeadMlp(c, cfg.num_mask_tokens, 2, self.dtype, name="iou_prediction_head")(tokens[:, :, 0])
         logits = jnp.einsum("bpsc,bpmc->bpms", upscaled.reshape(b, p, -1, c // 8), query)
         logits = place_pixels(logits.reshape(b, p, cfg.num_mask_tokens, g * g, 2, 2, 2, 2, 1), g)[..., 0]
-        chosen = {1: slice(0, 1), 3: slice(1, 4), 4: slice(0, 4)}[num_masks]
-        named = {"query": query[:, :, chosen], "feat": place_pixels(upscaled, g)} if targets else None
-        return MaskPrediction(logits[:, :, chosen].astype(jnp.float32), iou[..., chosen].astype(jnp.float32), named)
+        selected = {1: slice(0, 1), 3: slice(1, 4), 4: slice(0, 4)}[num_masks]
+        named_targets = {"query": query[:, :, selected], "feat": place_pixels(upscaled, g)} if targets else None
+        logits, iou = logits[:, :, selected].astype(jnp.float32), iou[..., selected].astype(jnp.float32)
+        return MaskPrediction(logits, iou, named_targets)
