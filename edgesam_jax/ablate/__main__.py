@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesam_jax.cli import allocator
+from edgesam_jax.cli.command import run_command
 from edgesam_jax.cli.flags import Parser, count
 from edgesam_jax.config import Config, UsageError, apply_overrides, load_config
 
@@ -131,8 +132,9 @@ def _costs(config: Config, chosen: Sequence[Table]) -> dict[str, tuple[float, fl
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    try:
+    """Run the command; return its exit code."""
+
+    def command() -> int:
         arguments = _parser().parse_args(argv)
         from edgesam_jax.train.signals import StopSignal
 
@@ -140,16 +142,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             tables = run(arguments, stop=lambda: signals.received != 0)
         if tables is None:
             number = signals.received or signal.SIGTERM
-            print(f"stopped by signal {number:d}, saved; the same command goes on from there", file=sys.stderr)
+            print(f"stopped by signal {number:d}, saved; run the same command again to resume", file=sys.stderr)
             return 128 + number
         print(tables)
-    except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return run_command(command, failures=(FloatingPointError,))
 
 
 if __name__ == "__main__":

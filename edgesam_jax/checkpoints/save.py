@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from edgesam_jax.checkpoints.digest import digest_of
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.orbax import alone, orbax, quiet
 from edgesam_jax.config import UsageError
+from edgesam_jax.files import atomic_file, atomic_folder
 
 FORMAT = "edgesam_jax/1"
 
@@ -30,22 +29,10 @@ def save_model(path: str | Path, model: Model) -> Path:
     path = Path(path).absolute()
     if path.exists() and not (path / "config.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise UsageError(f"{path}: holds something else; name a new folder for the checkpoint")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        fresh.mkdir()
+    with atomic_folder(path) as folder:
         with quiet(), orbax().StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
-            checkpointer.save(fresh / "variables", model.variables)
-        (fresh / "config.json").write_text(_header(model, digest_of(model.variables)))
-        if path.exists():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            path.rename(old)
-            fresh.rename(path)
-            shutil.rmtree(old)
-        else:
-            fresh.rename(path)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+            checkpointer.save(folder / "variables", model.variables)
+        (folder / "config.json").write_text(_header(model, digest_of(model.variables)))
     return path
 
 
@@ -61,12 +48,8 @@ def save_model_file(path: str | Path, model: Model, dtype: Any = None) -> Path:
     header = {"format": FORMAT, "header": _header(model, hashlib.sha256(payload).hexdigest())}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        fresh.write_bytes(serialization.msgpack_serialize({**header, "payload": payload}))
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(serialization.msgpack_serialize({**header, "payload": payload}))
     return path
 
 

@@ -12,24 +12,24 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgesam_jax.cli.command import run_command
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
+from edgesam_jax.files import staged_files
 from edgesam_jax.portable.priors import RULES
 
 if TYPE_CHECKING:
     from edgesam_jax.predict.predictor import Predictor
 
 Point = tuple[float, float, int]
-OURS = re.compile(r"overlay_\d+\.png|predictions\.json|logits\.npz")
+OUTPUT_FILES = r"overlay_\d+\.png|predictions\.json|logits\.npz"
 
 
 class _Parser(Parser):
@@ -162,52 +162,41 @@ def _write(
     scores: Any,
     save: Predictor | None,
 ) -> None:
-    """Everything is written beside the folder first, so that a run that fails leaves nothing half-written."""
+    """Write the output files; remove those of an earlier run that this one doesn't replace."""
     from edgesam_jax.reporting import overlay
 
-    beside: Path | None = None
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent))
-        for entry, prompt_masks in zip(report["prompts"], masks, strict=True):
-            best = entry["best"]
-            text = f"{report['score']} {entry['masks'][best]['score']:.3f}"
-            text += f"  mask {best + 1} of {len(prompt_masks)}" if len(prompt_masks) > 1 else ""
-            picture = overlay.draw(
-                image, prompt_masks[best], text, entry.get("box", entry.get("prior_box")), entry.get("points", ())
-            )
-            picture.save(beside / entry["overlay"])
-        if save is not None:
-            embedding = np.asarray(save.embedding.values, np.float32)
-            arrays = {"low_res_logits": logits, "scores": scores, "image_embedding": embedding, "masks": masks}
-            np.savez_compressed(beside / "logits.npz", **arrays)
-        (beside / "predictions.json").write_text(json.dumps(report, indent=1))
-        output.mkdir(exist_ok=True)
-        for stale in output.iterdir():
-            if OURS.fullmatch(stale.name) and not (beside / stale.name).exists():
-                stale.unlink()
-        for file in sorted(beside.iterdir()):
-            file.replace(output / file.name)
+        with staged_files(output, obsolete=OUTPUT_FILES) as folder:
+            for entry, prompt_masks in zip(report["prompts"], masks, strict=True):
+                best = entry["best"]
+                text = f"{report['score']} {entry['masks'][best]['score']:.3f}"
+                text += f"  mask {best + 1} of {len(prompt_masks)}" if len(prompt_masks) > 1 else ""
+                picture = overlay.draw(
+                    image, prompt_masks[best], text, entry.get("box", entry.get("prior_box")), entry.get("points", ())
+                )
+                picture.save(folder / entry["overlay"])
+            if save is not None:
+                embedding = np.asarray(save.embedding.values, np.float32)
+                arrays = {"low_res_logits": logits, "scores": scores, "image_embedding": embedding, "masks": masks}
+                np.savez_compressed(folder / "logits.npz", **arrays)
+            (folder / "predictions.json").write_text(json.dumps(report, indent=1))
     except OSError as error:
         raise UsageError(f"--output {output}: cannot write there ({error.strerror})") from None
-    finally:
-        if beside is not None:
-            shutil.rmtree(beside, ignore_errors=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    try:
+    """Run the command; return its exit code."""
+
+    def command() -> int:
         arguments = _parser().parse_args(argv)
         report = run(arguments)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for entry in report["prompts"]:
-        best = entry["masks"][entry["best"]]
-        picture = Path(arguments.output) / entry["overlay"]
-        print(f"{picture}: {best['area']} pixels, {report['score']} score {best['score']:.3f}")
-    return 0
+        for entry in report["prompts"]:
+            best = entry["masks"][entry["best"]]
+            picture = Path(arguments.output) / entry["overlay"]
+            print(f"{picture}: {best['area']} pixels, {report['score']} score {best['score']:.3f}")
+        return 0
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from edgesam_jax.files import atomic_file
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, POSITIVE
 
 GREEN, RED, BLUE, YELLOW = (60, 200, 90), (230, 60, 60), (70, 130, 240), (250, 210, 50)
@@ -89,6 +89,5 @@ def loop_picture(
 def save_picture(path: Path, picture: np.ndarray) -> None:
     """Write (h w 3) uint8 as PNG, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    Image.fromarray(picture).save(beside, format="PNG")
-    os.replace(beside, path)
+    with atomic_file(path) as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG")

@@ -293,7 +293,7 @@ def test_user_faults_are_one_line(checkpoint, tmp_path, capsys, monkeypatch):
     out = ["--output", str(tmp_path / "out")]
     for flags, message in (
         ([str(tmp_path / "none.pth"), *out], "none.pth"),
-        ([str(checkpoint), "--output", str(taken)], "is a file; name a folder"),
+        ([str(checkpoint), "--output", str(taken)], "is a file; choose a folder"),
         ([str(checkpoint), *out, "--image-size", "100"], "--image-size 100: must be a multiple of 16"),
         (["tiny_teacher", *out, "--image-size", "256"], "learned positions for 128 px"),
         ([str(checkpoint), *out, "--slots", "1"], "--slots: must be 2 to 1024"),
