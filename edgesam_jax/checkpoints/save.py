@@ -1,4 +1,4 @@
-"""Write inference checkpoints: a folder, or one file."""
+"""Write inference checkpoints, as a folder or as one file."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ FORMAT = "edgesam_jax/1"
 
 
 def save_model(path: str | Path, model: Model) -> Path:
-    """Write an inference checkpoint folder.  Written beside and renamed; an earlier checkpoint there is replaced.
+    """Write an inference checkpoint folder, atomically; replace an earlier checkpoint at ``path``.
 
     Raises:
-      UsageError: ``path`` holds something other than an inference checkpoint.
+      UsageError: ``path`` contains other files than an inference checkpoint.
     """
     path = Path(path).absolute()
     if path.exists() and not (path / "config.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise UsageError(f"{path}: holds something else; name a new folder for the checkpoint")
+        raise UsageError(f"{path}: already contains other files; choose a new folder for the checkpoint")
     with atomic_folder(path) as folder:
         with quiet(), orbax().StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
             checkpointer.save(folder / "variables", model.variables)
@@ -37,7 +37,7 @@ def save_model(path: str | Path, model: Model) -> Path:
 
 
 def save_model_file(path: str | Path, model: Model, dtype: Any = None) -> Path:
-    """Write a model into one file; with ``dtype`` (say float16) its floats are rounded to that.  Atomic."""
+    """Write a model to one file, atomically; with ``dtype`` (such as float16), round its floats to that type."""
     from flax import serialization
 
     def leaf(value: Any) -> np.ndarray:

@@ -87,7 +87,7 @@ def test_a_damaged_or_foreign_one_is_refused(tmp_path: Path) -> None:
         restore(tmp_path, wider)
     for file in (tmp_path / "checkpoints" / "3" / "variables").rglob("d/*"):
         damage(file)
-    with pytest.raises(UsageError, match=r"3: damaged.*remove it to go on from step 1$"):
+    with pytest.raises(UsageError, match=r"3: damaged.*remove it to resume from step 1$"):
         restore(tmp_path, train_state(0))
     with pytest.raises(UsageError, match="damaged"):
         load_model(tmp_path)
@@ -106,7 +106,7 @@ def test_a_file_that_cannot_be_written_leaves_the_last_good_one(tmp_path: Path) 
         try:
             checkpointer.save(2, large, CONFIG)
             with pytest.raises(
-                UsageError, match=r"step 2 could not be saved \(File too large\); step 1 stays good\. Make"
+                UsageError, match=r"step 2 could not be saved \(File too large\); step 1 is still valid\. Make"
             ) as caught:
                 checkpointer.wait()
         finally:

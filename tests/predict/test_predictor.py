@@ -139,7 +139,7 @@ def test_an_embedding_belongs_to_its_photo_and_its_model(model: Model, photo: np
         ({"point_coords": [[np.nan, 2]], "point_labels": [1]}, "not on the photo"),
         ({"box": [5, 5, 5, 9]}, "x0 < x1"),
         ({"box": [9, 5, 5, 9]}, "x0 < x1"),
-        ({"box": [5, 5, 81, 9]}, "leaves the photo"),
+        ({"box": [5, 5, 81, 9]}, "not within the photo"),
         ({"box": [5, 5, np.inf, 9]}, "finite"),
         ({"box": [5, 5, 9]}, "x0, y0, x1, y1"),
         ({"box": [5, 5, 9, 9], "num_masks": 2}, "1, 3 or 4"),

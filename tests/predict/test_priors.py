@@ -130,7 +130,7 @@ def test_faults(model, tmp_path, checkpoint, capsys):
     bare = Model(tiny.CONV, deterministic_weights.variables(tiny.CONV))
     with pytest.raises(UsageError, match="priors: the checkpoint has no proposal network; train one"):
         Predictor(bare, priors="nearest")
-    with pytest.raises(UsageError, match="priors: there is off, nearest, published, not 'best'"):
+    with pytest.raises(UsageError, match="priors: must be one of off, nearest, published, not 'best'"):
         Predictor(model, priors="best")
     plain, ours = Predictor(model), Predictor(model, priors="nearest")
     with pytest.raises(UsageError, match="made without priors"):
@@ -279,7 +279,7 @@ def test_onnx_with_priors_is_the_predictor(model, checkpoint, tmp_path, capsys):
         ours.set_image(PHOTO)
         theirs.set_image(PHOTO)
         np.testing.assert_allclose(theirs.predict([[40, 30]], [1])[2], ours.predict([[40, 30]], [1])[2], atol=0.02)
-    with pytest.raises(UsageError, match=r"gives no proposals for priors; export it with --priors"):
+    with pytest.raises(UsageError, match=r"returns no proposals for priors; export it with --priors"):
         OnnxPredictor(tmp_path / "plain" / "small_encoder.onnx", pair[1], priors="nearest")
     flags = ["--dataset", "scenes", "--limit", "2", "--prompt", "center", "--priors", "nearest", "--no-boundary"]
     assert eval_command.main([*flags, "--onnx", *map(str, pair)]) == 0
