@@ -1,7 +1,7 @@
 """Data types shared by all parts of the package, and the letters that name dimensions.
 
 ``b`` images, ``p`` prompts per image, ``n`` prompt slots per prompt, ``t`` tokens, ``m`` masks, ``h w`` rows and
-columns, ``c d`` channels.  Images and features are NHWC.  Coordinates are (x, y) in pixels of the model's square input
+columns, ``c d`` channels. Images and features are NHWC. Coordinates are (x, y) in pixels of the model's square input
 frame. A photo fills the frame's top left corner (``valid_size``); the rest is padding.
 """
 
@@ -35,7 +35,7 @@ class Prompts:
 class MaskPrediction:
     """Outputs of the mask decoder.
 
-    ``logits`` (b p m h w) float32 at the low resolution, ``iou`` (b p m) float32.  ``targets`` holds the
+    ``logits`` (b p m h w) float32 at the low resolution, ``iou`` (b p m) float32. ``targets`` holds the
     distillation targets by name if they were requested: ``query`` (b p m c) hypernetwork outputs, ``feat`` (b p h w c)
     upscaled embedding, and the attention maps ``t2t_0 t2i_0 i2t_0 t2t_1 t2i_1 i2t_1 t2i_final``, each
     (b p heads queries keys).

@@ -14,7 +14,7 @@ BACKBONE = "backbone"  # metadata["holds"] of an encoder's ImageNet weights: a s
 class Model:
     """A model's weights with its config and metadata.
 
-    ``variables`` has the collections ``params``, ``batch_stats`` and ``constants``.  ``metadata``: ``source`` (text),
+    ``variables`` has the collections ``params``, ``batch_stats`` and ``constants``. ``metadata``: ``source`` (text),
     ``score`` ("iou": the IoU head was trained; "stability": it was not, so masks are rated by their stability score),
     and anything that a converter needs to convert the model back.
     """

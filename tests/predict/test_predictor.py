@@ -1,4 +1,4 @@
-"""The predictor: one photo, its prompts, its masks; and what it refuses."""
+"""The predictor: masks for prompts on one photo, and errors."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_shapes_scores_and_thresholds(ready: Predictor) -> None:
             np.testing.assert_array_equal(part, whole[chosen])
 
 
-def test_it_is_the_model_on_sams_preprocessing(ready: Predictor, model: Model, photo: np.ndarray) -> None:
-    """Against an unfolded pass over an unpadded buffer of prompts scaled by hand."""
+def test_predictions_equal_the_model_with_sams_preprocessing(ready: Predictor, model: Model, photo: np.ndarray) -> None:
+    """Compare with an unfolded pass over an unpadded buffer of prompts that are scaled by hand."""
 
     resized = np.asarray(Image.fromarray(photo).resize((64, 38), Image.Resampling.BILINEAR))  # 48 * 0.8 = 38.4
     frame = np.zeros((1, 64, 64, 3), np.uint8)
@@ -155,6 +155,6 @@ def test_bad_prompts_are_one_clear_line(ready: Predictor, arguments: dict, messa
 @pytest.mark.parametrize(
     "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
 )
-def test_what_is_no_rgb_photo_is_refused(model: Model, image: np.ndarray) -> None:
+def test_images_other_than_rgb_are_refused(model: Model, image: np.ndarray) -> None:
     with pytest.raises(UsageError, match="RGB"):
         Predictor(model).set_image(image)
