@@ -263,7 +263,7 @@ def full_tmpfs(output: Path, config: Config, peace: Path) -> list[Row]:
         workdir = disk.folder / "run"
         ended = train(workdir, config, notes=notes)
         row = Row(f"a disk of {size:.1f} MB, checkpoints of {one:.1f} MB", ended, looked_at(workdir), "as the next")
-        rows = [check(row, 2, "could not be saved (No space left on device)", "stays good")]
+        rows = [check(row, 2, "could not be saved (No space left on device)", "is still valid")]
         disk.change("ro")
         ended = train(workdir, config, notes=notes)
         disk.change("rw,size=512m")
@@ -306,7 +306,7 @@ def full_limit(output: Path, config: Config, peace: Path) -> list[Row]:
 
     ended = train(workdir, config, act=refuse, at=config.train.log_every)
     row = Row("files beyond 100 kB refused, after the first save", ended, looked_at(workdir), "")
-    rows = [check(row, 2, "could not be saved (File too large)", "stays good")]
+    rows = [check(row, 2, "could not be saved (File too large)", "is still valid")]
     goes_on(row, workdir, config, peace)
     if os.geteuid():  # root may write everywhere
         workdir = output / "locked"
@@ -354,7 +354,7 @@ def damaged_checkpoint(output: Path, config: Config, peace: Path) -> list[Row]:
         flip(path, place)
         ended = train(workdir, config)
         row = Row(f"a bit of the newest checkpoint's {what} flipped", ended, looked_at(workdir), "as the next")
-        rows.append(check(row, 2, "damaged", "remove it to go on from step"))
+        rows.append(check(row, 2, "damaged", "remove it to resume from step"))
         flip(path, place)
     shutil.rmtree(step)
     goes_on(rows[-1], workdir, config, peace, f"checkpoint {step.name} removed, the same command")

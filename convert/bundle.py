@@ -24,7 +24,6 @@ from convert.export import bundle_docs, common, gate
 from convert.export.common import Wanted
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
-from edgesam_jax.files import whole_folder
 from edgesam_jax.portable.postprocess import upscale_masks
 
 FORMATS = ("onnx", "coreml", "x-anylabeling")
@@ -118,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     job = common.wanted(args)
     photos = gate.load_photos(args.photos)
     contents: dict[str, Any] = {}
-    with whole_folder(args.output, replace=True) as folder:
+    with common.output_folder(args.output, bundle=True) as folder:
         cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)
         write_vectors(folder / "vectors", photos, cases, job)
         if "onnx" in formats:
@@ -147,12 +146,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = Parser(prog="python -m convert.bundle", description="Export a checkpoint with all that shipping it needs.")
     common.add_flags(parser)
     parser.add_argument("--formats", default=",".join(FORMATS), help="default: all, %(default)s")
     to_coreml.add_flags(parser)
-    return common.command(parser, run, argv)
+    return common.run_export(parser, run, argv)
 
 
 if __name__ == "__main__":

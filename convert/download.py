@@ -7,7 +7,6 @@ name.  A broken connection is resumed with HTTP Range, within a run and by runni
 from __future__ import annotations
 
 import argparse
-import hashlib
 import http.client
 import re
 import sys
@@ -21,7 +20,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from edgesam_jax.cli.command import run_command
 from edgesam_jax.config import UsageError
+from edgesam_jax.files import sha256_of
 
 EDGESAM_URL = "https://huggingface.co/spaces/chongzhou/EdgeSAM/resolve/main/weights"
 SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything"
@@ -116,11 +117,11 @@ def download(file: Published, folder: Path, base_url: str | None = None, pause: 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if target.exists():
-            if target.stat().st_size == file.size and _sha256(target) == file.sha256:
+            if target.stat().st_size == file.size and sha256_of(target) == file.sha256:
                 return target
             raise UsageError(f"{target}: exists and is not the published file; move it away and run this again")
         _fetch(url, part, file.size, pause)
-        found = _sha256(part)
+        found = sha256_of(part)
         if found != file.sha256:
             part.unlink()
             raise UsageError(
@@ -205,13 +206,8 @@ def _announced(response: http.client.HTTPResponse, start: int) -> tuple[int, int
     return start, int(length) + start if length and length.isdigit() else None
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m convert.download",
         description="Fetch a published file and verify it.",
@@ -220,16 +216,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("name", metavar="NAME", help="a name of the list below")
     parser.add_argument("--output", type=Path, default=Path("weights"), metavar="DIR", help="folder (default: weights)")
     parser.add_argument("--base-url", metavar="URL", help="a mirror that holds the file")
-    args = parser.parse_args(argv)
-    try:
-        file = find(args.name)
-        path = download(file, args.output, args.base_url)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run this again to go on from there", file=sys.stderr)
-        return 130
+    return run_command(
+        lambda: run(parser.parse_args(argv)), interrupted="stopped; run the same command again to resume"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Download a file.
+
+    Raises:
+      UsageError: see ``find`` and ``download``.
+    """
+    file = find(args.name)
+    path = download(file, args.output, args.base_url)
     print(f"{path}: verified, {file.size} bytes.  Licence: {file.licence}")
     return 0
 

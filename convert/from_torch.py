@@ -19,12 +19,13 @@ from edgesam_jax.checkpoints.model import BACKBONE
 from edgesam_jax.checkpoints.published import names
 from edgesam_jax.checkpoints.published.read import load_published
 from edgesam_jax.checkpoints.save import save_model
+from edgesam_jax.cli.command import run_command
 from edgesam_jax.config import UsageError
 from edgesam_jax.models.sam import MODELS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m convert.from_torch", description="Convert a published file to a checkpoint of edgesam_jax."
     )
@@ -34,16 +35,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--decoder-from", type=Path, metavar="FILE", help="SAM file that completes a bare image encoder"
     )
-    args = parser.parse_args(argv)
+    return run_command(lambda: run(parser.parse_args(argv)))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert a file.
+
+    Raises:
+      UsageError: see ``load_published`` and ``save_model``; or a file that can't be read or written.
+    """
     try:
         model = load_published(args.source, args.model, args.decoder_from)
         save_model(args.output, model)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except OSError as error:
-        print(f"error: --output {args.output}: {error.strerror or error}", file=sys.stderr)
-        return 2
+        raise UsageError(f"--output {args.output}: {error.strerror or error}") from error
     count = len(names.flatten(model.variables)) + len(model.metadata["num_batches_tracked"])
     name, licence = (model.metadata.get(key, "your own") for key in ("model", "licence"))
     part = "the backbone of " if model.metadata.get("holds") == BACKBONE else ""

@@ -20,7 +20,6 @@ from convert.export import common, contract, gate
 from convert.export.common import Wanted
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
-from edgesam_jax.files import whole_folder
 
 COMPRESSIONS = ("none", "int8", "palette8", "palette6", "palette4")
 
@@ -136,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
     check(args)
     job = common.wanted(args)
     photos = gate.load_photos(args.photos)
-    with whole_folder(args.output) as folder:
+    with common.output_folder(args.output) as folder:
         cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)
         build(job, folder, args.precision, args.compress, args.image_input, cases)
     return 0
@@ -154,11 +153,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = Parser(prog="python -m convert.to_coreml", description="Export a checkpoint to Core ML, and verify it.")
     common.add_flags(parser)
     add_flags(parser)
-    return common.command(parser, run, argv)
+    return common.run_export(parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from convert.export import common, contract, gate
 from convert.export.common import Wanted
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
-from edgesam_jax.files import whole_folder
 from edgesam_jax.portable.onnx_model import normalised, prompt_inputs
 
 EXTRA = "pip install 'edgesam-jax[litert]'"
@@ -99,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--slots dynamic: for ONNX only; LiteRT files have fixed shapes here")
     job = common.wanted(args)
     photos = gate.load_photos(args.photos)
-    with whole_folder(args.output) as folder:
+    with common.output_folder(args.output) as folder:
         print(f"{job.name}: {' and '.join(job.parts)} to LiteRT", flush=True)
         files = export(job, folder)
         for path in files.values():
@@ -127,10 +126,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = Parser(prog="python -m convert.to_litert", description="Export a checkpoint to LiteRT, and verify it.")
     common.add_flags(parser)
-    return common.command(parser, run, argv)
+    return common.run_export(parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from typing import Any
 from convert.export import common, contract, gate
 from convert.export.common import Wanted
 from edgesam_jax.cli.flags import Parser
-from edgesam_jax.files import whole_folder
 from edgesam_jax.portable.onnx_model import METADATA
 
 OPSET = 18
@@ -146,14 +145,14 @@ def run(args: argparse.Namespace) -> int:
     common.need("torch", "onnx", "onnxscript", "onnxruntime")
     job = common.wanted(args)
     photos = gate.load_photos(args.photos)
-    with whole_folder(args.output) as folder:
+    with common.output_folder(args.output) as folder:
         cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)
         build(job, folder, "photo" if args.image_input else "tensor", cases)
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = Parser(prog="python -m convert.to_onnx", description="Export a checkpoint to ONNX, and verify it.")
     common.add_flags(parser)
     parser.add_argument(
@@ -161,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="the encoder takes RGB in uint8, not padded: normalisation and padding are inside (X-AnyLabeling's form)",
     )
-    return common.command(parser, run, argv)
+    return common.run_export(parser, run, argv)
 
 
 if __name__ == "__main__":

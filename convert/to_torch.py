@@ -9,10 +9,8 @@ published order.  A .safetensors file needs no torch to write, and its header sa
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +23,9 @@ from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.published import names
 from edgesam_jax.checkpoints.published.guess import published_shapes
 from edgesam_jax.checkpoints.published.read import HEADER
+from edgesam_jax.cli.command import run_command
 from edgesam_jax.config import UsageError
+from edgesam_jax.files import atomic_file
 
 
 def state_dict(model: Model) -> dict[str, np.ndarray]:
@@ -51,19 +51,13 @@ def save_published(path: str | Path, model: Model) -> Path:
     if path.is_dir():
         raise UsageError(f"--output {path}: is a folder; name a file")
     entries = state_dict(model)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write = _write_safetensors if path.suffix == ".safetensors" else _write_pickle
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".safetensors":
-            _write_safetensors(beside, entries, model)
-        else:
-            _write_pickle(beside, entries, model)
-        beside.replace(path)
+        with atomic_file(path) as temporary:
+            write(temporary, entries, model)
     except OSError as error:
         raise UsageError(f"--output {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
     return path
 
 
@@ -93,19 +87,23 @@ def _write_pickle(path: Path, entries: dict[str, np.ndarray], model: Model) -> N
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m convert.to_torch", description="Write a checkpoint with the published names."
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="anything edgesam_jax.load_model reads")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".pth or .safetensors")
-    args = parser.parse_args(argv)
-    try:
-        model = load_model(args.checkpoint)
-        path = save_published(args.output, model)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: run(parser.parse_args(argv)))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert a checkpoint.
+
+    Raises:
+      UsageError: see ``load_model`` and ``save_published``.
+    """
+    model = load_model(args.checkpoint)
+    path = save_published(args.output, model)
     print(f"{path}: {path.stat().st_size} bytes; licence: {model.metadata.get('licence', 'your own')}")
     return 0
 

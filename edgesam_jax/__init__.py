@@ -1,8 +1,8 @@
-"""EdgeSAM in JAX: promptable segmentation on a photo, and the distillation that makes the small model.
+"""EdgeSAM in JAX: promptable segmentation of photos, and the distillation that trains the small model.
 
     from edgesam_jax import load_model, Predictor
 
-Names are loaded on first use, so that importing the package stays cheap and needs no device.
+Public names are loaded on first use: importing the package is cheap and initialises no device.
 """
 
 from __future__ import annotations

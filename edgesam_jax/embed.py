@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from tqdm import tqdm
 
+from edgesam_jax.cli.command import run_command
 from edgesam_jax.cli.flags import Parser, count, part, share
 from edgesam_jax.config import DataConfig, SourceName, UsageError
 from edgesam_jax.data.embeddings import STORE, StoredType, StoreHeader, photo_key, read_header, shard_name, write_shard
@@ -32,7 +33,7 @@ from edgesam_jax.data.readers.id_list import digest, read_ids
 from edgesam_jax.data.readers.records import decode_record
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.source import check_share, left_out
-from edgesam_jax.files import write_atomically, written_beside
+from edgesam_jax.files import atomic_file, write_atomically
 from edgesam_jax.portable.frame import pad_to_square, resize_longest_side
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def embed(
                 fetch()
             try:
                 list_skipped(listed, skipped)
-                with written_beside(output / names[number]) as path:
+                with atomic_file(output / names[number], sole_writer=True) as path:
                     write_shard(path, header, keys, np.concatenate(pieces))
             except OSError as error:
                 raise UsageError(
@@ -204,7 +205,7 @@ def claim(output: Path, header: StoreHeader) -> None:
                 differing = [k for k, v in asdict(there).items() if v != asdict(header)[k]]
                 raise UsageError(f"--output {output}: a store with another {', '.join(differing)}; name another folder")
             return
-        if output.exists() and any(not p.name.startswith(STORE) for p in output.iterdir()):
+        if output.exists() and any(not p.name.startswith((STORE, f".{STORE}.")) for p in output.iterdir()):
             raise UsageError(f"--output {output}: it holds other files; name a new folder")
         output.mkdir(parents=True, exist_ok=True)
         write_atomically(output / STORE, json.dumps(asdict(header), indent=1))
@@ -269,16 +270,15 @@ def run(given: argparse.Namespace) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    try:
+    """Run the command; return its exit code."""
+
+    def command() -> int:
         print(run(_parser().parse_args(argv)))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the shards that are complete", file=sys.stderr)
-        return 130
-    return 0
+        return 0
+
+    return run_command(
+        command, interrupted="stopped; run the same command again to resume from the shards that are complete"
+    )
 
 
 if __name__ == "__main__":

@@ -1,74 +1,104 @@
-"""Whole files or none, and their checksums."""
+"""Files and folders that appear complete or not at all, and their checksums.
+
+Everything is written under a temporary name in the same folder, ``.NAME.PID.RANDOM.part``, and renamed when it is
+complete. A reader never sees a partial file, and several threads, processes and hosts may write the same file: the last
+one to finish wins. A block that fails leaves what was there before and removes its temporary files.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+import re
 import shutil
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from edgesam_jax.config import UsageError
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write beside, then rename: a reader never sees half a file, and several processes may write the same."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    beside.write_text(text)
-    os.replace(beside, path)
+    """Write a text file."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text)
 
 
 @contextlib.contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
-    """A path to write a large file to, renamed to ``path`` when the block ends well.
+def atomic_file(path: Path, sole_writer: bool = False) -> Iterator[Path]:
+    """Yield a path to write a file to; rename it to ``path`` when the block succeeds.
 
-    What earlier writers of the same file left there when they were killed is removed.
+    Args:
+      sole_writer: no other process writes this file at the same time. Temporary files left by writers that were killed
+        are then removed first.
     """
-    for stale in path.parent.glob(f".{path.name}.*"):
-        stale.unlink(missing_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    if sole_writer:
+        for stale in path.parent.glob(f".{path.name}.*"):
+            stale.unlink(missing_ok=True)
+    temporary = _temporary(path)
     try:
-        yield beside
-        os.replace(beside, path)
+        yield temporary
+        os.replace(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder to write into; rename it to ``path`` when the block succeeds.
+
+    An earlier folder at ``path`` is replaced as a whole, together with any files that the block didn't write. Parents
+    are created.
+    """
+    temporary = _temporary(path)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():
+            old = temporary.with_suffix(".old")
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def staged_files(folder: Path, obsolete: str | None = None) -> Iterator[Path]:
+    """Yield a new folder to write into; move its entries into ``folder`` when the block succeeds.
+
+    An entry replaces the file or folder of the same name in ``folder``; everything else there stays. ``folder`` and its
+    parents are created.
+
+    Args:
+      obsolete: regular expression. Files in ``folder`` whose entire name matches are removed, unless the block wrote
+        them again.
+    """
+    temporary = _temporary(folder)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        folder.mkdir(exist_ok=True)
+        entries = {entry.name: entry for entry in sorted(temporary.iterdir())}
+        for earlier in folder.iterdir() if obsolete else ():
+            if re.fullmatch(obsolete or "", earlier.name) and earlier.name not in entries:
+                earlier.unlink()
+        for name, entry in entries.items():
+            target = folder / name
+            if target.is_dir() and not target.is_symlink():
+                shutil.rmtree(target)
+            entry.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextmanager
-def whole_folder(output: Path, replace: bool = False) -> Iterator[Path]:
-    """A folder to write into; what is in it moves to ``output`` when the block ends well, and else is gone.
-
-    Args:
-      replace: ``output`` is a bundle: an earlier one there goes as a whole, and anything else is refused.
-
-    Raises:
-      UsageError: ``output`` is a file, holds something else than a bundle, or cannot be written.
-    """
-    if replace and output.is_dir() and any(output.iterdir()) and not (output / "contract.json").is_file():
-        raise UsageError(f"--output {output}: holds something other than a bundle; name a new folder")
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"--output {output}: is a file; name a folder")
-    beside = output.parent / f".{output.name}.{os.getpid()}.tmp"
-    try:
-        beside.mkdir(parents=True)
-        yield beside
-        if replace and output.is_dir():
-            shutil.rmtree(output)
-        output.mkdir(exist_ok=True)
-        for entry in sorted(beside.iterdir()):
-            target = output / entry.name
-            if target.is_dir() and not target.is_symlink():
-                shutil.rmtree(target)
-            entry.replace(target)
-    except OSError as error:
-        raise UsageError(f"--output {output}: cannot write there ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+def _temporary(path: Path) -> Path:
+    return path.parent / f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part"

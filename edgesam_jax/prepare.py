@@ -28,6 +28,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from edgesam_jax.cli.command import run_command
 from edgesam_jax.cli.flags import Parser, count, share
 from edgesam_jax.config import DataConfig, SourceName, UsageError
 from edgesam_jax.data.opening import open_source
@@ -37,7 +38,7 @@ from edgesam_jax.data.readers.prepared import FORMAT, MANIFEST, encode, features
 from edgesam_jax.data.readers.records import Record, area_of, decode_record
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.source import check_share, left_out
-from edgesam_jax.files import sha256_of, write_atomically, written_beside
+from edgesam_jax.files import atomic_file, sha256_of, write_atomically
 
 IDS = "ids.txt"  # which photos were drawn
 NOTES = ".shards"  # what is known of the shards while not all are there
@@ -94,7 +95,7 @@ def write_shard(data: DataConfig, output: Path, shard: Shard) -> Written:
     source = _source(data)
     skipped: list[tuple[str, str]] = []
     records = 0
-    with written_beside(output / shard.file) as path:
+    with atomic_file(output / shard.file, sole_writer=True) as path:
         writer = ArrayRecordWriter(str(path), "group_size:1")
         try:
             for index in range(shard.first, shard.last):
@@ -372,16 +373,15 @@ def run(given: argparse.Namespace) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    try:
+    """Run the command; return its exit code."""
+
+    def command() -> int:
         print(run(_parser().parse_args(argv)))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the shards that are complete", file=sys.stderr)
-        return 130
-    return 0
+        return 0
+
+    return run_command(
+        command, interrupted="stopped; run the same command again to resume from the shards that are complete"
+    )
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ PACKAGE = ROOT / "edgesam_jax"
 # From the ground up.  A room may import those of the floors below it, and itself; rooms of one floor don't know each
 # other.  A new room has to be given its floor here.
 FLOORS = (
-    ("types", "portable"),
+    ("types", "portable", "files"),
     ("config", "reporting"),
-    ("files", "cli", "models", "data"),
+    ("cli", "models", "data"),
     ("learning", "checkpoints"),
     ("planning", "predict", "prepare"),
     ("embed", "eval"),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
 import json
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ import numpy as np
 
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.checkpoints.model import Model
+from edgesam_jax.cli.command import run_command
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import STUDENTS, UsageError
-from edgesam_jax.files import sha256_of
+from edgesam_jax.files import atomic_folder, sha256_of, staged_files
 from edgesam_jax.predict.compiled import check_priors
 
 EXTRA = "pip install 'edgesam-jax[export]'"
-FAILED = 1  # exit code of an export that the gate refuses
 
 
 class Refused(Exception):
@@ -171,10 +171,27 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def command(parser: Parser, run: Callable[[argparse.Namespace], int], argv: Sequence[str] | None) -> int:
-    """Parse and run.  A ``UsageError`` is one line and exit code 2, a ``Refused`` export exit code ``FAILED``."""
+@contextlib.contextmanager
+def output_folder(output: Path, bundle: bool = False) -> Iterator[Path]:
+    """Yield a folder to write into; its contents move to ``output`` when the block succeeds.
+
+    Args:
+      bundle: replace an earlier bundle at ``output`` as a whole. Otherwise only files of the same names are replaced.
+
+    Raises:
+      UsageError: ``output`` is a file, contains other files than a bundle (with ``bundle``), or can't be written.
+    """
+    if bundle and output.is_dir() and any(output.iterdir()) and not (output / "contract.json").is_file():
+        raise UsageError(f"--output {output}: contains files that are not a bundle; choose a new folder")
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"--output {output}: is a file; choose a folder")
     try:
-        return run(parser.parse_args(argv))
-    except (UsageError, Refused) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED if isinstance(error, Refused) else 2
+        with atomic_folder(output) if bundle else staged_files(output) as folder:
+            yield folder
+    except OSError as error:
+        raise UsageError(f"--output {output}: cannot write there ({error.strerror or error})") from None
+
+
+def run_export(parser: Parser, run: Callable[[argparse.Namespace], int], argv: Sequence[str] | None) -> int:
+    """Parse the flags and run an export; an export that the gate refuses gives exit code 1."""
+    return run_command(lambda: run(parser.parse_args(argv)), failures=(Refused,))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesam_jax.cli import allocator
+from edgesam_jax.cli.command import run_command
 from edgesam_jax.cli.flags import Parser, count
 from edgesam_jax.config import Config, UsageError, apply_overrides, load_config
 
@@ -140,8 +141,9 @@ def _costs(config: Config, selected: Sequence[Table]) -> dict[str, tuple[float, 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    try:
+    """Run the command; return its exit code."""
+
+    def command() -> int:
         arguments = _parser().parse_args(argv)
         from edgesam_jax.train.signals import StopSignal
 
@@ -152,13 +154,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"stopped by signal {number:d}, saved; run the same command again to resume", file=sys.stderr)
             return 128 + number
         print(tables)
-    except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return run_command(command, failures=(FloatingPointError,))
 
 
 if __name__ == "__main__":

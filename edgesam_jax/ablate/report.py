@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from edgesam_jax.ablate.grid import Outcome, Outcomes
 from edgesam_jax.ablate.tables import SHOWN, Claim, Column, Row, Table
+from edgesam_jax.files import atomic_file
 from edgesam_jax.reporting.tables import aligned_table
 
 NEAR = 0.35  # rows of the paper within this many points of mIoU count as level
@@ -132,9 +132,8 @@ def save_plot(path: Path, table: Table, titles: Mapping[str, str], outcomes: Out
         axis.set_xlabel("mIoU, %", fontsize=8)
     axes[0].set_yticks(range(len(table.rows)), [_title(row, titles) for row in table.rows], fontsize=8)
     axes[0].invert_yaxis()
-    temporary = path.with_name(path.name + ".part")
-    figure.savefig(temporary, format="png", dpi=110)
-    os.replace(temporary, path)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
 
 
 def _title(row: Row, titles: Mapping[str, str]) -> str:

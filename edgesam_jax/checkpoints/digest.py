@@ -14,7 +14,7 @@ from edgesam_jax.checkpoints.model import Model
 
 
 def digest_of(tree: Any) -> str:
-    """SHA-256 over names, shapes, types and bytes.  Orbax gives flipped bits back without a word."""
+    """Return the SHA-256 over a tree's names, shapes, types and bytes. Orbax itself doesn't notice flipped bits."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
@@ -24,8 +24,8 @@ def digest_of(tree: Any) -> str:
 
 
 def encoder_digest(model: Model) -> str:
-    """SHA-256 of what an embedding depends on: the image encoder's weights and its config."""
+    """Return the SHA-256 of everything an embedding depends on: the image encoder's weights and config."""
     parts = {name: tree["image_encoder"] for name, tree in model.variables.items() if "image_encoder" in tree}
     encoder = {name: value for name, value in dataclasses.asdict(model.config.encoder).items() if name != "remat"}
-    kept = encoder, model.config.image_size, model.config.embed_dim
-    return hashlib.sha256(f"{digest_of(parts)} {json.dumps(kept)}".encode()).hexdigest()
+    settings = encoder, model.config.image_size, model.config.embed_dim
+    return hashlib.sha256(f"{digest_of(parts)} {json.dumps(settings)}".encode()).hexdigest()

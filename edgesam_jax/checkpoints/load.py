@@ -1,11 +1,11 @@
-"""Weights on disk: inference checkpoints, the single-file form, and the weights of training checkpoints.
+"""Load models from inference checkpoints, training checkpoints and published files.
 
     DIR/config.json, DIR/variables/                              inference checkpoint (``save_model``)
-    NAME.msgpack                                                 the same in one small file (``save_model_file``)
-    WORKDIR/checkpoints/STEP/{variables,optimizer,extra}/        training (``checkpoints.training``)
+    NAME.msgpack                                                 the same as one file (``save_model_file``)
+    WORKDIR/checkpoints/STEP/{variables,optimizer,extra}/        training checkpoint (``checkpoints.training``)
 
-``load_model`` reads all of them, and published .pth and .safetensors files.  Orbax is imported where it is used, so
-that a start from a single file does without it.
+``load_model`` reads all of them, and published .pth and .safetensors files. Orbax is imported only when it is needed:
+loading a single file doesn't need it.
 """
 
 from __future__ import annotations
@@ -32,23 +32,25 @@ def load_model(path: str | Path) -> Model:
     """Load a model for inference, as float32 numpy arrays.
 
     Args:
-      path: an inference checkpoint folder, a training workdir or one of its checkpoints (the newest is taken), a
-        .msgpack file, a published .pth or .safetensors file, or "tiny_teacher" for the embedded model.
+      path: an inference checkpoint folder; a training workdir (its newest checkpoint is loaded) or one of its
+        checkpoints; a .msgpack file; a published .pth or .safetensors file; or "tiny_teacher", the built-in model.
 
     Raises:
-      UsageError: nothing there, something of another kind, a damaged file, or the backbone of a model alone.
+      UsageError: no such file, another kind of file, a damaged file, or only a model's backbone.
     """
     model = load_weights(path)
     if model.metadata.get("holds") == BACKBONE:
-        raise UsageError(f"checkpoint {path}: ImageNet weights of a backbone, no model yet; train with train.init_from")
+        raise UsageError(
+            f"checkpoint {path}: ImageNet weights of a backbone, not a complete model; train one with train.init_from"
+        )
     return model
 
 
 def load_weights(path: str | Path) -> Model:
-    """As ``load_model``, but the backbone of a model alone is taken too.
+    """Load a model as ``load_model`` does, but also accept files with only a model's backbone.
 
     Raises:
-      UsageError: nothing there, something of another kind, or a damaged file.
+      UsageError: no such file, another kind of file, or a damaged file.
     """
     if str(path) == TINY_TEACHER:
         return _load_file(Path(__file__).parents[1] / "assets" / f"{TINY_TEACHER}.msgpack")
@@ -60,7 +62,7 @@ def load_weights(path: str | Path) -> Model:
             return _load_folder(path)
         step = newest_step(path)
         if step is None:
-            raise UsageError(f"checkpoint {path}: the folder holds no checkpoint of edgesam_jax")
+            raise UsageError(f"checkpoint {path}: the folder contains no checkpoint of edgesam_jax")
         return _load_training(step)
     if path.suffix == ".msgpack":
         return _load_file(path)
@@ -68,7 +70,9 @@ def load_weights(path: str | Path) -> Model:
         from edgesam_jax.checkpoints.published.read import load_published
 
         return load_published(path)
-    raise UsageError(f"checkpoint {path}: not a checkpoint (a folder, .msgpack, .pth or .safetensors is)")
+    raise UsageError(
+        f"checkpoint {path}: not a checkpoint; expected a folder, or a .msgpack, .pth or .safetensors file"
+    )
 
 
 def _load_file(path: Path) -> Model:
@@ -83,7 +87,7 @@ def _load_file(path: Path) -> Model:
         config, metadata, sha256 = _read_header(content["header"], path)
     except UsageError:
         raise
-    except Exception:  # msgpack's are many
+    except Exception:  # msgpack raises many types
         intact = False
     if not intact or hashlib.sha256(payload).hexdigest() != sha256:
         raise UsageError(f"checkpoint {path}: damaged, or not written by edgesam_jax")
@@ -94,7 +98,7 @@ def _load_folder(path: Path) -> Model:
     config, metadata, sha256 = _read_header((path / "config.json").read_text(errors="replace"), path)
     variables = restore_numpy(path / "variables", path)
     if digest_of(variables) != sha256:
-        raise UsageError(f"checkpoint {path}: damaged (its arrays do not match their checksum)")
+        raise UsageError(f"checkpoint {path}: damaged (its arrays don't match their checksum)")
     return Model(config, _float32(variables), metadata)
 
 
@@ -116,7 +120,7 @@ def _load_training(step: Path) -> Model:
     config = from_json(Config, text, f"checkpoint {step}")
     variables = restore_numpy(step / "variables", step)
     if digest_of(variables) != sha256:
-        raise UsageError(f"checkpoint {step}: damaged (its arrays do not match their checksum)")
+        raise UsageError(f"checkpoint {step}: damaged (its arrays don't match their checksum)")
     return Model(config.model, _float32(variables), {"source": str(step), "score": score_kind(config)})
 
 

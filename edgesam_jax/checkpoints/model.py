@@ -1,4 +1,4 @@
-"""A model: a config, its weights, and where they come from."""
+"""A model: its config, weights and metadata."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 from edgesam_jax.config import Config, SamConfig
 
-BACKBONE = "backbone"  # metadata["holds"] of ImageNet weights of an encoder: a start for stage 1, and no model yet
+BACKBONE = "backbone"  # metadata["holds"] of an encoder's ImageNet weights: a start for stage 1, not a complete model
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """Weights with what is needed to use them.
+    """A model's weights with its config and metadata.
 
-    ``variables`` has the collections ``params``, ``batch_stats`` and ``constants``.  ``metadata``: ``source`` (text),
-    ``score`` ("iou": the IoU head was trained; "stability": it was not, rate masks by their stability), and whatever a
-    converter needs for the way back.
+    ``variables`` has the collections ``params``, ``batch_stats`` and ``constants``. ``metadata``: ``source`` (text),
+    ``score`` ("iou": the IoU head was trained; "stability": it was not, so masks are rated by their stability score),
+    and anything that a converter needs to convert the model back.
     """
 
     config: SamConfig
@@ -25,5 +25,5 @@ class Model:
 
 
 def score_kind(config: Config) -> str:
-    """Which score fits a model trained so: the IoU head's only where that head was trained."""
+    """Return the ``score`` metadata of a model trained with this config: "iou" only if the IoU head was trained."""
     return "iou" if config.distill.loss.iou > 0 else "stability"

@@ -1,4 +1,4 @@
-"""Orbax, kept quiet and in one process."""
+"""Orbax without its log messages, for one process at a time."""
 
 from __future__ import annotations
 
@@ -18,32 +18,33 @@ from edgesam_jax.config import UsageError
 
 @functools.cache
 def orbax() -> Any:
+    """Import ``orbax.checkpoint`` on first use, and silence the reports of its background threads."""
     import orbax.checkpoint
 
     before = sys.unraisablehook
 
     def unraisable(caught: Any) -> None:
-        # Tensorstore's threads report each array of a read or write that failed, after orbax has raised the first.
+        # Tensorstore's threads report every array that failed, after Orbax has already raised the first error.
         if not (isinstance(caught.exc_value, RuntimeError) and str(caught.exc_value) == "Event loop is closed"):
             before(caught)
 
     sys.unraisablehook = unraisable
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the same, of tasks that nobody waited for
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the same for tasks that were never awaited
     return orbax.checkpoint
 
 
 def alone() -> Any:
-    """Options for a process of a job that saves by itself: Orbax would wait for the others."""
-    own = jax.process_index()
+    """Return options for one process of a job that saves alone; by default Orbax waits for the other processes."""
+    index = jax.process_index()
     return orbax().options.MultiprocessingOptions(
-        primary_host=own, active_processes={own} if jax.process_count() > 1 else None,
-        barrier_sync_key_prefix=f"alone{own}" if jax.process_count() > 1 else None,
+        primary_host=index, active_processes={index} if jax.process_count() > 1 else None,
+        barrier_sync_key_prefix=f"alone{index}" if jax.process_count() > 1 else None,
     )  # fmt: skip
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Orbax reports its routine through absl, and errors with their traces before it raises them."""
+    """Silence absl's log: Orbax logs routine messages there, and tracebacks of errors that it also raises."""
     from absl import logging
 
     before = logging.get_verbosity()
@@ -55,7 +56,11 @@ def quiet() -> Iterator[None]:
 
 
 def restore_numpy(folder: Path, where: Path) -> Any:
-    """Restore a tree of any structure as numpy arrays, whatever devices wrote it."""
+    """Restore a tree of any structure as numpy arrays, whichever devices it was saved from.
+
+    Raises:
+      UsageError: the checkpoint is damaged; ``where`` names it.
+    """
     ocp = orbax()
     try:
         with quiet(), ocp.PyTreeCheckpointer() as checkpointer:
@@ -64,6 +69,6 @@ def restore_numpy(folder: Path, where: Path) -> Any:
                 raise ValueError("its index cannot be read")
             restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), index.tree)
             return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=restore_args))
-    except Exception as error:  # orbax, tensorstore and json each have their own
+    except Exception as error:  # orbax, tensorstore and json each raise their own types
         first = (str(error).splitlines() or [""])[0][:200]
         raise UsageError(f"checkpoint {where}: damaged ({type(error).__name__}: {first})") from error

@@ -1,12 +1,10 @@
-"""Write inference checkpoints: a folder, or one file."""
+"""Write inference checkpoints, as a folder or as one file."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +15,29 @@ from edgesam_jax.checkpoints.digest import digest_of
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.orbax import alone, orbax, quiet
 from edgesam_jax.config import UsageError
+from edgesam_jax.files import atomic_file, atomic_folder
 
 FORMAT = "edgesam_jax/1"
 
 
 def save_model(path: str | Path, model: Model) -> Path:
-    """Write an inference checkpoint folder.  Written beside and renamed; an earlier checkpoint there is replaced.
+    """Write an inference checkpoint folder, atomically; replace an earlier checkpoint at ``path``.
 
     Raises:
-      UsageError: ``path`` holds something other than an inference checkpoint.
+      UsageError: ``path`` contains other files than an inference checkpoint.
     """
     path = Path(path).absolute()
     if path.exists() and not (path / "config.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise UsageError(f"{path}: holds something else; name a new folder for the checkpoint")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        fresh.mkdir()
+        raise UsageError(f"{path}: already contains other files; choose a new folder for the checkpoint")
+    with atomic_folder(path) as folder:
         with quiet(), orbax().StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
-            checkpointer.save(fresh / "variables", model.variables)
-        (fresh / "config.json").write_text(_header(model, digest_of(model.variables)))
-        if path.exists():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            path.rename(old)
-            fresh.rename(path)
-            shutil.rmtree(old)
-        else:
-            fresh.rename(path)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+            checkpointer.save(folder / "variables", model.variables)
+        (folder / "config.json").write_text(_header(model, digest_of(model.variables)))
     return path
 
 
 def save_model_file(path: str | Path, model: Model, dtype: Any = None) -> Path:
-    """Write a model into one file; with ``dtype`` (say float16) its floats are rounded to that.  Atomic."""
+    """Write a model to one file, atomically; with ``dtype`` (such as float16), round its floats to that type."""
     from flax import serialization
 
     def leaf(value: Any) -> np.ndarray:
@@ -61,12 +48,8 @@ def save_model_file(path: str | Path, model: Model, dtype: Any = None) -> Path:
     header = {"format": FORMAT, "header": _header(model, hashlib.sha256(payload).hexdigest())}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        fresh.write_bytes(serialization.msgpack_serialize({**header, "payload": payload}))
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(serialization.msgpack_serialize({**header, "payload": payload}))
     return path
 
 

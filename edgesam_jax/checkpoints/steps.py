@@ -1,4 +1,4 @@
-"""The step folders of a run: ``WORKDIR/checkpoints/STEP/``."""
+"""Find the step folders of a run: ``WORKDIR/checkpoints/STEP/``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ CHECKPOINTS = "checkpoints"
 
 
 def newest_step(path: Path, at_most: int | None = None) -> Path | None:
-    """The newest complete step folder in a workdir, in its checkpoint folder, or ``path`` if it is one itself."""
+    """Return the newest complete step folder.
+
+    Args:
+      path: a workdir, its checkpoint folder, or a step folder.
+      at_most: ignore later steps; not used if ``path`` is a step folder.
+    """
     if (path / "extra").is_dir() and (path / "variables").is_dir():
         return path
     for folder in (path / CHECKPOINTS, path):

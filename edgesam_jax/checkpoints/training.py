@@ -1,4 +1,4 @@
-"""Training checkpoints: everything a run needs to go on, written in the background, whole or not at all."""
+"""Training checkpoints: everything that a run needs to resume, written atomically in the background."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from edgesam_jax.types import TrainState
 
 
 class TrainCheckpointer:
-    """The checkpoints in ``workdir/checkpoints``: the state, the config, and where the run stands.
+    """Writes checkpoints to ``workdir/checkpoints``: the state, the config, and the run's position.
 
-    A step appears under its number only when it is complete.  ``save`` returns at once; what goes wrong in the
-    background is raised by the next ``save`` or by ``wait``.  Of several processes, which all hold the same state, the
-    first writes; the others read.
+    A step's folder gets its number only when it is complete. ``save`` returns immediately; an error in the background
+    is raised by the next ``save`` or by ``wait``. In a multi-process job all processes hold the same state, and only
+    the first one writes.
 
     Args:
-      workdir: the run's folder; ``best.json`` there names the best checkpoint.
-      keep: how many of the newest stay.
-      keep_best: how many of those with the highest score stay beside them.
-      writes: whether this process is the one that writes.
+      workdir: the run's folder; its ``best.json`` names the best checkpoint.
+      keep: number of newest checkpoints to keep.
+      keep_best: number of checkpoints with the highest scores to keep in addition.
+      writes: whether this process writes the checkpoints.
     """
 
     def __init__(self, workdir: str | Path, keep: int = 2, keep_best: int = 1, writes: bool = True) -> None:
@@ -51,10 +51,10 @@ class TrainCheckpointer:
         options = orbax().CheckpointManagerOptions(
             best_fn=_score,
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-            enable_async_checkpointing=False,  # the whole save, checksums included, has a thread of its own
+            enable_async_checkpointing=False,  # the entire save, checksums included, runs in its own thread
             cleanup_tmp_directories=True,  # of saves that were killed
             multiprocessing_options=alone(),
-            create=False,  # orbax makes no folder for one process of several
+            create=False,  # Orbax can't create the folder from one process of several
         )
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -71,16 +71,16 @@ class TrainCheckpointer:
         position: dict[str, Any] | None = None,
         score: float | None = None,
     ) -> None:
-        """Begin to save a state of host arrays, which must not change any more, as ``step``.
+        """Start saving a state of host arrays as ``step``. The arrays must not change any more.
 
-        Nothing is done where that step exists.
+        Does nothing if that step exists.
 
         Args:
-          position: what else the run needs to go on; plain JSON.
-          score: higher is better; None where there is nothing to compare.
+          position: further data that the run needs to resume; plain JSON.
+          score: higher is better; None if the step wasn't evaluated.
 
         Raises:
-          UsageError: the save before this one failed.
+          UsageError: the previous save failed.
         """
         self.wait()
         if self._manager is not None and step not in self._manager.all_steps():
@@ -106,15 +106,15 @@ class TrainCheckpointer:
                 )
             if score is not None:
                 self._note_best()
-        except Exception as error:  # tensorstore's, orbax's and the system's: a full disk comes as any of them
+        except Exception as error:  # a full disk may raise tensorstore's, Orbax's or the system's types
             _silence()
             for unfinished in self.directory.glob(f"{step}.*tmp*"):
                 shutil.rmtree(unfinished, ignore_errors=True)
             last = newest_step(self.directory)
             raise UsageError(
                 f"{self.directory}: step {step} could not be saved ({_first_line(error)});"
-                f" {f'step {last.name} stays good' if last else 'there is no earlier one'}."
-                " Make room or give another --workdir, then the same command goes on"
+                f" {f'step {last.name} is still valid' if last else 'there is no earlier checkpoint'}."
+                " Make room or choose another --workdir, then run the same command again to resume"
             ) from error
 
     def _note_best(self) -> None:
@@ -123,22 +123,22 @@ class TrainCheckpointer:
         write_atomically(self._workdir / "best.json", json.dumps({"step": best, "score": score}))
 
     def wait(self) -> None:
-        """Until nothing is under way.
+        """Wait until the current save is complete.
 
         Raises:
-          UsageError: the last save failed; the checkpoints before it are as they were.
+          UsageError: the save failed; earlier checkpoints are unchanged.
         """
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
             under_way.result()
 
     def latest_step(self) -> int | None:
-        """The newest complete step, or None."""
+        """Return the number of the newest complete step, or None."""
         newest = newest_step(self.directory)
         return int(newest.name) if newest else None
 
     def close(self) -> None:
-        """Wait for what is under way and release the folder."""
+        """Wait for the current save and release the folder."""
         try:
             self.wait()
         finally:
@@ -150,7 +150,9 @@ class TrainCheckpointer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
-        with contextlib.suppress(UsageError) if kind else contextlib.nullcontext():  # the first error is the cause
+        with (
+            contextlib.suppress(UsageError) if kind else contextlib.nullcontext()
+        ):  # the block's own error is the cause
             self.close()
 
 
@@ -158,17 +160,17 @@ def restore(folder: str | Path, template: TrainState) -> tuple[TrainState, dict[
     """Restore a checkpoint as numpy arrays in the structure of ``template``.
 
     Args:
-      folder: a step's folder, or a workdir or its checkpoint folder, of which the newest step is taken.
+      folder: a step folder; or a workdir or its checkpoint folder, whose newest step is restored.
 
     Returns:
-      The state, the position given to ``save``, and the config it was saved with.
+      The state, and the position and config that were passed to ``save``.
 
     Raises:
-      UsageError: no checkpoint, a damaged one, or one whose arrays are not those of ``template``.
+      UsageError: no checkpoint, a damaged one, or one whose arrays don't match ``template``.
     """
     step = newest_step(Path(folder).absolute())
     if step is None:
-        raise UsageError(f"{folder}: no checkpoint to go on from")
+        raise UsageError(f"{folder}: no checkpoint to resume from")
     blank = jax.tree.map(lambda x: np.empty(np.shape(x), x.dtype), template)
     targets = {
         "variables": {name: getattr(blank, name) for name in COLLECTIONS},
@@ -180,28 +182,28 @@ def restore(folder: str | Path, template: TrainState) -> tuple[TrainState, dict[
         extra = json.loads((step / "extra" / "metadata").read_text())
         for name, tree in parts.items():
             if digest_of(tree) != extra["sha256"][name]:
-                raise ValueError(f"its {name} do not match their checksum")
-        own = extra.pop("own_sha256", None)  # older ones have none
-        if own is not None and own != _digest(extra):
-            raise ValueError("its config or place in the run do not match their checksum")
+                raise ValueError(f"its {name} don't match their checksum")
+        sha256 = extra.pop("own_sha256", None)  # older checkpoints don't have it
+        if sha256 is not None and sha256 != _digest(extra):
+            raise ValueError("its config or position don't match their checksum")
     except Exception as error:
         others = [p.name for p in step.parent.iterdir() if p.name.isdigit() and int(p.name) < int(step.name)]
-        mend = f"; remove it to go on from step {max(others, key=int)}" if others else ""
+        remedy = f"; remove it to resume from step {max(others, key=int)}" if others else ""
         raise UsageError(
-            f"checkpoint {step}: damaged, or of another model or optimizer"
-            f" ({type(error).__name__}: {_first_line(error)}){mend}"
+            f"checkpoint {step}: damaged, or of another model or optimiser"
+            f" ({type(error).__name__}: {_first_line(error)}){remedy}"
         ) from error
     state = dataclasses.replace(template, **parts["variables"], **parts["optimizer"])
     return state, extra["data"], from_json(Config, extra["config"], f"checkpoint {step}")
 
 
 def _digest(extra: dict[str, Any]) -> str:
-    """SHA-256 of what a checkpoint says beside its arrays.  JSON gives every number back as it was."""
+    """Return the SHA-256 of a checkpoint's JSON content. JSON preserves every number exactly."""
     return hashlib.sha256(json.dumps(extra, sort_keys=True).encode()).hexdigest()
 
 
 def _silence() -> None:
-    """Orbax's other threads would report, with traces, what this one is about to say; the run ends here."""
+    """Silence absl's log for the rest of the run: Orbax's threads would print tracebacks of the error being raised."""
     from absl import logging
 
     logging.set_verbosity(logging.FATAL)
@@ -212,7 +214,7 @@ def _score(metrics: Any) -> float:
 
 
 def _first_line(error: BaseException) -> str:
-    """What the system said, where it is somewhere in a long message; else its beginning."""
+    """Return the operating system's message if the error's text contains it, else the first line of the text."""
     text = str(error)
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO):
         if os.strerror(number) in text:

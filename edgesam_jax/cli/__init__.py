@@ -1,1 +1,1 @@
-"""What the command lines share."""
+"""Helpers shared by all commands."""

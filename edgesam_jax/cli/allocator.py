@@ -1,9 +1,9 @@
-"""Memory of a long run on a CPU: what is freed is kept, in huge pages, and programs are ordered to need less.
+"""Memory settings for long runs on a CPU: keep freed memory, use huge pages, schedule for less memory.
 
-XLA asks for a step's temporary memory anew at every step, and glibc hands out fresh pages for it each time: a quarter
-of the processor time of a training step (docs/performance.md, "Training steps at full size").  glibc reads its settings
-only when a process starts, so the command starts itself again with them.  With them goes the compiler's choice of an
-order of operations: by default it is for concurrency, at the price of up to 0.7 GB more and without a gain here.
+XLA allocates a step's temporary memory at every step, and glibc maps fresh pages for it each time. That takes a quarter
+of the processor time of a training step (docs/performance.md, "Training steps at full size"). glibc reads its settings
+only when a process starts, so the command restarts itself with them. The restart also sets XLA's scheduler: the default
+one optimises for concurrency, which costs up to 0.7 GB more memory and gains nothing here.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ TUNABLES = ":".join(
     f"glibc.malloc.{name}={value}"
     for name, value in {
         "hugetlb": 1,  # transparent huge pages by madvise
-        "mmap_max": 0,  # large blocks from the heap too, which is kept
-        "arena_max": 1,  # one heap: those of single threads are given back as soon as they are empty
+        "mmap_max": 0,  # allocate large blocks from the heap too, which is kept
+        "arena_max": 1,  # one heap: per-thread heaps are unmapped as soon as they are empty
         "trim_threshold": 4_000_000_000,
         "top_pad": 1 << 28,
     }.items()
 )
 SCHEDULER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
-KNOWN_TO = ("0.10.", "0.11.", "0.12.")  # releases of jaxlib: XLA ends a process at a flag that it does not know
-ACCELERATORS = ("jax_plugins", "libtpu")  # packages that JAX's GPU and TPU support brings
+KNOWN_TO = ("0.10.", "0.11.", "0.12.")  # releases of jaxlib that have the flag: XLA aborts on an unknown flag
+ACCELERATORS = ("jax_plugins", "libtpu")  # packages installed with JAX's GPU and TPU support
 
 
 def settings() -> dict[str, str]:
-    """The environment variables that the command gives itself."""
+    """Return the environment variables that the command sets for itself."""
     flags = os.environ.get("XLA_FLAGS", "")
     if importlib.metadata.version("jaxlib").startswith(KNOWN_TO) and SCHEDULER.split("=")[0] not in flags:
         flags = f"{flags} {SCHEDULER}".strip()
@@ -39,10 +39,10 @@ def settings() -> dict[str, str]:
 
 
 def restart_with_huge_pages() -> None:
-    """Replace this process by the same command with ``settings`` made; returns where that is of no use.
+    """Replace this process by the same command with ``settings`` in its environment; the process ID stays.
 
-    That is on other systems and C libraries, where an accelerator's package is installed, and where the environment
-    has ``GLIBC_TUNABLES`` already (set it to nothing to do without).  The process keeps its number.
+    Does nothing on other systems and C libraries, if an accelerator's package is installed, or if ``GLIBC_TUNABLES`` is
+    set already (set it to the empty string to prevent the restart).
     """
     if SETTING in os.environ or platform.libc_ver()[0] != "glibc":
         return

@@ -1,4 +1,4 @@
-"""Compiled programs kept across runs, so that a command line starts in a fraction of its first time."""
+"""JAX's persistent compilation cache: later runs of a command start in a fraction of the time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ VARIABLE = "EDGESAM_JAX_CACHE"
 
 
 def cache_dir() -> Path | None:
-    """The folder: ``$EDGESAM_JAX_CACHE`` (``off`` switches it off), else edgesam_jax/xla in the user's cache folder."""
+    """Return ``$EDGESAM_JAX_CACHE`` (None if it is ``off``), else ``edgesam_jax/xla`` in the user's cache folder."""
     named = os.environ.get(VARIABLE, "")
     if named.lower() in ("off", "0", "no", "false"):
         return None
@@ -20,7 +20,7 @@ def cache_dir() -> Path | None:
 
 
 def enable() -> Path | None:
-    """Switch the cache on for this process.  Returns its folder, or None where it is off or cannot be written."""
+    """Enable the cache for this process; return its folder, or None if the cache is off or not writable."""
     import jax
 
     folder = cache_dir()

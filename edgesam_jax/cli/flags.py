@@ -1,4 +1,4 @@
-"""What the command lines share: a parser whose errors are one line, and types of flags."""
+"""An argument parser whose errors are one line, and types of flags."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgesam_jax.config import UsageError
 
 
 class Parser(argparse.ArgumentParser):
-    """No abbreviated flags, and a ``UsageError`` where argparse would print its usage and leave."""
+    """An ``ArgumentParser`` without abbreviated flags, whose errors are ``UsageError`` instead of usage and exit."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, **kwargs)
@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def count(text: str) -> int:
-    """A whole number from 1."""
+    """Parse an integer of at least 1."""
     value = int(text)
     if value < 1:
         raise ValueError
@@ -27,7 +27,7 @@ def count(text: str) -> int:
 
 
 def share(text: str) -> float:
-    """A number from 0 to 1."""
+    """Parse a fraction, 0 to 1."""
     value = float(text)
     if not 0 <= value <= 1:
         raise ValueError
@@ -35,7 +35,7 @@ def share(text: str) -> float:
 
 
 def part(text: str) -> tuple[int, int]:
-    """Which of how many, counted from 0: ``0/4``."""
+    """Parse ``INDEX/PARTS``, with the index counted from 0: ``0/4`` is the first of four parts."""
     index, _, parts = text.partition("/")
     if not 0 <= int(index) < int(parts):
         raise ValueError

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgesam_jax.cli.command import run_command
 from edgesam_jax.cli.flags import Parser, count, part, share
 from edgesam_jax.config import DataConfig, UsageError
 from edgesam_jax.portable.priors import RULES
@@ -210,33 +211,33 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if given and given[0] in COMMANDS:
-            module = importlib.import_module(COMMANDS[given[0]])
-            parser = Parser(prog=f"python -m edgesam_jax.eval {given[0]}", description=module.__doc__)
-            module.add_arguments(parser)
-            done = module.run(parser.parse_args(given[1:]))
-            print(done if isinstance(done, str) else module.table(done))
-            return 0
-        arguments = _parser().parse_args(given)
-        reports = run(arguments)
-        if not reports:
-            print("done with this part; the report comes when all parts are there")
-            return 0
-        from edgesam_jax.eval.report.report import terminal
+    """Run the command; return its exit code."""
+    flags = list(sys.argv[1:] if argv is None else argv)
+    resume = "; run the same command again to resume" if any(flag.startswith("--output") for flag in flags) else ""
+    command = _subcommand if flags and flags[0] in COMMANDS else _score
+    return run_command(lambda: command(flags), interrupted=f"stopped{resume}")
 
-        print(terminal(reports))
-        if arguments.output:
-            print(f"report: {arguments.output}")
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        rest = "; the same command goes on" if any(arg.startswith("--output") for arg in given) else ""
-        print(f"stopped{rest}", file=sys.stderr)
-        return 130
+
+def _subcommand(flags: list[str]) -> int:
+    module = importlib.import_module(COMMANDS[flags[0]])
+    parser = Parser(prog=f"python -m edgesam_jax.eval {flags[0]}", description=module.__doc__)
+    module.add_arguments(parser)
+    result = module.run(parser.parse_args(flags[1:]))
+    print(result if isinstance(result, str) else module.table(result))
+    return 0
+
+
+def _score(flags: list[str]) -> int:
+    arguments = _parser().parse_args(flags)
+    reports = run(arguments)
+    if not reports:
+        print("this part is done; the report is written when all parts are done")
+        return 0
+    from edgesam_jax.eval.report.report import terminal
+
+    print(terminal(reports))
+    if arguments.output:
+        print(f"report: {arguments.output}")
     return 0
 
 

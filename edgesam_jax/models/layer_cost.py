@@ -72,7 +72,6 @@ def decoder_layers(config: SamConfig) -> LayerCost:
 
     There every attention projects the tokens of the image; here ``transformer.Attention`` may project those of the
     prompt instead.
-
     """
     d, c, cells, t = config.decoder, config.embed_dim, config.grid**2, TOKENS
     inner = c // d.attention_downsample

@@ -1,4 +1,4 @@
-"""What runs anywhere with numpy, Pillow and ONNX Runtime: no JAX, nothing of the rest of the package.
+"""The predictor for ONNX files. Needs numpy, Pillow and ONNX Runtime, but no JAX and no other part of the package.
 
-Bundles carry a copy of this folder (``convert.bundle``).
+``convert.bundle`` copies this folder into bundles.
 """

@@ -1,7 +1,7 @@
-"""The one exception for what a user can mend."""
+"""The exception for errors that the user can fix."""
 
 from __future__ import annotations
 
 
 class UsageError(ValueError):
-    """Something a user can cause and mend; command lines print it on one line and exit with code 2."""
+    """An error in the user's input. Its message is one line; commands print it and exit with code 2."""

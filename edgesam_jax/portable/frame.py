@@ -1,8 +1,8 @@
-"""Photos and coordinates into the model's square frame, exactly as SAM prepares them.
+"""Bring photos and coordinates into the model's square frame, exactly as SAM does.
 
-A photo's longest side becomes ``size`` pixels (Pillow's bilinear filter on uint8, sides rounded half up); it fills the
-top left corner and the rest is padding.  That is the frame called ``pad``; EfficientSAM's is ``stretch``: both sides
-become ``size``, without antialiasing.
+There are two kinds of frame. ``pad`` (EdgeSAM, SAM): the photo's longest side becomes ``size`` pixels (Pillow's
+bilinear filter on uint8, sides rounded half up); the photo fills the top left corner, and the rest is padding.
+``stretch`` (EfficientSAM): both sides become ``size`` pixels, without antialiasing.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image
 
 Frame = Literal["pad", "stretch"]
-PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, of RGB from 0 to 255
+PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, for RGB values from 0 to 255
 PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 def target_size(height: int, width: int, size: int, kind: Frame = "pad") -> tuple[int, int]:
-    """Rows and columns of a photo whose longest side is resized to ``size``: int(side * scale + 0.5), at least 1."""
+    """Return a photo's rows and columns in the frame. For ``pad``: int(side * scale + 0.5), at least 1."""
     if kind == "stretch":
         return size, size
     scale = size / max(height, width)
@@ -26,7 +26,7 @@ def target_size(height: int, width: int, size: int, kind: Frame = "pad") -> tupl
 
 
 def resize_longest_side(image: np.ndarray | Image.Image, size: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Resize (h w 3) uint8 so that its longest side has ``size`` pixels; returns it and its (rows, columns)."""
+    """Resize (h w 3) uint8 so that its longest side has ``size`` pixels; return the photo and its (rows, columns)."""
     height, width = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
     rows, columns = target_size(height, width, size)
     if (rows, columns) == (height, width):
@@ -36,7 +36,7 @@ def resize_longest_side(image: np.ndarray | Image.Image, size: int) -> tuple[np.
 
 
 def into_frame(image: np.ndarray, size: int, kind: Frame = "pad") -> tuple[np.ndarray, tuple[int, int]]:
-    """A photo (h w 3) uint8 in the model's frame (size size 3), and the rows and columns that it fills."""
+    """Return a photo (h w 3) uint8 in the model's frame (size size 3), and the rows and columns that it fills."""
     if kind == "stretch":
         return stretch(image, size), (size, size)
     resized, filled = resize_longest_side(image, size)
@@ -44,16 +44,16 @@ def into_frame(image: np.ndarray, size: int, kind: Frame = "pad") -> tuple[np.nd
 
 
 def stretch(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize (h w 3) uint8 to (size size 3) as torch does, bilinear without antialiasing; rounded to uint8 again."""
-    found = image.astype(np.float32)
+    """Resize (h w 3) uint8 to (size size 3) as torch does: bilinear without antialiasing, rounded to uint8."""
+    resized = image.astype(np.float32)
     for axis in (0, 1):
-        old = found.shape[axis]
+        old = resized.shape[axis]
         source = np.maximum((np.arange(size) + 0.5) * (old / size) - 0.5, 0.0)
         low = np.minimum(source.astype(np.int64), old - 1)
-        share = (source - low).astype(np.float32).reshape(-1, *(1,) * (2 - axis))
+        fraction = (source - low).astype(np.float32).reshape(-1, *(1,) * (2 - axis))
         high = np.minimum(low + 1, old - 1)
-        found = np.take(found, low, axis) * (1 - share) + np.take(found, high, axis) * share
-    return (found + 0.5).astype(np.uint8)
+        resized = np.take(resized, low, axis) * (1 - fraction) + np.take(resized, high, axis) * fraction
+    return (resized + 0.5).astype(np.uint8)
 
 
 def pad_to_square(image: np.ndarray, size: int) -> np.ndarray:
@@ -66,6 +66,6 @@ def pad_to_square(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def scale_coords(coords: np.ndarray, old_hw: tuple[int, int], new_hw: tuple[int, int]) -> np.ndarray:
-    """Scale XY pairs (... 2k) float32 from a frame of (rows, columns) to another, by each axis's own ratio."""
+    """Scale XY pairs (... 2k) from one frame (rows, columns) to another, each axis by its own ratio; float32."""
     ratio = np.array([new_hw[1] / old_hw[1], new_hw[0] / old_hw[0]])
     return (coords * np.tile(ratio, coords.shape[-1] // 2)).astype(np.float32)

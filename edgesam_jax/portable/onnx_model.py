@@ -1,4 +1,4 @@
-"""An encoder and a decoder in ONNX, with the names of the published EdgeSAM or SAM exports, or ours."""
+"""ONNX encoders and decoders: this project's exports, and the published EdgeSAM and SAM exports."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from edgesam_jax.portable.errors import UsageError
 from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
 from edgesam_jax.portable.priors import select
 
-NOT_A_POINT, UNUSED = -1, -2  # labels: SAM's learned padding; a slot that is not there
+NOT_A_POINT, UNUSED = -1, -2  # labels: SAM's learned padding; an unused slot
 LABELS = (UNUSED, NOT_A_POINT, 0, 1, 2, 3)
-METADATA = "edgesam_jax"  # key of our contract, as JSON, in a file's metadata
+METADATA = "edgesam_jax"  # key of this project's contract (JSON) in a file's metadata
 
 
 class OnnxEncoder:
-    """One input: a normalised and padded photo (1 3 s s) float32, or RGB (1 3 h w) uint8, unpadded, its longest side s.
+    """An encoder of one input: a normalised, padded photo (1 3 s s) float32, or an unpadded RGB photo (1 3 h w) uint8.
 
-    ``image_size`` is the side of the frame, s; ``proposes`` whether it gives proposals beside the embedding.
+    ``image_size`` is s, the side of the frame and the longest side of an unpadded photo. ``proposes``: whether the
+    encoder also returns proposals.
 
     Raises:
       UsageError: onnxruntime is not installed; the file is missing, damaged or has other inputs.
@@ -41,11 +42,11 @@ class OnnxEncoder:
         self.image_size = int(_contract(self._session).get("image_size", side))
 
     def embed(self, frame: np.ndarray, filled: Sequence[int]) -> np.ndarray:
-        """Embedding (1 c g g) of a padded frame (s s 3) uint8, of which the photo fills rows and columns ``filled``."""
+        """Encode a padded frame (s s 3) uint8, whose rows and columns ``filled`` hold the photo; return (1 c g g)."""
         return self.outputs(frame, filled)[0]
 
     def outputs(self, frame: np.ndarray, filled: Sequence[int]) -> list[np.ndarray]:
-        """All that the encoder gives: the embedding, and with ``proposes`` all anchors' boxes (1 n 4), scores (1 n)."""
+        """Return all outputs: the embedding, and with ``proposes`` all anchors' boxes (1 n 4) and scores (1 n)."""
         if self._raw:
             x = frame[: filled[0], : filled[1]].transpose(2, 0, 1)[None]
         else:
@@ -53,7 +54,7 @@ class OnnxEncoder:
         return [np.asarray(v) for v in self._session.run(None, {self._image: np.ascontiguousarray(x)})]
 
     def run(self, frame: np.ndarray, filled: Sequence[int]) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
-        """As ``embed``, and the proposals where there are any: boxes (n 4) in the frame, scores (n)."""
+        """Return the embedding, and with ``proposes`` the proposals: boxes (n 4) in the frame, scores (n)."""
         embedding, *anchors = self.outputs(frame, filled)
         if not self.proposes:
             return embedding, None
@@ -62,12 +63,12 @@ class OnnxEncoder:
 
 
 class OnnxDecoder:
-    """``image_embeddings``, ``point_coords`` (1 n 2) in the frame, ``point_labels`` (1 n), and where it has them SAM's
-    ``mask_input``, ``has_mask_input`` and ``orig_im_size``, to ``masks`` or ``low_res_masks`` (1 m s s) logits and
-    ``scores`` or ``iou_predictions`` (1 m).
+    """A decoder from ``image_embeddings``, ``point_coords`` (1 n 2) in the frame and ``point_labels`` (1 n) to logits
+    ``masks`` or ``low_res_masks`` (1 m s s) and ``scores`` or ``iou_predictions`` (1 m).
 
-    ``slots`` is the number of points it was compiled for (0: any), ``pads`` whether it adds SAM's learned padding token
-    to prompts without a box by itself: ours do, the published ones do not (facts, section 8).
+    SAM's ``mask_input``, ``has_mask_input`` and ``orig_im_size`` are optional inputs. ``slots``: number of points that
+    the decoder was exported for (0: any). ``pads``: whether the decoder itself adds SAM's learned padding token to
+    prompts without a box. This project's decoders do, the published ones don't (docs/published_code.md, "Exports").
 
     Raises:
       UsageError: onnxruntime is not installed; the file is missing, damaged or has other names.
@@ -78,8 +79,8 @@ class OnnxDecoder:
         inputs = {i.name: i for i in self._session.get_inputs()}
         names = [o.name for o in self._session.get_outputs()]
         self._outputs = [
-            next((n for n in wanted if n in names), "")
-            for wanted in (("low_res_masks", "masks"), ("scores", "iou_predictions"))
+            next((n for n in known if n in names), "")
+            for known in (("low_res_masks", "masks"), ("scores", "iou_predictions"))
         ]
         if not {"image_embeddings", "point_coords", "point_labels"} <= set(inputs) or not all(self._outputs):
             raise UsageError(
@@ -96,25 +97,28 @@ class OnnxDecoder:
     def decode(
         self, embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """One prompt: logits (m s s), scores (m).
+        """Decode one prompt; return logits (m s s) and scores (m).
 
         Args:
-          embedding: (1 c g g).  coords: (n 2) in the frame.  labels: (n) in -1 to 3.  mask: (s s) earlier logits.
+          embedding: (1 c g g).
+          coords: (n 2) in the frame.
+          labels: (n) -1 to 3.
+          mask: (s s) logits of an earlier prediction.
 
         Raises:
-          UsageError: more points than the decoder has slots, or a mask where it takes none.
+          UsageError: more points than the decoder has slots, or a mask for a decoder without ``mask_input``.
         """
         if mask is not None and "mask_input" not in self._inputs:
-            raise UsageError(f"mask_input: {self._path} takes none; export it again without --published")
-        given = prompt_inputs(embedding, coords, labels, mask, self.slots, str(self._path))
-        given["orig_im_size"] = np.full(2, self._image_size, np.float32)
-        given = {name: value for name, value in given.items() if name in self._inputs}
-        masks, scores = self._session.run(self._outputs, given)
+            raise UsageError(f"mask_input: {self._path} takes none; export the decoder again without --published")
+        inputs = prompt_inputs(embedding, coords, labels, mask, self.slots, str(self._path))
+        inputs["orig_im_size"] = np.full(2, self._image_size, np.float32)
+        inputs = {name: value for name, value in inputs.items() if name in self._inputs}
+        masks, scores = self._session.run(self._outputs, inputs)
         return masks[0], scores[0]
 
 
 class OnnxModel:
-    """Both: ``image_size`` and ``mask_size`` are the sides of the frame and of the ``num_masks`` masks.
+    """An encoder with its decoder. ``image_size`` and ``mask_size``: sides of the frame and of the ``num_masks`` masks.
 
     Raises:
       UsageError: see ``OnnxEncoder`` and ``OnnxDecoder``.
@@ -129,7 +133,7 @@ class OnnxModel:
 
 
 def normalised(frame: np.ndarray, filled: Sequence[int]) -> np.ndarray:
-    """A padded frame (s s 3) uint8 -> (1 3 s s) float32: ImageNet's mean and deviation, then zeros beyond the photo."""
+    """Normalise a padded frame (s s 3) uint8 with ImageNet's statistics; (1 3 s s) float32, zeros beyond the photo."""
     mean, std = (np.array(v, np.float32) for v in (PIXEL_MEAN, PIXEL_STD))
     x = (frame.astype(np.float32) - mean) / std
     x[filled[0] :] = 0  # SAM pads after normalising
@@ -140,22 +144,22 @@ def normalised(frame: np.ndarray, filled: Sequence[int]) -> np.ndarray:
 def prompt_inputs(
     embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray, mask: np.ndarray | None, slots: int, name: str
 ) -> dict[str, np.ndarray]:
-    """One prompt as a decoder takes it, by the names of its inputs, those of a mask among them.
+    """Return one prompt's decoder inputs by name, including the mask's.
 
-    Coords (n 2) and labels (n) become (1 slots 2) and (1 slots) float32; ``slots`` 0 takes them as they are.
+    Coords (n 2) and labels (n) become (1 slots 2) and (1 slots) float32; with ``slots`` 0 they aren't padded.
 
     Raises:
       UsageError: an unknown label, or more points than slots.
     """
     if not np.isin(labels, LABELS).all():
         raise UsageError(
-            f"labels: {sorted(set(np.asarray(labels).tolist()) - set(LABELS))} mean nothing; 1 is a point inside the"
-            " object, 0 outside, 2 and 3 the corners of a box, -1 SAM's padding, -2 an unused slot"
+            f"labels: {sorted(set(np.asarray(labels).tolist()) - set(LABELS))} are unknown; use 1 for a point inside"
+            " the object, 0 outside, 2 and 3 for the corners of a box, -1 for SAM's padding, -2 for an unused slot"
         )
     if slots and len(coords) > slots:
         raise UsageError(
-            f"prompt: {len(coords)} points and box corners, but {name} has {slots} slots; export it again with a"
-            " larger --slots, or dynamic"
+            f"prompt: {len(coords)} points and box corners, but {name} has {slots} slots; export the model again with a"
+            " larger --slots, or --slots dynamic"
         )
     fill = max(0, slots - len(coords))
     coords = np.pad(coords.astype(np.float32), ((0, fill), (0, 0)))
@@ -179,10 +183,12 @@ def _session(path: Path, providers: Sequence[str]) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise UsageError("needs ONNX Runtime: pip install 'edgesam-jax[onnx]'") from None
+        raise UsageError("ONNX Runtime is not installed: pip install 'edgesam-jax[onnx]'") from None
     try:
         return onnxruntime.InferenceSession(
             str(path), providers=list(providers) or onnxruntime.get_available_providers()
         )
-    except Exception as error:  # onnxruntime's own types
-        raise UsageError(f"{path}: not an ONNX model that can be run ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # onnxruntime raises exceptions of its own types
+        raise UsageError(
+            f"{path}: not an ONNX model that ONNX Runtime can run ({str(error).splitlines()[0]})"
+        ) from None

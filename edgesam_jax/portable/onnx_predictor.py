@@ -1,4 +1,4 @@
-"""The predictor of ONNX pairs: numpy, Pillow and ONNX Runtime, no JAX."""
+"""The predictor for a pair of ONNX files. Needs numpy, Pillow and ONNX Runtime, but no JAX."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from edgesam_jax.portable.priors import Rule
 
 
 class OnnxPredictor(BasePredictor):
-    """``set_image`` once, then ``predict`` for any number of prompts.  Embeddings are (1 c g g).
+    """Call ``set_image`` once, then ``predict`` for any number of prompts. Embeddings are (1 c g g).
 
-    Scores are what the decoder gives.  Points are padded as SAM pads them, whether the decoder does it or not.
+    Scores are the decoder's. Points are padded as in SAM, here if the decoder doesn't pad them itself.
 
     Args:
-      encoder, decoder: the files.
-      providers: ONNX Runtime's execution providers in order; all that are there by default.
-      priors: granularity priors for single clicks, of an encoder exported with ``--priors``.
+      encoder, decoder: paths of the ONNX files.
+      providers: ONNX Runtime's execution providers in order of preference; default: all available ones.
+      priors: granularity priors for single clicks; needs an encoder exported with ``--priors``.
 
     Raises:
-      UsageError: see ``OnnxModel``; a decoder that gives other than SAM's four masks, or priors of an encoder that
-        gives no proposals.
+      UsageError: see ``OnnxModel``; or the decoder doesn't return SAM's four masks; or priors are on and the encoder
+        returns no proposals.
     """
 
     model: OnnxModel
@@ -35,10 +35,10 @@ class OnnxPredictor(BasePredictor):
     ) -> None:
         model = OnnxModel(encoder, decoder, providers)
         if model.num_masks != 4:
-            raise UsageError(f"{decoder}: gives {model.num_masks} masks, not SAM's four")
+            raise UsageError(f"{decoder}: returns {model.num_masks} masks, expected SAM's four")
         super().__init__(model, model.image_size, model.mask_size, priors)
         if priors != "off" and not model.encoder.proposes:
-            raise UsageError(f"{encoder}: gives no proposals for priors; export it with --priors")
+            raise UsageError(f"{encoder}: returns no proposals for priors; export it with --priors")
 
     def _encode(self, frame: np.ndarray, input_size: tuple[int, int]) -> tuple[np.ndarray, Proposals | None]:
         embedding, proposals = self.model.encoder.run(frame, input_size)

@@ -1,8 +1,8 @@
-"""From low-resolution logits to masks of the photo, and the stability score.  numpy only.
+"""From low-resolution logits to masks of the photo, and the stability score. Needs numpy only.
 
-SAM resizes logits in two steps: to the square input frame, cropped to the photo, then to the photo's own size; both
-bilinear with half-pixel centres and without antialiasing.  Both steps are linear and separable, so one small matrix per
-axis does them together, for every photo size without compiling anything.
+SAM resizes logits in two steps, first to the square input frame, then, cropped to the photo, to the photo's original
+size. Both steps are bilinear with half-pixel centres and without antialiasing. They are linear and separable, so one
+small matrix per axis does both, for every photo size and without compilation.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ STABILITY_OFFSET = 1.0
 
 
 def bilinear_matrix(old: int, new: int) -> np.ndarray:
-    """(new old) float64: bilinear resizing of a line."""
+    """Return the matrix (new old) float64 that resizes a line bilinearly."""
     return resize_matrix(old, new, "bilinear")
 
 
 @functools.lru_cache(maxsize=64)
 def axis_matrix(low: int, frame: int, valid: int, original: int, kind: Frame = "pad") -> np.ndarray:
-    """(original low) float32: low resolution -> frame, cropped to the ``valid`` pixels of the photo -> original.
+    """Return the matrix (original low) float32: low resolution -> frame, cropped to ``valid`` pixels -> original size.
 
-    In a ``stretch`` frame the photo is all of it, and EfficientSAM's one bicubic step leads to the photo's size.
+    A photo fills a ``stretch`` frame completely, and EfficientSAM resizes to the photo's size in one bicubic step.
     """
     if kind == "stretch":
         return resize_matrix(low, original, "bicubic").astype(np.float32)
@@ -38,13 +38,13 @@ def axis_matrix(low: int, frame: int, valid: int, original: int, kind: Frame = "
 def upscale_logits(
     logits: np.ndarray, frame: int, input_size: tuple[int, int], original_size: tuple[int, int], kind: Frame = "pad"
 ) -> np.ndarray:
-    """Logits (... s s) of the square frame -> float32 logits (... h w) at the photo's own size.
+    """Resize logits (... s s) of the square frame to logits (... h w) float32 at the photo's size.
 
     Args:
       frame: side of the model's input in pixels.
       input_size: rows and columns of the frame that the photo fills.
       original_size: rows and columns of the photo.
-      kind: of frame.
+      kind: kind of frame.
     """
     rows = axis_matrix(logits.shape[-2], frame, input_size[0], original_size[0], kind)
     columns = axis_matrix(logits.shape[-1], frame, input_size[1], original_size[1], kind)
@@ -54,7 +54,7 @@ def upscale_logits(
 def upscale_masks(
     logits: np.ndarray, frame: int, input_size: tuple[int, int], original_size: tuple[int, int], kind: Frame = "pad"
 ) -> np.ndarray:
-    """As ``upscale_logits``, thresholded: (... s s) -> bool (... h w).  Mask by mask, so that memory stays small."""
+    """Upscale logits (... s s) and threshold them to masks (... h w) bool, one mask at a time to save memory."""
     masks = np.empty((*logits.shape[:-2], *original_size), bool)
     for index in np.ndindex(*logits.shape[:-2]):
         masks[index] = upscale_logits(logits[index], frame, input_size, original_size, kind) > MASK_THRESHOLD
@@ -62,10 +62,10 @@ def upscale_masks(
 
 
 def stability_score(logits: np.ndarray) -> np.ndarray:
-    """Share of a mask's pixels that stays when the threshold rises from -1 to 1: (... s s) -> (...) float32 in 0..1.
+    """Return the fraction of a mask's pixels that remain when the threshold rises from -1 to 1.
 
-    The published code gives NaN for a mask without any logit above -1, and its arg-max then picks that mask (facts,
-    B5); an empty mask scores 0 here.
+    Maps logits (... s s) to scores (...) float32 in 0..1. The published code gives NaN for a mask without any logit
+    above -1, and its arg-max then picks that mask (docs/published_code.md, B5); an empty mask scores 0 here.
     """
     sure = np.count_nonzero(logits > MASK_THRESHOLD + STABILITY_OFFSET, axis=(-2, -1))
     possible = np.count_nonzero(logits > MASK_THRESHOLD - STABILITY_OFFSET, axis=(-2, -1))

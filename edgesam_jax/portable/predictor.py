@@ -1,4 +1,4 @@
-"""Masks for one photo at a time, under the names that SAM's users know: what every predictor has in common."""
+"""The base class of predictors, with method names that SAM's users know."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from edgesam_jax.portable.postprocess import upscale_masks
 from edgesam_jax.portable.priors import RULES, Rule, merge
 from edgesam_jax.portable.prompts import check_masks, check_prompts
 
-Proposals = tuple[np.ndarray, np.ndarray]  # boxes (n 4) in the frame, scores (n), 0 where a place is not used
+Proposals = tuple[np.ndarray, np.ndarray]  # boxes (n 4) in the frame, scores (n); 0 marks an unused entry
 MASK_CHOICES = {1: slice(0, 1), 3: slice(1, 4), 4: slice(0, 4)}  # SAM: token 0 alone, tokens 1 to 3, all
 
 
 @dataclass(frozen=True, eq=False)
 class ImageEmbedding:
-    """What the encoder made of one photo.  It belongs to that photo and to the model that made it.
+    """The encoder's output for one photo. Valid for that photo and for the model that computed it.
 
-    ``values`` are the encoder's, ``proposals`` there where granularity priors are on; ``original_size`` and
-    ``input_size``: rows and columns of the photo, and of its place in the model's frame.
+    ``values``: the embedding; ``proposals``: set if granularity priors are on; ``original_size``: rows and columns of
+    the photo; ``input_size``: the rows and columns of the model's frame that the photo fills.
     """
 
     values: Any
@@ -37,28 +37,29 @@ class ImageEmbedding:
 
 
 class BasePredictor(ABC):
-    """``set_image`` once, then ``predict`` for any number of prompts.
+    """Call ``set_image`` once, then ``predict`` for any number of prompts.
 
     Args:
-      model: what the embeddings belong to.
+      model: identifies the embeddings' model.
       image_size, mask_size: sides of the model's frame and of its low-resolution masks.
-      frame: how photos come into the model's frame.
-      priors: how a prompt that is one click inside gets a box from the proposals around it (``priors.merge``).
+      frame: kind of frame (``portable.frame``).
+      priors: rule by which a prompt that is a single click inside an object gets a box from the proposals around it
+        (``priors.merge``).
 
     Raises:
-      UsageError: an unknown rule.
+      UsageError: unknown ``priors``.
     """
 
     def __init__(self, model: Any, image_size: int, mask_size: int, priors: Rule = "off", frame: Frame = "pad") -> None:
         if priors not in RULES:
-            raise UsageError(f"priors: there is {', '.join(RULES)}, not {priors!r}")
+            raise UsageError(f"priors: must be one of {', '.join(RULES)}, not {priors!r}")
         self.model, self.image_size, self.mask_size = model, image_size, mask_size
         self.priors, self.frame = priors, frame
         self._embedding: ImageEmbedding | None = None
 
     @abstractmethod
     def _encode(self, frame: np.ndarray, input_size: tuple[int, int]) -> tuple[Any, Proposals | None]:
-        """Embedding of a padded frame (s s 3) uint8, of which the photo fills ``input_size``, and proposals if on."""
+        """Encode a padded frame (s s 3) uint8, of which the photo fills ``input_size``; return embedding, proposals."""
 
     @abstractmethod
     def _decode(
@@ -69,21 +70,21 @@ class BasePredictor(ABC):
         labels: np.ndarray | None,
         masks: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Logits (p 4 s s) and scores (p 4) float32 of prompts in the frame."""
+        """Decode prompts in the frame; return logits (p 4 s s) and scores (p 4) float32."""
 
     def set_image(self, image: np.ndarray, embedding: ImageEmbedding | None = None) -> ImageEmbedding:
-        """Encode a photo, or take the embedding that an earlier call gave for the same photo.
+        """Encode a photo, or reuse the embedding that an earlier call returned for the same photo.
 
         Args:
           image: (h w 3) uint8 RGB.
-          embedding: what ``set_image`` returned for this photo, to spare the encoder.
+          embedding: returned by an earlier ``set_image`` of this photo; skips the encoder.
 
         Raises:
-          UsageError: not such an array; or an embedding of another photo or of another model.
+          UsageError: ``image`` is not (h w 3) uint8; or the embedding is of another photo or another model.
         """
         image = np.ascontiguousarray(image)
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-            raise UsageError(f"image: wants RGB (h w 3) uint8, got {image.shape} {image.dtype}")
+            raise UsageError(f"image: expected RGB (h w 3) uint8, got {image.shape} {image.dtype}")
         photo = hashlib.blake2b(image.data, digest_size=16).digest()
         if embedding is None:
             framed, input_size = into_frame(image, self.image_size, self.frame)
@@ -91,11 +92,11 @@ class BasePredictor(ABC):
             size = image.shape[0], image.shape[1]
             embedding = ImageEmbedding(values, proposals, size, input_size, photo, self.model)
         elif embedding.model is not self.model:
-            raise UsageError("embedding: it was made by another model; call set_image without it")
+            raise UsageError("embedding: computed by another model; call set_image without it")
         elif embedding.photo != photo or embedding.original_size != image.shape[:2]:
-            raise UsageError("embedding: it belongs to another photo; call set_image without it")
+            raise UsageError("embedding: computed from another photo; call set_image without it")
         elif self.priors != "off" and embedding.proposals is None:
-            raise UsageError("embedding: it was made without priors; call set_image without it")
+            raise UsageError("embedding: made without priors; call set_image without it")
         self._embedding = embedding
         return embedding
 
@@ -122,7 +123,7 @@ class BasePredictor(ABC):
         mask_input: np.ndarray | None = None,
         num_masks: int = 1,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Masks for one prompt: points, a box, or both.
+        """Predict masks for one prompt: points, a box, or both.
 
         Args:
           point_coords: (n 2) x, y in pixels of the photo.
@@ -154,7 +155,7 @@ class BasePredictor(ABC):
         mask_inputs: np.ndarray | None = None,
         num_masks: int = 1,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As ``predict`` for p prompts at once: boxes (p 4), points (p n 2) with labels (p n), masks (p s s).
+        """Predict masks for p prompts at once: boxes (p 4), points (p n 2) with labels (p n), masks (p s s).
 
         Returns:
           masks (p m h w) bool, scores (p m) float32, low-resolution logits (p m s s) float32.
@@ -180,7 +181,7 @@ class BasePredictor(ABC):
         return full, scores, logits
 
     def prior_boxes(self, points: np.ndarray) -> np.ndarray:
-        """The boxes (p 4) that clicks (p 2) get, both in pixels of the photo; NaN where priors are off or have none.
+        """Return the boxes (p 4) that clicks (p 2) get, both in pixels of the photo; NaN for clicks without a box.
 
         Raises:
           UsageError: no photo set.
@@ -199,16 +200,16 @@ class BasePredictor(ABC):
     def _decode_with_priors(
         self, embedding: Any, priors: np.ndarray, coords: Any, labels: Any, masks: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Clicks that have a box with it, the others plain."""
+        """Decode clicks together with their box if they have one, else alone."""
         parts = []
         has_box = ~np.isnan(priors[:, 0])
         for group in (has_box, ~has_box):
             if group.any():
-                own = None if masks is None else masks[group]
+                group_masks = None if masks is None else masks[group]
                 boxes = priors[group] if group is has_box else None
-                parts.append((group, self._decode(embedding, boxes, coords[group], labels[group], own)))
+                parts.append((group, self._decode(embedding, boxes, coords[group], labels[group], group_masks)))
         first = parts[0][1]
         logits, scores = (np.zeros((len(priors), *x.shape[1:]), x.dtype) for x in first)
-        for group, (own_logits, own_scores) in parts:
-            logits[group], scores[group] = own_logits, own_scores
+        for group, (group_logits, group_scores) in parts:
+            logits[group], scores[group] = group_logits, group_scores
         return logits, scores

@@ -1,10 +1,10 @@
-"""Granularity priors: which box a click gets from the proposals around it (EdgeSAM section 3.2).  numpy only.
+"""Granularity priors: the box that a click gets from the proposals around it (EdgeSAM, section 3.2). Needs numpy only.
 
-``nearest``    the paper: the K proposals whose centres are nearest to the click, averaged with their scores as weights.
-``published``  the published evaluation: of the proposals that strictly contain the click, the K nearest centres, and of
-               these the one that scores highest.
+``nearest``    the paper's rule: average the K proposals whose centres are nearest to the click, weighted by score.
+``published``  the published evaluation's rule: of the proposals that strictly contain the click, take the K with the
+               nearest centres, and of these the one with the highest score.
 
-A click without proposals (or, ``published``, without one that contains it) has no box, and stays a plain click.
+A click without proposals (for ``published``: without a proposal that contains it) gets no box and stays a plain click.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NEAREST = 5
 
 
 def suppress(boxes: np.ndarray, iou: float) -> np.ndarray:
-    """Greedy non-maximum suppression of boxes (n 4) in the order of their scores: indices that are kept."""
+    """Greedy non-maximum suppression of boxes (n 4), sorted by falling score; return the indices to keep."""
     kept: list[int] = []
     low, high = boxes[:, :2], boxes[:, 2:]
     areas = np.prod(high - low, axis=1)
@@ -33,11 +33,14 @@ def suppress(boxes: np.ndarray, iou: float) -> np.ndarray:
 def select(
     boxes: np.ndarray, scores: np.ndarray, limit: tuple[int, int], min_score: float, before: int, iou: float, most: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The proposals among all anchors' boxes (n 4) and scores (n), as ``models.anchors.propose`` finds them.
+    """Select the proposals among all anchors' boxes (n 4) and scores (n), as ``models.anchors.propose`` does.
 
     Args:
       limit: width and height of the photo in the frame.
-      min_score, before, iou, most: least score, boxes looked at, overlap allowed (1: any), boxes returned.
+      min_score: minimum score.
+      before: number of best boxes to consider.
+      iou: maximum IoU of two proposals; 1 skips the suppression.
+      most: maximum number of proposals.
     """
     order = np.argsort(-scores, kind="stable")[:before]
     order = order[scores[order] >= min_score]
@@ -49,11 +52,11 @@ def select(
 
 
 def merge(points: np.ndarray, boxes: np.ndarray, scores: np.ndarray, rule: Rule, nearest: int = NEAREST) -> np.ndarray:
-    """The boxes (p 4) of clicks (p 2); NaN where there is none.
+    """Return the boxes (p 4) of clicks (p 2); NaN for a click without a box.
 
     Args:
-      points: x, y in the boxes' pixels.
-      boxes, scores: proposals (n 4) XYXY and (n); those with a score of 0 are none.
+      points: x, y in the same frame as the boxes.
+      boxes, scores: proposals (n 4) XYXY and (n); entries with a score of 0 are unused.
       rule: ``nearest`` or ``published``.
       nearest: K.
     """

@@ -1,4 +1,4 @@
-"""The matrices of 1-D interpolation, as torch's ``interpolate(align_corners=False)`` has it.  numpy only."""
+"""Matrices of 1-D interpolation, equal to torch's ``interpolate(align_corners=False)``. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import numpy as np
 
 
 def resize_matrix(size_in: int, size_out: int, method: str) -> np.ndarray:
-    """(size_out size_in) float64: half-pixel centres, no antialiasing, borders repeated.
+    """Return the matrix (size_out size_in) float64: half-pixel centres, no antialiasing, borders repeated.
 
-    ``bicubic`` is the Keys kernel with a = -0.75, which ``jax.image.resize`` (a = -0.5) does not give.
+    ``bicubic`` is the Keys kernel with a = -0.75; ``jax.image.resize`` uses a = -0.5.
 
     Raises:
-      ValueError: another method than ``bilinear`` and ``bicubic``.
+      ValueError: ``method`` is neither ``bilinear`` nor ``bicubic``.
     """
     scale = size_in / size_out
     centre = (np.arange(size_out) + 0.5) * scale - 0.5

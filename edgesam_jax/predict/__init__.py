@@ -1,1 +1,1 @@
-"""A photo and prompts in, masks out."""
+"""Predict masks from a photo and prompts."""

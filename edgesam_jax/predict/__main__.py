@@ -1,10 +1,10 @@
-"""``python -m edgesam_jax.predict``: a photo and prompts in, masks out.
+"""``python -m edgesam_jax.predict``: predict masks from a photo and prompts.
 
-Each ``--box`` is a prompt of its own.  All ``--point``s together are one prompt, and join the box where there is
-exactly one.  Coordinates are pixels of the photo as a person sees it (EXIF orientation applied).
+Each ``--box`` is a separate prompt. All ``--point``s together are one prompt, combined with the box if exactly one is
+given. Coordinates are pixels of the photo as displayed (EXIF orientation applied).
 
 The output folder gets ``predictions.json`` (per prompt and mask: COCO RLE, box, area, score), ``overlay_I.png`` per
-prompt, and with ``--save-logits``, ``logits.npz``.  Exit codes: 0 done, 2 wrong usage or input.
+prompt, and with ``--save-logits`` also ``logits.npz``. Exit codes: 0 success, 2 wrong usage or input.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgesam_jax.cli.command import run_command
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
+from edgesam_jax.files import staged_files
 from edgesam_jax.portable.priors import RULES
 
 if TYPE_CHECKING:
     from edgesam_jax.predict.predictor import Predictor
 
 Point = tuple[float, float, int]
-OURS = re.compile(r"overlay_\d+\.png|predictions\.json|logits\.npz")
+OUTPUT_FILES = r"overlay_\d+\.png|predictions\.json|logits\.npz"
 
 
 class _Parser(Parser):
-    """``--box -5,0,20,30`` is a value, to be refused for what is wrong with it."""
+    """Accepts a value that begins with a minus sign, ``--box -5,0,20,30``, for a better error message later."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -41,8 +41,12 @@ class _Parser(Parser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m edgesam_jax.predict", description="Segment what boxes or points on a photo show.")
-    parser.add_argument("--checkpoint", default="tiny_teacher", help="folder or file; default: the embedded tiny model")
+    parser = _Parser(
+        prog="python -m edgesam_jax.predict", description="Segment the objects that boxes or points on a photo mark."
+    )
+    parser.add_argument(
+        "--checkpoint", default="tiny_teacher", help="checkpoint folder or file; default: the built-in tiny model"
+    )
     parser.add_argument("--image", required=True, help="the photo")
     parser.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1", help="a prompt; may be repeated")
     parser.add_argument(
@@ -65,19 +69,19 @@ def _numbers(flag: str, text: str, count: int) -> list[float]:
             raise ValueError
         return [float(part) for part in parts]
     except ValueError:
-        raise UsageError(f"{flag} {text}: wants {count} numbers separated by commas") from None
+        raise UsageError(f"{flag} {text}: expected {count} numbers separated by commas") from None
 
 
 def _prompts(
     boxes: Sequence[str], points: Sequence[str], size: tuple[int, int]
 ) -> list[tuple[list[float] | None, list[Point]]]:
-    """One (box or None, points) for each prompt, checked against the photo's rows and columns."""
+    """Return (box or None, points) for each prompt, checked against the photo's rows and columns."""
     from edgesam_jax.portable.prompts import check_box, check_point
 
     if not boxes and not points:
-        raise UsageError("no prompt: give --box X0,Y0,X1,Y1 or --point X,Y,LABEL")
+        raise UsageError("no prompt: pass --box X0,Y0,X1,Y1 or --point X,Y,LABEL")
     if len(boxes) > 1 and points:
-        raise UsageError("--point cannot be used with several --box: each box is a prompt of its own")
+        raise UsageError("--point can't be used with several --box flags, because each box is a separate prompt")
     read_boxes = [_numbers("--box", text, 4) for text in boxes]
     read_points: list[Point] = []
     for box in read_boxes:
@@ -90,16 +94,16 @@ def _prompts(
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Do what the command line says; returns the content of predictions.json.
+    """Run the command; return the content of predictions.json.
 
     Raises:
-      UsageError: anything wrong with the arguments, the photo or the checkpoint.
+      UsageError: invalid arguments, photo or checkpoint.
     """
     from edgesam_jax.data.transforms import load_image
 
     output = Path(arguments.output)
     if output.exists() and not output.is_dir():
-        raise UsageError(f"--output {output}: is a file; name a folder")
+        raise UsageError(f"--output {output}: is a file; choose a folder")
     image = load_image(arguments.image, f"--image {arguments.image}")
     prompts = _prompts(arguments.box, arguments.point, (image.shape[0], image.shape[1]))
 
@@ -162,52 +166,41 @@ def _write(
     scores: Any,
     save: Predictor | None,
 ) -> None:
-    """Everything is written beside the folder first, so that a run that fails leaves nothing half-written."""
+    """Write the output files; remove those of an earlier run that this one doesn't replace."""
     from edgesam_jax.reporting import overlay
 
-    beside: Path | None = None
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent))
-        for entry, prompt_masks in zip(report["prompts"], masks, strict=True):
-            best = entry["best"]
-            text = f"{report['score']} {entry['masks'][best]['score']:.3f}"
-            text += f"  mask {best + 1} of {len(prompt_masks)}" if len(prompt_masks) > 1 else ""
-            picture = overlay.draw(
-                image, prompt_masks[best], text, entry.get("box", entry.get("prior_box")), entry.get("points", ())
-            )
-            picture.save(beside / entry["overlay"])
-        if save is not None:
-            embedding = np.asarray(save.embedding.values, np.float32)
-            arrays = {"low_res_logits": logits, "scores": scores, "image_embedding": embedding, "masks": masks}
-            np.savez_compressed(beside / "logits.npz", **arrays)
-        (beside / "predictions.json").write_text(json.dumps(report, indent=1))
-        output.mkdir(exist_ok=True)
-        for stale in output.iterdir():
-            if OURS.fullmatch(stale.name) and not (beside / stale.name).exists():
-                stale.unlink()
-        for file in sorted(beside.iterdir()):
-            file.replace(output / file.name)
+        with staged_files(output, obsolete=OUTPUT_FILES) as folder:
+            for entry, prompt_masks in zip(report["prompts"], masks, strict=True):
+                best = entry["best"]
+                text = f"{report['score']} {entry['masks'][best]['score']:.3f}"
+                text += f"  mask {best + 1} of {len(prompt_masks)}" if len(prompt_masks) > 1 else ""
+                picture = overlay.draw(
+                    image, prompt_masks[best], text, entry.get("box", entry.get("prior_box")), entry.get("points", ())
+                )
+                picture.save(folder / entry["overlay"])
+            if save is not None:
+                embedding = np.asarray(save.embedding.values, np.float32)
+                arrays = {"low_res_logits": logits, "scores": scores, "image_embedding": embedding, "masks": masks}
+                np.savez_compressed(folder / "logits.npz", **arrays)
+            (folder / "predictions.json").write_text(json.dumps(report, indent=1))
     except OSError as error:
         raise UsageError(f"--output {output}: cannot write there ({error.strerror})") from None
-    finally:
-        if beside is not None:
-            shutil.rmtree(beside, ignore_errors=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    try:
+    """Run the command; return its exit code."""
+
+    def command() -> int:
         arguments = _parser().parse_args(argv)
         report = run(arguments)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for entry in report["prompts"]:
-        best = entry["masks"][entry["best"]]
-        picture = Path(arguments.output) / entry["overlay"]
-        print(f"{picture}: {best['area']} pixels, {report['score']} score {best['score']:.3f}")
-    return 0
+        for entry in report["prompts"]:
+            best = entry["masks"][entry["best"]]
+            picture = Path(arguments.output) / entry["overlay"]
+            print(f"{picture}: {best['area']} pixels, {report['score']} score {best['score']:.3f}")
+        return 0
+
+    return run_command(command)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The compiled pieces of inference, shared by the predictor and the evaluation: encode photos, decode prompts."""
+"""Compiled functions for inference, used by the predictor, the evaluation and the embedding command."""
 
 from __future__ import annotations
 
@@ -20,30 +20,33 @@ from edgesam_jax.types import MaskPrediction
 
 
 def decode_chunk() -> int:
-    """Prompts decoded at a time: on a CPU one at a time is fastest (docs/performance.md, "Decoder")."""
+    """Return the number of prompts to decode at once; on a CPU 1 is fastest (docs/performance.md, "Decoder")."""
     return 1 if jax.default_backend() == "cpu" else 16
 
 
 def check_priors(config: SamConfig, flag: str) -> None:
-    """Raises:
-    UsageError: the model has no proposal network, which ``flag`` needs."""
+    """Check that a model has the proposal network that ``flag`` needs.
+
+    Raises:
+      UsageError: it has none.
+    """
     if config.proposals is None:
         raise UsageError(
-            f"{flag}: the checkpoint has no proposal network; train one on it with configs/proposals_coco.py"
+            f"{flag}: the checkpoint has no proposal network; train one for it with configs/proposals_coco.py"
         )
 
 
 def for_inference(config: SamConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Variables on the device, batch norms and branches folded where the encoder has them."""
+    """Put a model's variables on the device, with the encoder's batch norms and branches folded if it has any."""
     return jax.device_put(fold(config, variables))
 
 
 @functools.lru_cache(maxsize=16)
 def encoder(config: SamConfig) -> Callable[[Any, Array | np.ndarray, Array | np.ndarray], Array]:
-    """Compiled ``(variables, images, sizes) -> embedding``.
+    """Return the compiled function ``(variables, images, sizes) -> embedding``.
 
-    ``variables`` are those of ``for_inference``, ``images`` (b s s 3) uint8 padded, ``sizes`` (b 2) the rows and
-    columns that hold the photo; the embedding is (b g g c).
+    ``variables``: from ``for_inference``; ``images`` (b s s 3) uint8, padded; ``sizes`` (b 2): the rows and columns
+    that the photo fills. The embedding is (b g g c).
     """
     model = Sam(config, folded=folds(config))
 
@@ -56,9 +59,9 @@ def encoder(config: SamConfig) -> Callable[[Any, Array | np.ndarray, Array | np.
 
 @functools.lru_cache(maxsize=16)
 def proposer(config: SamConfig) -> Callable[[Any, Array | np.ndarray, Array | np.ndarray], tuple[Array, Array, Array]]:
-    """As ``encoder``, with proposals: ``(variables, images, sizes) -> embedding, boxes, scores``.
+    """Return the compiled function ``(variables, images, sizes) -> embedding, boxes, scores``; see ``encoder``.
 
-    Boxes (b n 4) in the frame and their scores (b n), falling; places that are not used have a score of 0.
+    Boxes (b n 4) in the frame and their scores (b n), sorted by falling score; unused entries have a score of 0.
     """
     model, settings = Sam(config, folded=folds(config)), config.proposals
     assert settings is not None
@@ -66,8 +69,8 @@ def proposer(config: SamConfig) -> Callable[[Any, Array | np.ndarray, Array | np
 
     @jax.jit
     def encode(variables: Any, images: Array, sizes: Array) -> tuple[Array, Array, Array]:
-        found: Any = model.apply(variables, preprocess(images, sizes), method="propose")
-        embedding, logits, codes = found
+        outputs: Any = model.apply(variables, preprocess(images, sizes), method="propose")
+        embedding, logits, codes = outputs
         limits = sizes[:, ::-1].astype(jnp.float32)
 
         def best(logits: Array, codes: Array, limit: Array) -> tuple[Array, Array]:
@@ -81,10 +84,11 @@ def proposer(config: SamConfig) -> Callable[[Any, Array | np.ndarray, Array | np
 
 @functools.lru_cache(maxsize=16)
 def decoder(config: SamConfig) -> Callable[..., MaskPrediction]:
-    """Compiled ``(variables, embedding, boxes, coords, labels, mask_input, slots=) -> MaskPrediction``, all four masks.
+    """Return a compiled function that decodes prompts on one photo to four masks each.
 
+    Its signature is ``(variables, embedding, boxes, coords, labels, mask_input, slots=) -> MaskPrediction``:
     ``embedding`` (g g c) of one photo; ``boxes`` (p 4) or None; ``coords`` (p n 2) and ``labels`` (p n) or None, put
-    into a buffer with ``slots`` places; ``mask_input`` (p s s) or None.
+    into a buffer of ``slots`` slots; ``mask_input`` (p s s) or None.
     """
 
     @functools.partial(jax.jit, static_argnames="slots")
@@ -104,9 +108,9 @@ def decoder(config: SamConfig) -> Callable[..., MaskPrediction]:
             prompts = from_points(coords, labels, slots)
         else:
             prompts = from_boxes_and_points(boxes, coords, labels, slots)
-        given = None if mask_input is None else jnp.ones(mask_input.shape[:2], bool)
+        has_mask = None if mask_input is None else jnp.ones(mask_input.shape[:2], bool)
         result = decode(
-            config, variables, embedding[None], prompts, mask_input, given, num_masks=4, chunk=decode_chunk()
+            config, variables, embedding[None], prompts, mask_input, has_mask, num_masks=4, chunk=decode_chunk()
         )
         return jax.tree.map(lambda x: x[0], result)
 

@@ -1,4 +1,4 @@
-"""The predictor of this package's models."""
+"""The predictor for this package's models."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from edgesam_jax.portable.predictor import BasePredictor, Proposals
 from edgesam_jax.portable.priors import Rule
 from edgesam_jax.predict import compiled
 
-PROMPT_BUCKETS = (1, 4, 16)  # prompt counts that are compiled; beyond, multiples of the last
+PROMPT_BUCKETS = (1, 4, 16)  # numbers of prompts to compile for; above the last, its multiples
 
 
 class Predictor(BasePredictor):
-    """``set_image`` once, then ``predict`` for any number of prompts.  Embeddings are (g g c).
+    """Call ``set_image`` once, then ``predict`` for any number of prompts. Embeddings are (g g c).
 
-    Scores are the IoU head's where that head was trained (``model.metadata["score"] == "iou"``), else the stability
-    score, which is the default for EdgeSAM: its IoU head was not distilled.
+    Scores are the IoU head's if that head was trained (``model.metadata["score"] == "iou"``), else the stability score.
+    EdgeSAM uses the stability score, because its IoU head was not distilled.
 
     Args:
-      priors: granularity priors for single clicks: "nearest" (the paper), "published", or "off".
+      priors: granularity priors for single clicks: "nearest" (the paper's rule), "published" or "off".
 
     Raises:
-      UsageError: priors of a model without a proposal network.
+      UsageError: priors are on and the model has no proposal network.
     """
 
     model: Model
@@ -38,10 +38,10 @@ class Predictor(BasePredictor):
         self._variables = compiled.for_inference(config, model.variables)
 
     def _encode(self, frame: np.ndarray, input_size: tuple[int, int]) -> tuple[Array, Proposals | None]:
-        given = self._variables, frame[None], np.asarray([input_size], np.int32)
+        inputs = self._variables, frame[None], np.asarray([input_size], np.int32)
         if self.priors == "off":
-            return compiled.encoder(self.model.config)(*given)[0], None
-        embedding, boxes, scores = compiled.proposer(self.model.config)(*given)
+            return compiled.encoder(self.model.config)(*inputs)[0], None
+        embedding, boxes, scores = compiled.proposer(self.model.config)(*inputs)
         return embedding[0], (np.asarray(boxes[0]), np.asarray(scores[0]))
 
     def _decode(
@@ -53,7 +53,7 @@ class Predictor(BasePredictor):
         masks: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         if masks is not None and self.model.config.variant == "efficient_sam":
-            raise UsageError("mask_input: EfficientSAM takes no masks; leave it out")
+            raise UsageError("mask_input: EfficientSAM takes no masks; omit mask_input")
         count = next(len(x) for x in (boxes, coords) if x is not None)
         slots = 0 if coords is None else 1 << (coords.shape[1] - 1).bit_length()  # powers of two: few shapes to compile
         arrays = [_pad(x, _bucket(count)) for x in (boxes, coords, labels, masks)]
@@ -70,5 +70,5 @@ def _bucket(count: int) -> int:
 
 
 def _pad(array: np.ndarray | None, count: int) -> np.ndarray | None:
-    """Repeat the first prompt up to ``count``."""
+    """Pad to ``count`` prompts by repeating the first."""
     return None if array is None else np.concatenate([array, np.repeat(array[:1], count - len(array), axis=0)])

@@ -1,4 +1,4 @@
-"""The picture of one prompt: the photo with its mask, contour, box, points and score."""
+"""Draw one prompt on its photo: mask, contour, box, points and score."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ TINT = 0.45
 
 
 def contour(mask: np.ndarray, width: int = 1) -> np.ndarray:
-    """Pixels (h w) bool of the mask that have a pixel outside it within ``width`` steps."""
-    inner = np.pad(mask, 1, mode="edge")  # a mask cut by the border of the photo has no contour there
+    """Return the pixels (h w) bool of a mask that are within ``width`` steps of a pixel outside the mask."""
+    inner = np.pad(mask, 1, mode="edge")  # no contour along the photo's border
     inner = inner[1:-1, 1:-1] & inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
     edge = mask & ~inner
     return edge if width <= 1 else edge | contour(inner, width - 1)
@@ -32,9 +32,9 @@ def draw(
     Args:
       image: (h w 3) uint8 RGB.
       mask: (h w) bool.
-      text: written in the corner.
+      text: shown in the top left corner.
       box: x0, y0, x1, y1.
-      points: x, y, label; green inside (1), red outside (0).
+      points: x, y, label; green for label 1 (inside), red for 0 (outside).
     """
     pixels = image.copy()
     pixels[mask] = ((1 - TINT) * pixels[mask] + TINT * np.asarray(MASK)).astype(np.uint8)

@@ -1,8 +1,7 @@
-"""What a run leaves behind for people: metric logs, pictures of the prompt loop, curves, tables."""
+"""Pictures of the prompt loop."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from edgesam_jax.files import atomic_file
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, POSITIVE
 
 GREEN, RED, BLUE, YELLOW = (60, 200, 90), (230, 60, 60), (70, 130, 240), (250, 210, 50)
@@ -18,7 +18,7 @@ MAX_ROWS = 4  # prompts in a picture of the loop
 
 
 def tint(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], strength: float = 0.55) -> np.ndarray:
-    """The photo (h w 3) uint8 with a mask (s s) bool of the same frame laid over it."""
+    """Lay a mask (s s) bool over a photo (h w 3) uint8 of the same frame."""
     size = (image.shape[1], image.shape[0])
     alpha = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)) > 127
     out = image.astype(np.float32)
@@ -27,7 +27,7 @@ def tint(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], stre
 
 
 def draw_prompt(image: np.ndarray, coords: np.ndarray, labels: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """The photo (h w 3) with one prompt's box and points (n 2), green for inside and red for outside."""
+    """Draw one prompt's box and points (n 2) on a photo (h w 3): green inside the object, red outside."""
     picture = Image.fromarray(image)
     pen = ImageDraw.Draw(picture)
     radius = max(2, image.shape[0] // 64)
@@ -45,7 +45,7 @@ def draw_prompt(image: np.ndarray, coords: np.ndarray, labels: np.ndarray, valid
 
 
 def side_by_side(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = ()) -> np.ndarray:
-    """Panels (h w 3), all of one size, as one picture, with an optional line of titles above the columns."""
+    """Arrange panels (h w 3) of equal size in one picture, with optional titles above the columns."""
     h, w = rows[0][0].shape[:2]
     head = 16 if titles else 0
     sheet = np.full((head + len(rows) * (h + GAP) - GAP, max(map(len, rows)) * (w + GAP) - GAP, 3), 255, np.uint8)
@@ -64,13 +64,13 @@ def side_by_side(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = (
 def loop_picture(
     image: np.ndarray, trace: Any, prompt_valid: np.ndarray, photo: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """One row per prompt: photo with box and points, target mask, student mask, and where they disagree.
+    """Draw one row per prompt: photo with box and points, target mask, student mask, and where the masks disagree.
 
     Args:
       image: (h w 3) uint8.
-      trace: a ``distill.Trace`` of this image alone (no leading b), as numpy arrays.
-      prompt_valid: (p) which prompts are real; at most ``MAX_ROWS`` of them are drawn.
-      photo: rows and columns of the image that hold the photo; the rest is cut off.
+      trace: a ``prompt_loop.Trace`` of this image alone (no leading b), as numpy arrays.
+      prompt_valid: (p) bool, which prompts are real; at most ``MAX_ROWS`` of them are drawn.
+      photo: rows and columns of the image that the photo fills; the rest is cropped.
     """
     h, w = photo or image.shape[:2]
     rows = []
@@ -88,8 +88,7 @@ def loop_picture(
 
 
 def save_picture(path: Path, picture: np.ndarray) -> None:
-    """Write (h w 3) uint8 as PNG, whole or not at all."""
+    """Write a picture (h w 3) uint8 as PNG; parent folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    Image.fromarray(picture).save(beside, format="PNG")
-    os.replace(beside, path)
+    with atomic_file(path) as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG")

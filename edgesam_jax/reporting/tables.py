@@ -1,4 +1,4 @@
-"""Tables as text."""
+"""Text tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def hours(seconds: float) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns of equal width: the first to the left, numbers to the right, a column of words to the left."""
+    """Format a plain table. The first column and columns without a header are aligned left, all others right."""
     lines = [list(header), *(list(row) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     words = [i == 0 or header[i] == "" for i in range(len(header))]
@@ -31,7 +31,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def aligned_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A text table that is also Markdown: the first column to the left, the others to the right."""
+    """Format a table that is both readable text and Markdown. The first column is aligned left, the others right."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:

@@ -10,17 +10,16 @@ disk; 143 or 130 (128 + the signal's number) if SIGTERM or SIGINT asked it to sa
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgesam_jax.cli import allocator
+from edgesam_jax.cli.command import run_command
 from edgesam_jax.cli.flags import Parser
-from edgesam_jax.config import Config, UsageError, apply_overrides, load_config
+from edgesam_jax.config import Config, apply_overrides, load_config
 from edgesam_jax.config.rules import check_counts
 from edgesam_jax.planning import dry_run
 
@@ -112,27 +111,14 @@ def run(command: Command) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    try:
-        return run(parse(argv))
-    except FloatingPointError as error:
-        return _fail(f"error: {error}", 1)
-    except UsageError as error:
-        return _fail(f"error: {error}", 2)
-    except KeyboardInterrupt:  # a second one, while saving or compiling
-        return _fail("stopped at once; the same command goes on from the last checkpoint", 130)
-    except Exception:
-        if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
-            return _fail(traceback.format_exc(), 1)
-        raise
-
-
-def _fail(message: str, code: int) -> int:
-    """Say why; one of several processes then ends at once, so that the others notice instead of waiting for it."""
-    print(message, file=sys.stderr, flush=True)
-    if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
-        os._exit(code)
-    return code
+    """Run the command; return its exit code."""
+    return run_command(
+        lambda: run(parse(argv)),
+        failures=(FloatingPointError,),
+        # By a second signal, while saving or compiling.
+        interrupted="stopped at once; run the same command again to resume from the last checkpoint",
+        multiprocess=True,
+    )
 
 
 if __name__ == "__main__":

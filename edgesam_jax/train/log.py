@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from edgesam_jax.files import write_atomically
+from edgesam_jax.files import atomic_file, write_atomically
 
 
 class RowLog:
@@ -130,6 +129,5 @@ def save_curves(path: Path, runs: Mapping[str, Path]) -> None:
     axes.grid(alpha=0.3)
     if runs:
         axes.legend()
-    temporary = path.with_name(path.name + ".part")
-    figure.savefig(temporary, format="png", dpi=120)
-    os.replace(temporary, path)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -1,4 +1,4 @@
-"""Weights survive the disk bit for bit, and everything wrong on it is one clear line."""
+"""Inference checkpoints: saving and loading is bit-exact, and every error is one clear line."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_file_round_trip(model: Model, tmp_path: Path) -> None:
     assert rounded.config == CONFIG and rounded.metadata == model.metadata
 
 
-def test_save_refuses_a_folder_of_something_else(model: Model, tmp_path: Path) -> None:
+def test_save_refuses_a_folder_of_other_files(model: Model, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "holiday.jpg").write_bytes(b"precious")
     with pytest.raises(UsageError, match="photos"):
@@ -63,7 +63,7 @@ def test_save_refuses_a_folder_of_something_else(model: Model, tmp_path: Path) -
 
 
 def make(kind: str, model: Model, path: Path) -> Path:
-    """One broken or foreign checkpoint of each kind."""
+    """Return a broken or foreign checkpoint of each kind."""
     if kind == "missing":
         return path / "nothing"
     if kind == "empty folder":
@@ -104,7 +104,7 @@ KINDS = (
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_wrong_is_one_line_that_names_the_path(kind: str, model: Model, tmp_path: Path) -> None:
+def test_errors_are_one_line_that_names_the_path(kind: str, model: Model, tmp_path: Path) -> None:
     path = make(kind, model, tmp_path)
     with pytest.raises(UsageError) as caught:
         load_model(path)
@@ -112,7 +112,7 @@ def test_what_is_wrong_is_one_line_that_names_the_path(kind: str, model: Model, 
 
 
 def test_a_flipped_bit_inside_an_array_is_noticed(tmp_path: Path) -> None:
-    """Arrays this large lie in files of their own, of which only the checksum watches the content."""
+    """Arrays this large are stored in separate files, and only the checksum detects a change in them."""
     rng = np.random.default_rng(0)
     variables = {"params": {f"a{i}": rng.standard_normal((512, 256), np.float32) for i in range(4)}}
     folder = save_model(tmp_path / "m", Model(CONFIG, {**variables, "batch_stats": {}, "constants": {}}))

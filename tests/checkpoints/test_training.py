@@ -1,4 +1,4 @@
-"""A run's checkpoints: bit for bit, the best and the newest kept, and a full disk leaves the last good one alone."""
+"""Training checkpoints: bit-exact, the best and the newest are kept, and a full disk leaves the last one intact."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def steps(workdir: Path) -> set[str]:
     return {p.name for p in (workdir / "checkpoints").iterdir()}
 
 
-def test_they_resume_and_the_newest_are_kept(tmp_path: Path) -> None:
+def test_checkpoints_resume_and_the_newest_are_kept(tmp_path: Path) -> None:
     with TrainCheckpointer(tmp_path, keep=2) as checkpointer:
         assert checkpointer.latest_step() is None
         with pytest.raises(UsageError, match="no checkpoint"):
@@ -56,7 +56,7 @@ def test_they_resume_and_the_newest_are_kept(tmp_path: Path) -> None:
         same(loaded.variables["params"], train_state(10).params)
 
 
-def test_the_best_stay_beside_the_newest_over_a_restart(tmp_path: Path) -> None:
+def test_the_best_and_the_newest_survive_a_restart(tmp_path: Path) -> None:
     scores = {1: 0.2, 2: 0.9, 3: None, 4: 0.5, 5: 0.4, 6: 0.1}
     for some in ((1, 2, 3), (4, 5, 6)):
         with TrainCheckpointer(tmp_path, keep=1, keep_best=2) as checkpointer:
@@ -66,7 +66,7 @@ def test_the_best_stay_beside_the_newest_over_a_restart(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "best.json").read_text()) == {"step": 2, "score": 0.9}
 
 
-def test_what_a_killed_save_left_is_passed_over_and_cleaned_up(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_save_are_ignored_and_removed(tmp_path: Path) -> None:
     with TrainCheckpointer(tmp_path) as checkpointer:
         checkpointer.save(3, train_state(3), CONFIG)
     shutil.copytree(tmp_path / "checkpoints" / "3", tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp")
@@ -77,7 +77,7 @@ def test_what_a_killed_save_left_is_passed_over_and_cleaned_up(tmp_path: Path) -
     assert steps(tmp_path) == {"3", "7"}
 
 
-def test_a_damaged_or_foreign_one_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     with TrainCheckpointer(tmp_path) as checkpointer:
         for step in (1, 3):
             checkpointer.save(step, train_state(step), CONFIG)
@@ -87,14 +87,14 @@ def test_a_damaged_or_foreign_one_is_refused(tmp_path: Path) -> None:
         restore(tmp_path, wider)
     for file in (tmp_path / "checkpoints" / "3" / "variables").rglob("d/*"):
         damage(file)
-    with pytest.raises(UsageError, match=r"3: damaged.*remove it to go on from step 1$"):
+    with pytest.raises(UsageError, match=r"3: damaged.*remove it to resume from step 1$"):
         restore(tmp_path, train_state(0))
     with pytest.raises(UsageError, match="damaged"):
         load_model(tmp_path)
 
 
-def test_a_file_that_cannot_be_written_leaves_the_last_good_one(tmp_path: Path) -> None:
-    """The system refuses files beyond a size, in the middle of writing: to the program, a full disk."""
+def test_a_failed_save_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    """A limit on file size makes a write fail halfway, as a full disk does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with TrainCheckpointer(tmp_path) as checkpointer:
         checkpointer.save(1, train_state(1), CONFIG)
@@ -106,7 +106,7 @@ def test_a_file_that_cannot_be_written_leaves_the_last_good_one(tmp_path: Path) 
         try:
             checkpointer.save(2, large, CONFIG)
             with pytest.raises(
-                UsageError, match=r"step 2 could not be saved \(File too large\); step 1 stays good\. Make"
+                UsageError, match=r"step 2 could not be saved \(File too large\); step 1 is still valid\. Make"
             ) as caught:
                 checkpointer.wait()
         finally:
@@ -116,7 +116,7 @@ def test_a_file_that_cannot_be_written_leaves_the_last_good_one(tmp_path: Path) 
     same(restore(tmp_path, train_state(0))[0], train_state(1))
 
 
-def test_a_read_only_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_folder_gives_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "checkpoints").write_text("a file, where root could write everywhere")
     with pytest.raises(UsageError, match="cannot write there"):
         TrainCheckpointer(tmp_path)
@@ -129,7 +129,7 @@ def test_a_read_only_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
         TrainCheckpointer(tmp_path / "other")
 
 
-def test_of_several_processes_one_writes(tmp_path: Path) -> None:
+def test_only_one_of_several_processes_writes(tmp_path: Path) -> None:
     with TrainCheckpointer(tmp_path, writes=False) as checkpointer:
         checkpointer.save(1, train_state(1), CONFIG)
         checkpointer.wait()

@@ -26,19 +26,19 @@ def run(**environment):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
-def test_the_same_command_goes_on_in_the_same_process_with_the_setting():
+def test_the_command_restarts_in_the_same_process_with_the_setting():
     pid, out = run()
     again = [] if any(map(allocator.importlib.util.find_spec, allocator.ACCELERATORS)) else ["before"]
     setting = allocator.TUNABLES if again else None
     assert out == ["before", *again, f"{pid} ['a b', '--set', 'x=1'] {setting}"]
 
 
-def test_a_setting_of_the_users_own_stays():
+def test_the_users_setting_is_kept():
     pid, out = run(GLIBC_TUNABLES="")
     assert out == ["before", f"{pid} ['a b', '--set', 'x=1'] "]
 
 
-def test_flags_of_the_users_own_are_kept(monkeypatch):
+def test_the_users_flags_are_kept(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
     assert allocator.settings()["XLA_FLAGS"] == f"--xla_a=1 {allocator.SCHEDULER}"
     own = allocator.SCHEDULER.replace("false", "true")

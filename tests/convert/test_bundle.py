@@ -133,7 +133,7 @@ def test_x_anylabeling_gets_the_predictors_masks(folder):
 def test_a_bundle_goes_where_nothing_else_is(folder, tmp_path, capsys):
     (tmp_path / "note.txt").write_text("mine")
     for flags, message in (
-        (["--output", str(tmp_path)], "holds something other than a bundle"),
+        (["--output", str(tmp_path)], "contains files that are not a bundle"),
         (["--output", str(tmp_path / "b"), "--formats", "onnx,tflite"], "--formats onnx,tflite: wants some of"),
     ):
         assert bundle.main(["tiny_teacher", *flags]) == 2

@@ -132,9 +132,9 @@ def test_stage_1_checkpoint_takes_its_decoder_from_sam(tiny, tmp_path, capsys):
     assert (back["image_encoder.neck.0.weight"] == tiny["image_encoder.neck.0.weight"].numpy()).all()
     assert (back["mask_decoder.iou_token.weight"] == tiny["mask_decoder.iou_token.weight"].numpy() + 1).all()
     assert model.metadata["source"] == "ckpt_epoch_9.pth, prompt encoder and mask decoder from sam.pth"
-    with pytest.raises(UsageError, match="is a whole model and needs none"):
+    with pytest.raises(UsageError, match="is a complete model and needs none"):
         load_published(donor_file, TINY, source)
-    with pytest.raises(UsageError, match="holds no prompt encoder"):
+    with pytest.raises(UsageError, match="contains no prompt encoder"):
         load_published(source, None, source)
 
 
@@ -202,10 +202,10 @@ def test_damaged_files(tiny, tmp_path, capsys, how, suffix):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({}, "holds no weights"),
-        ([1, 2], "holds a list"),
-        ({"epoch": 3, "lr": 0.1}, "epoch, lr is no tensor"),
-        ({"fc.weight": torch.zeros(2, 2)}, "no model that is known here"),
+        ({}, "contains no weights"),
+        ([1, 2], "contains a list"),
+        ({"epoch": 3, "lr": 0.1}, "these entries are not tensors: epoch, lr"),
+        ({"fc.weight": torch.zeros(2, 2)}, "not a known model: none of its 1 entries"),
         ({"image_encoder.trunk.x.weight": torch.zeros(2, 2)}, "SAM 2"),
     ],
 )
@@ -224,9 +224,9 @@ def test_wrong_arguments(tiny, tmp_path, capsys):
         ([str(tmp_path / "none.pth"), "--output", out], "none.pth: no such file"),
         ([str(tmp_path), "--output", out], "is a folder"),
         ([str(tmp_path / "x.onnx"), "--output", out], "not a .pth or .safetensors file"),
-        ([str(path), "--output", out, "--model", "edge"], "--model edge: not a known model; there are edge_sam"),
+        ([str(path), "--output", out, "--model", "edge"], "--model edge: not a known model; choose one of edge_sam"),
         ([str(path), "--output", out, "--model", "edge_sam"], "misshapen"),
-        ([str(path), "--output", str(tmp_path / "full")], "holds something else"),
+        ([str(path), "--output", str(tmp_path / "full")], "already contains other files"),
         ([str(path), "--output", str(path / "below")], "x.pth"),
     ]:
         assert from_torch.main(arguments) == 2

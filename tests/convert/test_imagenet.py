@@ -162,7 +162,7 @@ def test_stage_1_starts_from_a_backbone_with_fusion_or_without(tmp_path):
     content, _ = classifier("TinyViT")
     save_file(content, tmp_path / "tiny_vit.safetensors")
     assert main([str(tmp_path / "tiny_vit.safetensors"), "--output", str(tmp_path / "out")]) == 0
-    with pytest.raises(UsageError, match=r"backbone, no model yet; train with train\.init_from"):
+    with pytest.raises(UsageError, match=r"backbone, not a complete model; train one with train\.init_from"):
         load_model(tmp_path / "out")
     model = load_weights(tmp_path / "out")
     for fuse in (True, False):
@@ -208,7 +208,7 @@ def test_faults_are_reported(tmp_path, capsys):
         load_published(tmp_path / "odd.safetensors")
     save_file(content, tmp_path / "whole.safetensors")
     arguments = [str(tmp_path / "whole.safetensors"), "--output", str(tmp_path / "out"), "--decoder-from", "sam.pth"]
-    assert main(arguments) == 2 and "holds a backbone" in capsys.readouterr().err
+    assert main(arguments) == 2 and "contains only a backbone" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -156,9 +156,9 @@ def test_what_the_onnx_predictor_refuses(exported, labelling):
     assert free.predict(**many)[0].shape == (1, 512, 512)
     with pytest.raises(UsageError, match="label must be 1"):
         free.predict(point_coords=[[1, 1]], point_labels=[4])
-    with pytest.raises(UsageError, match=r"labels: \[7\] mean nothing"):
+    with pytest.raises(UsageError, match=r"labels: \[7\] are unknown"):
         fixed.model.decoder.decode(fixed.embedding.values, np.zeros((2, 2)), np.array([1, 7]))
-    with pytest.raises(UsageError, match="takes none; export it again without --published"):
+    with pytest.raises(UsageError, match="takes none; export the decoder again without --published"):
         free.predict(box=[0, 0, 5, 5], mask_input=np.zeros((16, 16)))
     with pytest.raises(UsageError, match=r"none\.onnx: no such file"):
         OnnxPredictor(exported / "none.onnx", exported / "small_decoder.onnx")
@@ -293,7 +293,7 @@ def test_user_faults_are_one_line(checkpoint, tmp_path, capsys, monkeypatch):
     out = ["--output", str(tmp_path / "out")]
     for flags, message in (
         ([str(tmp_path / "none.pth"), *out], "none.pth"),
-        ([str(checkpoint), "--output", str(taken)], "is a file; name a folder"),
+        ([str(checkpoint), "--output", str(taken)], "is a file; choose a folder"),
         ([str(checkpoint), *out, "--image-size", "100"], "--image-size 100: must be a multiple of 16"),
         (["tiny_teacher", *out, "--image-size", "256"], "learned positions for 128 px"),
         ([str(checkpoint), *out, "--slots", "1"], "--slots: must be 2 to 1024"),

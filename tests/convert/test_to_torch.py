@@ -54,7 +54,7 @@ def test_a_damaged_header_is_one_line(model, tmp_path):
     from safetensors.numpy import save_file
 
     save_file(to_torch.state_dict(model), tmp_path / "x.safetensors", {read.HEADER: "{"})
-    with pytest.raises(UsageError, match=r"x\.safetensors: damaged .* name the model with --model"):
+    with pytest.raises(UsageError, match=r"x\.safetensors: damaged .* pass --model NAME"):
         read.load_published(tmp_path / "x.safetensors")
 
 

@@ -264,7 +264,7 @@ def test_parts_of_several_hosts_are_the_whole(
     whole, parts = dataset.parent / "whole.json", dataset.parent / "parts.json"
     assert score(*flags, "--output", whole) == 0
     assert score(*flags, "--output", parts, "--part", "1/2") == 0
-    assert not parts.exists() and "when all parts are there" in capsys.readouterr().out
+    assert not parts.exists() and "when all parts are done" in capsys.readouterr().out
     assert score(*flags, "--output", parts, "--part", "0/2") == 0
     a, b = (json.loads(path.read_text()) for path in (whole, parts))
     assert without_times(a) == without_times(b)

@@ -1,4 +1,4 @@
-"""Masks at the photo's size, against the two-step resizing they stand for; the stability score."""
+"""Masks at the photo's size, compared with SAM's two-step resizing; the stability score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The predict command: what it writes, and that whatever is wrong is one line and exit code 2."""
+"""The predict command: its output files; errors are one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def pixels() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, model: Model, pixels: np.ndarray) -> Path:
-    """A folder with a photo, a model, and things that are neither."""
+    """Return a folder with a photo, a model, and files that are neither."""
     path = tmp_path_factory.mktemp("predict")
     Image.fromarray(pixels).save(path / "photo.png")
     save_model_file(path / "model.msgpack", model)
@@ -58,7 +58,7 @@ def command(place: Path, *flags: str, image: str = "photo.png", checkpoint: str 
     return ["--checkpoint", str(place / checkpoint), "--image", str(place / image), *flags]
 
 
-def test_boxes_are_prompts_of_their_own(place: Path, tmp_path: Path, model: Model, pixels: np.ndarray) -> None:
+def test_each_box_is_a_separate_prompt(place: Path, tmp_path: Path, model: Model, pixels: np.ndarray) -> None:
     boxes = [[10.0, 5.0, 60.0, 40.0], [0.0, 0.0, 80.0, 48.0]]
     flags = [x for box in boxes for x in ("--box", ",".join(map(str, box)))]
     output = tmp_path / "new" / "out"
@@ -110,7 +110,7 @@ def test_an_earlier_result_is_replaced_and_other_files_are_left_alone(place: Pat
     assert (tmp_path / "holiday.png").read_bytes() == b"precious"
 
 
-def test_coordinates_are_those_of_the_photo_as_seen(place: Path, tmp_path: Path, pixels: np.ndarray) -> None:
+def test_coordinates_are_pixels_of_the_displayed_photo(place: Path, tmp_path: Path, pixels: np.ndarray) -> None:
     """A photo stored on its side with an EXIF orientation gives the same masks as one stored upright."""
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
@@ -131,15 +131,15 @@ BOX = ("--box", "10,5,60,40")
     [
         ((), {}, "--box"),
         (("--point", "81,5,1"), {}, "--point 81,5,1: not on the photo"),
-        (("--point", "8,5"), {}, "--point 8,5: wants 3 numbers"),
+        (("--point", "8,5"), {}, "--point 8,5: expected 3 numbers"),
         (("--point", "8,5,2"), {}, "--point 8,5,2: the label"),
         (("--point", "8,5,nan"), {}, "--point"),
         (("--point", "nan,5,1"), {}, "--point nan,5,1"),
-        (("--box", "60,5,10,40"), {}, "--box 60,5,10,40: wants x0 < x1"),
-        (("--box", "10,5,10,40"), {}, "--box 10,5,10,40: wants x0 < x1"),
-        (("--box", "-1,5,10,40"), {}, "--box -1,5,10,40: leaves the photo"),
-        (("--box", "10,5,60,400"), {}, "--box 10,5,60,400: leaves the photo"),
-        (("--box", "10,five,60,40"), {}, "--box 10,five,60,40: wants 4 numbers"),
+        (("--box", "60,5,10,40"), {}, "--box 60,5,10,40: expected x0 < x1"),
+        (("--box", "10,5,10,40"), {}, "--box 10,5,10,40: expected x0 < x1"),
+        (("--box", "-1,5,10,40"), {}, "--box -1,5,10,40: not within the photo"),
+        (("--box", "10,5,60,400"), {}, "--box 10,5,60,400: not within the photo"),
+        (("--box", "10,five,60,40"), {}, "--box 10,five,60,40: expected 4 numbers"),
         (("--box", "inf,5,60,40"), {}, "--box"),
         ((*BOX, *BOX, "--point", "8,5,1"), {}, "several --box"),
         ((*BOX, "--num-masks", "2"), {}, "--num-masks"),
@@ -151,7 +151,7 @@ BOX = ("--box", "10,5,60,40")
         (BOX, {"checkpoint": "none"}, "none: no such file"),
         (BOX, {"checkpoint": "notes.txt"}, "notes.txt: not a checkpoint"),
         (BOX, {"checkpoint": "folder"}, "folder: its config is damaged"),
-        (BOX, {"checkpoint": "."}, "holds no checkpoint"),
+        (BOX, {"checkpoint": "."}, "contains no checkpoint"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

@@ -1,4 +1,4 @@
-"""The predictor: one photo, its prompts, its masks; and what it refuses."""
+"""The predictor: masks for prompts on one photo, and errors."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_shapes_scores_and_thresholds(ready: Predictor) -> None:
             np.testing.assert_array_equal(part, whole[chosen])
 
 
-def test_it_is_the_model_on_sams_preprocessing(ready: Predictor, model: Model, photo: np.ndarray) -> None:
-    """Against an unfolded pass over an unpadded buffer of prompts scaled by hand."""
+def test_predictions_equal_the_model_with_sams_preprocessing(ready: Predictor, model: Model, photo: np.ndarray) -> None:
+    """Compare with an unfolded pass over an unpadded buffer of prompts that are scaled by hand."""
 
     resized = np.asarray(Image.fromarray(photo).resize((64, 38), Image.Resampling.BILINEAR))  # 48 * 0.8 = 38.4
     frame = np.zeros((1, 64, 64, 3), np.uint8)
@@ -139,7 +139,7 @@ def test_an_embedding_belongs_to_its_photo_and_its_model(model: Model, photo: np
         ({"point_coords": [[np.nan, 2]], "point_labels": [1]}, "not on the photo"),
         ({"box": [5, 5, 5, 9]}, "x0 < x1"),
         ({"box": [9, 5, 5, 9]}, "x0 < x1"),
-        ({"box": [5, 5, 81, 9]}, "leaves the photo"),
+        ({"box": [5, 5, 81, 9]}, "not within the photo"),
         ({"box": [5, 5, np.inf, 9]}, "finite"),
         ({"box": [5, 5, 9]}, "x0, y0, x1, y1"),
         ({"box": [5, 5, 9, 9], "num_masks": 2}, "1, 3 or 4"),
@@ -155,6 +155,6 @@ def test_bad_prompts_are_one_clear_line(ready: Predictor, arguments: dict, messa
 @pytest.mark.parametrize(
     "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
 )
-def test_what_is_no_rgb_photo_is_refused(model: Model, image: np.ndarray) -> None:
+def test_images_other_than_rgb_are_refused(model: Model, image: np.ndarray) -> None:
     with pytest.raises(UsageError, match="RGB"):
         Predictor(model).set_image(image)

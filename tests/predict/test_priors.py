@@ -47,7 +47,7 @@ def checkpoint(model, tmp_path_factory):
     return save_model_file(tmp_path_factory.mktemp("checkpoint") / "small.msgpack", model)
 
 
-def test_the_network_has_the_published_size():
+def test_the_proposal_network_has_the_published_size():
     config = dataclasses.replace(MODELS["edge_sam"], proposals=ProposalConfig())
     leaves = abstract_variables(config)["params"]["proposals"]
     count = {part: sum(int(np.prod(x.shape)) for x in _leaves(leaves[part])) for part in ("fpn", "rpn_head")}
@@ -59,7 +59,7 @@ def _leaves(tree):
 
 
 @pytest.mark.parametrize("name", ["edge_sam_tiny_vit", "edge_sam_efficient_vit", "tiny_teacher", "tiny_student"])
-def test_every_encoder_with_maps_of_three_sizes_can_have_one(name):
+def test_every_encoder_with_maps_of_three_sizes_can_have_a_proposal_network(name):
     import jax
 
     from edgesam_jax.models.sam import Sam
@@ -126,11 +126,11 @@ def test_clicks_with_and_without_a_box_in_one_call(model, monkeypatch):
     np.testing.assert_allclose(mixed[[0, 2]], each, atol=1e-4)
 
 
-def test_faults(model, tmp_path, checkpoint, capsys):
+def test_errors(model, tmp_path, checkpoint, capsys):
     bare = Model(tiny.CONV, deterministic_weights.variables(tiny.CONV))
     with pytest.raises(UsageError, match="priors: the checkpoint has no proposal network; train one"):
         Predictor(bare, priors="nearest")
-    with pytest.raises(UsageError, match="priors: there is off, nearest, published, not 'best'"):
+    with pytest.raises(UsageError, match="priors: must be one of off, nearest, published, not 'best'"):
         Predictor(model, priors="best")
     plain, ours = Predictor(model), Predictor(model, priors="nearest")
     with pytest.raises(UsageError, match="made without priors"):
@@ -157,7 +157,7 @@ def test_predict_draws_and_reports_the_box(checkpoint, tmp_path, capsys):
 # ---------------------------------------------------------------------------------------------------- the evaluation
 
 
-def test_the_evaluation_asks_what_the_predictor_answers(model):
+def test_the_evaluation_uses_the_predictors_priors(model):
     source = open_source(DataConfig(limit=3), CONFIG.image_size, "heldout")
     scenes = [source.load(i) for i in range(3)]
     scores = {
@@ -205,7 +205,7 @@ def test_scenes_of_one_granularity_are_the_same_scenes():
 # -------------------------------------------------------------------------------------------------------- the exports
 
 
-def test_what_exports_select_is_what_the_model_proposes(model):
+def test_exports_select_the_models_proposals(model):
     rng = np.random.default_rng(0)
     for iou in (0.5, 1.0):
         config = dataclasses.replace(CONFIG.proposals, nms_iou=iou, kept=20, min_score=0.4)
@@ -279,7 +279,7 @@ def test_onnx_with_priors_is_the_predictor(model, checkpoint, tmp_path, capsys):
         ours.set_image(PHOTO)
         theirs.set_image(PHOTO)
         np.testing.assert_allclose(theirs.predict([[40, 30]], [1])[2], ours.predict([[40, 30]], [1])[2], atol=0.02)
-    with pytest.raises(UsageError, match=r"gives no proposals for priors; export it with --priors"):
+    with pytest.raises(UsageError, match=r"returns no proposals for priors; export it with --priors"):
         OnnxPredictor(tmp_path / "plain" / "small_encoder.onnx", pair[1], priors="nearest")
     flags = ["--dataset", "scenes", "--limit", "2", "--prompt", "center", "--priors", "nearest", "--no-boundary"]
     assert eval_command.main([*flags, "--onnx", *map(str, pair)]) == 0
@@ -308,7 +308,7 @@ def test_core_ml_with_priors_passes_its_gate(checkpoint, tmp_path, capsys):
 
 
 def test_training_by_the_command(tmp_path):
-    """A few steps on objects; what is loaded afterwards answers plainly as before, to the bit, and has proposals."""
+    """Train a few steps on objects; the loaded model has proposals, and its masks are bit for bit as before."""
 
     from edgesam_jax.train import __main__ as train
 

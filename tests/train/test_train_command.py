@@ -152,7 +152,7 @@ def test_a_fork_goes_on_from_another_run_and_weights_alone_begin_anew(finished, 
     assert started(capfd)[0].startswith(f"start: init-from {finished}, weights alone, at step 0, in ")
     with pytest.raises(UsageError, match=r"train\.fork_from and train\.init_from: set only one of them"):
         run.fit(changed(CONFIG, init_from="a", fork_from="b"), tmp_path / "both", quiet=True)
-    with pytest.raises(UsageError, match="/nothing: no checkpoint to go on from"):
+    with pytest.raises(UsageError, match="/nothing: no checkpoint to resume from"):
         run.fit(changed(CONFIG, fork_from="/nothing"), tmp_path / "none", quiet=True)
 
 

@@ -1,1 +1,1 @@
-"""The layouts of published weights: names, which model a file holds, ImageNet backbones."""
+"""Published weights: their names and layouts, ImageNet backbones, and which model a file contains."""

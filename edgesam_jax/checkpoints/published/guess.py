@@ -1,4 +1,4 @@
-"""Which model a published file holds, from the names and shapes of its entries alone."""
+"""Infer the model in a published file from the names and shapes of its entries."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from edgesam_jax.models.sam import MODELS
 
 Shapes = Mapping[str, tuple[int, ...]]
 ENCODER = "image_encoder."
-SIZES = {  # what tells models of a kind apart
+SIZES = {  # config fields that distinguish models of the same kind
     "vit": ("width", "depth"), "plain_vit": ("width", "depth"), "tiny_vit": ("widths", "depths", "fuse"),
     "efficient_vit": ("widths",),
 }  # fmt: skip
 
-# What other members of the family are known by, for a clear answer.
+# Prefixes of entries of related models, for a clear error message.
 STRANGERS = {
     "image_encoder.backbone.": "EfficientViT-SAM",
     "image_encoder.trunk.": "SAM 2",
@@ -32,34 +32,36 @@ STRANGERS = {
 
 @functools.cache
 def published_shapes(config: SamConfig) -> Shapes:
-    """Published name -> published shape of every entry of a model."""
+    """Return {published name: published shape} of all entries of a model."""
     return names.expected_shapes(abstract_variables(config))
 
 
 def guess(shapes: Shapes, what: str) -> tuple[str, SamConfig]:
-    """The name and config of the known model that is nearest to the entries of a whole model.
+    """Return the name and config of the known model that is nearest to the entries of a complete model.
 
-    The caller checks strictly against the result, so an incomplete file is reported, not mistaken for another model.
-    Fusion (``fuse``) and LoRA are read off the entries.
+    The caller must then check the entries strictly against the config, so that an incomplete file is reported and not
+    mistaken for another model. Fusion (``fuse``), LoRA and proposals are inferred from the entries.
 
     Raises:
-      UsageError: no image encoder that we know.
+      UsageError: no known image encoder.
     """
     for prefix, stranger in STRANGERS.items():
         if any(name.startswith(prefix) for name in shapes):
-            raise UsageError(f"{what}: holds {stranger}, which is not supported; EdgeSAM, SAM and MobileSAM are")
+            raise UsageError(
+                f"{what}: contains {stranger}, which is not supported; use a file of EdgeSAM, SAM or MobileSAM"
+            )
     found = _features(shapes)
     if found is None:
         raise UsageError(
-            f"{what}: no model that is known here: there are no entries of an EdgeSAM or SAM image encoder "
-            f"(features.* or blocks.*) among its {len(shapes)}"
+            f"{what}: not a known model: none of its {len(shapes)} entries is of an EdgeSAM or SAM image encoder "
+            "(features.* or blocks.*)"
         )
     name = min(MODELS, key=lambda known: _distance(_comparable(MODELS[known]), found))
     return name, with_variant(MODELS[name], shapes)
 
 
 def with_variant(config: SamConfig, shapes: Shapes) -> SamConfig:
-    """``config`` with fusion, LoRA and proposals as the entries have them."""
+    """Return ``config`` with fusion, LoRA and proposals set according to the entries."""
     ranks = {shape[0] for name, shape in shapes.items() if name.endswith(".lora_A")}
     config = replace(config, decoder=replace(config.decoder, lora_rank=max(ranks, default=0)))
     if isinstance(config.encoder, STUDENTS):
@@ -71,18 +73,18 @@ def with_variant(config: SamConfig, shapes: Shapes) -> SamConfig:
 
 
 def is_bare_encoder(entries: Mapping[str, Any]) -> bool:
-    """Whether the entries are those of an image encoder without its prefix (stage 1 of the published training)."""
+    """Return whether the entries are an image encoder's without its prefix (stage 1 of the published training)."""
     parts = r"(features|fuse_stage\d|neck|pos_embed|patch_embed|blocks|layers|input_stem|stages)\b"
     return bool(entries) and all(re.match(parts, name) for name in entries)
 
 
 def _features(shapes: Shapes) -> dict[str, Any] | None:
-    """What can be read off the entries, under the names of ``_comparable``; None without an image encoder."""
+    """Return the config fields that the entries reveal, named as in ``_comparable``; None without an image encoder."""
     neck = shapes.get(ENCODER + "neck.2.weight", (0,))[0]
     mlp = shapes.get("mask_decoder.transformer.layers.0.mlp.lin1.weight", (0,))[0]
     common = {"embed_dim": neck, "mlp_dim": mlp}
     positions = shapes.get(ENCODER + "pos_embed", ())
-    if len(positions) == 3:  # a class token and patches: EfficientSAM's; SAM's are a map
+    if len(positions) == 3:  # EfficientSAM's: a class token and patches; SAM's is a map
         plain_mlp = shapes.get("mask_decoder.transformer.layers.0.mlp.layers.0.0.weight", (0,))[0]
         depth = max(_indices(shapes, r"image_encoder\.blocks\.(\d+)\."), default=-1) + 1
         common = {"embed_dim": neck, "mlp_dim": plain_mlp}

@@ -1,9 +1,11 @@
-"""ImageNet classifiers whose backbone stage 1 starts from: RepViT, TinyViT, EfficientViT; authors' files and timm's.
+"""Backbones of ImageNet classifiers, to start stage 1 from.
 
-Each layout is renamed to the entries of our image encoder; the classifier is dropped.  Fusion and neck are not in such
-a file: ``train.init_from`` leaves them, and the decoder, at their starting values.
+Supports RepViT, TinyViT and EfficientViT, each in its authors' files and in timm's.
 
-Source: more_model_facts, sections 1 and 2 (names, and the two generations of RepViT).
+Entries are renamed to those of this project's image encoder, and the classifier is dropped. The files contain no fusion
+layers and no neck: ``train.init_from`` leaves these, and the decoder, at their initial values.
+
+Source: docs/published_code.md, "Other models" (names, and the two generations of RepViT).
 """
 
 from __future__ import annotations
@@ -22,8 +24,12 @@ from edgesam_jax.models.sam import MODELS
 
 Arrays = dict[str, np.ndarray]
 Rules = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
-END = re.compile(rf"{re.escape(ENCODER)}(fuse_stage\d|neck)\.")  # of the encoder: not the backbone's
-OTHER = re.compile(r"(neck|fuse_stage\d|prompt_encoder|mask_decoder|image_encoder)\.")  # a segmentation model has them
+END = re.compile(
+    rf"{re.escape(ENCODER)}(fuse_stage\d|neck)\."
+)  # parts of the encoder that don't belong to the backbone
+OTHER = re.compile(
+    r"(neck|fuse_stage\d|prompt_encoder|mask_decoder|image_encoder)\."
+)  # entries of a segmentation model
 
 TIMM_TINY_VIT: Rules = (
     (r"^patch_embed\.conv1\.", "patch_embed.seq.0."),
@@ -47,12 +53,12 @@ TIMM_REPVIT_BLOCK: Rules = (
 
 
 class Layout(NamedTuple):
-    """How files of one kind are told, and turned into entries of our encoder without its prefix."""
+    """How to recognise one kind of file, and how to rename its entries to those of the encoder (without prefix)."""
 
     title: str
-    mark: str  # an entry that only these have
+    mark: str  # an entry that only this kind has
     licence: str
-    head: str  # pattern of the classifier's entries
+    head: str  # regular expression of the classifier's entries
     rename: Callable[[Arrays], Arrays]
 
 
@@ -66,14 +72,14 @@ def _renamed(entries: Arrays, rules: Rules) -> Arrays:
 
 
 def _timm_tiny_vit(entries: Arrays) -> Arrays:
-    def moved(name: str) -> str:  # timm counts a down-sampling to the stage after it
+    def moved(name: str) -> str:  # timm assigns a down-sampling to the stage after it
         return re.sub(r"^stages\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample.", name)
 
     return _renamed({moved(name): value for name, value in entries.items()}, TIMM_TINY_VIT)
 
 
 def _timm_repvit(entries: Arrays) -> Arrays:
-    """Stages of blocks, and down-samplings with one more block before them, to one list of blocks."""
+    """Convert stages, and down-samplings that each begin with an extra block, to one list of blocks."""
     depths: dict[int, int] = {}
     for name in entries:
         if match := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", name):
@@ -99,23 +105,24 @@ def _timm_repvit(entries: Arrays) -> Arrays:
 
 
 def _repvit(entries: Arrays) -> Arrays:
-    """As they are; depthwise units of the second generation (M0.9) become those of the first that do the same.
+    """Convert depthwise units of the second generation (M0.9) to equivalent ones of the first; keep all other entries.
 
-    There a unit is BN(conv3x3 + 1x1 with bias + identity).  With the norm as s x + t: the 3x3's own norm takes s, the
-    1x1 becomes s (w + 1) - 1 since our identity stays, and its norm, which is the identity otherwise, adds s b + t.
+    In the second generation a unit is BN(conv3x3 + 1x1 with bias + identity). With the outer norm written as s x + t:
+    s is multiplied into the 3x3's norm; the 1x1 becomes s (w + 1) - 1, because the identity branch stays unscaled; and
+    the 1x1's norm, otherwise the identity, adds s b + t.
     """
     units = [name.removesuffix(".conv1.weight") for name in entries if name.endswith("token_mixer.0.conv1.weight")]
     out = dict(entries)
-    wanted = (
+    fields = (
         "conv1.weight", "conv1.bias", "conv.bn.weight", "conv.bn.bias",
         "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var",
     )  # fmt: skip
     for unit in units:
         try:
             count = out.pop(f"{unit}.bn.{names.COUNT}")
-            taken = [np.asarray(out.pop(f"{unit}.{name}"), np.float64) for name in wanted]
+            taken = [np.asarray(out.pop(f"{unit}.{name}"), np.float64) for name in fields]
         except KeyError as error:
-            raise UsageError(f"missing: {error.args[0]}, of a RepViT of the second generation") from None
+            raise UsageError(f"missing: {error.args[0]}, an entry of a second-generation RepViT") from None
         weight, bias, inner_scale, inner_bias, scale, shift, mean, var = taken
         s = scale / np.sqrt(var + EPSILON)
         ones = np.ones_like(s)
@@ -149,29 +156,29 @@ LAYOUTS = (
 
 
 def layout_of(entries: Mapping[str, object]) -> Layout | None:
-    """The layout of an ImageNet classifier, or None for files of another kind."""
+    """Return the layout of an ImageNet classifier's entries, or None for other files."""
     if any(OTHER.match(name) for name in entries):
         return None
     return next((layout for layout in LAYOUTS if layout.mark in entries), None)
 
 
 def backbone(entries: Arrays, layout: Layout, model_name: str | None, what: str) -> tuple[str, SamConfig, Arrays]:
-    """The model that a classifier's backbone belongs to, its config, and the entries under our names.
+    """Return the name and config of the model that a classifier's backbone belongs to, and the renamed entries.
 
     Raises:
-      UsageError: entries that are missing, left over or misshapen, all in one report; or no model that is known here.
+      UsageError: entries are missing, left over or misshapen (one report lists all); or the model is unknown.
     """
     kept = {n: v for n, v in entries.items() if not re.match(layout.head, n) and not n.endswith("attention_bias_idxs")}
     try:
-        found = {ENCODER + name: value for name, value in layout.rename(kept).items()}
+        renamed = {ENCODER + name: value for name, value in layout.rename(kept).items()}
     except UsageError as error:
         raise UsageError(f"{what}: {error}") from None
     if model_name is None:
-        model_name, _ = guess({name: value.shape for name, value in found.items()}, what)
-        if model_name == "mobile_sam":  # same backbone; the student's form is the one that starts from ImageNet
+        model_name, _ = guess({name: value.shape for name, value in renamed.items()}, what)
+        if model_name == "mobile_sam":  # same backbone, but the student is the model to train from ImageNet weights
             model_name = "edge_sam_tiny_vit"
     config = MODELS[model_name]
-    wanted = published_shapes(config)
-    expected = {n: s for n, s in wanted.items() if n.startswith(ENCODER) and not END.match(n)}
-    names.check(found, expected, f"{what} ({layout.title}, as the backbone of {model_name})")
-    return model_name, config, found
+    shapes = published_shapes(config)
+    expected = {n: s for n, s in shapes.items() if n.startswith(ENCODER) and not END.match(n)}
+    names.check(renamed, expected, f"{what} ({layout.title}, as the backbone of {model_name})")
+    return model_name, config, renamed

@@ -1,6 +1,6 @@
-"""Published parameter names <-> this project's parameter tree.  numpy only.
+"""Convert between published parameter names and this project's parameter tree. Needs numpy only.
 
-One path rule and one table of leaf kinds serve every model.
+One path rule and one table of leaf kinds cover all models.
 
 Path rule: an integer segment folds into its predecessor with ``_``
 (``features.0.0.c.weight`` <-> ``features_0_0/c/kernel``).
@@ -14,10 +14,10 @@ Leaf kinds (torch layout -> ours)::
     weight of an embedding     unchanged -> embedding
     bias, pos_embed, rel_pos_h, rel_pos_w, lora_A, lora_B, attention_biases, fusion_weights: unchanged
     running_mean, running_var  -> collection batch_stats: mean, var
-    num_batches_tracked        -> no leaf: returned as counts, so that the way back is exact
+    num_batches_tracked        -> no leaf: returned as counts, which make the way back exact
     positional_encoding_gaussian_matrix -> collection constants
 
-Every way is strict: ``check`` reports all that is missing, left over or misshapen at once.
+Conversions are strict: ``check`` reports all entries that are missing, left over or misshapen at once.
 """
 
 from __future__ import annotations
@@ -42,9 +42,11 @@ CONSTANTS = ("positional_encoding_gaussian_matrix",)
 STATISTICS = {"running_mean": "mean", "running_var": "var"}
 COUNT = "num_batches_tracked"
 UNCHANGED = ("bias", "pos_embed", "rel_pos_h", "rel_pos_w", "lora_A", "lora_B", "attention_biases", "fusion_weights")
-TINY_VIT = "image_encoder.patch_embed.seq.0.c.weight"  # every MobileSAM file has it,
-CLASSIFIER = re.compile(r"image_encoder\.(norm_head|head)\.(weight|bias)$")  # and this head of TinyViT, never used
-BUFFERS = ("pixel_mean", "pixel_std")  # some exports carry SAM's normalisation; it is a constant here
+TINY_VIT = "image_encoder.patch_embed.seq.0.c.weight"  # in every MobileSAM file
+CLASSIFIER = re.compile(
+    r"image_encoder\.(norm_head|head)\.(weight|bias)$"
+)  # TinyViT's unused head, in every MobileSAM file
+BUFFERS = ("pixel_mean", "pixel_std")  # SAM's normalisation, in some exports; a constant here
 
 FROM_OIHW, TO_OIHW = (2, 3, 1, 0), (3, 2, 0, 1)
 FROM_IOHW, TO_IOHW = (2, 3, 0, 1), (2, 3, 0, 1)
@@ -54,7 +56,7 @@ FROM_IOHW, TO_IOHW = (2, 3, 0, 1), (2, 3, 0, 1)
 
 
 def fold_path(published: str) -> str:
-    """``features.0.0.c`` -> ``features_0_0/c``."""
+    """Convert a published path: ``features.0.0.c`` -> ``features_0_0/c``."""
     segments: list[str] = []
     for segment in published.split("."):
         if segment.isdigit() and segments:
@@ -65,7 +67,7 @@ def fold_path(published: str) -> str:
 
 
 def unfold_path(path: str) -> str:
-    """``features_0_0/c`` -> ``features.0.0.c``; the inverse of ``fold_path``."""
+    """Invert ``fold_path``: ``features_0_0/c`` -> ``features.0.0.c``."""
     segments: list[str] = []
     for segment in path.split("/"):
         digits = []
@@ -77,9 +79,9 @@ def unfold_path(path: str) -> str:
 
 
 def leaf_to_ours(published: str, ndim: int) -> tuple[str, str, tuple[int, ...]] | None:
-    """(collection, path, permutation) of a published entry of ``ndim`` axes; None where no rule fits.
+    """Return (collection, path, permutation) of a published entry of ``ndim`` axes; None if no rule matches.
 
-    ``num_batches_tracked`` belongs to no collection: its name is given as "counts".
+    ``num_batches_tracked`` belongs to no collection; "counts" is returned as its name.
     """
     module, _, leaf = published.rpartition(".")
     folder = fold_path(module)
@@ -108,10 +110,10 @@ def leaf_to_ours(published: str, ndim: int) -> tuple[str, str, tuple[int, ...]] 
 
 
 def leaf_to_published(collection: str, path: str, ndim: int) -> tuple[str, tuple[int, ...]]:
-    """(published name, permutation): the inverse of ``leaf_to_ours``.
+    """Return (published name, permutation) of a leaf; the inverse of ``leaf_to_ours``.
 
     Raises:
-      UsageError: a leaf that no published model has.
+      UsageError: no published model has such a leaf.
     """
     folder, _, leaf = path.rpartition("/")
     module = unfold_path(folder) + "." if folder else ""
@@ -134,11 +136,11 @@ def leaf_to_published(collection: str, path: str, ndim: int) -> tuple[str, tuple
     raise UsageError(f"{collection}/{path}: no published model has such a parameter; nothing was converted")
 
 
-# ------------------------------------------------------------------------------------------------------ whole trees
+# ------------------------------------------------------------------------------------------------------ entire trees
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts -> {"a/b/c": leaf}."""
+    """Flatten nested dicts to {"a/b/c": leaf}."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
@@ -149,9 +151,9 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def expected_shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
-    """Published name -> published shape of everything that a tree (of arrays, or of shapes) holds.
+    """Return {published name: published shape} of all leaves of a tree, whose leaves are arrays or shapes.
 
-    Each batch norm also has its ``num_batches_tracked``.
+    Every batch norm also gets its ``num_batches_tracked``.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for collection, content in tree.items():
@@ -164,10 +166,10 @@ def expected_shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
 
 
 def check(source: Mapping[str, Array], expected: Mapping[str, tuple[int, ...]], what: str) -> None:
-    """Compare published entries with what a model has.
+    """Compare published entries with a model's expected shapes.
 
     Raises:
-      UsageError: one report of every entry that is missing, left over, misshapen, or not of its type.
+      UsageError: one report of all entries that are missing, left over, misshapen, of a wrong type or not finite.
     """
     lines = [f"missing: {name} {list(expected[name])}" for name in expected if name not in source]
     lines += [f"left over: {name} {list(source[name].shape)}" for name in source if name not in expected]
@@ -190,10 +192,13 @@ def check(source: Mapping[str, Array], expected: Mapping[str, tuple[int, ...]], 
 
 
 def to_tree(published: Mapping[str, Array]) -> tuple[Tree, dict[str, int]]:
-    """Published entries -> ({"params", "batch_stats", "constants"} of float32 arrays, counts by published module name).
+    """Convert published entries to a tree.
+
+    Returns:
+      ``params``, ``batch_stats`` and ``constants`` of float32 arrays, and the counts by published module name.
 
     Raises:
-      UsageError: an entry that no rule fits.
+      UsageError: an entry that no rule matches.
     """
     tree: Tree = {"params": {}, "batch_stats": {}, "constants": {}}
     counts: dict[str, int] = {}
@@ -214,7 +219,7 @@ def to_tree(published: Mapping[str, Array]) -> tuple[Tree, dict[str, int]]:
 
 
 def to_published(tree: Tree, counts: Mapping[str, int] | None = None) -> dict[str, Array]:
-    """The inverse of ``to_tree``.  Batch norms that ``counts`` does not name get 0, as in a fresh torch module.
+    """Invert ``to_tree``. Batch norms that are not in ``counts`` get 0, as in a new torch module.
 
     Raises:
       UsageError: a leaf that no published model has.

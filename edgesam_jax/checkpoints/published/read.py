@@ -1,4 +1,4 @@
-"""Published .pth and .safetensors files as models."""
+"""Read published .pth and .safetensors files as models."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from edgesam_jax.config import SamConfig, UsageError, from_json
 from edgesam_jax.models.sam import MODELS
 
 Arrays = dict[str, np.ndarray]
-HEADER = "edgesam_jax"  # entry of a .safetensors header in which convert.to_torch leaves config and metadata
-SHARED = ("prompt_encoder.", "mask_decoder.")  # the parts that EdgeSAM takes over from SAM
-LICENCES = {  # by the beginning of the model's name
+HEADER = "edgesam_jax"  # key of a .safetensors header under which convert.to_torch stores config and metadata
+SHARED = ("prompt_encoder.", "mask_decoder.")  # the parts that EdgeSAM copies from SAM
+LICENCES = {  # by prefix of the model's name
     "edge_sam": "converted official EdgeSAM weights stay under S-Lab License 1.0 (non-commercial)",
     "sam_vit": "SAM's weights are under Apache-2.0",
     "mobile_sam": "MobileSAM's weights are under Apache-2.0",
@@ -33,42 +33,42 @@ def load_published(path: str | Path, model_name: str | None = None, decoder_from
 
     Args:
       path: .pth, .pt or .safetensors.
-      model_name: a name of ``models.sam.MODELS``; None: guessed from the names and shapes.
-      decoder_from: for a file with an image encoder alone: the SAM file that gives prompt encoder and mask decoder.
+      model_name: a name in ``models.sam.MODELS``; None: inferred from the names and shapes of the entries.
+      decoder_from: for a file with only an image encoder: the SAM file to take prompt encoder and mask decoder from.
 
     Returns:
       The model; ``metadata`` has ``source``, ``model``, ``score`` ("stability" for EdgeSAM, whose IoU head was not
-      distilled), ``licence`` and ``num_batches_tracked``, which ``convert.to_torch`` needs for the exact way back.
+      distilled), ``licence`` and ``num_batches_tracked``, which makes the conversion back (``convert.to_torch``) exact.
 
     Raises:
-      UsageError: no such file, damaged, of another kind, in need of code execution, or entries that do not fit the
-        model: then one report of all that is missing, left over or misshapen.
+      UsageError: the file doesn't exist, is damaged, of another kind, or would execute code; or its entries don't match
+        the model, and one report lists all that are missing, left over or misshapen.
     """
     path = Path(path)
     if model_name is not None and model_name not in MODELS:
-        raise UsageError(f"--model {model_name}: not a known model; there are {', '.join(MODELS)}")
+        raise UsageError(f"--model {model_name}: not a known model; choose one of {', '.join(MODELS)}")
     source, header = read_entries(path)
     origin = path.name
     layout = imagenet.layout_of(source)
     if layout is not None:
         if decoder_from is not None:
             raise UsageError(
-                f"--decoder-from {decoder_from}: {path} holds a backbone, to start stage 1 from; leave it out"
+                f"--decoder-from {decoder_from}: {path} contains only a backbone, to start stage 1 from; omit this flag"
             )
         return _backbone(source, layout, model_name, path)
     if is_bare_encoder(source):
         if decoder_from is None:
             raise UsageError(
-                f"{path}: holds an image encoder alone (stage 1 of the published training); "
-                "name the SAM file that gives the prompt encoder and the mask decoder: --decoder-from FILE"
+                f"{path}: contains only an image encoder (stage 1 of the published training); "
+                "pass --decoder-from FILE, the SAM file to take the prompt encoder and mask decoder from"
             )
         donor = {k: v for k, v in read_entries(Path(decoder_from))[0].items() if k.startswith(SHARED)}
         if not donor:
-            raise UsageError(f"--decoder-from {decoder_from}: holds no prompt encoder and no mask decoder")
+            raise UsageError(f"--decoder-from {decoder_from}: contains no prompt encoder and no mask decoder")
         source = {ENCODER + name: value for name, value in source.items()} | donor
         origin = f"{path.name}, prompt encoder and mask decoder from {Path(decoder_from).name}"
     elif decoder_from is not None:
-        raise UsageError(f"--decoder-from {decoder_from}: {path} is a whole model and needs none")
+        raise UsageError(f"--decoder-from {decoder_from}: {path} is a complete model and needs none; omit this flag")
 
     config, metadata = _identify(source, header, model_name, str(path))
     names.check(source, published_shapes(config), str(path))
@@ -90,13 +90,13 @@ def _backbone(source: Arrays, layout: imagenet.Layout, model_name: str | None, p
 def _identify(
     source: Arrays, header: dict[str, str], model_name: str | None, what: str
 ) -> tuple[SamConfig, dict[str, Any]]:
-    """The config, and metadata so far."""
-    if HEADER in header and model_name is None:  # written by convert.to_torch: says itself what it is
+    """Return the config, and metadata without ``source`` and ``num_batches_tracked``."""
+    if HEADER in header and model_name is None:  # written by convert.to_torch: the header contains the config
         try:
             content = json.loads(header[HEADER])
             text, metadata = json.dumps(content["config"]), dict(content["metadata"])
         except (ValueError, KeyError, TypeError):
-            raise UsageError(f"{what}: damaged (its header is not readable); name the model with --model") from None
+            raise UsageError(f"{what}: damaged (its header is not readable); pass --model NAME") from None
         return from_json(SamConfig, text, what), metadata
     shapes = {name: value.shape for name, value in source.items()}
     if model_name is None:
@@ -109,7 +109,7 @@ def _identify(
 
 
 def read_entries(path: Path) -> tuple[Arrays, dict[str, str]]:
-    """The flat entries of a file, unwrapped and without constants, and the header of a .safetensors file.
+    """Return the flat entries of a file, unwrapped and without constants, and the header of a .safetensors file.
 
     Raises:
       UsageError: see ``load_published``.
@@ -129,7 +129,7 @@ def read_entries(path: Path) -> tuple[Arrays, dict[str, str]]:
     if names.TINY_VIT in entries:
         entries = {name: value for name, value in entries.items() if not names.CLASSIFIER.match(name)}
     if not entries:
-        raise UsageError(f"{path}: holds no weights")
+        raise UsageError(f"{path}: contains no weights")
     return entries, header
 
 
@@ -138,7 +138,7 @@ def _read_safetensors(path: Path) -> tuple[Arrays, dict[str, str]]:
 
     try:
         with safe_open(path, "numpy") as handle:
-            entries = {name: _plain(handle.get_tensor(name)) for name in handle.keys()}  # noqa: SIM118 (it is no dict)
+            entries = {name: _plain(handle.get_tensor(name)) for name in handle.keys()}  # noqa: SIM118 (not a dict)
             return entries, handle.metadata() or {}
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise UsageError(f"{path}: damaged, or not a .safetensors file ({_first_line(error)})") from error
@@ -148,29 +148,29 @@ def _read_pickle(path: Path) -> Arrays:
     try:
         import torch
     except ImportError as error:
-        raise UsageError(f"{path}: reading it needs PyTorch: pip install 'edgesam-jax[convert]'") from error
+        raise UsageError(f"{path}: reading this file needs PyTorch: pip install 'edgesam-jax[convert]'") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if any(mark in str(error) for mark in ("Unsupported global", "Unsupported class", "GLOBAL")):
             raise UsageError(
-                f"{path}: reading it would execute code that it carries (training checkpoints pickle their config so). "
-                "Where you trust it, save its weights anew in the environment that wrote it: python -c "
+                f"{path}: loading would execute code in this file (training checkpoints pickle their config this way). "
+                "If you trust the file, save only its weights, in the environment that wrote it: python -c "
                 f"\"import torch; c = torch.load('{path}', map_location='cpu', weights_only=False); "
-                f"torch.save(c['model'], '{path.stem}_weights.pth')\", and convert that"
+                f"torch.save(c['model'], '{path.stem}_weights.pth')\", and convert the new file"
             ) from error
         raise UsageError(f"{path}: damaged, or not a PyTorch file") from error
-    except Exception as error:  # torch, zipfile and pickle each have their own
+    except Exception as error:  # torch, zipfile and pickle each raise their own types
         raise UsageError(f"{path}: damaged, or not a PyTorch file ({_first_line(error)})") from error
 
     for wrapper in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping):
-        raise UsageError(f"{path}: holds a {type(content).__name__}, not the weights of a model")
-    strange = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
-    if strange:
-        raise UsageError(f"{path}: not the weights of a model: {', '.join(strange[:5])} is no tensor")
+        raise UsageError(f"{path}: contains a {type(content).__name__}, not the weights of a model")
+    others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise UsageError(f"{path}: not the weights of a model; these entries are not tensors: {', '.join(others[:5])}")
     return {
         str(name): _plain(value.detach().float().numpy() if value.is_floating_point() else value.numpy())
         for name, value in content.items()
@@ -178,7 +178,7 @@ def _read_pickle(path: Path) -> Arrays:
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    """Half-precision types as float32, others as they are."""
+    """Convert half-precision types to float32; return others unchanged."""
     return array.astype(np.float32) if array.dtype.itemsize == 2 and array.dtype.kind not in "iu" else array
 
 

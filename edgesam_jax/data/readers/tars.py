@@ -23,6 +23,7 @@ from edgesam_jax.data.readers.images import json_record
 from edgesam_jax.data.readers.records import MAX_BYTES, Record, decode_record
 from edgesam_jax.data.schema import BadExample, Example
 from edgesam_jax.data.source import Keep, LeftOut
+from edgesam_jax.files import atomic_file
 
 FORMAT = 1
 
@@ -165,9 +166,8 @@ def open_index(tar: Path) -> TarIndex:
     for path in places:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_name(f".{path.name}.{os.getpid()}.npz")
-            np.savez_compressed(beside, state=state, names=index.names, places=index.places)
-            beside.replace(path)
+            with atomic_file(path) as temporary, temporary.open("wb") as file:
+                np.savez_compressed(file, state=state, names=index.names, places=index.places)
             break
         except OSError:
             continue

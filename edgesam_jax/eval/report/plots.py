@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 
 from edgesam_jax.eval.report.settings import Report, names_of, rounds_of
 from edgesam_jax.eval.report.summary import LARGE, SMALL
+from edgesam_jax.files import atomic_file
 
 # Okabe and Ito's colours, told apart by nearly everyone; their yellow is too pale for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -86,15 +86,10 @@ def _save(path: Path, draw: Callable[[Any], None]) -> Path:
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     draw(figure)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with warnings.catch_warnings():
-            # A system may be named in letters that the font lacks: it is drawn as boxes, which is no reason to fail.
-            warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-            figure.savefig(beside, format="png", dpi=120)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with atomic_file(path) as temporary, warnings.catch_warnings():
+        # A system may be named in letters that the font lacks: it is drawn as boxes, which is no reason to fail.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(temporary, format="png", dpi=120)
     return path
 
 

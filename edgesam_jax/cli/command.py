@@ -1,0 +1,58 @@
+"""Run a command: errors as one line, exit codes, interrupts."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from edgesam_jax.config import UsageError
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # 130 = 128 + SIGINT
+
+
+def run_command(
+    command: Callable[[], int],
+    failures: tuple[type[Exception], ...] = (),
+    interrupted: str | None = None,
+    multiprocess: bool = False,
+) -> int:
+    """Call ``command``, which parses its flags and runs, and turn its errors into messages on stderr and exit codes.
+
+    A ``UsageError`` prints ``error: ...`` on one line and gives exit code 2. Any other exception propagates, unless an
+    argument names it.
+
+    Args:
+      command: returns an exit code.
+      failures: exceptions that print ``error: ...`` on one line too and give exit code 1.
+      interrupted: message for a ``KeyboardInterrupt``, which then gives exit code 130.
+      multiprocess: the command may run as one process of a JAX job. Such a process ends at once after an error, of any
+        kind, so that the other processes notice instead of waiting for it.
+
+    Returns:
+      The exit code.
+    """
+    try:
+        return command()
+    except UsageError as error:
+        message, code = f"error: {error}", USAGE
+    except failures as error:
+        message, code = f"error: {error}", FAILED
+    except KeyboardInterrupt:
+        if interrupted is None:
+            raise
+        message, code = interrupted, INTERRUPTED
+    except Exception:
+        if not (multiprocess and _in_a_job()):
+            raise
+        message, code = traceback.format_exc(), FAILED
+    print(message, file=sys.stderr, flush=True)
+    if multiprocess and _in_a_job():
+        os._exit(code)
+    return code
+
+
+def _in_a_job() -> bool:
+    """Whether this process belongs to a multi-process JAX job. Doesn't import JAX."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()

@@ -1,0 +1,74 @@
+"""Files and folders appear complete or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgesam_jax.files import atomic_file, atomic_folder, staged_files, write_atomically
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Relative path -> text of all files, temporary ones included."""
+    return {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_file_is_replaced_when_the_block_succeeds(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a", "1")
+    with atomic_file(tmp_path / "a") as path:
+        path.write_text("2")
+        assert (tmp_path / "a").read_text() == "1" and path.parent == tmp_path and path.name.startswith(".a.")
+    assert contents(tmp_path) == {"a": "2"}
+
+
+def test_a_block_that_fails_changes_nothing(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a", "1")
+    (tmp_path / "b").mkdir()
+    write_atomically(tmp_path / "b" / "c", "1")
+    with pytest.raises(KeyError), atomic_file(tmp_path / "a") as path:
+        path.write_text("2")
+        raise KeyError
+    for change in (atomic_folder, staged_files):
+        with pytest.raises(KeyError), change(tmp_path / "b") as path:
+            (path / "c").write_text("2")
+            raise KeyError
+        with pytest.raises(KeyError), change(tmp_path / "new") as path:
+            raise KeyError
+    assert contents(tmp_path) == {"a": "1", "b/c": "1"} and not (tmp_path / "new").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_two_writers_of_a_file_do_not_meet(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "a") as first, atomic_file(tmp_path / "a") as second:
+        first.write_text("1")
+        second.write_text("2")
+    assert contents(tmp_path) == {"a": "1"}
+
+
+def test_only_a_sole_writer_removes_what_killed_ones_left(tmp_path: Path) -> None:
+    (tmp_path / ".a.123.part").write_text("")
+    (tmp_path / ".ab.123.part").write_text("")
+    write_atomically(tmp_path / "a", "1")
+    assert len(contents(tmp_path)) == 3
+    with atomic_file(tmp_path / "a", sole_writer=True) as path:
+        path.write_text("2")
+    assert contents(tmp_path) == {"a": "2", ".ab.123.part": ""}
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    for text in ("1", "2"):
+        with atomic_folder(tmp_path / "x" / "y") as folder:
+            (folder / text).write_text(text)
+    assert contents(tmp_path) == {"x/y/2": "2"}
+
+
+def test_staged_files_join_those_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "x" / "sub").mkdir(parents=True)
+    for name in ("a1", "a2", "b1", "sub/old"):
+        (tmp_path / "x" / name).write_text("old")
+    with staged_files(tmp_path / "x", obsolete=r"a\d") as folder:
+        (folder / "a2").write_text("new")
+        (folder / "sub").mkdir()
+        (folder / "sub" / "new").write_text("new")
+    assert contents(tmp_path) == {"x/a2": "new", "x/b1": "old", "x/sub/new": "new"}
