@@ -25,7 +25,7 @@ from convert.torch_twin.model import TorchSam
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.data.schema import Example, boxes_of
 from edgesam_jax.eval.scoring import protocol
-from edgesam_jax.eval.scoring.photos import Photo, of_example
+from edgesam_jax.eval.scoring.photos import Photo, from_example
 from edgesam_jax.eval.scoring.prompted import in_parallel, score_photo
 from edgesam_jax.eval.scoring.protocol import HEAD, Settings
 from edgesam_jax.eval.scoring.systems import JaxSystem
@@ -46,7 +46,7 @@ def make_photo(instances: int, seed: int) -> Photo:
     image = rng.integers(0, 256, (*SIZE, 3), np.uint8)
     ids = np.arange(instances)
     points = np.zeros((instances, 2), np.float32)
-    return of_example(Example(image, masks, boxes_of(masks), points, seed, ids, np.zeros(instances, np.int8)), seed)
+    return from_example(Example(image, masks, boxes_of(masks), points, seed, ids, np.zeros(instances, np.int8)), seed)
 
 
 @torch.no_grad()

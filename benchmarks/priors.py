@@ -25,6 +25,7 @@ from edgesam_jax.config import DataConfig
 from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.schema import OBJECT, PART, Example
 from edgesam_jax.eval.heldout import evaluate
+from edgesam_jax.eval.scoring.protocol import Settings
 from edgesam_jax.portable.priors import Rule
 from edgesam_jax.predict import compiled
 from edgesam_jax.reporting.tables import aligned_table
@@ -34,7 +35,7 @@ RULES: tuple[Rule, ...] = ("nearest", "published")
 
 def miou(model: Model, examples: list[Example], rule: Rule) -> float:
     """Percent, one centre click an instance."""
-    result = evaluate(model.config, model.variables, examples, prompt="center", priors=rule)
+    result = evaluate(model, examples, Settings("center", priors=rule))
     return 100 * result.miou[0]
 
 

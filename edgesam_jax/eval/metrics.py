@@ -1,4 +1,4 @@
-"""Metrics as sums that can be merged, and the overlap of masks."""
+"""Mergeable means, the overlap of masks, and masks of trivial baselines."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from jax import Array
 
 @struct.dataclass
 class Mean:
-    """A mean kept as its sums, so that means over batches of any size merge exactly.  Works inside jit.
+    """A weighted mean stored as its sums, so that means over batches of any size merge exactly.  Works inside jit.
 
-    ``total`` and ``count``: sums of value times weight, and of the weights.
+    Attributes:
+      total: sum of value times weight.
+      count: sum of the weights.
     """
 
     total: Any
@@ -22,10 +24,10 @@ class Mean:
 
     @classmethod
     def of(cls, values: Array, weights: Array | None = None) -> Mean:
-        """Sum ``values`` (any shape) over all elements; ``weights`` of the same shape, 0 leaves an element out."""
+        """Sum ``values`` (any shape) over all elements; ``weights`` has the same shape, and 0 skips an element."""
         values = jnp.asarray(values, jnp.float32)
         weights = jnp.ones_like(values) if weights is None else jnp.asarray(weights, jnp.float32)
-        # where, not a product: an element left out may be NaN.
+        # where, not a product: a skipped element may be NaN.
         return cls(jnp.sum(jnp.where(weights > 0, values * weights, 0.0)), jnp.sum(weights))
 
     @classmethod
@@ -37,7 +39,7 @@ class Mean:
         return Mean(self.total + other.total, self.count + other.count)
 
     def compute(self) -> float:
-        """The mean; NaN where nothing was counted."""
+        """The mean; NaN if the weights sum to 0."""
         count = float(self.count)
         return float(self.total) / count if count else float("nan")
 
@@ -51,12 +53,12 @@ def mask_iou(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def mean_iou(ious: np.ndarray) -> np.ndarray:
-    """Plain mean over all instances (facts of the published evaluation), NaN left out: (n ...) -> (...)."""
+    """Mean over all instances, ignoring NaN, as published (docs/published_code.md, "Evaluation"): (n ...) -> (...)."""
     ious = np.asarray(ious, np.float64)
-    known = ~np.isnan(ious)
-    count = known.sum(axis=0)
+    defined = ~np.isnan(ious)
+    count = defined.sum(axis=0)
     with np.errstate(invalid="ignore"):
-        return np.where(known, ious, 0.0).sum(axis=0) / np.where(count, count, np.nan)
+        return np.where(defined, ious, 0.0).sum(axis=0) / np.where(count, count, np.nan)
 
 
 def filled_box(boxes: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -362,13 +362,13 @@ def test_damaged_entries_are_left_out_and_named(tmp_path):
     content["images"] += [{"id": 51, "height": 10**12, "width": 10**12}, {"id": 52}]
     content["categories"] += [None, {"id": "x"}]
     truth = read_ground_truth(write(tmp_path, content))
-    kinds = [kind for kind, _ in truth.left_out]
+    kinds = [kind for kind, _ in truth.skipped]
     assert {k: kinds.count(k) for k in kinds} == {
         "annotation damaged": 15,
         "image entry damaged": 6,
         "category entry damaged": 2,
     }
-    assert all("instances.json: " in message and len(message) < 400 for _, message in truth.left_out)
+    assert all("instances.json: " in message and len(message) < 400 for _, message in truth.skipped)
     assert average_precision(truth, results, style="coco") == expected
     assert boundary_average_precision(truth, results, style="coco")["AP"] is not None
 
@@ -410,9 +410,9 @@ def test_what_can_not_be_evaluated_is_named(tmp_path):
             average_precision(path, bad, style="coco")
     content["images"][0]["id"] = "0001"
     for score in (average_precision, boundary_average_precision):
-        with pytest.raises(UsageError, match=r"instances\.json: image id '0001' is a text"):
+        with pytest.raises(UsageError, match=r"instances\.json: image id '0001' is a string"):
             score(write(tmp_path, content), results, style="coco")
-    with pytest.raises(UsageError, match="'a' is a text"):
+    with pytest.raises(UsageError, match="'a' is a string"):
         average_precision(write(tmp_path, random_data(0)[0]), results, style="coco", image_ids=["a"])
 
 

@@ -44,7 +44,9 @@ def test_parts_meet(tmp_path):
 
 def test_another_evaluation_is_refused(tmp_path):
     Rows(tmp_path / "r", HEADER).close()
-    with pytest.raises(UsageError, match=r"r.rows.jsonl: rows of another evaluation \(settings differ\); remove it"):
+    with pytest.raises(
+        UsageError, match=r"r.rows.jsonl: rows of another evaluation \(settings differ\); remove the file"
+    ):
         Rows(tmp_path / "r", {**HEADER, "settings": {"seed": 1}})
 
 
