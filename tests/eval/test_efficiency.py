@@ -122,7 +122,7 @@ def test_the_published_models_do_the_published_work(full):
 
 def test_published_rows_stand_beside_ours_and_differences_are_explained(full):
     rows = [{"model": name, "image_size": 1024, "encoder": "", **row} for name, row in full.items()]
-    report = {"models": rows, "published": efficiency_text.beside_published(rows)}
+    report = {"models": rows, "published": efficiency_text.compare_with_published(rows)}
     text = command.table(report)
     assert [(r["parameters"], r["gmac"]) for r in report["published"]] == [(641.1, 2734.8), (9.8, 38.2), (9.6, 22.1)]
     lines = {line.split()[0]: line.split() for line in text.splitlines() if line}
@@ -139,7 +139,7 @@ def test_published_rows_stand_beside_ours_and_differences_are_explained(full):
 
 def test_another_size_is_not_compared_with_the_published_work(full):
     row = {"model": "edge_sam", "image_size": 512, "encoder": "", **full["edge_sam"]}
-    ours = efficiency_text.beside_published([row])[2]["ours"]
+    ours = efficiency_text.compare_with_published([row])[2]["ours"]
     assert ours["parameters"] == pytest.approx(9.582112) and ours["gmac"] is ours["gmac_by_rule"] is ours["fps"] is None
 
 
@@ -180,10 +180,20 @@ def test_a_process_that_dies_leaves_what_it_measured(tmp_path, monkeypatch):
     device, results = command.timings(CONV, request)
     assert device == {} and results[0]["seconds"] == 1.0
     assert [(r["part"], r["size"], r["failed"]) for r in results[1:]] == [
-        ("encoder", n, "ended by signal 9, as when memory runs out") for n in (1, 8)
+        ("encoder", n, "killed by signal 9, possibly out of memory") for n in (1, 8)
     ]
     script.write_text("#!/bin/sh\necho 'ImportError: no jaxlib' >&2\nexit 3\n")
-    assert command.timings(CONV, request)[1][0]["failed"] == "ended with exit code 3: ImportError: no jaxlib"
+    assert command.timings(CONV, request)[1][0]["failed"] == "exited with code 3: ImportError: no jaxlib"
+
+
+def test_the_process_finds_the_package_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    request = {"batches": [1], "prompts": [1], "rounds": 1, "gmac": 1.0, "limit": 0.5}  # nothing is run
+    device, results = command.timings(CONV, request)
+    assert device["platform"] == "cpu"
+    assert results == [{"part": part, "size": 1, "skipped": "over 0.5 GMAC"} for part in ("decoder", "encoder")]
 
 
 def test_heavy_calls_are_skipped_on_a_cpu_only():
@@ -208,14 +218,14 @@ def test_the_peak_is_the_process_own_not_that_of_the_one_that_started_it():
 
 
 @pytest.mark.parametrize(("flags", "says"), [
-    (["--models", "sam_vit_x"], "--models sam_vit_x: not a model; choose from edge_sam"),
+    (["--models", "sam_vit_x"], "--models sam_vit_x: unknown model; choose from edge_sam"),
     (["--image-size", "1000"], "--image-size 1000: must be a multiple of 32"),
     (["--batches", "0"], "--batches: invalid count value: '0'"),
     (["--rounds", "many"], "--rounds: invalid count value: 'many'"),
-    (["--timing-limit", "-1"], "--timing-limit -1: give GMAC above 0, or 0 for no limit"),
+    (["--timing-limit", "-1"], "--timing-limit -1: must be a number of GMAC above 0, or 0 for no limit"),
     (["--checkpoint", "nowhere"], "no such file or folder"),
     (["--output", "/"], "--output /: is a folder"),
-    (["--output", "/dev/null/report.json"], "--output /dev/null/report.json: cannot write there"),
+    (["--output", "/dev/null/report.json"], "--output /dev/null/report.json: cannot write"),
 ])  # fmt: skip
 def test_what_a_user_can_get_wrong_is_one_line(flags, says):
     with pytest.raises(UsageError) as error:
