@@ -98,13 +98,13 @@ def test_an_encoder_with_kernels_outside_of_layers_is_not_counted_by_layers():
 def test_the_published_models_have_the_published_parameters(full):
     edge, huge = full["edge_sam"]["parameters"], full["sam_vit_h"]["parameters"]
     assert (edge["all"], edge["encoder"], edge["decoder"]) == (9_582_112, 5_517_552, 4_058_340 + 6_220)
-    assert edge["inference"] - edge["decoder"] == 5_485_896, "folded, facts section 1"
+    assert edge["inference"] - edge["decoder"] == 5_485_896, "folded"
     assert huge["all"] == huge["inference"] == 641_090_608
 
 
 def test_the_published_models_do_the_published_work(full):
     edge, huge = full["edge_sam"]["gmac"], full["sam_vit_h"]["gmac"]
-    assert edge["layers"]["encoder"] == pytest.approx(20.0456, abs=1e-4), "facts, section 1: 20.05 in convolutions"
+    assert edge["layers"]["encoder"] == pytest.approx(20.0456, abs=1e-4), "20.05 G in convolutions"
     assert edge["unfolded"] == pytest.approx(20.05, abs=0.02) and edge["encoder"] < edge["unfolded"]
     assert full["sam_vit_b"]["gmac"]["encoder"] == pytest.approx(486.0, abs=0.05)  # docs/scale.md
     assert huge["encoder"] == pytest.approx(2980.5, abs=0.05)
