@@ -1,4 +1,4 @@
-"""The paired bootstrap over photos: right intervals, one answer for one seed, and clear refusals."""
+"""The paired bootstrap over photos: correct intervals, reproducible results, and clear error messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgesam_jax.eval.compare import NOT_SIGNIFICANT, SIGNIFICANT, bootstrap_mea
 
 
 def report(iou, images, **changes):
-    """A report with IoUs (n rounds) on these photos (n)."""
+    """A report with IoUs (n rounds) of instances on these photos (n)."""
     rows = [
         {
             "image_id": image if isinstance(image, str) else int(image),
@@ -33,7 +33,7 @@ def write(path, content):
 
 
 def clustered(random, photos=60, effect=0.0, within=0.05, between=0.05):
-    """Differences (n) of instances on photos (n) that share a photo's luck."""
+    """Differences (n) of instances on photos (n), with a shared random effect per photo."""
     counts = random.integers(1, 12, photos)
     images = np.repeat(np.arange(photos), counts)
     return effect + random.normal(0, between, photos)[images] + random.normal(0, within, len(images)), images

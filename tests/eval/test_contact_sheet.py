@@ -1,4 +1,4 @@
-"""Which cases are shown, and that the picture shows the object, its prompt and its errors."""
+"""The choice of cases, and that the picture shows the object, its prompt and the errors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def square(h, w, top, left, side):
 
 
 def panels(path, row):
-    """The four pictures of a row of the sheet."""
+    """The four panels of a row of the sheet."""
     with Image.open(path) as picture:
         whole = np.asarray(picture.convert("RGB"))
     top = TITLE + GAP + row * (TITLE + TILE_HEIGHT + GAP) + TITLE

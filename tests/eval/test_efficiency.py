@@ -1,4 +1,4 @@
-"""Table 1: counts agree with arithmetic and with PyTorch's layers; a model that fails has a row, and others go on."""
+"""Table 1: counts equal hand calculations and PyTorch's layers; a model that fails doesn't stop the others."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_small_vit_costs_what_arithmetic_says():
 
 
 def test_layers_are_those_that_pytorch_runs():
-    """Every convolution and linear layer of the torch model, counted as it runs."""
+    """Count every convolution and linear layer of the torch model as it runs."""
     torch = pytest.importorskip("torch")
     from convert.torch_twin.model import TorchSam
 

@@ -1,4 +1,4 @@
-"""The evaluation: its numbers do not depend on how the work is cut, and the report is the contract's."""
+"""The evaluation command: results don't depend on how the work is divided, and reports have the documented format."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_teacher_of_another_frame_is_refused(model: Model, examples: list[Exam
 @pytest.mark.parametrize("refine_point", ["random", "largest"])
 @pytest.mark.parametrize("name", ["exact", "published"])
 def test_refinement_points_lie_where_the_prediction_is_wrong(model: Model, refine_point: str, name: str) -> None:
-    """Each round's point against the masks of the round before, seen from outside."""
+    """Compare each round's point with the masks of the previous round."""
     photo, system = from_example(example(1, 3, (48, 80))), JaxSystem("m", model)
     asked: list[tuple[protocol.Slots, list[np.ndarray]]] = []
     real = system.masks
@@ -169,7 +169,7 @@ def rle(mask: np.ndarray) -> dict:
 
 @pytest.fixture
 def dataset(tmp_path: Path, examples: list[Example]) -> Path:
-    """The examples as a COCO-format folder, with a crowd, a photo that is not there and an annotation without a box."""
+    """The examples as a COCO-format folder, with a crowd, a missing photo and an annotation without a box."""
     root = tmp_path / "data"
     (root / "images").mkdir(parents=True)
     images, annotations = [], []
@@ -290,7 +290,7 @@ def test_four_devices_give_the_same_report(dataset: Path, checkpoint: Path) -> N
 
 
 def test_five_hundred_instances_and_one_pixel_masks(tmp_path: Path, checkpoint: Path) -> None:
-    """On one photo, with few compiled programs; empty masks count as zero."""
+    """500 instances on one photo need few compiled programs; empty masks count as zero."""
     data = tmp_path / "data"
     (data / "images").mkdir(parents=True)
     Image.fromarray(np.zeros((100, 120, 3), np.uint8)).save(data / "images" / "a.png")
@@ -317,11 +317,11 @@ def test_five_hundred_instances_and_one_pixel_masks(tmp_path: Path, checkpoint: 
     assert all(i["iou"] == chosen[i["annotation_id"]] for i in found["instances"] if i["annotation_id"] in chosen)
 
 
-# --------------------------------------------------------------------------- what others made, and what detectors say
+# --------------------------------------------------------------------------- predictions of others, and detections
 
 
 def true_masks(dataset: Path, erode: int = 0) -> list[dict]:
-    """The annotations as predictions, maybe with so many columns taken off on the left."""
+    """The annotations as predictions, optionally without the leftmost ``erode`` columns."""
     content = json.loads((dataset / "annotations.json").read_text())
     found = []
     for annotation in content["annotations"]:

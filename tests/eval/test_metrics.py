@@ -1,4 +1,4 @@
-"""Sums that merge exactly, and overlaps counted by hand."""
+"""Means merge exactly, and overlaps equal hand-counted ones."""
 
 from __future__ import annotations
 

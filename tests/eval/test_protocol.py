@@ -1,4 +1,4 @@
-"""Where prompts start, where refinement points lie, and what is compared, by both protocols."""
+"""First prompts, refinement points and the masks to compare with, in both protocols."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_what_lies_between_the_pixels_that_are_read_vanishes():
 
 @pytest.mark.parametrize(("radius", "score"), [(8, 0.896), (16, 0.944), (50, 0.987), (150, 0.995)])
 def test_the_published_truth_is_enlarged_as_much_as_the_published_codes(radius, score):
-    """Facts, defect B10: what a perfect mask scores against it, discs in a photo of 640x480."""
+    """Defect B10 (docs/published_code.md): a perfect mask's score against the enlarged truth, discs in 640x480."""
     y, x = np.mgrid[:480, :640]
     mask = (x - 320) ** 2 + (y - 240) ** 2 <= radius**2
     enlarged = protocol.truth(photo_of(mask[None]), (768, 1024), 1024, 256, "published").full[0]

@@ -1,4 +1,4 @@
-"""The page says what was done and what the numbers are; the charts are drawn for what there is."""
+"""The page shows settings and results; the charts are drawn for the available data."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def table(text, first):
     return [rows[0], *rows[2:]]
 
 
-def test_the_page_says_what_was_done():
+def test_the_page_shows_the_settings():
     text = report.markdown([make()])
     for line in (
         "# Evaluation: box prompts on coco",
@@ -115,7 +115,7 @@ def test_long_refinement_shows_some_rounds():
     assert head[1:8] == ["box", "+1", "+2", "+4", "+9", "+19", "small"]
 
 
-def test_the_paper_stands_beside_where_data_and_prompt_match():
+def test_the_paper_is_compared_where_data_and_prompt_match():
     made = make(miou=[0.8, 0.5, None])
     text = report.markdown([made])
     head, *rows = table(text, "paper")
@@ -147,7 +147,7 @@ def test_categories_are_the_most_frequent_ones():
     text = report.markdown([make(rounds=2, miou_by_category=groups)])
     rows = table(text, "category")
     assert len(rows) == 81 and rows[1] == ["c099", "99", "50.0", "-"] and rows[-1][0] == "c020"
-    assert "19 rarer categories are not shown" in text, "the empty one is not a row that was left off"
+    assert "19 rarer categories are not shown" in text, "the empty category is not counted as hidden"
 
 
 def test_time_is_shown_by_stage():

@@ -1,4 +1,4 @@
-"""Aggregates of instances equal plain arithmetic, and depend on no order."""
+"""Aggregates of instances equal plain arithmetic and don't depend on the order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is scored: our models answer as the predictor does, ONNX pairs as our models do, files by a rule."""
+"""Systems: our models predict as the predictor does, ONNX pairs as our models do; files of masks follow a rule."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_zero_token_attends_and_an_empty_slot_does_not(model):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory, model) -> tuple[Path, Path]:
-    """The model as an ONNX pair with the published names, by way of the torch twin."""
+    """The model exported through the torch twin as an ONNX pair with the published names."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")

@@ -32,14 +32,14 @@ def compare_with_published(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, 
     """
     compared = []
     for row in PUBLISHED:
-        mine: Mapping[str, Any] = next((r for r in rows if r["model"] == row["model"] and "gmac" in r), {})
+        measured: Mapping[str, Any] = next((r for r in rows if r["model"] == row["model"] and "gmac" in r), {})
         ours: dict[str, Any] = dict.fromkeys(("parameters", "gmac", "gmac_by_rule", "fps"))
-        if mine:
-            ours["parameters"] = mine["parameters"]["all"] / 1e6
-        if mine and mine["image_size"] == PUBLISHED_SIZE:
-            ours["gmac"] = mine["gmac"]["both"]
-            ours["gmac_by_rule"] = mine["gmac"].get("layers", {}).get("both")
-            speeds = [t for t in mine.get("timing", []) if (t["part"], t["size"]) == ("encoder", 1)]
+        if measured:
+            ours["parameters"] = measured["parameters"]["all"] / 1e6
+        if measured and measured["image_size"] == PUBLISHED_SIZE:
+            ours["gmac"] = measured["gmac"]["both"]
+            ours["gmac_by_rule"] = measured["gmac"].get("layers", {}).get("both")
+            speeds = [t for t in measured.get("timing", []) if (t["part"], t["size"]) == ("encoder", 1)]
             ours["fps"] = speeds[0].get("per_second") if speeds else None
         compared.append({**row, "ours": ours})
     return compared
