@@ -1,8 +1,8 @@
-"""What compressed Core ML weights cost: bytes, logits and masks, on photos.
+"""The effect of compressed Core ML weights on size, logits and masks, measured on photos.
 
     python -m benchmarks.compression CHECKPOINT [--photos FOLDER] [--limit 8]
 
-Every form of both parts is evaluated op by op, as the export's gate does, and set beside the JAX model.
+Each format of both parts is evaluated op by op, as in the export's verification, and compared with the JAX model.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ ANYTHING = gate.Tolerance(np.inf, np.inf, 0.0, np.inf)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
-    parser.add_argument("--photos", action="append", default=[])
-    parser.add_argument("--limit", type=int, default=8, help="of the photos")
+    parser.add_argument("--photos", action="append", default=[], help="folder of photos; may be repeated")
+    parser.add_argument("--limit", type=int, default=8, help="maximum number of photos")
     arguments = parser.parse_args()
     model = load_model(arguments.checkpoint)
     job = common.Wanted("m", ("encoder", "decoder"), 16, True, str(model.metadata.get("score", "stability")), model)
     photos = dict(itertools.islice(gate.load_photos(arguments.photos).items(), arguments.limit))
     cases = gate.make_cases(model, photos, job.slots, job.mask_input)
     print(f"{len(photos)} photos, {sum(len(c.prompts) for c in cases)} prompts, four masks each")
-    print("| weights | encoder MB | decoder MB | embedding | logits | mask IoU, mean | worst | seconds to make |")
+    print("| weights | encoder MB | decoder MB | embedding | logits | mask IoU, mean | worst | conversion seconds |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
     modules = {
         "encoder": ExportEncoder(model.config, model.variables),
@@ -52,17 +52,17 @@ def main() -> None:
         for name in ("float32", "float16", *to_coreml.COMPRESSIONS[1:]):
             began, paths = time.perf_counter(), {}
             for part in modules:
-                made = plain[part, "float32" if name == "float32" else "float16"]
-                made = made if name.startswith("float") else packages.compress(made, name)
-                paths[part] = packages.save(made, Path(folder) / f"{name}_{part}.mlpackage", "", "")
+                package = plain[part, "float32" if name == "float32" else "float16"]
+                package = package if name.startswith("float") else packages.compress(package, name)
+                paths[part] = packages.save(package, Path(folder) / f"{name}_{part}.mlpackage", "", "")
             seconds = time.perf_counter() - began
             encoder = CoremlEncoder(paths["encoder"], False)
             decoder = CoremlDecoder(paths["decoder"], job.slots, True)
-            found = gate.verify(cases, encoder, decoder, ANYTHING, "stability").summary()
-            masks, logits = found["mask IoU from end to end"], found["logits from end to end"]
+            summary = gate.verify(cases, encoder, decoder, ANYTHING, "stability").summary()
+            masks, logits = summary["mask IoU from end to end"], summary["logits from end to end"]
             sizes = [f"{common.size_of(paths[part]) / 1e6:.1f}" for part in modules]
             print(
-                f"| {name} | {sizes[0]} | {sizes[1]} | {found['embedding']['mean']:.2g} | {logits['mean']:.2g} |"
+                f"| {name} | {sizes[0]} | {sizes[1]} | {summary['embedding']['mean']:.2g} | {logits['mean']:.2g} |"
                 f" {masks['mean']:.4f} | {masks['worst']:.3f} | {seconds:.0f} |",
                 flush=True,
             )

@@ -1,9 +1,9 @@
-"""The mask decoder against our torch model (eager) and ONNX Runtime: one box, and many points of one image.
+"""The mask decoder against our torch model (eager) and ONNX Runtime: one box, and many points on one image.
 
     python -m benchmarks.decoder [--prompts 1 64] [--chunk 0 1 4] [--rounds 5] [--onnx] [--gradient]
 
-The prediction is printed first: work and traffic counted from the shapes, over the rates that this machine shows in the
-same run.  ``--gradient`` times forward and backward; XLA's temporary memory is printed beside.
+Prints the predicted times first: work and memory traffic counted from shapes, divided by this machine's rates measured
+in the same run.  ``--gradient`` times the forward and backward pass.  Each row includes XLA's temporary memory.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ from edgesam_jax.types import Prompts
 
 
 def flops_per_prompt(config: SamConfig, tokens: int, moved: bool) -> float:
-    """Floating point operations of one more prompt on an image that is already there.
+    """Floating-point operations of one additional prompt on an encoded image.
 
-    ``moved``: the image's projections are applied on the side of the tokens (``models/transformer.py``); otherwise each
-    prompt projects the image anew, as the published code does.
+    Args:
+      tokens: of output and prompt.
+      moved: the image's projections are applied to the tokens instead (``models/transformer.py``); otherwise each
+        prompt projects the image again, as in the published code.
     """
     c, s, d = config.embed_dim, config.grid**2, config.decoder
     inner = c // d.attention_downsample
     columns = min(inner, tokens * d.heads) if moved else inner
-    # First layer: 4 products with the image (keys, values, queries, output), of which only the last is per prompt when
-    # the others are done once per image.  Later layers 4, the last attention 2.
+    # The first layer has 4 products with the image (keys, values, queries, output); only the last is per prompt if the
+    # others are computed once per image.  Later layers have 4, the final attention 2.
     products = (1 if moved else 4) + 4 * (d.depth - 1) + 2
     attention = products * 2 * s * c * columns
     upscaling = 2 * s * (c * c + 4 * (c // 4) * (c // 2)) + 2 * 16 * s * (c // 8) * d.num_mask_tokens
@@ -44,7 +46,7 @@ def flops_per_prompt(config: SamConfig, tokens: int, moved: bool) -> float:
 
 
 def bytes_per_prompt(config: SamConfig) -> float:
-    """Least traffic of one prompt if no two steps on the image were fused: each map written once and read once."""
+    """Minimum memory traffic of one prompt without fusion: each map of the image is written once and read once."""
     s, c = config.grid**2, config.embed_dim
     maps = config.decoder.depth * s * c + 4 * s * (c // 4) + 16 * s * (c // 8) + 16 * s * config.decoder.num_mask_tokens
     return 2 * 4 * maps
@@ -57,7 +59,7 @@ def make_prompts(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.n
 
 
 def onnx_run(model: TorchSam, *inputs: torch.Tensor) -> Callable[[], object]:
-    """The torch decoder exported and run by ONNX Runtime on the same inputs."""
+    """A function that runs the exported torch decoder in ONNX Runtime on the same inputs."""
     import onnxruntime
 
     class Decode(torch.nn.Module):
@@ -79,11 +81,15 @@ def onnx_run(model: TorchSam, *inputs: torch.Tensor) -> Callable[[], object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, nargs="+", default=[1, 64])
-    parser.add_argument("--chunk", type=int, nargs="+", default=[0, 1, 4], help="prompts decoded at once; 0: all")
+    parser.add_argument(
+        "--prompts", type=int, nargs="+", default=[1, 64], help="numbers of prompts to time; 1 is a box"
+    )
+    parser.add_argument(
+        "--chunk", type=int, nargs="+", default=[0, 1, 4], help="prompts decoded at a time; 0 decodes all"
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--onnx", action="store_true")
-    parser.add_argument("--gradient", action="store_true", help="forward and backward, weights and embedding")
+    parser.add_argument("--onnx", action="store_true", help="also time ONNX Runtime")
+    parser.add_argument("--gradient", action="store_true", help="time forward and backward, for weights and embedding")
     args = parser.parse_args()
 
     config, rng = MODELS["edge_sam"], np.random.default_rng(0)
@@ -95,7 +101,7 @@ def main() -> None:
     image = torch.from_numpy(embedding.transpose(0, 3, 1, 2).copy()).requires_grad_(args.gradient)
     rate, bandwidth = timing.machine()
     passes = 3 if args.gradient else 1
-    print(f"this machine now: {rate / 1e9:.0f} GFLOP/s, copy {bandwidth / 1e9:.0f} GB/s, {timing.cores()} cores")
+    print(f"current machine: {rate / 1e9:.0f} GFLOP/s, copy {bandwidth / 1e9:.0f} GB/s, {timing.cores()} cores")
 
     for count in args.prompts:
         tokens = 1 + config.decoder.num_mask_tokens + 2
@@ -104,7 +110,7 @@ def main() -> None:
         traffic = count * bytes_per_prompt(config)
         print(
             f"\n{count} prompt(s): as published {published / 1e9:.1f} GFLOP, ours {ours / 1e9:.1f} GFLOP "
-            f"(floor {passes * ours / rate:.3f} s), unfused traffic {traffic / 1e9:.2f} GB "
+            f"(lower bound {passes * ours / rate:.3f} s), unfused traffic {traffic / 1e9:.2f} GB "
             f"({passes * traffic / bandwidth:.3f} s)"
         )
         coords, labels = make_prompts(count, rng)

@@ -1,10 +1,11 @@
-"""The students' image encoders, folded, against our torch models (eager, unfolded) and ONNX Runtime.
+"""The folded image encoders of the students against our torch models (eager, unfolded) and ONNX Runtime.
 
     python -m benchmarks.encoder [--models edge_sam ...] [--size 1024] [--rounds 5] [--onnx FOLDER]
 
-With torch, ``--onnx FOLDER`` exports the torch encoders into it and times ONNX Runtime on them; without torch (Python
-3.13) it times the files that are there.  The prediction is printed first: multiply-accumulates over the rate of matrix
-products, and each activation written once and read once over the rate of copying, both measured in the same run.
+With torch, ``--onnx FOLDER`` exports the torch encoders to the folder and times ONNX Runtime on them; without torch
+(Python 3.13), it times the existing files.  Prints the predicted times first: multiply-accumulates divided by the rate
+of matrix products, and the traffic of writing and reading each activation once divided by the rate of copies, with
+both rates measured in the same run.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ STUDENTS = ("edge_sam", "edge_sam_tiny_vit", "edge_sam_efficient_vit")
 
 
 def activations(config: SamConfig, variables: Any) -> int:
-    """Elements of the outputs of all layers with a kernel, in the folded encoder."""
+    """Number of output elements of all layers with a kernel in the folded encoder."""
     total = 0
 
     def count(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         nonlocal total
         out = call(*args, **kwargs)
-        own = context.module.variables.get("params", {}) if context.method_name == "__call__" else {}
-        total += out.size if "kernel" in own else 0
+        params = context.module.variables.get("params", {}) if context.method_name == "__call__" else {}
+        total += out.size if "kernel" in params else 0
         return out
 
     image = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), np.float32)
@@ -50,9 +51,9 @@ def activations(config: SamConfig, variables: Any) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=STUDENTS, choices=STUDENTS)
-    parser.add_argument("--size", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--onnx", type=Path)
+    parser.add_argument("--size", type=int, default=1024, help="image size in pixels")
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each contender")
+    parser.add_argument("--onnx", type=Path, metavar="FOLDER", help="folder of the exported encoders")
     arguments = parser.parse_args()
     product, copy = timing.machine()
     print(f"machine: {product / 1e9:.0f} GFLOP/s, {copy / 1e9:.0f} GB/s, {timing.cores()} cores; jax {jax.__version__}")
@@ -61,13 +62,13 @@ def main() -> None:
 
 
 def measure(name: str, size: int, rounds: int, onnx: Path | None, product: float, copy: float) -> None:
-    """Print a model's floor and the times of its contenders."""
+    """Print the lower bounds of a model and the times of the contenders."""
     config = dataclasses.replace(MODELS[name], image_size=size)
     folded = fold(config, init_variables(config))
     gmac = counts(config)["gmac"]["encoder"]
     work, traffic = 2e9 * gmac / product, 2 * 4 * activations(config, folded) / copy
     print(f"\n{name}: {gmac:.2f} G multiply-accumulates")
-    print(f"floor: {work:.3f} s of products + {traffic:.3f} s of traffic if no two layers are fused")
+    print(f"lower bound: {work:.3f} s of products + {traffic:.3f} s of memory traffic without fusion")
     images = np.random.default_rng(0).standard_normal((1, size, size, 3)).astype(np.float32)
     variables = jax.device_put(folded)
     encode = jax.jit(lambda v, x: Sam(config, folded=True).apply(v, x, method="encode_image"))
@@ -85,7 +86,7 @@ def measure(name: str, size: int, rounds: int, onnx: Path | None, product: float
 
 
 def torch_run(config: Any, images: np.ndarray, export_to: Path | None) -> Callable[[], object]:
-    """The torch encoder in eager mode; exported to ``export_to`` on the way."""
+    """A function that runs the torch encoder in eager mode; also exports the encoder to ``export_to``."""
     import torch
 
     from convert.torch_twin.model import TorchSam
@@ -106,7 +107,7 @@ def torch_run(config: Any, images: np.ndarray, export_to: Path | None) -> Callab
 
 
 def onnx_run(path: Path, images: np.ndarray) -> Callable[[], object]:
-    """ONNX Runtime on an exported encoder."""
+    """A function that runs an exported encoder in ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,10 +1,10 @@
-"""The evaluation against a straightforward torch loop over our torch model: instances per second, and where time goes.
+"""The evaluation against a straightforward loop over our torch model: instances per second, and time by stage.
 
     python -m benchmarks.evaluation [--instances 20] [--photos 3] [--refine 0] [--rounds 3]
 
-RepViT-M1 at 1024 px, photos of 640x480 with rectangles as annotations, box prompts.  The loop is what people write:
-encode the photo, then for each instance and round decode its prompt, enlarge the mask as SAM's predictor does, compare
-it with the annotation, and draw the next point from the wrong pixels.  Contenders take turns, photo by photo.
+RepViT-M1 at 1024 px, photos of 640x480 with rectangles as annotations, box prompts.  The loop is the usual one: encode
+the photo, then for each instance and round decode its prompt, upscale the mask as SAM's predictor does, compare it with
+the annotation, and draw the next point from the wrong pixels.  The contenders take turns in each round.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from convert.torch_twin.model import TorchSam
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.data.schema import Example, boxes_of
 from edgesam_jax.eval.scoring import protocol
-from edgesam_jax.eval.scoring.photos import Photo, of_example
+from edgesam_jax.eval.scoring.photos import Photo, from_example
 from edgesam_jax.eval.scoring.prompted import in_parallel, score_photo
 from edgesam_jax.eval.scoring.protocol import HEAD, Settings
 from edgesam_jax.eval.scoring.systems import JaxSystem
@@ -37,7 +37,7 @@ SIZE = (480, 640)
 
 
 def make_photo(instances: int, seed: int) -> Photo:
-    """A photo of noise with rectangles for instances."""
+    """A photo of noise with rectangles as instances."""
     rng = np.random.default_rng(seed)
     masks = np.zeros((instances, *SIZE), bool)
     for mask in masks:
@@ -46,12 +46,12 @@ def make_photo(instances: int, seed: int) -> Photo:
     image = rng.integers(0, 256, (*SIZE, 3), np.uint8)
     ids = np.arange(instances)
     points = np.zeros((instances, 2), np.float32)
-    return of_example(Example(image, masks, boxes_of(masks), points, seed, ids, np.zeros(instances, np.int8)), seed)
+    return from_example(Example(image, masks, boxes_of(masks), points, seed, ids, np.zeros(instances, np.int8)), seed)
 
 
 @torch.no_grad()
 def torch_loop(model: TorchSam, photo: Photo, settings: Settings) -> np.ndarray:
-    """Overlaps (n 1+refine) of one photo, instance by instance."""
+    """Overlaps (n 1+refine) of one photo, computed one instance at a time."""
     size = MODELS["edge_sam"].image_size
     frame = target_size(*photo.size, size)
     image, _ = into_frame(photo.image, size)
@@ -79,8 +79,8 @@ def torch_loop(model: TorchSam, photo: Photo, settings: Settings) -> np.ndarray:
             full = functional.interpolate(
                 framed[..., : frame[0], : frame[1]], photo.size, mode="bilinear", align_corners=False
             )
-            found = (full[0, 0] > 0).numpy()
-            iou[i, number] = (found & mask).sum() / (found | mask).sum()
+            prediction = (full[0, 0] > 0).numpy()
+            iou[i, number] = (prediction & mask).sum() / (prediction | mask).sum()
             if number < settings.refine:
                 low = (logits[0, 0] > 0).numpy()
                 seeds = [settings.seed, number, *photo.stream(i)]
@@ -92,10 +92,10 @@ def torch_loop(model: TorchSam, photo: Photo, settings: Settings) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--instances", type=int, default=20, help="of a photo")
-    parser.add_argument("--photos", type=int, default=3, help="of a round")
-    parser.add_argument("--refine", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--instances", type=int, default=20, help="instances per photo")
+    parser.add_argument("--photos", type=int, default=3, help="photos per round")
+    parser.add_argument("--refine", type=int, default=0, help="refinement points per instance")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements, of which the median is reported")
     arguments = parser.parse_args()
     config = MODELS["edge_sam"]
     model = Model(config, jax.device_get(init_variables(config, 0)))
@@ -104,13 +104,13 @@ def main() -> None:
     system, settings = JaxSystem("jax", model), Settings("box", arguments.refine)
     photos = [make_photo(arguments.instances, seed) for seed in range(arguments.photos)]
     rate, bandwidth = timing.machine()
-    print(f"this machine now: {rate / 1e9:.0f} GFLOP/s, copy {bandwidth / 1e9:.0f} GB/s, {timing.cores()} cores")
+    print(f"current machine: {rate / 1e9:.0f} GFLOP/s, copy {bandwidth / 1e9:.0f} GB/s, {timing.cores()} cores")
     decodes = arguments.instances * (1 + arguments.refine)
-    floor = (40e9 + decodes * 1.8e9) / rate  # encoder; decoder in our order of operations (docs/performance.md)
-    print(f"floor of products: {floor / arguments.instances * 1e3:.0f} ms an instance")
-    ours = score_photo(system, photos[0], settings).iou  # compiles
-    theirs = torch_loop(twin, photos[0], settings)
-    print(f"first overlaps agree to {np.abs(ours[:, 0] - theirs[:, 0]).max():.1e}")
+    floor = (40e9 + decodes * 1.8e9) / rate  # encoder; decoder with our order of operations (docs/performance.md)
+    print(f"lower bound from matrix products: {floor / arguments.instances * 1e3:.0f} ms per instance")
+    jax_iou = score_photo(system, photos[0], settings).iou  # compiles
+    torch_iou = torch_loop(twin, photos[0], settings)
+    print(f"IoUs of the first prompts agree to within {np.abs(jax_iou[:, 0] - torch_iou[:, 0]).max():.1e}")
     times: dict[str, list[float]] = {"torch loop": [], "evaluation": []}
     stages: Counter[str] = Counter()
     for _ in range(arguments.rounds):

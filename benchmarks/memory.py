@@ -1,12 +1,11 @@
-"""Memory of one training step at full size under each option that trades it for something, as XLA plans it.
+"""Memory of one full-size training step, as planned by XLA, for each option that reduces it at some cost.
 
     python -m benchmarks.memory [--only NAME ...] [--batch 4] [--size 1024] [--output table.md]
 
-EdgeSAM's two stages on one device, with a teacher of ViT-B's shape.  Steps are compiled from shapes and never run, so
-this needs neither weights nor the memory that it reports.  "peak" is XLA's own plan: arguments (weights, optimiser
-state, batch) plus temporaries plus results, less the results that take the arguments' place.  "products" counts the
-matrix products and dense convolutions of the program with all passes of its loops, which XLA's own count leaves out:
-what an option costs in work.
+EdgeSAM's two stages on one device, with a ViT-B teacher.  Steps are compiled from shapes and never run, which needs
+neither weights nor the memory reported.  "peak" is XLA's plan: arguments (weights, optimiser state, batch) plus
+temporaries plus results, minus the results that alias arguments.  "products" is the work of an option: the matrix
+products and dense convolutions of the program with all iterations of its loops, which XLA's own count ignores.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ BFLOAT16, REMAT = "model.compute_dtype=bfloat16", "model.encoder.remat=true"
 
 @dataclass(frozen=True)
 class Row:
-    """One step to compile: images on the device, where the teacher's embedding comes from, overrides of the config."""
+    """One step to compile: stage, batch size, source of the teacher's embeddings, and overrides of the config."""
 
     stage: int
     batch: int
@@ -46,7 +45,7 @@ class Row:
 
 
 def rows(batch: int) -> Iterator[Row]:
-    """The table: each option against the same batch, then what they give together."""
+    """The rows of the table: each option for the same batch size, then the options combined."""
     for stage in (1, 2):
         yield from (Row(stage, b) for b in (1, 2, 4) if b != batch)
         yield Row(stage, batch)
@@ -62,7 +61,7 @@ def rows(batch: int) -> Iterator[Row]:
 
 
 def config_of(row: Row, size: int) -> Config:
-    """The published stage with this row's batch and options."""
+    """The config of the published stage with this row's batch size and options."""
     stage1 = DistillConfig(mode="encoder_only")
     stage2 = DistillConfig(mode="prompt_in_the_loop", rounds=1, loss=LossConfig(bce=5.0, dice=5.0))
     config = Config(
@@ -74,7 +73,7 @@ def config_of(row: Row, size: int) -> Config:
 
 
 def measure(row: Row, size: int) -> dict[str, float]:
-    """GB and GFLOP of the row's step, and the seconds that its compilation took."""
+    """Memory in GB and work in GFLOP of the row's step, and the seconds of its compilation."""
     import dataclasses
 
     import jax
@@ -94,14 +93,14 @@ def measure(row: Row, size: int) -> dict[str, float]:
         step=jax.ShapeDtypeStruct((), jnp.int32), opt_state=jax.eval_shape(tx.init, variables["params"]), **variables
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
-    given = state, abstract_variables(teacher_config), abstract_batch(row, config), key
+    inputs = state, abstract_variables(teacher_config), abstract_batch(row, config), key
     devices = parallel.request_devices(1)
     parallel.check_batch(row.batch, devices, config.train.accumulate)
     step: Any = parallel.make_train_step(config, teacher_config, tx, devices)
     began = time.perf_counter()
-    traced = step.trace(*given)
+    traced = step.trace(*inputs)
     plan = traced.lower().compile().memory_analysis()
-    jax.clear_caches()  # else this process grows with every row
+    jax.clear_caches()  # otherwise this process grows with every row
     peak = plan.argument_size_in_bytes + plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
     return {
         "arguments": plan.argument_size_in_bytes / 1e9,
@@ -113,7 +112,7 @@ def measure(row: Row, size: int) -> dict[str, float]:
 
 
 def abstract_batch(row: Row, config: Config) -> Batch:
-    """Shapes of a batch as the pipeline gives it; the store holds float16."""
+    """Shapes of a batch as the data pipeline produces it; embeddings in the store are float16."""
     import jax
     import jax.numpy as jnp
 
@@ -133,7 +132,7 @@ def abstract_batch(row: Row, config: Config) -> Batch:
 
 
 def products(jaxpr: Any) -> float:
-    """Floating-point operations of all products and convolutions in a program; loops count all their passes."""
+    """Floating-point operations of all products and convolutions in a program, with all iterations of its loops."""
     total = 0.0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         shapes = [v.aval.shape for v in (*equation.invars, *equation.outvars) if hasattr(v.aval, "shape")]
@@ -155,12 +154,14 @@ def products(jaxpr: Any) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=[], help="rows whose stage and name contain one of these texts")
-    parser.add_argument("--batch", type=int, default=4, help="images on the device")
-    parser.add_argument("--size", type=int, default=1024)
-    parser.add_argument("--output", type=Path, help="also write the table there, as it grows")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="only rows whose stage and name contain one of these strings"
+    )
+    parser.add_argument("--batch", type=int, default=4, help="images per device")
+    parser.add_argument("--size", type=int, default=1024, help="image size in pixels")
+    parser.add_argument("--output", type=Path, help="also write the table to this file, row by row")
     args = parser.parse_args()
-    os.environ |= allocator.settings()  # the compiler's settings that the train command gives itself
+    os.environ |= allocator.settings()  # the settings that the train command uses
     lines = ["| | arguments GB | temporaries GB | peak GB | products GFLOP |", "|---|--:|--:|--:|--:|"]
     print("\n".join(lines), flush=True)
     for row in rows(args.batch):
@@ -168,15 +169,15 @@ def main() -> None:
         if args.only and not any(text in name for text in args.only):
             continue
         try:
-            found = measure(row, args.size)
-        except UsageError as error:  # a batch that does not divide
+            result = measure(row, args.size)
+        except UsageError as error:  # a batch size that isn't divisible
             print(f"{name}: {error}")
             continue
         figures = (
-            f"{found['arguments']:.2f} | {found['temporaries']:.2f} | {found['peak']:.2f} | {found['products']:.0f}"
+            f"{result['arguments']:.2f} | {result['temporaries']:.2f} | {result['peak']:.2f} | {result['products']:.0f}"
         )
         lines.append(f"| {name} | {figures} |")
-        print(f"{lines[-1]}  compiled in {found['seconds']:.0f} s", flush=True)
+        print(f"{lines[-1]}  compiled in {result['seconds']:.0f} s", flush=True)
         if args.output:
             args.output.write_text("\n".join(lines) + "\n")
 

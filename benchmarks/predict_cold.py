@@ -1,8 +1,9 @@
-"""The predict command from cold start to picture, without and with the compile cache.
+"""The time of the predict command from a cold start to the picture, without and with the compilation cache.
 
     python -m benchmarks.predict_cold --image PHOTO --box X0,Y0,X1,Y1 [--checkpoint FILE] [--runs 3]
 
-Each run is a process of its own.  The first has an empty cache; goal: the others take at most half of its time.
+Each run is a separate process.  The first starts with an empty cache; the goal is that the others take at most half as
+long.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import time
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image", required=True)
-    parser.add_argument("--box", required=True)
+    parser.add_argument("--image", required=True, metavar="PHOTO")
+    parser.add_argument("--box", required=True, metavar="X0,Y0,X1,Y1")
     parser.add_argument("--checkpoint", default="tiny_teacher")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=3, help="number of runs, including the first")
     args = parser.parse_args()
     seconds = []
     with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,8 @@
-"""What each difference between the ``exact`` and the ``published`` protocol is worth, on the data at hand.
+"""The effect on mIoU of each difference between the ``exact`` and the ``published`` protocol, on your data.
 
     python -m benchmarks.protocols --data-root DIR [--annotations FILE] [--checkpoint FILE] [--limit N] [--refine 2]
 
-One part of the protocol is changed at a time, then all; the same instances, the same seed.
+Changes one part of the protocol at a time, then all, with the same instances and seed.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from edgesam_jax.reporting.tables import aligned_table
 
 CHANGES = {
     "exact": {},
-    "truth enlarged": {"truth": "published"},
-    "centre approximate": {"center": "published"},
-    "points shifted, zero tokens": {"points": "published"},
+    "enlarged truth": {"truth": "published"},
+    "approximate centre": {"center": "published"},
+    "shifted points, zero tokens": {"points": "published"},
     "published (all of these)": {"protocol": "published"},
-    "exact, largest error's centre": {"refine_point": "largest"},
+    "exact, centre of the largest error": {"refine_point": "largest"},
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", required=True)
-    parser.add_argument("--annotations", default="")
+    parser.add_argument("--data-root", required=True, help="folder of a COCO-format data set")
+    parser.add_argument("--annotations", default="", help="COCO-format JSON file; default: the one under --data-root")
     parser.add_argument("--checkpoint", default="tiny_teacher")
-    parser.add_argument("--limit", type=int, default=0)
-    parser.add_argument("--refine", type=int, default=2)
+    parser.add_argument("--limit", type=int, default=0, help="maximum number of photos; 0 uses all")
+    parser.add_argument("--refine", type=int, default=2, help="refinement points per instance")
     arguments = parser.parse_args()
     compile_cache.enable()
     system = JaxSystem(Path(arguments.checkpoint).name, load_model(arguments.checkpoint))
@@ -62,7 +62,7 @@ def main() -> None:
             body[name] += [f"{100 * v:.2f} ({100 * (v - e):+.2f})" for v, e in zip(miou, exact, strict=True)]
     points = [f"+{i + 1}" for i in range(arguments.refine)]
     print(aligned_table(["", "box", *points, "centre", *points], [[name, *cells] for name, cells in body.items()]))
-    print(f"\nmIoU in %, difference to exact in brackets; {sum(map(len, photos))} instances on {len(photos)} photos.")
+    print(f"\nmIoU in %, difference from exact in brackets; {sum(map(len, photos))} instances on {len(photos)} photos.")
 
 
 if __name__ == "__main__":

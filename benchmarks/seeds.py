@@ -1,9 +1,9 @@
-"""Means and spread of a study over several seeds: ``python benchmarks/seeds.py runs/q0 runs/q1 runs/q2``.
+"""Mean and range of a study over several seeds: ``python benchmarks/seeds.py runs/q0 runs/q1 runs/q2``.
 
-Each folder holds the ``table.json`` of one finished study (``python -m edgesam_jax.train --config
+Each folder contains the ``table.json`` of a finished study (``python -m edgesam_jax.train --config
 configs/quickstart.py --workdir runs/q1 --set train.seed=1 data.seed=1``).  The evaluation scenes are the same for
-every seed.  Prints a Markdown table of mean (smallest to largest) and, for every pair of trained arms, the paired
-differences: a claim needs one sign in all seeds.
+every seed.  Prints a Markdown table of means (minimum to maximum) and the paired differences of every pair of trained
+arms: a claim needs the same sign for all seeds.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ Row = dict[str, Any]
 
 
 def percent(row: Row, column: tuple[str, int], against: str) -> float | None:
-    """One cell of a study's table in percent; None where nothing was measured."""
+    """One cell of a study's table in percent; None if it was not measured."""
     values = row["scores"].get(column[0] + against, [])
     return 100 * values[column[1]] if column[1] < len(values) else None
 
 
 def spread(values: list[float | None], digits: int = 1) -> str:
-    """Mean (smallest to largest)."""
-    known = [v for v in values if v is not None]
-    if not known:
+    """Mean, with the minimum and maximum in brackets if they differ by 0.05 or more; "-" without values."""
+    measured = [v for v in values if v is not None]
+    if not measured:
         return "-"
-    mean = sum(known) / len(known)
-    if max(known) - min(known) < 0.05:
+    mean = sum(measured) / len(measured)
+    if max(measured) - min(measured) < 0.05:
         return f"{mean:.{digits}f}"
-    return f"{mean:.{digits}f} ({min(known):.{digits}f} to {max(known):.{digits}f})"
+    return f"{mean:.{digits}f} ({min(measured):.{digits}f} to {max(measured):.{digits}f})"
 
 
 def summary(tables: list[list[Row]], against: str) -> str:
-    """The tables of all seeds as one Markdown table."""
+    """Combine the tables of all seeds into one Markdown table."""
     lines = ["| | steps | s | " + " | ".join(HEADS) + " |", "|" + "---|" * (3 + len(HEADS))]
     for rows in zip(*tables, strict=True):
         cells = [spread([percent(row, column, against) for row in rows]) for column in COLUMNS]
@@ -50,7 +50,7 @@ def summary(tables: list[list[Row]], against: str) -> str:
 
 
 def differences(tables: list[list[Row]], against: str) -> str:
-    """Paired differences between arms, seed by seed; bold where every seed has the same sign."""
+    """Paired differences between arms for each seed, bold where all seeds have the same sign."""
     arms = [row["name"] for row in tables[0] if row["name"]]
     lines = ["| | " + " | ".join(HEADS) + " |", "|" + "---|" * (1 + len(HEADS))]
     for a, b in itertools.combinations(sorted(arms, reverse=True), 2):
@@ -72,11 +72,11 @@ def differences(tables: list[list[Row]], against: str) -> str:
 def main() -> int:
     """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("folders", nargs="+", type=Path, help="one folder per seed")
     folders = parser.parse_args().folders
     missing = [str(f) for f in folders if not (f / "table.json").is_file()]
     if missing:
-        print(f"error: {', '.join(missing)}: no table.json; let the study finish", file=sys.stderr)
+        print(f"error: {', '.join(missing)}: no table.json; finish the study first", file=sys.stderr)
         return 2
     tables = [json.loads((f / "table.json").read_text()) for f in folders]
     for title, against in (("Against ground truth", ""), ("Against the teacher's masks", "_teacher")):

@@ -1,4 +1,4 @@
-"""Timing of contenders in one run, in turn, so that whatever else the machine does disturbs all of them alike."""
+"""Time contenders in turn within one run, so that other load on the machine affects all of them equally."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """The number of CPU cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine(size: int = 2048) -> tuple[float, float]:
-    """Rates of this machine now: float32 matrix product in flop/s, and copying in bytes/s read and written."""
+    """Current rates of this machine: float32 matrix products in FLOP/s, and copies in bytes/s read and written."""
     a, b = np.random.default_rng(0).normal(size=(2, size, size)).astype(np.float32)
     product = min(_once(lambda: a @ b)[0] for _ in range(5))
     source = np.zeros(1 << 26, np.float32)
@@ -28,7 +28,7 @@ def machine(size: int = 2048) -> tuple[float, float]:
 
 
 def in_turn(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Run every contender once to warm up, then ``rounds`` times in turn: (wall, CPU seconds / cores) of each run."""
+    """Warm up every contender with one run, then time ``rounds`` runs in turn: (wall, CPU / cores) seconds of each."""
     for run in contenders.values():
         run()
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
@@ -39,10 +39,13 @@ def in_turn(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict
 
 
 def report(times: Mapping[str, list[tuple[float, float]]], against: str) -> None:
-    """Print a row for each contender: best and median seconds, CPU seconds over cores, and the ratio of medians.
+    """Print a row per contender: best and median wall seconds, CPU seconds per core, and ratios of medians.
 
-    CPU time over cores is what the wall time would be on an idle machine for work that keeps all cores busy; it is the
-    figure to trust where other work runs beside.
+    CPU seconds per core equal the wall time on an idle machine if the work keeps all cores busy; they are the more
+    reliable figure when other work is running.
+
+    Args:
+      against: the contender that ratios are relative to.
     """
     base = [median(x[i] for x in times[against]) for i in (0, 1)]
     print(f"{'':34s} {'best s':>8s} {'median s':>9s} {'cpu s':>8s} {'wall ratio':>11s} {'cpu ratio':>10s}")
@@ -53,12 +56,12 @@ def report(times: Mapping[str, list[tuple[float, float]]], against: str) -> None
 
 
 def compiled_run(compiled: Any, *inputs: Any) -> Callable[[], Any]:
-    """A call of a compiled JAX function that waits for its result."""
+    """A function that calls a compiled JAX function and waits for the result."""
     return lambda: jax.block_until_ready(compiled(*inputs))
 
 
 def temporary_bytes(compiled: Any) -> int:
-    """Memory that XLA needs for a compiled function beside its arguments and results."""
+    """Memory in bytes that XLA needs for a compiled function, excluding arguments and results."""
     return compiled.memory_analysis().temp_size_in_bytes
 
 

@@ -1,13 +1,13 @@
-"""One training step of RepViT-M1 at full size against torch autograd on our torch model.
+"""One full-size training step of RepViT-M1 against torch autograd on our torch model.
 
     python -m benchmarks.train_step --stage 1|2 [--rounds 5] [--chunk 2] [--size 1024] [--jax-python PYTHON]
 
-Stage 1: forward, feature loss, backward and AdamW of the encoder, 1 image.  Stage 2: 1 image, 16 prompts, one loop (two
-decode rounds of student and teacher, new points where they differ), the teacher's embedding given, as in the published
-recipe.  Each contender is a process of its own, so that its peak memory is its own, and they take turns step by step,
-so that whatever else the machine does disturbs both.  ``--jax-python`` is the interpreter of our side where torch is
-not to be had for it.
-Prints the floor first: the work of the forward pass, three times.
+Stage 1: forward pass, feature loss, backward pass and AdamW for the encoder, with 1 image.  Stage 2: 1 image and 16
+prompts, one loop (two decode rounds of student and teacher, with new points where they differ) and precomputed teacher
+embeddings, as in the published recipe.  Each contender runs in a separate process, which gives it its own peak memory.
+They take turns step by step, so that other load on the machine affects both.  ``--jax-python`` is the interpreter for
+our side if torch isn't available for the JAX environment.
+Prints the lower bound first: the work of the forward pass, times three.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from edgesam_jax.cli import allocator
 from edgesam_jax.config import Config, DataConfig, DistillConfig, OptimConfig, TrainConfig
 from edgesam_jax.models.sam import MODELS
 
-ENCODER_GFLOP, PROMPT_GFLOP = 40.1, 3.5  # forward; the decoder's published order of operations (docs/performance.md)
+ENCODER_GFLOP, PROMPT_GFLOP = 40.1, 3.5  # forward; decoder with the published order of operations (docs/performance.md)
 PROMPTS = 16
-PAUSE = 0.5  # seconds between turns, for threads of the other side that still wait awake
+PAUSE = 0.5  # seconds between turns, for the other side's spinning threads to go to sleep
 
 
 def arrays(size: int) -> dict[str, np.ndarray]:
@@ -47,7 +47,7 @@ def arrays(size: int) -> dict[str, np.ndarray]:
 
 
 def jax_step(stage: int, size: int, chunk: int) -> Callable[[], float]:
-    """Our own step, through the same function that training calls."""
+    """A function that runs our step, built by the same function as in training."""
     import jax
     import jax.numpy as jnp
 
@@ -64,14 +64,14 @@ def jax_step(stage: int, size: int, chunk: int) -> Callable[[], float]:
         optim=OptimConfig(learning_rate=1e-4),
         train=TrainConfig(prompt_chunk=chunk),
     )
-    given = arrays(size)
+    inputs = arrays(size)
     batch = Batch(
-        image=given["image"],
+        image=inputs["image"],
         valid_size=np.array([[size, size]], np.int32),
-        boxes=given["boxes"],
-        points=given["boxes"][..., :2],
+        boxes=inputs["boxes"],
+        points=inputs["boxes"][..., :2],
         prompt_valid=np.ones((1, PROMPTS), bool),
-        teacher_embedding=given["embedding"],
+        teacher_embedding=inputs["embedding"],
     )
     devices = parallel.request_devices(1)
     variables = init_variables(model, 0)
@@ -81,17 +81,17 @@ def jax_step(stage: int, size: int, chunk: int) -> Callable[[], float]:
     step = parallel.make_train_step(config, model, tx, devices)
     state, teacher, key = parallel.replicate((state, teacher, jax.random.key(0)), devices)
     batch = parallel.shard_batch(batch, devices)
-    held = [state]
+    current = [state]
 
     def run() -> float:
-        held[0], metrics = step(held[0], teacher, batch, key)
+        current[0], metrics = step(current[0], teacher, batch, key)
         return float(metrics["loss"])
 
     return run
 
 
 def torch_step(stage: int, size: int, chunk: int) -> Callable[[], float]:
-    """The same work in eager torch."""
+    """A function that runs the same step in eager torch."""
     import torch
     import torch.nn.functional as F
 
@@ -103,20 +103,20 @@ def torch_step(stage: int, size: int, chunk: int) -> Callable[[], float]:
     model = replace(MODELS["edge_sam"], image_size=size)
     student, teacher = TorchSam(model).train(), TorchSam(model).eval().requires_grad_(False)
     student.prompt_encoder.requires_grad_(False)
-    given = arrays(size)
-    pixels = torch.from_numpy(given["image"]).float().permute(0, 3, 1, 2)
+    inputs = arrays(size)
+    pixels = torch.from_numpy(inputs["image"]).float().permute(0, 3, 1, 2)
     image = (pixels - torch.tensor([123.675, 116.28, 103.53])[:, None, None]) / torch.tensor([58.4, 57.1, 57.4])[
         :, None, None
     ]
-    target = torch.from_numpy(given["embedding"]).permute(0, 3, 1, 2).contiguous()
-    corners = torch.from_numpy(given["boxes"][0]).view(PROMPTS, 2, 2)
-    learning = list((student.image_encoder if stage == 1 else student).parameters())
-    optimizer = torch.optim.AdamW([p for p in learning if p.requires_grad], lr=1e-4)
+    target = torch.from_numpy(inputs["embedding"]).permute(0, 3, 1, 2).contiguous()
+    corners = torch.from_numpy(inputs["boxes"][0]).view(PROMPTS, 2, 2)
+    parameters = list((student.image_encoder if stage == 1 else student).parameters())
+    optimizer = torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=1e-4)
 
-    def masks(logits: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
+    def mask_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         p = logits.sigmoid()
-        dice = 1 - (2 * (p * want).sum((-2, -1)) + 1) / (p.sum((-2, -1)) + want.sum((-2, -1)) + 1)
-        return 5 * F.binary_cross_entropy_with_logits(logits, want) + 5 * dice.mean()
+        dice = 1 - (2 * (p * target).sum((-2, -1)) + 1) / (p.sum((-2, -1)) + target.sum((-2, -1)) + 1)
+        return 5 * F.binary_cross_entropy_with_logits(logits, target) + 5 * dice.mean()
 
     def run() -> float:
         embedding = student.encode_image(image)
@@ -126,16 +126,16 @@ def torch_step(stage: int, size: int, chunk: int) -> Callable[[], float]:
             coords, labels = corners, torch.tensor([2, 3]).expand(PROMPTS, 2)
             loss = torch.zeros(())
             for _ in range(2):
-                own = student.decode_tokens(embedding, coords, labels)[0]
+                logits = student.decode_tokens(embedding, coords, labels)[0]
                 with torch.no_grad():
-                    want = teacher.decode_tokens(target, coords, labels)[0] > 0
-                loss = loss + masks(own[:, :1], want[:, :1].float()) / 2
-                differ = ((own[:, 0] > 0) != want[:, 0]).flatten(1).float() + 1e-9
+                    masks = teacher.decode_tokens(target, coords, labels)[0] > 0
+                loss = loss + mask_loss(logits[:, :1], masks[:, :1].float()) / 2
+                differ = ((logits[:, 0] > 0) != masks[:, 0]).flatten(1).float() + 1e-9
                 index = torch.multinomial(differ, 1)
-                side = own.shape[-1]
+                side = logits.shape[-1]
                 point = torch.cat([index % side, index // side], 1).float()[:, None] * 4 + 1.5
                 coords = torch.cat([coords, point], 1)
-                labels = torch.cat([labels, want[:, 0].flatten(1).gather(1, index).long()], 1)
+                labels = torch.cat([labels, masks[:, 0].flatten(1).gather(1, index).long()], 1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -145,7 +145,7 @@ def torch_step(stage: int, size: int, chunk: int) -> Callable[[], float]:
 
 
 def contend(run: Callable[[], float]) -> None:
-    """A step, then one for each line of the standard input: prints the seconds of each, and last the peak memory."""
+    """Run a step, then one per line of standard input; prints the seconds of each, and finally peak memory in GB."""
 
     def timed() -> float:
         begin = time.perf_counter()
@@ -161,10 +161,10 @@ def contend(run: Callable[[], float]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", type=int, choices=(1, 2), required=True)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--chunk", type=int, default=2)
-    parser.add_argument("--size", type=int, default=1024)
-    parser.add_argument("--jax-python", default=sys.executable)
+    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each contender")
+    parser.add_argument("--chunk", type=int, default=2, help="train.prompt_chunk of our step")
+    parser.add_argument("--size", type=int, default=1024, help="image size in pixels")
+    parser.add_argument("--jax-python", default=sys.executable, metavar="PYTHON", help="interpreter for our side")
     parser.add_argument("--contender", choices=("jax", "torch"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.contender:
@@ -172,12 +172,13 @@ def main() -> None:
         return
     share = (args.size / 1024) ** 2
     decode = 0 if args.stage == 1 else PROMPTS * 2 * PROMPT_GFLOP * (3 + 1)
-    print(f"floor: {share * (3 * ENCODER_GFLOP + decode):.0f} GFLOP (forward three times, the teacher's decoder once)")
+    work = share * (3 * ENCODER_GFLOP + decode)
+    print(f"lower bound: {work:.0f} GFLOP (forward pass times three, the teacher's decoder once)")
     with contextlib.ExitStack() as stack:
         processes = {}
         for name, python in (("torch", sys.executable), ("jax", args.jax_python)):
             command = [python, "-m", "benchmarks.train_step", *sys.argv[1:], "--contender", name]
-            # The train command gives itself the same setting.
+            # The same setting as in the train command.
             environment = os.environ | (allocator.settings() if name == "jax" else {})
             process = subprocess.Popen(
                 command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -206,6 +207,7 @@ def main() -> None:
 
 
 def answer(process: subprocess.Popen[str]) -> float:
+    """The next number that a contender prints."""
     assert process.stdout
     return float(process.stdout.readline())
 

@@ -1,8 +1,8 @@
-"""SAM's ViT image encoder at 1024x1024 against our torch model, eager.
+"""SAM's ViT image encoder at 1024x1024 against our torch model in eager mode.
 
     python -m benchmarks.vit [--model sam_vit_b] [--rounds 3] [--only jax|torch]
 
-With ``--only`` the process holds one of the two, so that its peak memory is that one's.
+With ``--only``, the process runs only one of the two, so that its peak memory is that of this one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edgesam_jax.models.sam import MODELS
 
 
 def flops(config: SamConfig) -> float:
-    """Multiply-adds times two, padding of the windows included; neck and patches too."""
+    """Floating-point operations (two per multiply-add) of patches, blocks with padded windows, and neck."""
     v = config.encoder
     assert isinstance(v, VitConfig)
     grid = config.grid
@@ -41,8 +41,8 @@ def flops(config: SamConfig) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="sam_vit_b", choices=[n for n in MODELS if n.startswith("sam_vit")])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=["jax", "torch"])
+    parser.add_argument("--rounds", type=int, default=3, help="timed calls of each contender")
+    parser.add_argument("--only", choices=["jax", "torch"], help="run only this one")
     args = parser.parse_args()
 
     config = MODELS[args.model]
@@ -51,7 +51,7 @@ def main() -> None:
     image = np.random.default_rng(0).normal(size=(1, size, size, 3)).astype(np.float32)
     rate, _ = timing.machine()
     work = flops(config)
-    print(f"{work / 1e9:.0f} GFLOP, at this machine's {rate / 1e9:.0f} GFLOP/s now {work / rate:.2f} s")
+    print(f"lower bound: {work / 1e9:.0f} GFLOP at this machine's {rate / 1e9:.0f} GFLOP/s, {work / rate:.2f} s")
 
     contenders: dict[str, Callable[[], object]] = {}
     if args.only != "jax":

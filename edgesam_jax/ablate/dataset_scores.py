@@ -34,7 +34,7 @@ def on_photos(config: EvalConfig, sets: Mapping[str, str]) -> Scorer:
             for prompt in ("box", "center"):
                 most = SA_1K if name == "sa1b" else 0
                 settings = Settings(prompt=prompt, refine=config.refine, seed=config.seed, max_instances=most)
-                job = Job(settings, name, root, prompt, Path("."), at_once=config.batch_size, boundary=False)
+                job = Job(settings, name, root, prompt, at_once=config.batch_size, boundary=False)
                 kind = kind_of_folder(root) if name == "sa1b" else "coco"
                 job.open(open_source(DataConfig(source=kind, root=root, limit=config.images), 0, "heldout"))
                 report = job.score(system, folder / f"eval_{name}_{prompt}")

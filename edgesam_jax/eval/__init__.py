@@ -1,11 +1,27 @@
-"""Scoring promptable segmentation: one protocol for every model, export and file of masks.
+"""Score promptable segmentation: one protocol for every model, export and file of masks.
 
-photos       what is scored: photos with instances, read ahead, and what of them can't be used
-protocol     ``exact`` and ``published``: where prompts start, where refinement points lie, what is compared
-systems      what is scored: our models, ONNX pairs, files of masks
-prompted     ground-truth prompts: overlap by instance and round (the paper's Tables 2 and 3)
-detections   a detector's boxes: masks, average precision (Table 4)
-efficiency   parameters, operations, rates (Table 1)
-rows         results on disk as they come, so that a stopped run goes on
-summary, report, sheet, paper, compare       what people read
+The command (``python -m edgesam_jax.eval``) and its modules:
+
+job          one evaluation from start to finish: data set, systems, rows on disk, reports
+compare      whether two reports differ significantly
+heldout      score a model on examples in memory, as a training run does
+metrics      mergeable means, mask overlap, trivial baselines
+
+scoring/     photos in, results out
+  photos             photos with their instances, read ahead of scoring
+  protocol           ``exact`` and ``published``: first prompts, refinement points, the mask to compare with
+  systems, device    our models, ONNX pairs and files of masks behind one interface; the compiled functions
+  prompted           ground-truth prompts: overlap per instance and round (EdgeSAM, Tables 2 and 3)
+  detections         a detector's boxes as prompts: masks for average precision (EdgeSAM, Table 4)
+  average_precision, boundary, ground_truth, results      COCO and LVIS metrics and file formats
+  rows               results on disk, photo by photo, so that a stopped run can resume
+
+report/      what people read
+  summary                        aggregates of a report
+  report, settings               the Markdown page and the terminal output
+  plots, contact_sheet           charts, and pictures of the worst and of typical cases
+  published_numbers              the EdgeSAM paper's tables
+  load                           read a report back
+
+efficiency/  parameters, operations, speed and memory (EdgeSAM, Table 1)
 """

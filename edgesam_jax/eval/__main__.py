@@ -1,11 +1,11 @@
 """``python -m edgesam_jax.eval``: score models, exports and files of masks on annotated photos.
 
     python -m edgesam_jax.eval --checkpoint FILE --dataset coco --data-root DIR --prompt box --refine 2 --output r.json
-    python -m edgesam_jax.eval compare A.json B.json     is the difference real?
+    python -m edgesam_jax.eval compare A.json B.json     is the difference significant?
     python -m edgesam_jax.eval efficiency                parameters, operations, photos per second
 
-With ``--output`` every photo's results are on disk as soon as they are there, and the same command goes on after a
-stop.  Exit codes: 0 done, 2 wrong usage or input.
+With ``--output``, each photo's results are written as soon as they are available; after a stop, run the same command
+again to resume.  Exit codes: 0 done, 2 wrong usage or input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import importlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +31,17 @@ if TYPE_CHECKING:
 
 COMMANDS = {"compare": "edgesam_jax.eval.compare", "efficiency": "edgesam_jax.eval.efficiency.command"}
 DATASETS = {"coco": "coco", "lvis": "coco", "sa1b": "images", "folder": "images", "scenes": "scenes"}
-SCENES = 200  # held-out scenes, where --limit does not say
+SCENES = 200  # held-out scenes without --limit
 
 
-def _whole(text: str) -> int:
-    value = int(text)
+def _non_negative(text: str) -> int:
+    """The type of flags that are a whole number of at least 0."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
     if value < 0:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
     return value
 
 
@@ -47,43 +51,77 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    system = parser.add_argument_group("what is scored (several make one table)")
-    system.add_argument("--checkpoint", nargs="+", default=[], help="folders or files; default: the embedded model")
-    system.add_argument("--onnx", nargs=2, action="append", default=[], metavar=("ENCODER", "DECODER"))
-    system.add_argument("--predictions", nargs="+", default=[], metavar="FILE", help="masks in COCO's results format")
+    system = parser.add_argument_group("systems to score (all in one table)")
+    system.add_argument(
+        "--checkpoint",
+        nargs="+",
+        default=[],
+        help="checkpoint folders or files; default without another system: tiny_teacher, which is bundled",
+    )
+    system.add_argument(
+        "--onnx", nargs=2, action="append", default=[], metavar=("ENCODER", "DECODER"), help="a pair of exported files"
+    )
+    system.add_argument(
+        "--predictions", nargs="+", default=[], metavar="FILE", help="files of masks in COCO's results format"
+    )
     data = parser.add_argument_group("data")
     data.add_argument(
         "--dataset", choices=sorted(DATASETS), required=True,
-        help="sa1b, folder: photos with annotations beside them, SA-1B's tars, or what prepare wrote",
+        help="sa1b, folder: photos with an annotation file each, SA-1B tar files, or a folder written by prepare",
     )  # fmt: skip
-    data.add_argument("--data-root", default="", help="folder of the photos (not for scenes)")
-    data.add_argument("--annotations", default="", help="COCO-format JSON; default: the one under --data-root")
-    data.add_argument("--limit", type=_whole, default=0, metavar="N", help="the first N photos; 0: all")
-    data.add_argument("--ids", default="", metavar="FILE", help="the photos of this list, one a line; default: all")
-    data.add_argument("--max-instances", type=_whole, default=0, metavar="N", help="of a photo, drawn; SA-1K: 64")
-    ask = parser.add_argument_group("prompts")
-    ask.add_argument("--prompt", choices=("box", "center", "point", "detections"), required=True)
-    ask.add_argument("--detections", default="", metavar="FILE", help="a detector's boxes, COCO's results format")
-    ask.add_argument("--refine", type=_whole, default=0, metavar="N", help="points added one after another")
-    ask.add_argument(
+    data.add_argument("--data-root", default="", help="folder of the photos; not used by scenes")
+    data.add_argument("--annotations", default="", help="COCO-format JSON file; default: the one under --data-root")
+    data.add_argument(
+        "--limit", type=_non_negative, default=0, metavar="N", help="score the first N photos; 0 scores all"
+    )
+    data.add_argument("--ids", default="", metavar="FILE", help="score the photos in this list, one per line")
+    data.add_argument(
+        "--max-instances",
+        type=_non_negative,
+        default=0,
+        metavar="N",
+        help="sample at most N instances per photo; 0 uses all (SA-1K: 64)",
+    )
+    prompts = parser.add_argument_group("prompts")
+    prompts.add_argument(
+        "--prompt",
+        choices=("box", "center", "point", "detections"),
+        required=True,
+        help="the first prompt of each instance",
+    )
+    prompts.add_argument("--detections", default="", metavar="FILE", help="a detector's boxes in COCO's results format")
+    prompts.add_argument("--refine", type=_non_negative, default=0, metavar="N", help="number of refinement points")
+    prompts.add_argument(
         "--refine-point", choices=("random", "largest"), default="random",
-        help="a random wrong pixel, or the centre of the largest wrong region",
+        help="a random wrong pixel, or the centre of the largest error region",
     )  # fmt: skip
-    ask.add_argument("--box-noise", type=share, default=0.0, metavar="S", help="noise of corners, share of the side")
-    ask.add_argument(
+    prompts.add_argument(
+        "--box-noise", type=share, default=0.0, metavar="S", help="noise on the corners, as a fraction of the side"
+    )
+    prompts.add_argument(
         "--priors", choices=RULES, default="off",
-        help="granularity priors: a click gets a box from the proposals around it; needs a proposal network",
+        help="granularity priors: add a box to each click from nearby proposals; needs a proposal network",
     )  # fmt: skip
-    ask.add_argument("--num-masks", type=int, choices=(1, 3, 4), default=1, help="1: the first token's mask")
-    ask.add_argument("--select", choices=("score", "stability", "area", "oracle"), help="of 3 or 4; default: score")
-    ask.add_argument("--seed", type=_whole, default=0, help="of refinement points, noise and drawn instances")
-    ask.add_argument("--protocol", choices=("exact", "published"), default="exact", help="docs/evaluation.md")
-    work = parser.add_argument_group("work and report")
-    work.add_argument("--batch-size", type=count, default=2, help="photos under way: speed only, not the result")
-    work.add_argument("--part", type=part, default=(0, 1), metavar="I/N", help="this host of so many, from 0/N")
-    work.add_argument("--no-boundary", action="store_true", help="leave boundary IoU and boundary AP out")
-    work.add_argument("--output", default="", metavar="report.json", help="the report; Markdown and pictures beside it")
-    work.add_argument("--no-pictures", action="store_true", help="no plots and no sheet of cases")
+    prompts.add_argument(
+        "--num-masks", type=int, choices=(1, 3, 4), default=1, help="masks decoded per prompt; 1 is the first token's"
+    )
+    prompts.add_argument(
+        "--select", choices=("score", "stability", "area", "oracle"), help="mask to score out of 3 or 4; default: score"
+    )
+    prompts.add_argument(
+        "--seed", type=_non_negative, default=0, help="of refinement points, box noise and sampled instances"
+    )
+    prompts.add_argument("--protocol", choices=("exact", "published"), default="exact", help="see docs/evaluation.md")
+    work = parser.add_argument_group("execution and report")
+    work.add_argument("--batch-size", type=count, default=2, help="photos in flight; affects speed, not results")
+    work.add_argument(
+        "--part", type=part, default=(0, 1), metavar="I/N", help="score part I (from 0) of N, one per host"
+    )
+    work.add_argument("--no-boundary", action="store_true", help="skip boundary IoU and boundary AP")
+    work.add_argument(
+        "--output", default="", metavar="report.json", help="report file; Markdown and pictures go to the same folder"
+    )
+    work.add_argument("--no-pictures", action="store_true", help="skip the plots and the contact sheet")
     return parser
 
 
@@ -96,15 +134,17 @@ def _source(arguments: argparse.Namespace, image_size: int) -> Source:
 
     kind, root = DATASETS[arguments.dataset], arguments.data_root
     if kind != "scenes" and not root:
-        raise UsageError(f"--dataset {arguments.dataset}: give --data-root, the folder of its photos")
+        raise UsageError(f"--dataset {arguments.dataset}: pass --data-root, the folder of the photos")
     if kind == "images":
         kind = kind_of_folder(root)
     limit = arguments.limit or (SCENES if kind == "scenes" else 0)
     if arguments.prompt == "detections":
         if kind != "coco":
-            raise UsageError("--prompt detections: needs --dataset coco or lvis, whose annotations AP is measured on")
+            raise UsageError("--prompt detections: average precision needs --dataset coco or lvis")
         if arguments.ids:
-            raise UsageError("--ids: not with --prompt detections; use --limit, or an annotation file of these photos")
+            raise UsageError(
+                "--ids: not supported with --prompt detections; use --limit, or an annotation file of these photos"
+            )
         return CocoSource(root, arguments.annotations, limit, bare=True)
     data = DataConfig(
         source=kind,  # type: ignore[arg-type]
@@ -120,20 +160,24 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     from edgesam_jax.eval.scoring.protocol import Settings
 
     if arguments.select and arguments.num_masks == 1:
-        raise UsageError(f"--select {arguments.select}: there is one mask to choose from; give --num-masks 3 or 4")
+        raise UsageError(f"--select {arguments.select}: only one mask is decoded per prompt; pass --num-masks 3 or 4")
     if arguments.prompt == "detections":
         if arguments.refine or arguments.select == "oracle" or arguments.max_instances:
-            raise UsageError("--prompt detections: there is no ground truth to refine by, to choose by or to draw from")
+            raise UsageError(
+                "--prompt detections: boxes have no ground truth; remove --refine, --max-instances and --select oracle"
+            )
         if not arguments.detections and not arguments.predictions:
-            raise UsageError("--prompt detections: give --detections, the boxes of a detector in COCO's results format")
+            raise UsageError("--prompt detections: pass --detections, a detector's boxes in COCO's results format")
     elif arguments.detections:
-        raise UsageError(f"--detections {arguments.detections}: only with --prompt detections")
+        raise UsageError(f"--detections {arguments.detections}: only valid with --prompt detections")
     if arguments.priors != "off" and arguments.prompt not in ("center", "point"):
-        raise UsageError(f"--priors {arguments.priors}: they are for clicks; use --prompt center or point")
+        raise UsageError(f"--priors {arguments.priors}: priors apply to clicks only; use --prompt center or point")
     if arguments.priors != "off" and arguments.predictions:
-        raise UsageError(f"--priors {arguments.priors}: a file of masks has no proposals; leave --predictions out")
+        raise UsageError(f"--priors {arguments.priors}: a file of masks has no proposals; remove --predictions")
     if arguments.box_noise and arguments.prompt not in ("box", "detections"):
-        raise UsageError(f"--box-noise {arguments.box_noise}: there are no boxes with --prompt {arguments.prompt}")
+        raise UsageError(
+            f"--box-noise {arguments.box_noise}: --prompt {arguments.prompt} has no boxes; use box or detections"
+        )
     return Settings(
         prompt="box" if arguments.prompt == "detections" else arguments.prompt, refine=arguments.refine,
         refine_point=arguments.refine_point, protocol=arguments.protocol, num_masks=arguments.num_masks,
@@ -142,41 +186,44 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     )  # fmt: skip
 
 
-def _systems(arguments: argparse.Namespace, settings: Settings, image_ids: Any) -> list[System]:
-    """What is scored, in the order of the flags; ``image_ids`` are called for if files of masks need them."""
+def _systems(arguments: argparse.Namespace, settings: Settings, predictions: Callable[[Path], System]) -> list[System]:
+    """The systems to score, in the order of the flags; ``predictions`` makes a system of a file of masks."""
     import jax
 
     from edgesam_jax.checkpoints.load import TINY_TEACHER, load_model
     from edgesam_jax.eval.scoring.systems import JaxSystem, OnnxSystem
 
-    chosen, priors = (settings.num_masks, settings.select), settings.priors != "off"
-    found: list[System] = []
+    selection, priors = (settings.num_masks, settings.select), settings.priors != "off"
+    systems: list[System] = []
     checkpoints = arguments.checkpoint or ([] if arguments.onnx or arguments.predictions else [TINY_TEACHER])
     for path in checkpoints:
-        found.append(JaxSystem(Path(path).name or path, load_model(path), *chosen, jax.local_devices(), priors))
-    found += [OnnxSystem(Path(encoder), Path(decoder), *chosen, priors) for encoder, decoder in arguments.onnx]
-    found += [image_ids(Path(path)) for path in arguments.predictions]
-    names = Counter(system.name for system in found)
-    for number, system in enumerate(found):
+        systems.append(JaxSystem(Path(path).name or path, load_model(path), *selection, jax.local_devices(), priors))
+    systems += [OnnxSystem(Path(encoder), Path(decoder), *selection, priors) for encoder, decoder in arguments.onnx]
+    systems += [predictions(Path(path)) for path in arguments.predictions]
+    names = Counter(system.name for system in systems)
+    for number, system in enumerate(systems):
         if names[system.name] > 1:
             system.name = f"{system.name}#{number + 1}"
-    return found
+    return systems
 
 
-# ------------------------------------------------------------------------------------------------------------- the run
+# ----------------------------------------------------------------------------------------------------------------- run
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Do what the command line says; returns a report for each system, or none where other parts are still missing.
+    """Run an evaluation.
+
+    Returns:
+      A report for each system; systems whose other parts are missing are omitted.
 
     Raises:
-      UsageError: anything wrong with the arguments, the data or what is scored.
+      UsageError: an invalid argument, data set or system.
     """
     output = Path(arguments.output) if arguments.output else None
     if output is not None and output.is_dir():
-        raise UsageError(f"--output {output}: is a folder; name the report's file")
+        raise UsageError(f"--output {output}: is a folder; pass a file name for the report")
     if arguments.part[1] > 1 and output is None:
-        raise UsageError("--part: give --output, where all parts leave their rows")
+        raise UsageError("--part: pass --output, in a folder that all hosts share")
     settings = _settings(arguments)
 
     from edgesam_jax.cli import compile_cache
@@ -185,16 +232,16 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     compile_cache.enable()
     compiled = count_compilations()
     job = Job(
-        settings, arguments.dataset, arguments.data_root, arguments.prompt, Path(arguments.detections or "."),
-        part=arguments.part, at_once=arguments.batch_size, boundary=not arguments.no_boundary,
+        settings, arguments.dataset, arguments.data_root, arguments.prompt,
+        detections_file=Path(arguments.detections) if arguments.detections else None, part=arguments.part,
+        at_once=arguments.batch_size, boundary=not arguments.no_boundary,
     )  # fmt: skip
-    first = None
-    if arguments.dataset == "scenes":  # drawn at the model's own size
-        first = _systems(arguments, settings, job.predictions)
-        job.open(_source(arguments, first[0].image_size))
+    if arguments.dataset == "scenes":  # the model comes first, because scenes are drawn at its image size
+        systems = _systems(arguments, settings, job.predictions)
+        job.open(_source(arguments, systems[0].image_size))
     else:
         job.open(_source(arguments, 0))
-    systems = first or _systems(arguments, settings, job.predictions)
+        systems = _systems(arguments, settings, job.predictions)
     began, before = time.perf_counter(), compiled()
     reports = []
     for number, system in enumerate(systems):

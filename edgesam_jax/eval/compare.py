@@ -1,8 +1,9 @@
-"""``python -m edgesam_jax.eval compare A.json B.json``: is the difference of two systems real?
+"""``python -m edgesam_jax.eval compare A.json B.json``: is the difference between two systems significant?
 
-Both were scored on the same instances, so their IoUs are compared pair by pair.  Instances of one photo are not
-independent (one sharp or dark photo moves them all), so the bootstrap draws whole photos: a cluster bootstrap, after
-Davison and Hinkley, Bootstrap Methods and their Application (1997), chapter 3, with percentile intervals.
+Both must be scored on the same instances, so that their IoUs can be compared pair by pair.  Instances in one photo are
+not independent (one blurred or dark photo affects all of them), so the bootstrap resamples photos instead of instances:
+a cluster bootstrap after Davison and Hinkley, Bootstrap Methods and their Application (1997), chapter 3, with
+percentile intervals.
 """
 
 from __future__ import annotations
@@ -25,22 +26,30 @@ from edgesam_jax.config import UsageError
 from edgesam_jax.eval.report.load import load_system
 from edgesam_jax.reporting.tables import aligned_table
 
-MUST_AGREE = ("dataset", "prompt", "refine", "protocol")
-WORTH_A_NOTE = ("seed", "refine_point", "num_masks", "select", "box_noise", "priors", "data_root", "annotations")
-FEW_PHOTOS = 10  # below, an interval is far too narrow: 5 of 5 photos have one sign by chance in 1 of 16 cases
-NAMED = 5  # unpaired instances named in the text; the JSON has all
-CELLS = 1_000_000  # photos times resamples held at a time: bounds memory to some 40 MB
-REAL, NOT_REAL = "real", "can't be told apart"
+MUST_MATCH = ("dataset", "prompt", "refine", "protocol")
+NOTED = ("seed", "refine_point", "num_masks", "select", "box_noise", "priors", "data_root", "annotations")
+# With fewer photos, intervals are far too narrow: all of 5 photos have the same sign by chance in 1 of 16 cases.
+FEW_PHOTOS = 10
+NAMED = 5  # unpaired instances named in the text; the JSON lists all
+CELLS = 1_000_000  # photos times resamples in memory at a time: limits memory to about 40 MB
+SIGNIFICANT, NOT_SIGNIFICANT = "real", "can't be told apart"  # values in JSON, which programs read
+PRINTED = {SIGNIFICANT: "significant", NOT_SIGNIFICANT: "not significant"}
 
-Key = tuple[Any, Any, int]  # image, annotation, and which of several with these two ids
+Key = tuple[Any, Any, int]  # image id, annotation id, and a counter for rows with equal ids
 
 
 @dataclass(frozen=True)
 class Column:
-    """One row of the comparison; ``measure`` is ``iou`` or ``boundary_iou``, ``prompt`` box, +1, +2 ...
+    """One row of the comparison; all values are fractions.
 
-    ``a``, ``b``: means over the ``instances`` pairs on ``photos`` photos; ``difference`` B - A with its 95 % interval
-    ``low`` to ``high``; all fractions.  ``p``: two-sided, from the share of resamples on the other side of 0.
+    Attributes:
+      measure: ``iou`` or ``boundary_iou``.
+      prompt: the round: box (or another first prompt), +1, +2, ...
+      instances, photos: number of pairs, and of photos that they are on.
+      a, b: means over the pairs.
+      difference: B - A, with its 95 % interval ``low`` to ``high``.
+      p: two-sided, from the fraction of resamples on the other side of 0.
+      verdict: ``SIGNIFICANT`` if the interval excludes 0 and there are enough photos, else ``NOT_SIGNIFICANT``.
     """
 
     measure: str
@@ -58,7 +67,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Comparison:
-    """B against A.  ``unpaired_a``, ``unpaired_b``: [image_id, annotation_id] of what only one of them has."""
+    """B compared with A; ``unpaired_a``, ``unpaired_b``: [image_id, annotation_id] of instances in only one of them."""
 
     file_a: str
     file_b: str
@@ -73,7 +82,7 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
 
     def text(self) -> str:
-        """The comparison for people: a table (also Markdown) and what it means."""
+        """The comparison as text: a Markdown table with an explanation."""
         settings = ", ".join(f"{key} {value}" for key, value in self.settings.items() if value is not None)
         lines = [f"A: {self.system_a} ({self.file_a})", f"B: {self.system_b} ({self.file_b})", f"Both: {settings}"]
         names = {"iou": "mIoU", "boundary_iou": "boundary IoU"}
@@ -87,78 +96,80 @@ class Comparison:
                 f"{100 * c.difference:+.2f}",
                 f"{100 * c.low:+.2f} to {100 * c.high:+.2f}",
                 f"{c.p:.4f}",
-                c.verdict,
+                PRINTED[c.verdict],
             ]
             for c in self.columns
         ]
         header = ("in %", "instances", "photos", "A", "B", "B - A", "95 % interval", "p", "verdict")
         lines += ["", aligned_table(header, rows), ""]
         lines.append(
-            f"Means over paired instances.  Interval and p: bootstrap, {self.samples:,} resamples of whole photos "
-            f"(seed {self.seed}), because instances of one photo are not independent.  p: twice the share of "
-            f'resamples on the other side of 0.  "{REAL}": the interval excludes 0; of 20 rows of systems that are '
-            "equally good, about one is called so by chance."
+            f"Means are over paired instances. Interval and p: bootstrap with {self.samples:,} resamples of whole "
+            f"photos (seed {self.seed}), because instances in one photo are not independent. p: twice the fraction of "
+            f'resamples on the other side of 0. "{SIGNIFICANT}": the interval excludes 0; for equally good systems, '
+            "about 1 row in 20 is called significant by chance."
         )
-        for name, left in (("A", self.unpaired_a), ("B", self.unpaired_b)):
-            if left:
-                some = ", ".join(f"{image}/{annotation}" for image, annotation in left[:NAMED])
-                more = f" and {len(left) - NAMED:,} more" if len(left) > NAMED else ""
-                lines.append(f"Only in {name}, not compared: {len(left):,} instances (photo/annotation {some}{more}).")
+        for name, ids in (("A", self.unpaired_a), ("B", self.unpaired_b)):
+            if ids:
+                some = ", ".join(f"{image}/{annotation}" for image, annotation in ids[:NAMED])
+                more = f" and {len(ids) - NAMED:,} more" if len(ids) > NAMED else ""
+                lines.append(f"Only in {name}, not compared: {len(ids):,} instances (photo/annotation {some}{more}).")
         return "\n".join([*lines, *(f"Note: {note}" for note in self.notes)])
 
 
 def compare(a: str | Path, b: str | Path, samples: int = 10_000, seed: int = 0, force: bool = False) -> Comparison:
     """Compare two reports instance by instance.
 
-    Instances are paired by photo and annotation; several of one photo with the same annotation id pair in their order.
-    A pair in which either IoU is null is left out of that column.
+    Instances are paired by image id and annotation id; rows with equal ids are paired in their order.  A pair with a
+    null IoU is skipped in that column.
 
     Args:
-      a, b: report files of ``python -m edgesam_jax.eval``; ``FILE:NAME`` picks one of several systems, by name or by
+      a, b: report files of ``python -m edgesam_jax.eval``; ``FILE:NAME`` selects one of several systems, by name or by
         number from 1.
-      samples: bootstrap resamples.
-      seed: of the resamples; the result depends on nothing else, not even on the order of the instances.
-      force: compare although the data or the protocol differ.
+      samples: number of bootstrap resamples.
+      seed: of the resamples; the result doesn't depend on the order of the instances.
+      force: compare even if the data or the protocol differ.
 
     Raises:
-      UsageError: a file that is missing or not such a report, an unclear system, reports that must not be compared,
-        or no instance in common.
+      UsageError: a file doesn't exist or is not a report with instances; a system's name is missing or ambiguous; the
+        reports can't be compared; or they have no instances in common.
     """
     if samples < 1:
         raise UsageError(f"--samples {samples}: must be at least 1")
     (file_a, name_a, report_a), (file_b, name_b, report_b) = load_system(a), load_system(b)
     settings = {
-        key: _setting(report_a, key) for key in MUST_AGREE if _setting(report_a, key) == _setting(report_b, key)
+        key: _setting(report_a, key) for key in MUST_MATCH if _setting(report_a, key) == _setting(report_b, key)
     }
     notes = _differing(file_a, file_b, report_a, report_b, force)
     rows_a, rows_b = _by_key(report_a), _by_key(report_b)
     paired = sorted(rows_a.keys() & rows_b.keys(), key=_order)
     if not paired:
-        raise UsageError(f"{a}, {b}: no instance in common; both must be scored on the same photos")
+        raise UsageError(f"{a}, {b}: no instances in common; score both on the same photos")
     photos = list(dict.fromkeys(key[0] for key in paired))
     if len(photos) < FEW_PHOTOS:
-        notes.append(f"fewer than {FEW_PHOTOS} photos: the interval can't be relied on, so nothing is called real")
+        notes.append(
+            f"fewer than {FEW_PHOTOS} photos: intervals are unreliable, so no difference is called significant"
+        )
     columns: list[Column] = []
     for measure in ("iou", "boundary_iou"):
         if all(measure in rows[key] for key in paired for rows in (rows_a, rows_b)):
             values_a, values_b = ([rows[key][measure] for key in paired] for rows in (rows_a, rows_b))
             columns += _columns(measure, settings, [key[0] for key in paired], values_a, values_b, samples, seed)
     if not columns:
-        raise UsageError(f"{a}, {b}: every IoU in common is null, so there is nothing to compare")
+        raise UsageError(f"{a}, {b}: every pair of instances has a null IoU, so there is nothing to compare")
     if null := len(paired) - min(column.instances for column in columns):
-        notes.append(f"{null:,} pairs are left out where an IoU is null (prediction and annotation are both empty)")
+        notes.append(f"{null:,} pairs were skipped because an IoU is null (prediction and annotation are both empty)")
     only_a, only_b = (
-        [[key[0], key[1]] for key in sorted(mine.keys() - other.keys(), key=_order)]
-        for mine, other in ((rows_a, rows_b), (rows_b, rows_a))
+        [[key[0], key[1]] for key in sorted(rows.keys() - other.keys(), key=_order)]
+        for rows, other in ((rows_a, rows_b), (rows_b, rows_a))
     )
     return Comparison(file_a, file_b, name_a, name_b, settings, samples, seed, columns, only_a, only_b, notes)
 
 
 def bootstrap_means(sums: np.ndarray, counts: np.ndarray, samples: int, seed: int) -> np.ndarray:
-    """Means of resampled clusters: (samples c) float64 from sums (g c) and counts (g c) of g clusters, c columns.
+    """Means of resampled clusters: (samples c) float64, from sums (g c) and counts (g c) of g clusters and c columns.
 
-    Each resample draws g clusters with replacement, the same ones for all columns, and divides their summed sums by
-    their summed counts; NaN where these are 0.
+    Each resample draws g clusters with replacement, the same for all columns, and divides the total of their sums by
+    the total of their counts; NaN where the latter is 0.
     """
     groups, columns = sums.shape
     both = np.concatenate([sums, counts], axis=1).astype(np.float64)
@@ -169,7 +180,7 @@ def bootstrap_means(sums: np.ndarray, counts: np.ndarray, samples: int, seed: in
         size = min(chunk, samples - start)
         drawn = random.integers(groups, size=(size, groups)) + groups * np.arange(size)[:, None]
         times = np.bincount(drawn.ravel(), minlength=size * groups).reshape(size, groups)
-        # einsum, not a product of matrices: BLAS may add in another order with another number of threads.
+        # einsum, not matmul: the order of summation in BLAS may depend on the number of threads.
         totals = np.einsum("sg,gc->sc", times.astype(np.float64), both)
         with np.errstate(invalid="ignore", divide="ignore"):
             means[start : start + size] = totals[:, :columns] / totals[:, columns:]
@@ -185,7 +196,7 @@ def _columns(
     samples: int,
     seed: int,
 ) -> list[Column]:
-    """All rounds that both reports have; ``images`` (n) are in order, so that equal ones stand together."""
+    """A row for each round that both reports have; in ``images`` (n), equal ids are adjacent."""
     rounds = min(len(values_a[0]), len(values_b[0]))
     first, second = (np.array([row[:rounds] for row in v], np.float64) for v in (values_a, values_b))  # None is NaN
     known = ~(np.isnan(first) | np.isnan(second))
@@ -193,7 +204,7 @@ def _columns(
     starts = [i for i, image in enumerate(images) if i == 0 or image != images[i - 1]]
     sums, counts = np.add.reduceat(difference, starts), np.add.reduceat(known.astype(np.int64), starts)
     means = bootstrap_means(sums, counts, samples, seed)
-    found = []
+    columns = []
     for k in range(rounds):
         kept = known[:, k]
         n, photos = int(kept.sum()), int((counts[:, k] > 0).sum())
@@ -201,11 +212,11 @@ def _columns(
             continue
         drawn = means[:, k][~np.isnan(means[:, k])]
         low, high = (float(v) for v in np.quantile(drawn, (0.025, 0.975)))
-        # The one added is the data as they are: no finite number of resamples shows a p of 0.
+        # The 1 stands for the original sample: no finite number of resamples can show that p is 0.
         other = min(np.count_nonzero(drawn <= 0), np.count_nonzero(drawn >= 0))
         p = min(1.0, 2 * (1 + other) / (1 + len(drawn)))
-        real = photos >= FEW_PHOTOS and (low > 0 or high < 0)
-        found.append(
+        significant = photos >= FEW_PHOTOS and (low > 0 or high < 0)
+        columns.append(
             Column(
                 measure=measure,
                 prompt=f"+{k}" if k else settings.get("prompt", "first"),
@@ -217,39 +228,44 @@ def _columns(
                 low=low,
                 high=high,
                 p=p,
-                verdict=REAL if real else NOT_REAL,
+                verdict=SIGNIFICANT if significant else NOT_SIGNIFICANT,
             )
         )
-    return found
+    return columns
 
 
 # ------------------------------------------------------------------------------------------------ settings, pairs
 
 
 def _setting(report: Mapping[str, Any], key: str) -> Any:
-    if key == "refine":  # older reports don't name it
+    if key == "refine":  # missing in older reports
         return report.get("refine", len(report["instances"][0]["iou"]) - 1)
     return report.get(key)
 
 
 def _differing(file_a: str, file_b: str, a: Mapping[str, Any], b: Mapping[str, Any], force: bool) -> list[str]:
-    """Notes on settings that differ."""
+    """Notes on settings that differ.
+
+    Raises:
+      UsageError: a setting of ``MUST_MATCH`` differs and ``force`` is not set.
+    """
     notes = []
-    for key in (*MUST_AGREE, *WORTH_A_NOTE):
-        mine, other = _setting(a, key), _setting(b, key)
-        if mine == other:
+    for key in (*MUST_MATCH, *NOTED):
+        value_a, value_b = _setting(a, key), _setting(b, key)
+        if value_a == value_b:
             continue
-        if key in MUST_AGREE and not force:
+        if key in MUST_MATCH and not force:
             raise UsageError(
-                f"{file_a}, {file_b}: {key} differs ({mine} and {other}), so a difference would say little about the "
-                "systems; score both alike, or add --force"
+                f"{file_a}, {file_b}: {key} differs ({value_a} and {value_b}), so a difference would say little about "
+                "the systems; score both with the same settings, or pass --force to compare anyway"
             )
-        if key in MUST_AGREE or (key in a and key in b):
-            notes.append(f"{key} differs: A {mine}, B {other}")
+        if key in MUST_MATCH or (key in a and key in b):
+            notes.append(f"{key} differs: A {value_a}, B {value_b}")
     return notes
 
 
 def _by_key(report: Mapping[str, Any]) -> dict[Key, dict[str, Any]]:
+    """A report's instances by their ids."""
     rows: dict[Key, dict[str, Any]] = {}
     seen: Counter[tuple[Any, Any]] = Counter()
     for row in report["instances"]:
@@ -260,7 +276,7 @@ def _by_key(report: Mapping[str, Any]) -> dict[Key, dict[str, Any]]:
 
 
 def _order(key: Key) -> tuple[Any, ...]:
-    """Sorts ids that may be numbers or texts."""
+    """A sort key for ids, which may be numbers or strings."""
     return tuple((isinstance(part, str), part) for part in key)
 
 
@@ -268,31 +284,31 @@ def _order(key: Key) -> tuple[Any, ...]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of ``compare``."""
-    parser.add_argument("a", metavar="A.json", help="a report; A.json:NAME picks one of several systems")
-    parser.add_argument("b", metavar="B.json", help="the report that is compared with it")
-    parser.add_argument("--samples", type=count, default=10_000, metavar="N", help="bootstrap resamples")
-    parser.add_argument("--seed", type=int, default=0, help="of the resamples")
-    parser.add_argument("--force", action="store_true", help="compare although data or protocol differ")
-    parser.add_argument("--output", default="", metavar="compare.json", help="where the comparison goes as JSON")
+    """Add the flags of ``compare``."""
+    parser.add_argument("a", metavar="A.json", help="a report; A.json:NAME selects one of several systems")
+    parser.add_argument("b", metavar="B.json", help="the report to compare with A")
+    parser.add_argument("--samples", type=count, default=10_000, metavar="N", help="number of bootstrap resamples")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the resamples")
+    parser.add_argument("--force", action="store_true", help="compare even if data set, prompts or protocol differ")
+    parser.add_argument("--output", default="", metavar="compare.json", help="also write the comparison as JSON")
 
 
 def run(arguments: argparse.Namespace) -> str:
-    """Do what the command line says; returns the text to print.
+    """Compare two reports as requested; returns the text to print.
 
     Raises:
       UsageError: see ``compare``; or ``--output`` can't be written.
     """
     output = Path(arguments.output) if arguments.output else None
     if output is not None and output.is_dir():
-        raise UsageError(f"--output {output}: is a folder; name the comparison's file")
+        raise UsageError(f"--output {output}: is a folder; pass a file name for the comparison")
     if arguments.seed < 0:
-        raise UsageError(f"--seed {arguments.seed}: must be 0 or more")
+        raise UsageError(f"--seed {arguments.seed}: must be at least 0")
     result = compare(arguments.a, arguments.b, arguments.samples, arguments.seed, arguments.force)
     if output is not None:
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
             files.write_atomically(output, json.dumps(dataclasses.asdict(result), indent=1))
         except OSError as error:
-            raise UsageError(f"--output {output}: cannot write there ({error.strerror})") from None
+            raise UsageError(f"--output {output}: cannot write ({error.strerror})") from None
     return result.text()

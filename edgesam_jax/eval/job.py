@@ -1,4 +1,4 @@
-"""One evaluation from end to end: photos, systems, rows on disk, reports."""
+"""One evaluation from start to finish: data set, systems, rows on disk, reports."""
 
 from __future__ import annotations
 
@@ -34,85 +34,109 @@ from edgesam_jax.eval.scoring.systems import PredictionsSystem, System, input_si
 from edgesam_jax.files import sha256_of, write_atomically
 
 FORMAT = 1  # of the rows
-LISTED = 1000  # entries left out that a report names one by one
-LeftOutRow = tuple[str, str]
+LISTED = 1000  # skipped entries that a report lists individually
+SkippedEntry = tuple[str, str]  # kind and message
 
 
 def count_compilations() -> Callable[[], int]:
-    """Start to count programs that are compiled, or loaded from the cache; returns how many so far."""
+    """Start counting programs that are compiled or loaded from the cache; returns a function for the current count."""
     import jax
 
-    found = [0]
+    count = [0]
 
-    def note(event: str, duration_secs: float, **also: str | int) -> None:
-        found[0] += event.endswith("backend_compile_duration")
+    def listener(event: str, duration_secs: float, **metadata: str | int) -> None:
+        count[0] += event.endswith("backend_compile_duration")
 
-    jax.monitoring.register_event_duration_secs_listener(note)
-    return lambda: found[0]
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    return lambda: count[0]
 
 
 @dataclass
 class Job:
-    """What is asked of every system.
+    """An evaluation's data and settings, the same for every system.
 
-    ``prompt`` is the command line's: "detections" or one of the protocol's.  ``left_out`` lists what could not be used,
-    whoever is scored.
+    Call ``open`` with the data set before the other methods.
+
+    Attributes:
+      settings: prompts, protocol, masks and seeds.
+      dataset, data_root: as named on the command line, for messages and reports.
+      prompt: the command line's: "detections", or one of the protocol's.
+      detections_file: a detector's boxes, for the prompt "detections".
+      part: number of this host (from 0) and number of hosts; each scores every n-th photo.
+      at_once: photos in flight; affects speed, not results.
+      boundary: also measure boundary IoU and boundary AP.
+      skipped: entries of the data set and of results files that can't be used, for any system.
+      indices: position in the data set of each scored photo with instances, by image id.
+      source: the data set; ``coco`` is the same if it is in COCO format, else None.
+      detections: the detector's boxes by image id.
     """
 
     settings: Settings
     dataset: str
     data_root: str
     prompt: str
-    detections_file: Path
+    detections_file: Path | None = None
     part: tuple[int, int] = (0, 1)
     at_once: int = 2
     boundary: bool = True
-    left_out: list[LeftOutRow] = field(default_factory=list)
-    places: dict[int | str, int] = field(default_factory=dict)  # of photos with instances, in the data set
+    skipped: list[SkippedEntry] = field(init=False, default_factory=list)
+    indices: dict[int | str, int] = field(init=False, default_factory=dict)
+    source: Source = field(init=False)
+    coco: CocoSource | None = field(init=False, default=None)
+    detections: dict[int | str, list[dict[str, Any]]] = field(init=False)
 
     def open(self, source: Source) -> None:
-        """Take the photos, and the detector's boxes where they are the prompts.
+        """Set the data set, and read the detector's boxes if they are the prompts.
 
         Raises:
-          UsageError: no photos, or a file of boxes that can't be read.
+          UsageError: the data set has no annotated photos, or the file of boxes can't be read.
         """
         self.source = source
         self.coco = source if isinstance(source, CocoSource) else None
-        self.left_out += left_out(source).rows
+        self.skipped += left_out(source).rows
         if not source.annotated:
-            raise UsageError(f"--data-root {self.data_root}: no photo there has annotations")
+            raise UsageError(f"--data-root {self.data_root}: no photo has annotations")
         if self.prompt == "detections" and self.coco is not None:
-            named = next((i for i in self.coco.image_ids() if not whole(i)), None)
-            if named is not None:
-                raise UsageError(f"{self.coco.annotation_file}: image id {named!r}: AP's tools want whole numbers")
-        self.detections: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
-        if self.prompt == "detections" and self.detections_file.name:
+            unsupported = next((i for i in self.coco.image_ids() if not whole(i)), None)
+            if unsupported is not None:
+                raise UsageError(
+                    f"{self.coco.annotation_file}: image id {unsupported!r} is not a whole number, as average precision"
+                    " needs; renumber the images"
+                )
+        self.detections = defaultdict(list)
+        if self.prompt == "detections" and self.detections_file is not None:
             for detection in self._checked(self.detections_file, "--detections", "bbox"):
                 self.detections[detection["image_id"]].append(detection)
 
     def _checked(self, path: Path, flag: str, need: Any) -> list[dict[str, Any]]:
-        """A file's results that belong to the photos; the others are listed."""
+        """A file's usable results; the others are added to ``skipped``."""
         if self.coco is None:
-            raise UsageError(f"{flag} {path}: only with --dataset coco or lvis, whose image ids it uses")
+            raise UsageError(f"{flag} {path}: needs --dataset coco or lvis, because its entries refer to image ids")
         kept, rows = check_results(read_results(path, flag), self.coco.sizes, self.coco.categories or None, need)
-        self.left_out += [(kind, f"{path}: {message}") for kind, message in rows]
+        self.skipped += [(kind, f"{path}: {message}") for kind, message in rows]
         return top_per_image(kept, LVIS_RESULTS) if self.dataset == "lvis" else kept
 
     def predictions(self, path: Path) -> System:
-        """A file of masks as a system.
+        """Make a system of a file of masks.
 
         Raises:
-          UsageError: it can't be read, or the data set has no image ids.
+          UsageError: the file can't be read, or the data set is not in COCO format.
         """
-        found = self._checked(path, "--predictions", "segmentation")
+        results = self._checked(path, "--predictions", "segmentation")
         assert self.coco is not None
-        return PredictionsSystem(path.name, sha256_of(path), found, self.coco.sizes)
+        return PredictionsSystem(path.name, sha256_of(path), results, self.coco.sizes)
 
     def score(self, system: System, stem: Path | None) -> dict[str, Any] | None:
-        """Score one system, going on from its rows; None where other hosts' parts are still missing.
+        """Score one system, resuming from its rows.
+
+        Args:
+          stem: path of the files for rows and results, without suffix; None writes no files.
+
+        Returns:
+          The report, or None if other hosts' parts are missing.
 
         Raises:
-          UsageError: rows of another evaluation, a full disk, or nothing that could be scored.
+          UsageError: the files hold rows of another evaluation or can't be written, or no photo has an instance.
         """
         ready = system.results if self.prompt == "detections" and isinstance(system, PredictionsSystem) else None
         rows = Rows(stem, self._header(system), self.part)
@@ -129,8 +153,7 @@ class Job:
                     photos = read_ahead(self.source, todo)
                     if self.prompt == "detections":
                         run_detections(
-                            system, photos, self.detections, rows, self.settings.box_noise, self.settings.seed,
-                            self.at_once, bar.update,
+                            system, photos, self.detections, self.settings, rows, self.at_once, bar.update
                         )  # fmt: skip
                     else:
                         run_prompted(
@@ -139,26 +162,26 @@ class Job:
                 rows.refresh()
                 if any(i not in rows for i in range(len(self.source))):
                     return None
-            found = rows.in_order()
+            scored = rows.in_order()
         finally:
             rows.close()
-        report = self._what(system) | self._skipped(found)
+        report = self._description(system) | self._skipped(scored)
         if self.prompt == "detections":
-            results = [dict(r) for row in found for r in row.get("results", ())] if ready is None else ready
-            report |= self._average_precision(results, found)
+            results = [dict(r) for row in scored for r in row.get("results", ())] if ready is None else ready
+            report |= self._average_precision(results, scored)
             if stem is not None:
                 write_atomically(stem.with_name(f"{stem.name}.results.json"), json.dumps(results))
         else:
-            report |= self._summary(found)
+            report |= self._summary(scored)
         stages: Counter[str] = Counter()
-        for row in found:
+        for row in scored:
             stages.update(row.get("seconds", {}))
         return report | {"stage_seconds": {name: round(value, 3) for name, value in stages.items()}}
 
     def _header(self, system: System) -> dict[str, Any]:
-        """What decides the rows."""
+        """Everything that determines the rows."""
         files = [self.coco.annotation_file] if self.coco else []
-        files += [self.detections_file] if self.prompt == "detections" and self.detections_file.name else []
+        files += [self.detections_file] if self.prompt == "detections" and self.detections_file is not None else []
         names: list[str] = getattr(self.source, "names", list)()
         return {
             "format": FORMAT, "system": system.digest, "settings": asdict(self.settings), "prompt": self.prompt,
@@ -166,7 +189,7 @@ class Job:
             "names": hashlib.sha256(json.dumps(names).encode()).hexdigest(), "files": [sha256_of(f) for f in files],
         }  # fmt: skip
 
-    def _what(self, system: System) -> dict[str, Any]:
+    def _description(self, system: System) -> dict[str, Any]:
         return {
             "system": system.name, "dataset": self.dataset, "data_root": self.data_root,
             "annotations": str(self.coco.annotation_file) if self.coco else "", "prompt": self.prompt,
@@ -175,7 +198,7 @@ class Job:
         }  # fmt: skip
 
     def _skipped(self, rows: Sequence[Row]) -> dict[str, Any]:
-        listed = [*self.left_out, *(tuple(row["skipped"]) for row in rows if "skipped" in row)]
+        listed = [*self.skipped, *(tuple(row["skipped"]) for row in rows if "skipped" in row)]
         if not listed:
             return {}
         return {
@@ -187,85 +210,90 @@ class Job:
 
     def _summary(self, rows: Sequence[Row]) -> dict[str, Any]:
         instances = [instance for row in rows for instance in row.get("instances", ())]
-        self.places |= {row["instances"][0]["image_id"]: row["photo"] for row in rows if row.get("instances")}
+        self.indices |= {row["instances"][0]["image_id"]: row["photo"] for row in rows if row.get("instances")}
         if not instances:
-            raise UsageError(f"--data-root {self.data_root}: no photo there has an instance to prompt with")
-        found = {
+            raise UsageError(f"--data-root {self.data_root}: no photo has an instance to prompt")
+        summary = {
             "num_images": sum("instances" in row for row in rows), "num_instances": len(instances),
             **summarise(instances, self.coco.categories if self.coco else {}),
         }  # fmt: skip
         if self.settings.prompt != "box":
-            found["noc"] = clicks(instances, 1 + self.settings.refine)
-        return found | {"instances": instances}
+            summary["noc"] = clicks(instances, 1 + self.settings.refine)
+        return summary | {"instances": instances}
 
     def _average_precision(self, results: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> dict[str, Any]:
         assert self.coco is not None
         style: Any = "lvis" if self.dataset == "lvis" else "coco"
         ids = [row["image_id"] for row in rows if "image_id" in row] or self.coco.image_ids()
-        own = set(ids)
-        kept = [dict(r) for r in results if r["image_id"] in own]
-        found: dict[str, Any] = {"num_images": len(ids), "num_detections": len(kept)}
+        evaluated = set(ids)
+        kept = [dict(r) for r in results if r["image_id"] in evaluated]
+        scores: dict[str, Any] = {"num_images": len(ids), "num_detections": len(kept)}
         truth = read_ground_truth(self.coco.annotation_file, ids)
-        found["ap"] = average_precision(truth, kept, style=style)
+        scores["ap"] = average_precision(truth, kept, style=style)
         if self.boundary:
-            found["boundary_ap"] = boundary_average_precision(truth, kept, style=style)
-        return found
+            scores["boundary_ap"] = boundary_average_precision(truth, kept, style=style)
+        return scores
 
     # ------------------------------------------------------------------------------------------------------- reports
 
     def write(
-        self, output: Path, systems: Sequence[System], found: list[dict[str, Any]], pictures: bool = True
+        self, output: Path, systems: Sequence[System], reports: list[dict[str, Any]], pictures: bool = True
     ) -> None:
-        """The JSON, and beside it Markdown, plots and sheets of the worst and of typical cases.
+        """Write the JSON and, in the same folder, Markdown, plots and contact sheets.
+
+        Args:
+          output: the JSON file.
+          systems, reports: in the same order.
+          pictures: write plots and contact sheets.
 
         Raises:
-          UsageError: the folder can't be written.
+          UsageError: a file can't be written.
         """
-        content: dict[str, Any] = found[0] if len(found) == 1 else {"systems": found}
-        beside = output.with_name(output.stem)
+        content: dict[str, Any] = reports[0] if len(reports) == 1 else {"systems": reports}
+        stem = output.with_name(output.stem)
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(output, json.dumps(content, indent=1))
             shown = []
             if pictures and self.prompt != "detections":
-                shown += plots(found, beside)
-                for number, (system, one) in enumerate(zip(systems, found, strict=True)):
-                    name = f"{beside.name}{f'.{number + 1}' if len(found) > 1 else ''}.sheet.png"
-                    if self._sheet(system, one, beside.with_name(name)):
-                        shown.append(beside.with_name(name))
-            text = markdown(found) + "".join(f"\n![{path.stem}]({path.name})\n" for path in shown)
-            write_atomically(beside.with_name(f"{beside.name}.md"), text)
+                shown += plots(reports, stem)
+                for number, (system, report) in enumerate(zip(systems, reports, strict=True)):
+                    name = f"{stem.name}{f'.{number + 1}' if len(reports) > 1 else ''}.sheet.png"
+                    if self._sheet(system, report, stem.with_name(name)):
+                        shown.append(stem.with_name(name))
+            text = markdown(reports) + "".join(f"\n![{path.stem}]({path.name})\n" for path in shown)
+            write_atomically(stem.with_name(f"{stem.name}.md"), text)
         except OSError as error:
-            raise UsageError(f"--output {output}: cannot write there ({error.strerror})") from None
+            raise UsageError(f"--output {output}: cannot write ({error.strerror})") from None
 
-    def _sheet(self, system: System, found: dict[str, Any], path: Path) -> bool:
-        """Score the photos of the worst and of some typical cases again, and draw them."""
-        instances = found["instances"]
+    def _sheet(self, system: System, report: dict[str, Any], path: Path) -> bool:
+        """Draw the worst and some typical cases, scoring their photos again; False if there are none."""
+        instances = report["instances"]
         worst, typical = choose_cases(instances)
-        wanted: dict[Any, list[tuple[int, str]]] = defaultdict(list)
-        for kind, chosen in (("worst", worst), ("typical", typical)):
-            for i in chosen:
-                wanted[instances[i]["image_id"]].append((instances[i]["annotation_id"], kind))
+        by_photo: dict[Any, list[tuple[int, str]]] = defaultdict(list)
+        for kind, selected in (("worst", worst), ("typical", typical)):
+            for i in selected:
+                by_photo[instances[i]["image_id"]].append((instances[i]["annotation_id"], kind))
         drawn: dict[tuple[Any, int], Case] = {}
-        for image_id in wanted:
+        for image_id in by_photo:
             try:
-                photo = load(self.source, self.places[image_id])
-            except BadExample:  # gone since
+                photo = load(self.source, self.indices[image_id])
+            except BadExample:  # removed since it was scored
                 continue
             photo = choose_instances(photo, self.settings.max_instances, self.settings.seed)
             scored = score_photo(system, photo, self.settings)
             frame = input_size(photo, system)
             scale = np.array(photo.size[::-1]) / frame[::-1]
-            for annotation_id, kind in wanted[photo.image_id]:
+            for annotation_id, kind in by_photo[photo.image_id]:
                 i = photo.ids.tolist().index(annotation_id)
-                true = np.zeros(photo.size, bool)
+                truth = np.zeros(photo.size, bool)
                 if photo.masks[i]:
-                    photo.masks[i].paste(true)
+                    photo.masks[i].paste(truth)
                 used = scored.slots.valid[i] & (scored.slots.labels[i] >= 0)
                 title = f"{kind}: IoU {scored.iou[i, -1]:.2f}, image {photo.image_id}"
                 drawn[photo.image_id, annotation_id] = Case(
-                    photo.image, true, scored.last[i].mask, scored.slots.coords[i][used] * scale,
-                    scored.slots.labels[i][used], title,
+                    photo=photo.image, truth=truth, prediction=scored.last[i].mask,
+                    coords=scored.slots.coords[i][used] * scale, labels=scored.slots.labels[i][used], title=title,
                 )  # fmt: skip
         order = [(instances[i]["image_id"], instances[i]["annotation_id"]) for i in (*worst, *typical)]
         cases = [drawn[name] for name in order if name in drawn]

@@ -1,4 +1,4 @@
-"""The overlap of masks, and trivial masks to compare with."""
+"""The overlap of masks, and masks of trivial baselines."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def mask_iou(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def mean_iou(ious: np.ndarray) -> np.ndarray:
-    """Plain mean over all instances (facts of the published evaluation), NaN left out: (n ...) -> (...)."""
+    """Mean over all instances, ignoring NaN, as published (docs/published_code.md, "Evaluation"): (n ...) -> (...)."""
     ious = np.asarray(ious, np.float64)
-    known = ~np.isnan(ious)
-    count = known.sum(axis=0)
+    defined = ~np.isnan(ious)
+    count = defined.sum(axis=0)
     with np.errstate(invalid="ignore"):
-        return np.where(known, ious, 0.0).sum(axis=0) / np.where(count, count, np.nan)
+        return np.where(defined, ious, 0.0).sum(axis=0) / np.where(count, count, np.nan)
 
 
 def filled_box(boxes: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -180,7 +180,7 @@ def test_it_loads_no_jax(exported):
 def test_the_evaluator_takes_the_files(exported, model):
     """``eval --onnx`` with fixed slots gives what the model gives."""
     from edgesam_jax.data.schema import Example, boxes_of
-    from edgesam_jax.eval.scoring.photos import of_example
+    from edgesam_jax.eval.scoring.photos import from_example
     from edgesam_jax.eval.scoring.prompted import score_photo
     from edgesam_jax.eval.scoring.systems import JaxSystem, OnnxSystem
 
@@ -189,7 +189,7 @@ def test_the_evaluator_takes_the_files(exported, model):
     example = Example(
         photos()[1][0], masks, boxes_of(masks), np.zeros((2, 2), np.float32), 0, np.arange(2), np.zeros(2)
     )
-    photo = of_example(example, 0)
+    photo = from_example(example, 0)
     systems = JaxSystem("jax", model), OnnxSystem(*parts(exported, "small"))
     a, b = (score_photo(system, photo, Settings("center", 2)).iou for system in systems)
     np.testing.assert_allclose(a, b, atol=5e-3)

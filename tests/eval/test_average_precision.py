@@ -1,4 +1,4 @@
-"""AP is pycocotools' to the last digit, and LVIS's and boundary AP are what their definitions say."""
+"""COCO AP equals pycocotools' to the last digit; LVIS AP and boundary AP equal their definitions."""
 
 import contextlib
 import copy
@@ -35,7 +35,7 @@ def filled(top: int, bottom: int, left: int, right: int) -> np.ndarray:
 
 
 def blob(rng: np.random.Generator) -> np.ndarray:
-    """A rectangle of any size, one pixel now and then, with a hole in it or a corner off."""
+    """A rectangle of random size, occasionally one pixel, with a hole or a missing corner."""
     y, x = rng.integers(0, H - 2), rng.integers(0, W - 2)
     h, w = rng.choice([1, 8, 30, 60, 115], 2)
     mask = filled(y, y + h, x, x + w)
@@ -66,7 +66,7 @@ def write(tmp_path, content: dict):
 
 
 def random_data(seed: int) -> tuple[dict, list[dict]]:
-    """Annotations with crowds and a photo without any, and results that are shifted, of a wrong class, or twice."""
+    """Annotations with crowds and a photo without any; results that are shifted, misclassified or duplicated."""
     rng = np.random.default_rng(seed)
     annotations, results = [], []
     for image_id, _ in itertools.product((10, 11, 12), range(5)):  # 13 has none
@@ -80,7 +80,7 @@ def random_data(seed: int) -> tuple[dict, list[dict]]:
 
 
 def official(path, results: list[dict]) -> list[float | None]:
-    """What pycocotools says of the file, called as everybody calls it."""
+    """pycocotools' scores of the file, by its usual calls."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(path))
         evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), "segm")
@@ -100,7 +100,7 @@ def overlaps(result: np.ndarray, truth: dict, kind: str) -> float:
 
 
 def matched(results, truth, threshold: float, area: tuple[float, float], kind: str, exhaustive: bool):
-    """Of one photo and category: (score, hit) of each result that counts, and how many annotations there are to find.
+    """(score, hit) of each result that counts in one photo and category, and the number of annotations to find.
 
     The best result first, each takes the free annotation that it overlaps most, an ignored one only for want of others.
     """
@@ -122,7 +122,7 @@ def matched(results, truth, threshold: float, area: tuple[float, float], kind: s
 
 
 def by_definition(content: dict, results: list[dict], kind: str, style: str) -> dict[str, float | None]:
-    """AP from its definition: precision at 101 recalls, over IoUs and categories.  Without limits of results."""
+    """AP by its definition: precision at 101 recalls, averaged over IoUs and categories, without limits on results."""
 
     def mean(name: str, categories: list[dict], thresholds=THRESHOLDS) -> float | None:
         values = []
@@ -157,7 +157,7 @@ def by_definition(content: dict, results: list[dict], kind: str, style: str) -> 
 
 
 def as_lvis(content: dict, seed: int) -> dict:
-    """The same with LVIS's fields: some categories are known to be absent, some not annotated in full."""
+    """Add LVIS's fields: some categories are annotated as absent, some as not annotated exhaustively."""
     rng = np.random.default_rng(seed)
     for category, frequency in zip(content["categories"], "rcf", strict=False):
         category["frequency"] = frequency
@@ -241,8 +241,8 @@ def test_shifted_masks_pass_the_thresholds_that_arithmetic_says(tmp_path, shift,
     assert found["AP"] == pytest.approx(passed / 10) and found["AP50"] == pytest.approx(float(passed > 0))
 
 
-def test_boundary_ap_asks_more(tmp_path):
-    """The square loses its outermost pixels: IoU .96 by mask; by boundary, here 4 px wide, 1152 of 1920 pixels."""
+def test_boundary_ap_is_stricter(tmp_path):
+    """A square without its outermost pixels: mask IoU .96; boundary IoU, 4 px wide here, 1152 of 1920 pixels."""
     path = write(tmp_path, data_set([annotation(10, 1, filled(5, 105, 10, 110))]))
     results = [result(10, 1, 0.5, filled(6, 104, 11, 109))]
     assert average_precision(path, results, style="coco")["AP"] == pytest.approx(1)
@@ -262,8 +262,8 @@ def test_a_crowd_takes_any_number_and_is_not_missed(tmp_path):
         assert score(path, inside, style="coco")["AP"] == 0
 
 
-def test_size_is_the_masks_and_not_the_boxs(tmp_path):
-    """A thin diagonal in a large box.  With the box beside the mask, pycocotools takes the box for the size."""
+def test_size_is_that_of_the_mask_not_of_the_box(tmp_path):
+    """A thin diagonal in a large box.  With both box and mask, pycocotools derives the size from the box."""
     thin = np.eye(H, W, dtype=bool)
     content = data_set([annotation(10, 1, filled(0, 30, 0, 30))])
     path = write(tmp_path, content)
@@ -306,8 +306,8 @@ def test_part_of_the_photos(tmp_path):
         average_precision(whole, results, style="coco", image_ids=[10, 99])
 
 
-def test_own_files_are_completed(tmp_path):
-    """No info, area, iscrowd, ids or categories; and annotations from 0, which pycocotools takes for no match."""
+def test_custom_files_are_completed(tmp_path):
+    """No info, area, iscrowd, ids or categories; and annotation ids from 0, which pycocotools treats as no match."""
     content, results = random_data(2)
     for number, entry in enumerate(content["annotations"]):
         entry["iscrowd"] = 0
@@ -337,7 +337,7 @@ def test_polygons_and_listed_runs_count_as_for_pycocotools(tmp_path):
     assert average_precision(path, own, style="coco")["AP"] == pytest.approx(1)
 
 
-def test_damaged_entries_are_left_out_and_named(tmp_path):
+def test_damaged_entries_are_skipped_and_named(tmp_path):
     content, results = random_data(3)
     expected = average_precision(write(tmp_path, content), results, style="coco")
     good = content["annotations"][0]
@@ -362,19 +362,19 @@ def test_damaged_entries_are_left_out_and_named(tmp_path):
     content["images"] += [{"id": 51, "height": 10**12, "width": 10**12}, {"id": 52}]
     content["categories"] += [None, {"id": "x"}]
     truth = read_ground_truth(write(tmp_path, content))
-    kinds = [kind for kind, _ in truth.left_out]
+    kinds = [kind for kind, _ in truth.skipped]
     assert {k: kinds.count(k) for k in kinds} == {
         "annotation damaged": 15,
         "image entry damaged": 6,
         "category entry damaged": 2,
     }
-    assert all("instances.json: " in message and len(message) < 400 for _, message in truth.left_out)
+    assert all("instances.json: " in message and len(message) < 400 for _, message in truth.skipped)
     assert average_precision(truth, results, style="coco") == expected
     assert boundary_average_precision(truth, results, style="coco")["AP"] is not None
 
 
 def test_a_mask_counts_whatever_its_box(tmp_path):
-    """Some of COCO's own boxes have no extent; they can't be prompted with, and are missed as for pycocotools."""
+    """Some of COCO's boxes are empty: they can't be used as prompts, and count as missed, as in pycocotools."""
     content = data_set([annotation(10, 1, filled(0, 40, 0, 40)), annotation(10, 1, filled(0, 99, 60, 61))])
     content["annotations"][1]["bbox"] = [60, 0, 0, 99]
     path = write(tmp_path, content)
@@ -383,7 +383,7 @@ def test_a_mask_counts_whatever_its_box(tmp_path):
     assert list(found.values()) == official(path, results) and found["AP"] == pytest.approx(51 / 101)
 
 
-def test_results_of_others_do_not_count(tmp_path):
+def test_results_for_other_photos_and_categories_do_not_count(tmp_path):
     content, results = random_data(4)
     path = write(tmp_path, content)
     others = [{**results[0], "image_id": i, "category_id": c} for i, c in ((99, 1), ("10", 1), (10, 9))]
@@ -402,7 +402,7 @@ def test_what_can_not_be_evaluated_is_named(tmp_path):
     content = as_lvis(content, 0)
     for value in (None, 3, [[1]]):
         content["images"][1]["neg_category_ids"] = value
-        with pytest.raises(UsageError, match=r"instances\.json: image 11 has no 'neg_category_ids' that are whole"):
+        with pytest.raises(UsageError, match=r"instances\.json: image 11 has no 'neg_category_ids' list of whole"):
             average_precision(write(tmp_path, content), results, style="lvis")
     for run in ([99999], "~", [10**30]):
         bad = [{**results[0], "segmentation": {"size": [H, W], "counts": run}}]
@@ -410,9 +410,9 @@ def test_what_can_not_be_evaluated_is_named(tmp_path):
             average_precision(path, bad, style="coco")
     content["images"][0]["id"] = "0001"
     for score in (average_precision, boundary_average_precision):
-        with pytest.raises(UsageError, match=r"instances\.json: image id '0001' is a text"):
+        with pytest.raises(UsageError, match=r"instances\.json: image id '0001' is a string"):
             score(write(tmp_path, content), results, style="coco")
-    with pytest.raises(UsageError, match="'a' is a text"):
+    with pytest.raises(UsageError, match="'a' is a string"):
         average_precision(write(tmp_path, random_data(0)[0]), results, style="coco", image_ids=["a"])
 
 

@@ -1,4 +1,4 @@
-"""Boundary IoU equals its definition, and is what arithmetic says on masks that one can work out."""
+"""Boundary IoU equals its definition, and hand-calculated values for simple masks."""
 
 import math
 
@@ -12,7 +12,7 @@ from edgesam_jax.eval.scoring.boundary import boundary, boundary_iou, boundary_w
 
 
 def eroded(mask: np.ndarray) -> np.ndarray:
-    """By a square of 3 pixels, with zeros around the picture."""
+    """Erosion by a square of 3 pixels, with zeros around the photo."""
     h, w = mask.shape
     framed = np.pad(mask, 1)
     return np.all([framed[y : y + h, x : x + w] for y in range(3) for x in range(3)], axis=0)
@@ -39,7 +39,7 @@ def filled(shape: tuple[int, int], top: int, bottom: int, left: int, right: int)
 
 @st.composite
 def masks(draw, shape=None):
-    """Rectangles with holes and crumbs, often at the photo's edge; sometimes nothing, or everything."""
+    """Rectangles with holes and specks, often at the photo's edge; sometimes empty or full."""
     h, w = shape or (draw(st.integers(1, 40)), draw(st.integers(1, 40)))
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
     mask = np.zeros((h, w), bool)
@@ -105,7 +105,7 @@ def test_the_photos_edge_is_outside():
 
 @pytest.mark.parametrize("shift", [0, 1, 5, 15, 16, 40, 100, 200])
 def test_shifted_squares(shift):
-    """640x480, so 16 px: frames of 100-pixel squares, one moved to the right, have what arithmetic says in common."""
+    """640x480, so 16 px: the boundaries of two 100-pixel squares, one shifted right, overlap as calculated."""
     s, d = 100, 16
     truth, moved = filled((480, 640), 200, 300, 100, 200), filled((480, 640), 200, 300, 100 + shift, 200 + shift)
     frame, inner = s * s - (s - 2 * d) ** 2, s - 2 * d
@@ -119,7 +119,7 @@ def test_shifted_squares(shift):
 
 @pytest.mark.parametrize("depth", [1, 8, 15])
 def test_eroded_squares(depth):
-    """A square that lost ``depth`` pixels all round: its frame is that much deeper inside."""
+    """A square without its outer ``depth`` pixels: its boundary lies that much further inside."""
     truth, smaller = filled((480, 640), 200, 300, 100, 200), filled((480, 640), 200, 300, 100, 200)
     for _ in range(depth):
         smaller = eroded(smaller)

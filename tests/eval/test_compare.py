@@ -1,4 +1,4 @@
-"""The paired bootstrap over photos: right intervals, one answer for one seed, and clear refusals."""
+"""The paired bootstrap over photos: correct intervals, reproducible results, and clear error messages."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
 from edgesam_jax.eval import compare as module
-from edgesam_jax.eval.compare import NOT_REAL, REAL, bootstrap_means, compare
+from edgesam_jax.eval.compare import NOT_SIGNIFICANT, SIGNIFICANT, bootstrap_means, compare
 
 
 def report(iou, images, **changes):
-    """A report with IoUs (n rounds) on these photos (n)."""
+    """A report with IoUs (n rounds) of instances on these photos (n)."""
     rows = [
         {
             "image_id": image if isinstance(image, str) else int(image),
@@ -33,7 +33,7 @@ def write(path, content):
 
 
 def clustered(random, photos=60, effect=0.0, within=0.05, between=0.05):
-    """Differences (n) of instances on photos (n) that share a photo's luck."""
+    """Differences (n) of instances on photos (n), with a shared random effect per photo."""
     counts = random.integers(1, 12, photos)
     images = np.repeat(np.arange(photos), counts)
     return effect + random.normal(0, between, photos)[images] + random.normal(0, within, len(images)), images
@@ -93,13 +93,13 @@ def test_a_clear_difference_is_real_and_identical_files_are_not_apart(tmp_path):
     b = write(tmp_path / "b.json", report(iou + np.array([0.1, 0.0]), images))
     same = compare(a, a)
     assert [(c.prompt, c.difference, c.low, c.high, c.p, c.verdict) for c in same.columns] == [
-        ("box", 0.0, 0.0, 0.0, 1.0, NOT_REAL), ("+1", 0.0, 0.0, 0.0, 1.0, NOT_REAL)
+        ("box", 0.0, 0.0, 0.0, 1.0, NOT_SIGNIFICANT), ("+1", 0.0, 0.0, 0.0, 1.0, NOT_SIGNIFICANT)
     ]  # fmt: skip
     first, second = compare(a, b).columns
-    assert first.verdict == REAL and first.p == pytest.approx(2 / 10001) and second.verdict == NOT_REAL
+    assert first.verdict == SIGNIFICANT and first.p == pytest.approx(2 / 10001) and second.verdict == NOT_SIGNIFICANT
     assert first.difference == pytest.approx(0.1) and first.b - first.a == pytest.approx(0.1)
     reverse = compare(b, a).columns[0]
-    assert reverse.difference == pytest.approx(-first.difference) and reverse.verdict == REAL
+    assert reverse.difference == pytest.approx(-first.difference) and reverse.verdict == SIGNIFICANT
 
 
 def test_neither_order_nor_chance_changes_the_result(tmp_path):
@@ -133,7 +133,7 @@ def test_unpaired_and_null_instances_are_counted_and_named(tmp_path):
     assert "Only in B, not compared: 1 instances (photo/annotation p3/7)." in text
     two["instances"][3]["iou"] = [None]
     result = compare(tmp_path / "a.json", write(tmp_path / "b.json", two), samples=10)
-    assert result.columns[0].instances == 32 and "1 pairs are left out where an IoU is null" in result.text()
+    assert result.columns[0].instances == 32 and "1 pairs were skipped because an IoU is null" in result.text()
 
 
 def test_equal_ids_pair_in_their_order(tmp_path):
@@ -149,7 +149,7 @@ def test_few_photos_prove_nothing(tmp_path):
     a = write(tmp_path / "a.json", report(np.full((9, 1), 0.5), range(9)))
     b = write(tmp_path / "b.json", report(np.full((9, 1), 0.6), range(9)))
     result = compare(a, b)
-    assert result.columns[0].verdict == NOT_REAL and "fewer than 10 photos" in result.text()
+    assert result.columns[0].verdict == NOT_SIGNIFICANT and "fewer than 10 photos" in result.text()
 
 
 def test_reports_of_other_data_are_refused_unless_forced(tmp_path):
@@ -172,7 +172,7 @@ def test_one_of_several_systems_is_chosen(tmp_path):
     iou, images = np.full((12, 1), 0.5), range(12)
     many = {"systems": [report(iou, images, system=name) for name in ("x", "y:z", "x")]}
     path = write(tmp_path / "m:any.json", many)
-    with pytest.raises(UsageError, match=r"has 3 systems; choose one: .*:NAME, of x, y:z, x \(3\)"):
+    with pytest.raises(UsageError, match=r"has 3 systems; pass .*:NAME to choose one of x, y:z, x \(3\)"):
         compare(path, path)
     result = compare(f"{path}:y:z", f"{path}:3", samples=10)
     assert (result.system_a, result.system_b, result.file_a) == ("y:z", "x (3)", str(path))
@@ -230,10 +230,10 @@ def test_missing_files_other_instances_and_binary_files(tmp_path):
     with pytest.raises(UsageError, match=r"picture\.png: not a report"):
         compare(tmp_path / "picture.png", tmp_path / "picture.png")
     a, b = write(tmp_path / "a.json", GOOD), write(tmp_path / "b.json", report(np.ones((2, 2)), [8, 9]))
-    with pytest.raises(UsageError, match="no instance in common"):
+    with pytest.raises(UsageError, match="no instances in common; score both on the same photos"):
         compare(a, b)
     null = write(tmp_path / "n.json", report(np.full((3, 2), np.nan), range(3)))
-    with pytest.raises(UsageError, match="every IoU in common is null"):
+    with pytest.raises(UsageError, match="every pair of instances has a null IoU"):
         compare(null, null)
 
 
@@ -251,7 +251,7 @@ def test_the_command_prints_and_writes(tmp_path):
         (["--samples", "0"], "--samples"),
         (["--seed", "-1"], "--seed -1"),
         (["--output", str(tmp_path)], "is a folder"),
-        (["--output", f"{path}/x.json"], "cannot write there"),
+        (["--output", f"{path}/x.json"], "cannot write"),
     ):
         with pytest.raises(UsageError, match=message):
             module.run(parser.parse_args([path, path, *flags]))

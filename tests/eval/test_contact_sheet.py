@@ -1,4 +1,4 @@
-"""Which cases are shown, and that the picture shows the object, its prompt and its errors."""
+"""The choice of cases, and that the picture shows the object, its prompt and the errors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def square(h, w, top, left, side):
 
 
 def panels(path, row):
-    """The four pictures of a row of the sheet."""
+    """The four panels of a row of the sheet."""
     with Image.open(path) as picture:
         whole = np.asarray(picture.convert("RGB"))
     top = TITLE + GAP + row * (TITLE + TILE_HEIGHT + GAP) + TITLE
@@ -99,7 +99,7 @@ def test_any_size_and_empty_masks(tmp_path, size, kind):
 
 def test_wrong_shapes_are_named():
     photo, mask = np.zeros((4, 5, 3), np.uint8), np.zeros((4, 5), bool)
-    with pytest.raises(ValueError, match="x: photo and masks must be of one size"):
+    with pytest.raises(ValueError, match="x: photo and masks must have the same size"):
         Case(photo, mask, mask[:3], np.zeros((0, 2)), np.zeros(0), "x")
     with pytest.raises(ValueError, match="x: 1 points but 2 labels"):
         Case(photo, mask, mask, np.zeros((1, 2)), np.zeros(2), "x")

@@ -1,4 +1,4 @@
-"""Table 1: counts agree with arithmetic and with PyTorch's layers; a model that fails has a row, and others go on."""
+"""Table 1: counts equal hand calculations and PyTorch's layers; a model that fails doesn't stop the others."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_small_vit_costs_what_arithmetic_says():
 
 
 def test_layers_are_those_that_pytorch_runs():
-    """Every convolution and linear layer of the torch model, counted as it runs."""
+    """Count every convolution and linear layer of the torch model as it runs."""
     torch = pytest.importorskip("torch")
     from convert.torch_twin.model import TorchSam
 
@@ -98,13 +98,13 @@ def test_an_encoder_with_kernels_outside_of_layers_is_not_counted_by_layers():
 def test_the_published_models_have_the_published_parameters(full):
     edge, huge = full["edge_sam"]["parameters"], full["sam_vit_h"]["parameters"]
     assert (edge["all"], edge["encoder"], edge["decoder"]) == (9_582_112, 5_517_552, 4_058_340 + 6_220)
-    assert edge["inference"] - edge["decoder"] == 5_485_896, "folded, facts section 1"
+    assert edge["inference"] - edge["decoder"] == 5_485_896, "folded"
     assert huge["all"] == huge["inference"] == 641_090_608
 
 
 def test_the_published_models_do_the_published_work(full):
     edge, huge = full["edge_sam"]["gmac"], full["sam_vit_h"]["gmac"]
-    assert edge["layers"]["encoder"] == pytest.approx(20.0456, abs=1e-4), "facts, section 1: 20.05 in convolutions"
+    assert edge["layers"]["encoder"] == pytest.approx(20.0456, abs=1e-4), "20.05 G in convolutions"
     assert edge["unfolded"] == pytest.approx(20.05, abs=0.02) and edge["encoder"] < edge["unfolded"]
     assert full["sam_vit_b"]["gmac"]["encoder"] == pytest.approx(486.0, abs=0.05)  # docs/scale.md
     assert huge["encoder"] == pytest.approx(2980.5, abs=0.05)
@@ -122,7 +122,7 @@ def test_the_published_models_do_the_published_work(full):
 
 def test_published_rows_stand_beside_ours_and_differences_are_explained(full):
     rows = [{"model": name, "image_size": 1024, "encoder": "", **row} for name, row in full.items()]
-    report = {"models": rows, "published": efficiency_text.beside_published(rows)}
+    report = {"models": rows, "published": efficiency_text.compare_with_published(rows)}
     text = command.table(report)
     assert [(r["parameters"], r["gmac"]) for r in report["published"]] == [(641.1, 2734.8), (9.8, 38.2), (9.6, 22.1)]
     lines = {line.split()[0]: line.split() for line in text.splitlines() if line}
@@ -139,7 +139,7 @@ def test_published_rows_stand_beside_ours_and_differences_are_explained(full):
 
 def test_another_size_is_not_compared_with_the_published_work(full):
     row = {"model": "edge_sam", "image_size": 512, "encoder": "", **full["edge_sam"]}
-    ours = efficiency_text.beside_published([row])[2]["ours"]
+    ours = efficiency_text.compare_with_published([row])[2]["ours"]
     assert ours["parameters"] == pytest.approx(9.582112) and ours["gmac"] is ours["gmac_by_rule"] is ours["fps"] is None
 
 
@@ -180,10 +180,20 @@ def test_a_process_that_dies_leaves_what_it_measured(tmp_path, monkeypatch):
     device, results = command.timings(CONV, request)
     assert device == {} and results[0]["seconds"] == 1.0
     assert [(r["part"], r["size"], r["failed"]) for r in results[1:]] == [
-        ("encoder", n, "ended by signal 9, as when memory runs out") for n in (1, 8)
+        ("encoder", n, "killed by signal 9, possibly out of memory") for n in (1, 8)
     ]
     script.write_text("#!/bin/sh\necho 'ImportError: no jaxlib' >&2\nexit 3\n")
-    assert command.timings(CONV, request)[1][0]["failed"] == "ended with exit code 3: ImportError: no jaxlib"
+    assert command.timings(CONV, request)[1][0]["failed"] == "exited with code 3: ImportError: no jaxlib"
+
+
+def test_the_process_finds_the_package_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    request = {"batches": [1], "prompts": [1], "rounds": 1, "gmac": 1.0, "limit": 0.5}  # nothing is run
+    device, results = command.timings(CONV, request)
+    assert device["platform"] == "cpu"
+    assert results == [{"part": part, "size": 1, "skipped": "over 0.5 GMAC"} for part in ("decoder", "encoder")]
 
 
 def test_heavy_calls_are_skipped_on_a_cpu_only():
@@ -208,14 +218,14 @@ def test_the_peak_is_the_process_own_not_that_of_the_one_that_started_it():
 
 
 @pytest.mark.parametrize(("flags", "says"), [
-    (["--models", "sam_vit_x"], "--models sam_vit_x: not a model; choose from edge_sam"),
+    (["--models", "sam_vit_x"], "--models sam_vit_x: unknown model; choose from edge_sam"),
     (["--image-size", "1000"], "--image-size 1000: must be a multiple of 32"),
     (["--batches", "0"], "--batches: invalid count value: '0'"),
     (["--rounds", "many"], "--rounds: invalid count value: 'many'"),
-    (["--timing-limit", "-1"], "--timing-limit -1: give GMAC above 0, or 0 for no limit"),
+    (["--timing-limit", "-1"], "--timing-limit -1: must be a number of GMAC above 0, or 0 for no limit"),
     (["--checkpoint", "nowhere"], "no such file or folder"),
     (["--output", "/"], "--output /: is a folder"),
-    (["--output", "/dev/null/report.json"], "--output /dev/null/report.json: cannot write there"),
+    (["--output", "/dev/null/report.json"], "--output /dev/null/report.json: cannot write"),
 ])  # fmt: skip
 def test_what_a_user_can_get_wrong_is_one_line(flags, says):
     with pytest.raises(UsageError) as error:

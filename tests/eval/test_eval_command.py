@@ -1,4 +1,4 @@
-"""The evaluation: its numbers do not depend on how the work is cut, and the report is the contract's."""
+"""The evaluation command: results don't depend on how the work is divided, and reports have the documented format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from edgesam_jax.eval import __main__ as command
 from edgesam_jax.eval.heldout import evaluate
 from edgesam_jax.eval.metrics import mask_iou
 from edgesam_jax.eval.scoring import protocol
-from edgesam_jax.eval.scoring.photos import of_example
+from edgesam_jax.eval.scoring.photos import from_example
 from edgesam_jax.eval.scoring.prompted import score_photo
 from edgesam_jax.eval.scoring.protocol import Settings
 from edgesam_jax.eval.scoring.systems import JaxSystem
@@ -72,7 +72,7 @@ def teacher() -> Model:
 
 @pytest.mark.parametrize("prompt", ["box", "point", "center"])
 def test_initial_overlap_is_the_predictors(model: Model, examples: list[Example], prompt: str) -> None:
-    found = evaluate(CONFIG, model.variables, examples, prompt=prompt)  # type: ignore[arg-type]
+    found = evaluate(model, examples, Settings(prompt))  # type: ignore[arg-type]
     assert found.iou.shape == (6, 1)
     assert found.annotation_ids == [100, 101, 102, 300, 400, 401] and found.image_ids == [1, 1, 1, 3, 4, 4]
     predictor, expected = Predictor(model), []
@@ -92,23 +92,23 @@ def test_initial_overlap_is_the_predictors(model: Model, examples: list[Example]
 def test_results_do_not_depend_on_order_or_threads_but_on_the_seed(
     model: Model, teacher: Model, examples: list[Example]
 ) -> None:
-    kwargs = {"prompt": "box", "refine": 2, "teacher": teacher}
-    a = evaluate(CONFIG, model.variables, examples, at_once=1, **kwargs)  # type: ignore[arg-type]
-    b = evaluate(CONFIG, model.variables, examples[::-1], at_once=3, **kwargs)  # type: ignore[arg-type]
+    settings = Settings("box", refine=2)
+    a = evaluate(model, examples, settings, teacher=teacher, at_once=1)
+    b = evaluate(model, examples[::-1], settings, teacher=teacher, at_once=3)
     order = [b.annotation_ids.index(i) for i in a.annotation_ids]
     np.testing.assert_array_equal(a.iou, b.iou[order])
     assert a.teacher_iou is not None and b.teacher_iou is not None
     np.testing.assert_array_equal(a.teacher_iou, b.teacher_iou[order])
-    other = evaluate(CONFIG, model.variables, examples, seed=1, **kwargs)  # type: ignore[arg-type]
+    other = evaluate(model, examples, Settings("box", refine=2, seed=1), teacher=teacher)
     np.testing.assert_array_equal(other.iou[:, 0], a.iou[:, 0])
     assert (other.iou[:, 1:] != a.iou[:, 1:]).any()
     alone = examples[0].take(np.array([1]))  # nor on the other instances of the photo
-    one = evaluate(CONFIG, model.variables, [alone], **kwargs)  # type: ignore[arg-type]
+    one = evaluate(model, [alone], settings, teacher=teacher)
     np.testing.assert_array_equal(one.iou[0], a.iou[1])
 
 
 def test_a_model_is_its_own_perfect_teacher(model: Model, examples: list[Example]) -> None:
-    found = evaluate(CONFIG, model.variables, examples, prompt="point", refine=1, teacher=model)
+    found = evaluate(model, examples, Settings("point", refine=1), teacher=model)
     assert found.teacher_iou is not None
     known = ~np.isnan(found.teacher_iou)
     assert (found.teacher_iou[known] == 1.0).all() and found.teacher_miou == [1.0, 1.0]
@@ -116,15 +116,15 @@ def test_a_model_is_its_own_perfect_teacher(model: Model, examples: list[Example
 
 def test_a_teacher_of_another_frame_is_refused(model: Model, examples: list[Example]) -> None:
     other = Model(SamConfig(image_size=128), init_variables(CONFIG, 0), {})
-    with pytest.raises(UsageError, match="teacher"):
-        evaluate(CONFIG, model.variables, examples, teacher=other)
+    with pytest.raises(UsageError, match="teacher: its frame of 128 px"):
+        evaluate(model, examples, teacher=other)
 
 
 @pytest.mark.parametrize("refine_point", ["random", "largest"])
 @pytest.mark.parametrize("name", ["exact", "published"])
 def test_refinement_points_lie_where_the_prediction_is_wrong(model: Model, refine_point: str, name: str) -> None:
-    """Each round's point against the masks of the round before, seen from outside."""
-    photo, system = of_example(example(1, 3, (48, 80))), JaxSystem("m", model)
+    """Compare each round's point with the masks of the previous round."""
+    photo, system = from_example(example(1, 3, (48, 80))), JaxSystem("m", model)
     asked: list[tuple[protocol.Slots, list[np.ndarray]]] = []
     real = system.masks
 
@@ -152,7 +152,7 @@ def test_refinement_points_lie_where_the_prediction_is_wrong(model: Model, refin
 
 
 def test_the_best_of_all_masks_is_never_worse(model: Model, examples: list[Example]) -> None:
-    photo = of_example(examples[0])
+    photo = from_example(examples[0])
     best = score_photo(JaxSystem("m", model, 4, "oracle"), photo, Settings("point", num_masks=4, select="oracle"))
     for select in ("score", "stability", "area"):
         other = score_photo(JaxSystem("m", model, 4, select), photo, Settings("point", num_masks=4, select=select))  # type: ignore[arg-type]
@@ -169,7 +169,7 @@ def rle(mask: np.ndarray) -> dict:
 
 @pytest.fixture
 def dataset(tmp_path: Path, examples: list[Example]) -> Path:
-    """The examples as a COCO-format folder, with a crowd, a photo that is not there and an annotation without a box."""
+    """The examples as a COCO-format folder, with a crowd, a missing photo and an annotation without a box."""
     root = tmp_path / "data"
     (root / "images").mkdir(parents=True)
     images, annotations = [], []
@@ -227,7 +227,7 @@ def test_the_command_writes_the_report(
     flags = [*base(dataset, checkpoint), "--prompt", "box", "--refine", 1]
     assert score(*flags, "--output", report) == 0
     found = json.loads(report.read_text())
-    expected = evaluate(CONFIG, model.variables, examples, prompt="box", refine=1)
+    expected = evaluate(model, examples, Settings("box", refine=1))
     assert found["num_images"] == 3 and found["num_instances"] == 6  # the photo without annotations does not count
     assert found["dataset"] == "coco" and found["prompt"] == "box" and found["protocol"] == "exact"
     np.testing.assert_allclose(found["miou"], expected.miou, rtol=1e-15)
@@ -290,7 +290,7 @@ def test_four_devices_give_the_same_report(dataset: Path, checkpoint: Path) -> N
 
 
 def test_five_hundred_instances_and_one_pixel_masks(tmp_path: Path, checkpoint: Path) -> None:
-    """On one photo, with few compiled programs; empty masks count as zero."""
+    """500 instances on one photo need few compiled programs; empty masks count as zero."""
     data = tmp_path / "data"
     (data / "images").mkdir(parents=True)
     Image.fromarray(np.zeros((100, 120, 3), np.uint8)).save(data / "images" / "a.png")
@@ -317,11 +317,11 @@ def test_five_hundred_instances_and_one_pixel_masks(tmp_path: Path, checkpoint: 
     assert all(i["iou"] == chosen[i["annotation_id"]] for i in found["instances"] if i["annotation_id"] in chosen)
 
 
-# --------------------------------------------------------------------------- what others made, and what detectors say
+# --------------------------------------------------------------------------- predictions of others, and detections
 
 
 def true_masks(dataset: Path, erode: int = 0) -> list[dict]:
-    """The annotations as predictions, maybe with so many columns taken off on the left."""
+    """The annotations as predictions, optionally without the leftmost ``erode`` columns."""
     content = json.loads((dataset / "annotations.json").read_text())
     found = []
     for annotation in content["annotations"]:
@@ -427,17 +427,21 @@ def test_several_systems_make_one_table(dataset: Path, checkpoint: Path, capsys:
             "--dataset coco --data-root {root} --prompt detections --detections x --refine 1",
             "no ground truth",
         ),
-        ("--dataset coco --data-root {root} --prompt box --detections x", "--detections x: only with"),
-        ("--dataset coco --data-root {root} --prompt box --refine -1", "--refine"),
-        ("--dataset coco --data-root {root} --prompt box --select score", "--select score: there is one mask"),
-        ("--dataset coco --data-root {root} --prompt center --box-noise 0.1", "there are no boxes"),
+        ("--dataset coco --data-root {root} --prompt box --detections x", "--detections x: only valid with"),
+        (
+            "--dataset coco --data-root {root} --prompt box --refine -1",
+            "--refine: must be a whole number of at least 0",
+        ),
+        ("--dataset coco --data-root {root} --prompt box --select score", "--select score: only one mask is decoded"),
+        ("--dataset coco --data-root {root} --prompt center --box-noise 0.1", "center has no boxes"),
         ("--dataset coco --data-root {root} --prompt box --checkpoint {root}/none", "none: no such file"),
         ("--dataset coco --data-root {root} --annotations {root}/none.json --prompt box", "none.json"),
         ("--dataset coco --data-root {root} --prompt box --output {root}", "--output"),
         ("--dataset coco --data-root {root} --prompt box --part 2/2", "--part"),
-        ("--dataset coco --data-root {root} --prompt box --part 0/2", "--part: give --output"),
+        ("--dataset coco --data-root {root} --prompt box --part 0/2", "--part: pass --output"),
         ("--dataset coco --data-root {root} --prompt box --predictions {root}/no.json", "no.json: no such file"),
         ("--dataset coco --data-root {root} --prompt box --onnx {root}/a {root}/b", "a: no such file"),
+        ("--dataset scenes --prompt box --predictions x.json", "x.json: needs --dataset coco or lvis"),
         ("--dataset folder --data-root {root} --prompt box", "annotations"),
         ("compare {root}/a.json {root}/b.json", "a.json"),
     ],

@@ -1,4 +1,4 @@
-"""Overlaps counted by hand."""
+"""Overlaps equal hand-counted ones."""
 
 from __future__ import annotations
 

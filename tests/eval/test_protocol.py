@@ -1,4 +1,4 @@
-"""Where prompts start, where refinement points lie, and what is compared, by both protocols."""
+"""First prompts, refinement points and the masks to compare with, in both protocols."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgesam_jax.data.schema import Example, boxes_of
 from edgesam_jax.data.transforms import center_point
 from edgesam_jax.eval.metrics import mask_iou
 from edgesam_jax.eval.scoring import protocol
-from edgesam_jax.eval.scoring.photos import choose_instances, of_example
+from edgesam_jax.eval.scoring.photos import choose_instances, from_example
 from edgesam_jax.eval.scoring.protocol import MIN_ERROR, Settings
 from edgesam_jax.learning.losses import valid_weights
 from edgesam_jax.portable.frame import target_size
@@ -42,7 +42,7 @@ def whole(window, size):
 def photo_of(masks: np.ndarray, image_id: int | str = 1):
     n = len(masks)
     image = np.zeros((*masks.shape[1:], 3), np.uint8)
-    return of_example(
+    return from_example(
         Example(
             image, masks, boxes_of(masks), np.zeros((n, 2), np.float32), image_id, np.arange(n), np.zeros(n, np.int8)
         )
@@ -76,20 +76,20 @@ def test_windows_reach_the_frame_as_whole_masks_do(seed, size, frame):
 def test_touched_is_bilinear_resizing_cut_at_zero(seed, old, new):
     mask = blobs(seed, old)
     resized = bilinear_matrix(old[0], new[0]) @ mask.astype(np.float64) @ bilinear_matrix(old[1], new[1]).T
-    assert (whole(protocol.touched(crop(mask), old, new), new) == (resized > 0)).all()
+    assert (whole(protocol.resize_enlarged(crop(mask), old, new), new) == (resized > 0)).all()
 
 
 def test_what_lies_between_the_pixels_that_are_read_vanishes():
     mask = np.zeros((64, 64), bool)
     mask[4:40, 8] = True  # resizing to a quarter reads columns 9 and 10 of each four
-    assert not protocol.touched(crop(mask), (64, 64), (16, 16))
+    assert not protocol.resize_enlarged(crop(mask), (64, 64), (16, 16))
     mask[4:40, 9] = True
-    assert protocol.touched(crop(mask), (64, 64), (16, 16)).left == 2
+    assert protocol.resize_enlarged(crop(mask), (64, 64), (16, 16)).left == 2
 
 
 @pytest.mark.parametrize(("radius", "score"), [(8, 0.896), (16, 0.944), (50, 0.987), (150, 0.995)])
 def test_the_published_truth_is_enlarged_as_much_as_the_published_codes(radius, score):
-    """Facts, defect B10: what a perfect mask scores against it, discs in a photo of 640x480."""
+    """Defect B10 (docs/published_code.md): a perfect mask's score against the enlarged truth, discs in 640x480."""
     y, x = np.mgrid[:480, :640]
     mask = (x - 320) ** 2 + (y - 240) ** 2 <= radius**2
     enlarged = protocol.truth(photo_of(mask[None]), (768, 1024), 1024, 256, "published").full[0]
@@ -136,9 +136,9 @@ def test_nothing_is_drawn_below_ten_wrong_pixels():
     prediction[0, :MIN_ERROR] = True
     assert protocol.random_point(prediction, truth, (32, 32), [0], 4.0, "exact") is not None
     slots = protocol.start(photo_of(np.ones((1, 8, 8), bool)), (64, 64), Settings(refine=1))
-    protocol.nothing_drawn(slots, 0, 2, "exact")
+    protocol.skip_point(slots, 0, 2, "exact")
     assert not slots.valid[0, 2]
-    protocol.nothing_drawn(slots, 0, 2, "published")  # a zero token there takes part
+    protocol.skip_point(slots, 0, 2, "published")  # a zero token there takes part
     assert slots.valid[0, 2] and slots.labels[0, 2] == IGNORED
 
 

@@ -1,4 +1,4 @@
-"""The page says what was done and what the numbers are; the charts are drawn for what there is."""
+"""The page shows settings and results; the charts are drawn for the available data."""
 
 from __future__ import annotations
 
@@ -59,23 +59,27 @@ def table(text, first):
     return [rows[0], *rows[2:]]
 
 
-def test_the_page_says_what_was_done():
+def test_the_page_shows_the_settings():
     text = report.markdown([make()])
     for line in (
         "# Evaluation: box prompts on coco",
         "- Scored: 30 photos, 120 instances",
         "- Skipped: file missing: 2",
         "- Prompt: the annotation's box",
-        "- Refinement: 2 points, one after another, each a random pixel of the wrong area (seed 5)",
-        "- Masks per prompt: the first mask",
+        "- Refinement: 2 points added one at a time, each at a random wrong pixel (seed 5)",
+        "- Masks per prompt: 1 (the first mask token)",
         "- Compiled programs: 4",
     ):
         assert line in text.splitlines()
     other = report.markdown(
         [make(num_masks=4, select="oracle", box_noise=0.1, refine_point="largest", protocol="published")]
     )
-    assert "4 masks, of them the best mask against the annotation: an upper bound" in other
-    assert "--box-noise 0.1" in other and "centre of the largest wrong area" in other and "published (the" in other
+    assert "4, of which the one closest to the annotation is scored (an upper bound" in other
+    assert (
+        "--box-noise 0.1" in other
+        and "each at the centre of the largest error region" in other
+        and "published (the" in other
+    )
 
 
 def test_the_results_are_the_reports_in_percent():
@@ -111,15 +115,15 @@ def test_long_refinement_shows_some_rounds():
     assert head[1:8] == ["box", "+1", "+2", "+4", "+9", "+19", "small"]
 
 
-def test_the_paper_stands_beside_where_data_and_prompt_match():
+def test_the_paper_is_compared_where_data_and_prompt_match():
     made = make(miou=[0.8, 0.5, None])
     text = report.markdown([made])
-    head, *rows = table(text, "the paper")
-    assert head == ["the paper", "box", "+1", "+2", "edge_sam.pth - paper"]
+    head, *rows = table(text, "paper")
+    assert head == ["paper", "box", "+1", "+2", "edge_sam.pth - paper"]
     assert rows[-1] == ["EdgeSAM (Table 2)", "76.7", "78.1", "79.0", "+3.3 / -28.1 / -"]
     assert "Not comparable: 30 photos here, 5,000 photos of COCO val 2017 in the paper." in text
     for changes in ({"prompt": "point"}, {"dataset": "folder"}):
-        assert "Beside the paper" not in report.markdown([make(**changes)])
+        assert "Comparison with the paper" not in report.markdown([make(**changes)])
 
 
 def test_detections_have_ap_and_nothing_else_is_needed():
@@ -132,7 +136,7 @@ def test_detections_have_ap_and_nothing_else_is_needed():
         "system": "x.pth", "AP": "40.0", "AP50": "60.0", "AP75": "45.0", "APS": "-", "APM": "50.0", "APL": "60.0",
         "B AP": "25.0",
     }  # fmt: skip
-    rows = {row[0]: row for row in table(text, "the paper")}
+    rows = {row[0]: row for row in table(text, "paper")}
     assert rows["EdgeSAM, ViTDet-H (Table 4)"][-1] == "-2.2 / - / +2.4 / +6.1 / -"
     assert rows["EdgeSAM, Detic (Table 4)"][-1] == "+4.8 / - / - / - / +2.5"
     assert "depends on the detector" in text and "Refinement" not in text
@@ -143,17 +147,17 @@ def test_categories_are_the_most_frequent_ones():
     text = report.markdown([make(rounds=2, miou_by_category=groups)])
     rows = table(text, "category")
     assert len(rows) == 81 and rows[1] == ["c099", "99", "50.0", "-"] and rows[-1][0] == "c020"
-    assert "19 rarer categories are not shown" in text, "the empty one is not a row that was left off"
+    assert "19 rarer categories are not shown" in text, "the empty category is not counted as hidden"
 
 
 def test_time_is_shown_by_stage():
     head, row = table(report.markdown([make()]).split("## Time")[1], "system")
-    assert head == ["system", "read", "decode", "whole run", "instances/s"]
+    assert head == ["system", "read", "decode", "elapsed", "instances/s"]
     assert row == ["edge_sam.pth", "1.0 (25 %)", "3.0 (75 %)", "8.0", "15.0"]
 
 
 def test_no_report_is_an_error_of_the_caller():
-    with pytest.raises(ValueError, match="no report"):
+    with pytest.raises(ValueError, match="no reports"):
         report.markdown([])
 
 

@@ -1,4 +1,4 @@
-"""Results files: what people have is read, and what can't be used is counted by kind and named."""
+"""Results files: common files are read, and entries that can't be used are counted by kind and named."""
 
 import contextlib
 import json
@@ -134,7 +134,7 @@ LONG = 1 << 62
         (masked([7]), "segmentation", "mask damaged"),
     ],
 )
-def test_what_can_not_be_used_is_named(entry, need, kind):
+def test_unusable_entries_are_named(entry, need, kind):
     good = box(segmentation=CODE)
     kept, rows = check_results([good, entry, good], SIZES, {3}, need)
     assert len(kept) == 2 and [row[0] for row in rows] == [kind]
@@ -149,7 +149,7 @@ def test_faults_are_counted_by_kind():
 
 
 def test_no_run_length_code_takes_memory():
-    """Runs beyond the photo are refused before anything of their length is made."""
+    """Runs longer than the photo are refused before memory for them is allocated."""
     tracemalloc.start()
     for counts in ([(1 << 63) - 1, 1, (1 << 63) - 10**9, 10**9 + H * W], [0, 10**12], "o" * 6 + "0" + "o" * 5 + "0"):
         with pytest.raises(BadExample):

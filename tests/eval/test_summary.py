@@ -1,4 +1,4 @@
-"""Aggregates of instances equal plain arithmetic, and depend on no order."""
+"""Aggregates of instances equal plain arithmetic and don't depend on the order."""
 
 from __future__ import annotations
 
@@ -95,13 +95,13 @@ def test_clicks_count_the_first_prompt_and_cap_what_never_arrives():
 
 
 def test_the_papers_rows_are_found_by_data_and_prompt():
-    boxes = published_numbers.rows_beside({"dataset": "coco", "prompt": "box"})
+    boxes = published_numbers.matching_rows({"dataset": "coco", "prompt": "box"})
     assert [row.model for row in boxes] == ["SAM", "MobileSAM", "EfficientSAM-Ti", "EdgeSAM"]
     assert boxes[-1].miou == (76.7, 78.1, 79.0) and boxes[-1].source == "Table 2"
-    found = published_numbers.rows_beside({"dataset": "coco", "prompt": "detections"})
+    found = published_numbers.matching_rows({"dataset": "coco", "prompt": "detections"})
     assert {row.detector for row in found} == {"ViTDet-H", "Detic"} and found[0].source == "Table 4"
     for dataset, prompt in (("coco", "point"), ("folder", "box"), ("lvis", "detections")):
-        assert not published_numbers.rows_beside({"dataset": dataset, "prompt": prompt})
+        assert not published_numbers.matching_rows({"dataset": dataset, "prompt": prompt})
         assert not published_numbers.warnings({"dataset": dataset, "prompt": prompt})
     for row in published_numbers.OVERLAPS:  # every set has the three main systems with three rounds each
         assert len(row.miou) == 3 or row.model == "EdgeSAM-RPN"

@@ -1,4 +1,4 @@
-"""What is scored: our models answer as the predictor does, ONNX pairs as our models do, files by a rule."""
+"""Systems: our models predict as the predictor does, ONNX pairs as our models do; files of masks follow a rule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgesam_jax.data.schema import Example, boxes_of
 from edgesam_jax.eval.metrics import mask_iou
 from edgesam_jax.eval.scoring import device, protocol
 from edgesam_jax.eval.scoring.device import PROMPTS, Bits
-from edgesam_jax.eval.scoring.photos import of_example
+from edgesam_jax.eval.scoring.photos import from_example
 from edgesam_jax.eval.scoring.protocol import Settings
 from edgesam_jax.eval.scoring.systems import JaxSystem, OnnxSystem, PredictionsSystem, input_size
 from edgesam_jax.models.init import init_variables
@@ -43,7 +43,7 @@ def photo(n: int = 3, size: tuple[int, int] = (48, 80), seed: int = 0):
         mask[y : y + rng.integers(4, 12), x : x + rng.integers(4, 12)] = True
     image = rng.integers(0, 256, (*size, 3), np.uint8)
     points = np.array([np.argwhere(m)[0][::-1] for m in masks], np.float32).reshape(n, 2)
-    return of_example(Example(image, masks, boxes_of(masks), points, seed, np.arange(n), np.zeros(n, np.int8)))
+    return from_example(Example(image, masks, boxes_of(masks), points, seed, np.arange(n), np.zeros(n, np.int8)))
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +125,9 @@ def test_a_zero_token_attends_and_an_empty_slot_does_not(model):
     one, system = photo(1), JaxSystem("m", model, 4, "oracle")
     state, slots = system.start(one), start(system, one, "point", refine=1)
     plain = system.masks(state, one, slots).low
-    protocol.nothing_drawn(slots, 0, 2, "exact")
+    protocol.skip_point(slots, 0, 2, "exact")
     assert (system.masks(state, one, slots).low == plain).all()
-    protocol.nothing_drawn(slots, 0, 2, "published")
+    protocol.skip_point(slots, 0, 2, "published")
     decode = device.decoder(CONFIG, 1, "first")
     padded = [
         np.concatenate([x, np.zeros((PROMPTS - 1, *x.shape[1:]), x.dtype)])
@@ -145,7 +145,7 @@ def test_a_zero_token_attends_and_an_empty_slot_does_not(model):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory, model) -> tuple[Path, Path]:
-    """The model as an ONNX pair with the published names, by way of the torch twin."""
+    """The model exported through the torch twin as an ONNX pair with the published names."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")

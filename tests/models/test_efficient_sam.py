@@ -172,7 +172,7 @@ def test_the_evaluation_uses_the_same_frame(model):
     predictor = Predictor(model)
     predictor.set_image(photo)
     found = predictor.predict_prompts(example.boxes)[0][:, 0]
-    scored = evaluate(SMALL, model.variables, [example], prompt="box")
+    scored = evaluate(model, [example])
     np.testing.assert_allclose(scored.iou[:, 0], mask_iou(found, masks), atol=1e-3)
 
 

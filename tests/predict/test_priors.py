@@ -22,6 +22,7 @@ from edgesam_jax.data.scenes.textures import photos
 from edgesam_jax.data.schema import OBJECT, PART
 from edgesam_jax.eval import __main__ as eval_command
 from edgesam_jax.eval.heldout import evaluate
+from edgesam_jax.eval.scoring.protocol import Settings
 from edgesam_jax.models.anchors import anchors_of, make_anchors, propose
 from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.sam import MODELS
@@ -161,7 +162,7 @@ def test_the_evaluation_uses_the_predictors_priors(model):
     source = open_source(DataConfig(limit=3), CONFIG.image_size, "heldout")
     scenes = [source.load(i) for i in range(3)]
     scores = {
-        rule: evaluate(CONFIG, model.variables, scenes, prompt="point", refine=1, priors=rule)
+        rule: evaluate(model, scenes, Settings("point", refine=1, priors=rule))
         for rule in ("off", "nearest", "published")
     }
     from edgesam_jax.eval.metrics import mask_iou

@@ -1,1 +1,1 @@
-"""What a model costs: parameters, operations, photos per second."""
+"""The cost of models: parameters, operations, speed and memory."""

@@ -1,10 +1,10 @@
-"""Time one model in a process of its own: ``python -m edgesam_jax.eval.efficiency.measure REQUEST``.
+"""Time one model in a separate process: ``python -m edgesam_jax.eval.efficiency.measure REQUEST``.
 
-``efficiency.py`` starts it once for each model, because a process's peak of memory never falls, and because a model
-that does not fit must not end the others.  ``REQUEST`` is JSON: ``{"config", "batches", "prompts", "rounds", "gmac",
-"limit"}``, ``gmac`` being the encoder's work for one photo and ``limit`` what a call may have on a CPU (0: anything).
-The answer is a line of JSON on standard output for the device, then one for each measurement as soon as it is known, so
-that what was measured before a crash is not lost.
+``command.py`` starts this module once per model, because a process's peak memory never decreases, and because a model
+that runs out of memory must not stop the others.  ``REQUEST`` is JSON: ``{"config", "batches", "prompts", "rounds",
+"gmac", "limit"}``, where ``gmac`` is the encoder's work for one photo and ``limit`` the maximum work of a call on a CPU
+(0: no limit).  The output is a line of JSON on standard output for the device, then one for each measurement as soon as
+it is complete, so that a crash doesn't lose earlier measurements.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ STATUS, PROCESSORS = Path("/proc/self/status"), Path("/proc/cpuinfo")
 
 
 def peak_memory(device: Any) -> int:
-    """Bytes in use at most so far: on the device where it counts them, else resident in this process.
+    """Peak memory so far in bytes: of the device if it reports one, else resident memory of this process.
 
-    On Linux the latter is ``VmHWM``: ``ru_maxrss``, which ``meter.peak_memory`` reads, starts at the peak of the
-    process that started this one.
+    On Linux the latter is ``VmHWM``, because ``ru_maxrss``, which ``accelerators.peak_memory`` reads, starts at the
+    peak of the parent process.
     """
     if not (device.memory_stats() or {}).get("peak_bytes_in_use") and STATUS.is_file():
         for line in STATUS.read_text().splitlines():
@@ -43,26 +43,26 @@ def peak_memory(device: Any) -> int:
 
 
 def describe(device: Any) -> dict[str, Any]:
-    """The device's ``platform``, ``name``, ``cores`` of the processor that this process may use, and ``jax``."""
+    """The device's ``platform`` and ``name``, the CPU ``cores`` available to this process, and JAX's version."""
     name = device.device_kind
     if device.platform == "cpu":
         lines = PROCESSORS.read_text().splitlines() if PROCESSORS.is_file() else []
-        found = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-        name = next(found, platform.processor() or platform.machine())
+        names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        name = next(names, platform.processor() or platform.machine())
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return {"platform": device.platform, "name": name, "cores": cores, "jax": jax.__version__}
 
 
 def measure(config: SamConfig, variables: Any, part: str, size: int, rounds: int) -> dict[str, Any]:
-    """Compile a part, run it once to warm up, then ``rounds`` times; its inputs are on the device already.
+    """Compile a part, run it once to warm up, then time ``rounds`` calls with inputs on the device.
 
     Args:
-      part: "encoder" of ``size`` photos, uint8 in the model's frame; or "decoder" of ``size`` boxes on one photo.
+      part: "encoder" for ``size`` photos, uint8 in the model's frame; or "decoder" for ``size`` boxes on one photo.
 
     Returns:
-      ``seconds`` median of a call, ``rounds`` all of them, ``per_second`` photos or prompts, ``compile_seconds`` with
-      tracing.
+      ``seconds``, the median of the calls; ``rounds``, the seconds of each call; ``per_second``, photos or prompts per
+      second; ``compile_seconds``, including tracing.
     """
     rng, side = np.random.default_rng(0), config.image_size
     run: Any
@@ -90,9 +90,9 @@ def measure(config: SamConfig, variables: Any, part: str, size: int, rounds: int
 
 
 def plan(request: dict[str, Any], on_cpu: bool) -> list[tuple[str, int, str]]:
-    """What to measure in this order: (part, size, why it is skipped or "").
+    """The measurements in order: (part, size, reason to skip it or "").
 
-    The decoder comes first and sizes grow, since a peak of memory hides every smaller one after it.
+    The decoder comes first and sizes increase, because a peak of memory hides all smaller peaks after it.
     """
     limit = request["limit"] if on_cpu and request["limit"] else float("inf")
     small = min(request["batches"]) * request["gmac"]
@@ -102,30 +102,30 @@ def plan(request: dict[str, Any], on_cpu: bool) -> list[tuple[str, int, str]]:
 
 
 def main() -> None:
-    """Answer the request of the command line."""
+    """Run the measurements of the request on the command line."""
     request = json.loads(sys.argv[1])
     config = from_json(SamConfig, json.dumps(request["config"]))
-    jax.config.update("jax_enable_compilation_cache", False)  # seconds of compilation, not of reading a cache
+    jax.config.update("jax_enable_compilation_cache", False)  # time compilation, not reading a cache
     device = jax.devices()[0]
-    say(device=describe(device))
+    send(device=describe(device))
     variables = None
     for part, size, skipped in plan(request, device.platform == "cpu"):
-        found: dict[str, Any] = {"part": part, "size": size}
+        result: dict[str, Any] = {"part": part, "size": size}
         try:
             if skipped:
-                found["skipped"] = skipped
+                result["skipped"] = skipped
             else:
                 if variables is None:
                     variables = predict_compiled.for_inference(config, init_variables(config))
-                found |= measure(config, variables, part, size, request["rounds"])
-                found["peak_memory_bytes"] = peak_memory(device)
-        except Exception as error:  # XLA's are many; the next measurement may fit
-            found["failed"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
-        say(**found)
+                result |= measure(config, variables, part, size, request["rounds"])
+                result["peak_memory_bytes"] = peak_memory(device)
+        except Exception as error:  # XLA raises many types; the next measurement may succeed
+            result["failed"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+        send(**result)
 
 
-def say(**message: Any) -> None:
-    """One line for the process that waits."""
+def send(**message: Any) -> None:
+    """Print one line of JSON for the parent process."""
     print(json.dumps(message), flush=True)
 
 

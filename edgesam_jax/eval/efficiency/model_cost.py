@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of a model from its shapes: no weights, nothing compiled, nothing computed."""
+"""Count parameters and multiply-accumulates of a model from its shapes, without weights and without compiling."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from edgesam_jax.planning import jaxpr_cost
 
 
 def counts(config: SamConfig) -> dict[str, dict[str, Any]]:
-    """Count a model for one photo of ``config.image_size`` and one box on it.
+    """Count a model's parameters, and its multiply-accumulates for one photo and one box on it.
 
     Returns:
-      ``parameters``: ``encoder``, ``decoder`` (with the prompt encoder), ``all``, and ``inference``: all after folding.
-      ``gmac``, in G multiply-accumulates: ``encoder`` and ``decoder`` as inference runs them on an accelerator and
-      ``both``; ``unfolded``: the encoder before folding; ``activations``: products of two activations in a ViT
-      (``layer_cost.vit_activation_products``; absent for others).  ``layers``: ``encoder`` and ``decoder`` layer by
-      layer as published, ``norms`` with two operations for each element that a norm scales, and ``both``, the sum of
-      the three (absent where layers don't tell the whole of the encoder).
+      ``parameters``: ``encoder``, ``decoder`` (including the prompt encoder), ``all``, and ``inference``, which is all
+      after folding.  ``gmac``, in 10^9 multiply-accumulates: ``encoder`` and ``decoder`` as inference runs them on an
+      accelerator, and ``both``; ``unfolded``, the encoder before folding; ``activations``, products of two activations
+      in a ViT (``layer_cost.vit_activation_products``; absent for other encoders); and ``layers``: ``encoder`` and
+      ``decoder`` layer by layer as published, ``norms`` with two operations for each element that a norm scales, and
+      ``both``, the sum of the three (absent if a count of layers would miss part of the encoder).
     """
     has_norms = folds(config)
     variables = abstract_variables(config)
@@ -37,13 +37,15 @@ def counts(config: SamConfig) -> dict[str, dict[str, Any]]:
     gmac: dict[str, Any] = {"encoder": encoder, "decoder": decoder, "both": encoder + decoder, "unfolded": unfolded}
     if products := layer_cost.vit_activation_products(config):
         gmac["activations"] = {name: value / 1e9 for name, value in products.items()}
-    ours, theirs = layer_cost.encoder_layers(config, variables), layer_cost.decoder_layers(config)
-    if ours is not None:
-        norms = 2 * (ours.normed + theirs.normed) / 1e9
-        parts = {"encoder": ours.products / 1e9, "decoder": theirs.products / 1e9, "norms": norms}
+    encoder_layers, decoder_layers = layer_cost.encoder_layers(config, variables), layer_cost.decoder_layers(config)
+    if encoder_layers is not None:
+        norms = 2 * (encoder_layers.normed + decoder_layers.normed) / 1e9
+        parts = {"encoder": encoder_layers.products / 1e9, "decoder": decoder_layers.products / 1e9, "norms": norms}
         gmac["layers"] = parts | {"both": sum(parts.values())}
-    own, everything = _size(variables["params"]["image_encoder"]), _size(variables["params"])
-    parameters = {"encoder": own, "decoder": everything - own, "all": everything, "inference": _size(folded["params"])}
+    total, in_encoder = _size(variables["params"]), _size(variables["params"]["image_encoder"])
+    parameters = {
+        "encoder": in_encoder, "decoder": total - in_encoder, "all": total, "inference": _size(folded["params"]),
+    }  # fmt: skip
     return {"parameters": parameters, "gmac": gmac}
 
 
@@ -69,7 +71,7 @@ def _decoder(config: SamConfig, variables: Any) -> float:
 
 
 def _gmac(f: Callable[..., Any], *args: Any) -> float:
-    # An accelerator's form: what a CPU does in place of a depthwise convolution is the same work without a product.
+    # As on an accelerator: a CPU computes depthwise convolutions without products, which would not be counted.
     with ops.traced_for("gpu"):
         return jaxpr_cost.work(jax.make_jaxpr(f)(*args)).products / 2e9
 

@@ -1,47 +1,52 @@
-"""The tables of ``eval efficiency``, the paper's figures beside them, and why counts of work differ."""
+"""The tables of ``eval efficiency``, with the paper's figures and an explanation of the differences."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgesam_jax.eval.report.published_numbers import COSTS
 from edgesam_jax.reporting.tables import table as columns
 
 PUBLISHED_SIZE = 1024
-# Table 1 of the paper: parameters in M, G multiply-accumulates of encoder and decoder, photos/s of the encoder.
-PUBLISHED: tuple[dict[str, Any], ...] = (
-    {"system": "SAM-H", "model": "sam_vit_h", "parameters": 641.1, "gmac": 2734.8, "fps": {}},
-    {"system": "MobileSAM", "model": "mobile_sam", "parameters": 9.8, "gmac": 38.2,
-     "fps": {"2080 Ti": 103.5, "iPhone 14": 4.9}},
-    {"system": "EdgeSAM", "model": "edge_sam", "parameters": 9.6, "gmac": 22.1,
-     "fps": {"2080 Ti": 164.3, "iPhone 14": 38.7}},
+# The name in these tables and the registered model of systems in the paper's Table 1.
+SYSTEMS = {"SAM": ("SAM-H", "sam_vit_h"), "MobileSAM": ("MobileSAM", "mobile_sam"), "EdgeSAM": ("EdgeSAM", "edge_sam")}
+# Table 1: millions of parameters, 10^9 multiply-accumulates of encoder and decoder, photos/s of the encoder.
+PUBLISHED: tuple[dict[str, Any], ...] = tuple(
+    {
+        "system": SYSTEMS[cost.model][0], "model": SYSTEMS[cost.model][1], "parameters": cost.parameters,
+        "gmac": cost.macs,
+        "fps": {"2080 Ti": cost.fps_2080ti, "iPhone 14": cost.fps_iphone14} if cost.fps_2080ti else {},
+    }
+    for cost in COSTS
+    if cost.model in SYSTEMS
 )  # fmt: skip
-MOBILE_SAM_BY_RULE = 38.23  # worked out by hand from its layers
+MOBILE_SAM_BY_RULE = 38.23  # calculated by hand from its layers
 NONE = "-"
 
 
-def beside_published(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The paper's rows, each with ``ours``: ``parameters`` (M), ``gmac``, ``gmac_by_rule`` and ``fps``.
+def compare_with_published(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The paper's rows, each with ``ours``: ``parameters`` (M), ``gmac``, ``gmac_by_rule`` and ``fps`` (batch size 1).
 
-    A value is None where it is not known, or the photo's size is not the paper's 1024; ``fps`` is that of batch 1.
+    A value is None if it is unknown; all except ``parameters`` are None if the image size is not the paper's 1024.
     """
-    found = []
+    compared = []
     for row in PUBLISHED:
-        mine: Mapping[str, Any] = next((r for r in rows if r["model"] == row["model"] and "gmac" in r), {})
+        measured: Mapping[str, Any] = next((r for r in rows if r["model"] == row["model"] and "gmac" in r), {})
         ours: dict[str, Any] = dict.fromkeys(("parameters", "gmac", "gmac_by_rule", "fps"))
-        if mine:
-            ours["parameters"] = mine["parameters"]["all"] / 1e6
-        if mine and mine["image_size"] == PUBLISHED_SIZE:
-            ours["gmac"] = mine["gmac"]["both"]
-            ours["gmac_by_rule"] = mine["gmac"].get("layers", {}).get("both")
-            speeds = [t for t in mine.get("timing", []) if (t["part"], t["size"]) == ("encoder", 1)]
+        if measured:
+            ours["parameters"] = measured["parameters"]["all"] / 1e6
+        if measured and measured["image_size"] == PUBLISHED_SIZE:
+            ours["gmac"] = measured["gmac"]["both"]
+            ours["gmac_by_rule"] = measured["gmac"].get("layers", {}).get("both")
+            speeds = [t for t in measured.get("timing", []) if (t["part"], t["size"]) == ("encoder", 1)]
             ours["fps"] = speeds[0].get("per_second") if speeds else None
-        found.append({**row, "ours": ours})
-    return found
+        compared.append({**row, "ours": ours})
+    return compared
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """All tables of ``efficiency.run``'s report as text, with what one must know to read them."""
+    """All tables of the report of ``command.run`` as text, with explanations."""
     blocks = [_counted(report["models"])]
     if any("timing" in row for row in report["models"]):
         blocks.append(_measured(report))
@@ -62,8 +67,9 @@ def _counted(rows: Sequence[Mapping[str, Any]]) -> str:
             line += [_g(g["encoder"]), _g(g["decoder"]), _g(g["both"]), _g(g.get("layers", {}).get("both"))]
         lines.append([*line, *[NONE] * (len(header) - 1 - len(line)), _failed(row)])
     return columns(header, lines) + (
-        "\nParameters of the image encoder, of prompt encoder and mask decoder, of all, and of all at inference, where"
-        "\nbatch norms and branches are folded. G: multiply-accumulates of one photo and of one box on it, from shapes."
+        "\nParameters: encoder, the image encoder; decoder, the prompt encoder and mask decoder; all, their sum;"
+        "\nfolded, all at inference, with batch norms and branches folded."
+        "\nG: 10^9 multiply-accumulates for one photo and one box, counted from shapes."
     )
 
 
@@ -72,7 +78,7 @@ def _failed(row: Mapping[str, Any]) -> str:
 
 
 def _measured(report: Mapping[str, Any]) -> str:
-    header = ("model", "part", "at once", "ms", "per second", "compile s", "peak GB", "")
+    header = ("model", "part", "batch", "ms", "per second", "compile s", "peak GB", "")
     lines, skipped = [], False
     for row in report["models"]:
         for t in row.get("timing", ()):
@@ -88,23 +94,25 @@ def _measured(report: Mapping[str, Any]) -> str:
     on_cpu = device.get("platform") == "cpu"
     cores = f", {device['cores']} cores" if on_cpu else ""
     name = f"{device['name']}{cores}, jax {device['jax']}" if device else "an unknown device"
-    peak = "Peak: bytes in use on the device, in a process of its own for each model."
+    peak = "Peak: bytes in use on the device, in a separate process for each model."
     if on_cpu:
-        peak = "Peak: resident memory of a process of its own for each model, with Python, JAX and compilation in it."
+        peak = "Peak: resident memory of a separate process for each model, including Python, JAX and compilation."
     text = [
         f"On one device: {name}.",
-        f"Compiled and warm, inputs on the device, the median of {report['rounds']} calls. Weights are random: speed",
-        "does not depend on them. Encoder: photos/s from uint8 in the model's frame. Decoder: prompts/s of boxes on",
-        "one photo whose embedding is there, four masks each. Compilation with tracing, without a cache.",
+        f"Median of {report['rounds']} calls after compilation and warm-up, with inputs on the device.",
+        "Weights are random, because speed doesn't depend on them.",
+        "Encoder: photos/s from uint8 images in the model's frame.",
+        "Decoder: prompts/s for a batch of boxes on one photo with a precomputed embedding, four masks each.",
+        "Compilation includes tracing and doesn't use a cache.",
         peak,
-        "A peak never falls: the decoder comes first and sizes grow, so that each row shows the most up to there.",
+        "A peak never decreases: the decoder runs first and sizes increase, so each row shows the maximum so far.",
     ]
     if skipped:
         limit = f"{report['timing_limit_gmac']:g}"
         text.append(
             f"Skipped: on a CPU, encoder calls of more than {limit} GMAC, and models whose smallest call has more."
         )
-        text.append("--timing-limit 0 times them all.")
+        text.append("Pass --timing-limit 0 to time them all.")
     return columns(header, lines) + "\n" + "\n".join(text)
 
 
@@ -124,7 +132,7 @@ def _published(rows: Sequence[Mapping[str, Any]]) -> str:
         line += [_g(card, 1), _g(fps.get("iPhone 14"), 1), _g(here)]
         lines.append([*line, f"{here / card:.1%}" if card and here else NONE])
     return columns(header, lines) + (
-        "\nM: parameters. /s: photos through the encoder, one at a time, on each device; ratio: here to the 2080 Ti."
+        "\nM: millions of parameters. /s: photos per second of the encoder at batch size 1; ratio: here to the 2080 Ti."
     )
 
 
@@ -140,12 +148,12 @@ def _difference(ours: float | None, published: float) -> str:
 
 def _explanation(report: Mapping[str, Any]) -> str:
     text = [
-        "Counted: the matrix products and convolutions that our program does on an accelerator, products of two",
-        "activations (attention) among them; taps on padding, norms and activation functions are not.",
-        "By rule: how the paper counted is inferred from its figures. All three come out to 0.06 if every convolution",
-        "and linear layer of the published code counts, with padding, and two operations for each element that a batch",
-        "or layer norm scales, but no product of two activations. By hand the rule gives"
-        f" {MOBILE_SAM_BY_RULE} for MobileSAM's 38.2.",
+        "Counted: the matrix products and convolutions of our program on an accelerator, including products of two",
+        "activations (attention), but not taps on padding, norms and activation functions.",
+        "By rule: a rule inferred from the paper's figures, which reproduces all three to within 0.06. It counts every",
+        "convolution and linear layer of the published code, with padding, and two operations for each element that a",
+        "batch or layer norm scales, but no product of two activations. For MobileSAM, calculated by hand, it gives",
+        f"{MOBILE_SAM_BY_RULE} for the paper's 38.2.",
     ]
     rows = {row["model"]: row for row in report["models"]}
     for published in report["published"]:
@@ -155,20 +163,20 @@ def _explanation(report: Mapping[str, Any]) -> str:
 
 
 def _terms(published: Mapping[str, Any], gmac: Mapping[str, Any]) -> list[str]:
-    """The difference between our count and the published one, in terms that add up to it."""
+    """The difference between our count and the published one, as terms that add up to it."""
     layers, activations = gmac["layers"], gmac.get("activations", {})
     rest = gmac["unfolded"] - layers["encoder"] - sum(activations.values())
-    ours, theirs = _g(gmac["decoder"]), _g(layers["decoder"])
+    counted, by_rule = _g(gmac["decoder"]), _g(layers["decoder"])
     terms = {
-        "attention over the whole grid, not in the rule": activations.get("global", 0.0),
+        "attention over the entire grid, not in the rule": activations.get("global", 0.0),
         "attention in windows, not in the rule": activations.get("windowed", 0.0),
         "relative positions, not in the rule": activations.get("positions", 0.0),
         "norms, in the rule but not counted here": -layers["norms"],
-        f"decoder, {ours} for {theirs}: projects a prompt's few tokens, where SAM's code projects the whole image, but"
-        f"\n{'':13s}with the products of attention and masks": gmac["decoder"] - layers["decoder"],
+        f"decoder, {counted} instead of {by_rule}: projects a prompt's few tokens where SAM's code projects the image,"
+        f"\n{'':13s}but includes the products of attention and masks": gmac["decoder"] - layers["decoder"],
         "branches folded into one": gmac["encoder"] - gmac["unfolded"],
-        "rest of the encoder: taps on padding left out, up-sampling counted as products": rest,
-        "not explained; the published figure is rounded to 0.1": layers["both"] - published["gmac"],
+        "rest of the encoder: taps on padding not counted, up-sampling counted as products": rest,
+        "unexplained; the published figure is rounded to 0.1": layers["both"] - published["gmac"],
     }
     head = f"{published['system']}: {_g(gmac['both'])} counted - {published['gmac']:,.1f} published"
     lines = [f"{head} = {gmac['both'] - published['gmac']:+,.2f}"]

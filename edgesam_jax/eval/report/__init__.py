@@ -1,1 +1,1 @@
-"""What people read of an evaluation: tables, plots and sheets of cases."""
+"""Reports of an evaluation for people: aggregates, tables, plots and contact sheets."""

@@ -1,7 +1,7 @@
-"""The numbers that the EdgeSAM paper reports, as data, and which of them a report can be set beside.
+"""The numbers reported in the EdgeSAM paper, as data, and their match with an evaluation report.
 
-Source: Zhou, Li, Loy, Dai, "EdgeSAM: Prompt-In-the-Loop Distillation", arXiv 2312.06660; Tables 1 to 4, as gathered in
-the facts, section 7.  mIoU and AP in percent.
+Source: Zhou, Li, Loy, Dai, "EdgeSAM: Prompt-In-the-Loop Distillation", arXiv 2312.06660, Tables 1 to 4.  mIoU and AP
+are in percent.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Overlap:
-    """mIoU in percent with ground-truth prompts: initial, +1 point, +2 points, where reported (Tables 2 and 3)."""
+    """mIoU in percent with ground-truth prompts (Tables 2 and 3): first prompt, then +1 and +2 points if reported."""
 
     model: str
     dataset: str
@@ -22,7 +22,7 @@ class Overlap:
 
     @property
     def source(self) -> str:
-        """The table of the paper."""
+        """The paper's table."""
         return "Table 2" if self.prompt == "box" else "Table 3"
 
 
@@ -30,8 +30,8 @@ class Overlap:
 class Precision:
     """Mask AP in percent on COCO val 2017 with a detector's boxes (Table 4).
 
-    ``sizes``: AP of small, medium and large objects, where reported.  ``boundary``: the column "BIoU", taken to be AP
-    with boundary IoU.
+    ``sizes`` is the AP of small, medium and large objects, where reported; ``boundary`` the column "BIoU", assumed to
+    be AP based on boundary IoU.
     """
 
     model: str
@@ -42,6 +42,17 @@ class Precision:
     dataset: str = "coco"
     prompt: str = "detections"
     source: str = "Table 4"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Size and speed at 1024x1024 (Table 1): millions of parameters, 10^9 multiply-accumulates, photos per second."""
+
+    model: str
+    parameters: float | None = None
+    macs: float | None = None
+    fps_2080ti: float | None = None
+    fps_iphone14: float | None = None
 
 
 def _overlaps(dataset: str, prompt: str, **models: tuple[float, ...]) -> list[Overlap]:
@@ -109,53 +120,62 @@ PRECISIONS: tuple[Precision, ...] = (
     Precision("MobileSAM", "Detic", 33.1, boundary=20.2),
     Precision("EdgeSAM", "Detic", 35.2, boundary=22.5),
 )
-BOX_AP = {"ViTDet-H": 58.7, "Detic": 47.4}  # of the detectors themselves, on COCO val 2017
+BOX_AP = {"ViTDet-H": 58.7, "Detic": 47.4}  # box AP of the detectors on COCO val 2017
 
-# Photos of the sets that the paper scores on.
+COSTS: tuple[Cost, ...] = (
+    Cost("SAM", parameters=641.1, macs=2734.8),  # with the ViT-H encoder
+    Cost("MobileSAM", parameters=9.8, macs=38.2, fps_2080ti=103.5, fps_iphone14=4.9),
+    Cost("EdgeSAM", parameters=9.6, macs=22.1, fps_2080ti=164.3, fps_iphone14=38.7),
+    Cost("EdgeSAM-RPN", fps_2080ti=123.9, fps_iphone14=34.1),
+)
+
+# Number of photos in the data sets of the paper, and their names.
 PHOTOS = {"coco": 5000, "lvis": 19809, "sa1b": 1000}
 SETS = {"coco": "COCO val 2017", "lvis": "LVIS v1 val", "sa1b": "SA-1K"}
 
 
-def rows_beside(report: Mapping[str, Any]) -> list[Overlap | Precision]:
-    """The paper's rows for a report's dataset and prompt, in the paper's order; empty where it has none."""
+def matching_rows(report: Mapping[str, Any]) -> list[Overlap | Precision]:
+    """The paper's rows for a report's data set and prompt, in the paper's order."""
     rows: list[Overlap | Precision] = [*OVERLAPS, *PRECISIONS]
     return [row for row in rows if (row.dataset, row.prompt) == (report.get("dataset"), report.get("prompt"))]
 
 
 def warnings(report: Mapping[str, Any]) -> list[str]:
-    """What keeps a report's numbers from being compared with the paper's, one plain sentence each.
-
-    Empty for a report that has no row in the paper.
-    """
-    if not rows_beside(report):
+    """Reasons why a report's numbers may not be comparable with the paper's; empty without a matching row."""
+    if not matching_rows(report):
         return []
-    dataset, found = report["dataset"], []
+    dataset = report["dataset"]
+    notes: list[str] = []
     full, photos = PHOTOS[dataset], report.get("num_images", 0)
-    # Photos without annotations have nothing to score; a loader may leave them out and count them as skipped.
+    # Photos without annotations have nothing to score; a loader may skip and count them.
     bare = report.get("skipped", {}).get("counts", {}).get("no annotations", 0)
     if photos != full and photos + bare != full:
-        found.append(
+        notes.append(
             f"Not comparable: {photos:,} photos here, {full:,} photos of {SETS[dataset]} in the paper. "
-            "The differences below mix the model with the choice of photos."
+            "The differences below reflect the choice of photos as well as the model."
         )
     elif dataset == "sa1b":
-        found.append(
-            "Perhaps not comparable: the paper scores 64 masks drawn from each of 1,000 photos; "
-            "that these are the same photos and masks is not checked."
+        notes.append(
+            "Possibly not comparable: the paper scores 64 masks sampled from each of 1,000 photos; "
+            "whether these are the same photos and masks is not checked."
         )
     else:
-        found.append(f"The number of photos is that of {SETS[dataset]}; that they are the same photos is not checked.")
+        notes.append(f"The number of photos matches {SETS[dataset]}; whether they are the same photos is not checked.")
     if report["prompt"] == "detections":
         strengths = ", ".join(f"{value} ({name})" for name, value in BOX_AP.items())
-        found.append(f"AP depends on the detector as much as on the masks: the paper's have a box AP of {strengths}.")
+        notes.append(
+            f"AP depends on the detector as much as on the masks: the paper's detectors have a box AP of {strengths}."
+        )
     elif report.get("protocol") != "published":
-        found.append("The paper used the published procedure; part of a difference may be the protocol, not the model.")
+        notes.append(
+            "The paper used the published protocol, so part of a difference may come from the protocol, not the model."
+        )
     if report.get("num_masks", 1) != 1 or report.get("select", "first") != "first":
-        found.append("The paper takes the first mask token; here a mask was selected in another way.")
+        notes.append("The paper scores the first mask token; here the mask was selected differently.")
     if report.get("box_noise"):
-        found.append("The boxes carry noise here; the paper's do not.")
+        notes.append("Noise was added to the boxes here, but not in the paper.")
     if report.get("priors", "off") != "off":
-        found.append("Clicks have a box from proposals here; of the paper's rows only EdgeSAM-RPN's do.")
+        notes.append("Clicks have a box from proposals here; in the paper, only EdgeSAM-RPN's do.")
     if report.get("refine") and report.get("refine_point", "random") != "random":
-        found.append("The paper's refinement points are random pixels of the wrong area; here they are not.")
-    return found
+        notes.append("The paper's refinement points are random wrong pixels; here they are not.")
+    return notes

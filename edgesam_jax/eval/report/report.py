@@ -1,4 +1,4 @@
-"""Reports of ``python -m edgesam_jax.eval`` as a Markdown page: what was done, all systems in one table, the paper."""
+"""Format reports as a Markdown page: settings, all systems in one table, comparison with the paper, time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from edgesam_jax.reporting.tables import aligned_table
 
 Report = Mapping[str, Any]
 
-CATEGORIES = 80  # rows of the table by category
-ALL_ROUNDS = 6  # up to so many prompts each has a column; of more, these are shown (counted from 0), and the last
+CATEGORIES = 80  # maximum rows in the table by category
+ALL_ROUNDS = 6  # with at most this many rounds, each has a column; with more, SOME_ROUNDS (from 0) and the last
 SOME_ROUNDS = (0, 1, 2, 4, 9, 19)
 AVERAGE_PRECISIONS = ("AP", "AP50", "AP75", "APS", "APM", "APL", "APr", "APc", "APf")
 
@@ -21,19 +21,19 @@ def markdown(reports: Sequence[Report]) -> str:
     """One page for one or more systems: settings, results, the paper's numbers, categories, time.
 
     Args:
-      reports: reports as ``python -m edgesam_jax.eval`` writes them; what one lacks is left out or shown as "-".
+      reports: as written by ``python -m edgesam_jax.eval``; missing values are omitted or shown as "-".
 
     Raises:
-      ValueError: no report.
+      ValueError: ``reports`` is empty.
     """
     if not reports:
-        raise ValueError("no report to write about")
+        raise ValueError("no reports: pass at least one")
     names = names_of(reports)
     parts = [
         f"# Evaluation: {_all(reports, 'prompt')} prompts on {_all(reports, 'dataset')}",
-        f"## What was done\n\n{settings(reports, names)}",
+        f"## Setup\n\n{settings(reports, names)}",
         f"## Results\n\n{_results(reports, names)}",
-        *([f"## Beside the paper\n\n{text}"] if (text := _beside(reports, names)) else []),
+        *([f"## Comparison with the paper\n\n{text}"] if (text := _paper(reports, names)) else []),
         *([f"## By category\n\n{text}"] if (text := _categories(reports, names)) else []),
         *([f"## Time\n\n{text}"] if (text := _time(reports, names)) else []),
     ]
@@ -41,22 +41,22 @@ def markdown(reports: Sequence[Report]) -> str:
 
 
 def terminal(reports: Sequence[Report]) -> str:
-    """The results in a few lines: one table of all systems, and what it stands on."""
+    """The results in a few lines: one table of all systems, and the number of instances, photos and seconds."""
     names = names_of(reports)
     lines = [_results(reports, names).split("\n\n")[0]]
     for report, name in zip(reports, names, strict=True):
         counted = [(report.get("num_instances"), "instances"), (report.get("num_detections"), "detections")]
-        scored = ", ".join(f"{count} {what}" for count, what in counted if count is not None)
-        left = sum(report.get("skipped", {}).get("counts", {}).values())
+        scored = ", ".join(f"{count} {noun}" for count, noun in counted if count is not None)
+        skipped = sum(report.get("skipped", {}).get("counts", {}).values())
         lines.append(
             f"{name}: {scored} on {report['num_images']} photos, {report['seconds']:.0f} s,"
-            f" {report['compilations']} programs compiled{f'; {left} entries left out' if left else ''}"
+            f" {report['compilations']} programs compiled{f'; {skipped} entries skipped' if skipped else ''}"
         )
     return "\n".join(lines)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A fraction in percent; "-" where it is not known."""
+    """A fraction in percent; "-" for None."""
     return "-" if value is None else f"{100 * value:.{digits}f}"
 
 
@@ -76,39 +76,39 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _results(reports: Sequence[Report], names: Sequence[str]) -> str:
-    """The one table of all systems; a column appears where at least one system has it."""
+    """One table of all systems, with every column that at least one of them has."""
     heads: list[str] = []
     cells: list[dict[str, str]] = [{} for _ in reports]
     for group in (_overlaps, _boundary, _sizes, _clicks, _precisions):
-        found = [group(report) for report in reports]
-        for own, new in zip(cells, found, strict=True):
-            own.update(new)
-        heads += sorted(dict.fromkeys(head for new in found for head in new), key=_round_of)
-    rows = [[name, *(own.get(head, "-") for head in heads)] for name, own in zip(names, cells, strict=True)]
+        columns = [group(report) for report in reports]
+        for row, new in zip(cells, columns, strict=True):
+            row.update(new)
+        heads += sorted(dict.fromkeys(head for new in columns for head in new), key=_round_of)
+    rows = [[name, *(row.get(head, "-") for head in heads)] for name, row in zip(names, cells, strict=True)]
     table = _table(["system", *heads], rows)
     notes = []
     if any(report.get("miou") for report in reports):
-        notes.append("mIoU in percent, the mean over all instances; +1, +2 ...: after so many refinement points")
+        notes.append("mIoU in percent, averaged over all instances; +N: after N refinement points")
     if any(head.startswith("B ") for head in heads):
-        notes.append("B: with boundary IoU")
+        notes.append("B: based on boundary IoU")
     if "by photo" in heads:
         notes.append(
-            "small, medium, large: mIoU by COCO's sizes (limits 32² and 96² pixels) after the last prompt; "
-            "by photo: the mean over photos of each photo's mean, after the last prompt"
+            "small, medium, large: mIoU by COCO object size (limits at 32² and 96² pixels) after the last prompt; "
+            "by photo: mean of the photos' mean IoUs after the last prompt"
         )
     if any(head.startswith("NoC") for head in heads):
         most = _all([report["noc"] for report in reports if report.get("noc")], "max_clicks")
         notes.append(
-            f"NoC80: mean number of prompts until the IoU is 80 %, the first included, {most} where it never is; "
-            "in brackets the share of instances where it never is"
+            f"NoC80: mean number of prompts, including the first, to reach an IoU of 80 %; instances that never reach "
+            f"it count as {most}, and their percentage is in brackets"
         )
     if any("AP" in head for head in heads):
-        notes.append("AP in percent, official definition")
+        notes.append("AP in percent, by the official definition")
     return f"{table}\n\n{'. '.join(notes)}." if notes else table
 
 
 def _round_of(head: str) -> int:
-    """2 of "+2" and "B +2", 0 of any other: systems with other prompts or rounds share columns in order."""
+    """2 for "+2" and "B +2", 0 for other headings: orders the columns of systems with different prompts or rounds."""
     return int(head.rpartition("+")[2]) if "+" in head else 0
 
 
@@ -129,17 +129,17 @@ def _boundary(report: Report) -> dict[str, str]:
 
 def _sizes(report: Report) -> dict[str, str]:
     groups = report.get("miou_by_size") or {}
-    found = {size: percent(groups[size]["miou"][-1]) for size in ("small", "medium", "large") if size in groups}
-    return found | ({"by photo": percent(report["miou_over_photos"][-1])} if report.get("miou_over_photos") else {})
+    cells = {size: percent(groups[size]["miou"][-1]) for size in ("small", "medium", "large") if size in groups}
+    return cells | ({"by photo": percent(report["miou_over_photos"][-1])} if report.get("miou_over_photos") else {})
 
 
 def _clicks(report: Report) -> dict[str, str]:
-    found, noc = {}, report.get("noc") or {}
+    cells, noc = {}, report.get("noc") or {}
     for threshold in (key for key in noc if key not in ("max_clicks", "failed")):
-        share = noc.get("failed", {}).get(threshold)
-        never = "" if share is None else f" ({percent(share, 0)} %)"
-        found[f"NoC{threshold}"] = "-" if noc[threshold] is None else f"{noc[threshold]:.2f}{never}"
-    return found
+        failed = noc.get("failed", {}).get(threshold)
+        suffix = "" if failed is None else f" ({percent(failed, 0)} %)"
+        cells[f"NoC{threshold}"] = "-" if noc[threshold] is None else f"{noc[threshold]:.2f}{suffix}"
+    return cells
 
 
 def _precisions(report: Report) -> dict[str, str]:
@@ -150,41 +150,42 @@ def _precisions(report: Report) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------ the paper
 
 
-def _beside(reports: Sequence[Report], names: Sequence[str]) -> str:
-    """The paper's rows, and for each system ours minus the paper's in percentage points; one table a kind of data."""
+def _paper(reports: Sequence[Report], names: Sequence[str]) -> str:
+    """The paper's rows with each system's difference in percentage points; one table per data set and prompt."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i, report in enumerate(reports):
-        groups.setdefault((*published_numbers.rows_beside(report), *published_numbers.warnings(report)), []).append(i)
+        groups.setdefault((*published_numbers.matching_rows(report), *published_numbers.warnings(report)), []).append(i)
     parts = []
-    for chosen in groups.values():
-        rows = published_numbers.rows_beside(reports[chosen[0]])
-        ours = [_as_paper(reports[i]) for i in chosen]
-        heads = list(dict.fromkeys(h for row in rows for h in _published(row) if any(h in own for own in ours)))
+    for members in groups.values():
+        rows = published_numbers.matching_rows(reports[members[0]])
+        ours = [_in_paper_units(reports[i]) for i in members]
+        heads = list(dict.fromkeys(h for row in rows for h in _published(row) if any(h in report for report in ours)))
         if not heads:
             continue
         body = []
         for row in rows:
-            theirs = _published(row)
+            paper = _published(row)
             detector = f", {row.detector}" if isinstance(row, published_numbers.Precision) else ""
-            differences = [" / ".join(_difference(own.get(h), theirs.get(h)) for h in heads) for own in ours]
-            published = ["-" if theirs.get(h) is None else f"{theirs[h]:.1f}" for h in heads]
+            differences = [" / ".join(_difference(report.get(h), paper.get(h)) for h in heads) for report in ours]
+            published = ["-" if paper.get(h) is None else f"{paper[h]:.1f}" for h in heads]
             body.append([f"{row.model}{detector} ({row.source})", *published, *differences])
-        table = _table(["the paper", *heads, *(f"{names[i]} - paper" for i in chosen)], body)
-        notes = "\n".join(f"- {warning}" for warning in published_numbers.warnings(reports[chosen[0]]))
-        parts.append(f"{notes}\n\n{table}\n\nDifferences in percentage points, in the order {' / '.join(heads)}.")
+        table = _table(["paper", *heads, *(f"{names[i]} - paper" for i in members)], body)
+        notes = "\n".join(f"- {warning}" for warning in published_numbers.warnings(reports[members[0]]))
+        parts.append(f"{notes}\n\n{table}\n\nDifferences are in percentage points, in the order {' / '.join(heads)}.")
     return "\n\n".join(parts)
 
 
-def _as_paper(report: Report) -> dict[str, float | None]:
-    """A report's numbers in percent by the names of ``_published``."""
-    found = dict(zip(rounds_of(report), report.get("miou", ()), strict=False))
+def _in_paper_units(report: Report) -> dict[str, float | None]:
+    """A report's numbers in percent, by the column names of ``_published``."""
+    values = dict(zip(rounds_of(report), report.get("miou", ()), strict=False))
     if report.get("prompt") == "detections":
-        found = {name: (report.get("ap") or {}).get(name) for name in ("AP", "APS", "APM", "APL")}
-        found["B AP"] = (report.get("boundary_ap") or {}).get("AP")
-    return {name: None if value is None else 100 * value for name, value in found.items()}
+        values = {name: (report.get("ap") or {}).get(name) for name in ("AP", "APS", "APM", "APL")}
+        values["B AP"] = (report.get("boundary_ap") or {}).get("AP")
+    return {name: None if value is None else 100 * value for name, value in values.items()}
 
 
 def _published(row: published_numbers.Overlap | published_numbers.Precision) -> dict[str, float | None]:
+    """A row's numbers in percent, by column name."""
     if isinstance(row, published_numbers.Overlap):
         return dict(zip((row.prompt, "+1", "+2"), row.miou, strict=False))
     sizes = row.sizes or (None, None, None)
@@ -220,9 +221,9 @@ def _categories(reports: Sequence[Report], names: Sequence[str]) -> str:
             means = table.get(category, {}).get("miou")
             row += [percent(means[i]) if means else "-" for i in ((0, -1) if refined else (0,))]
         rows.append(row)
-    left = len(order) - len(rows)
-    note = "mIoU in percent, most frequent first"
-    return f"{_table(header, rows)}\n\n{note}{f'; {left:,} rarer categories are not shown' if left else ''}."
+    hidden = len(order) - len(rows)
+    note = "mIoU in percent, most frequent categories first"
+    return f"{_table(header, rows)}\n\n{note}{f'; {hidden:,} rarer categories are not shown' if hidden else ''}."
 
 
 def _time(reports: Sequence[Report], names: Sequence[str]) -> str:
@@ -231,16 +232,15 @@ def _time(reports: Sequence[Report], names: Sequence[str]) -> str:
         return ""
     rows = []
     for report, name in zip(reports, names, strict=True):
-        spent, whole = report.get("stage_seconds", {}), report.get("seconds")
+        spent, elapsed = report.get("stage_seconds", {}), report.get("seconds")
         total = sum(spent.values())
         cells = [
             f"{spent[stage]:.1f} ({100 * spent[stage] / total:.0f} %)" if stage in spent and total else "-"
             for stage in stages
         ]
-        pace = f"{report['num_instances'] / whole:.1f}" if whole and report.get("num_instances") else "-"
-        rows.append([name, *cells, "-" if whole is None else f"{whole:.1f}", pace])
-    table = _table(["system", *stages, "whole run", "instances/s"], rows)
-    note = (
-        "Seconds, in brackets the share of the stages' sum; stages may run at the same time." if stages else "Seconds."
-    )
+        rate = f"{report['num_instances'] / elapsed:.1f}" if elapsed and report.get("num_instances") else "-"
+        rows.append([name, *cells, "-" if elapsed is None else f"{elapsed:.1f}", rate])
+    table = _table(["system", *stages, "elapsed", "instances/s"], rows)
+    note = "Times in seconds; in brackets, the percentage of the sum over stages. Stages may overlap."
+    note = note if stages else "Times in seconds."
     return f"{table}\n\n{note}"

@@ -1,4 +1,4 @@
-"""What an evaluation did, in words: the settings of its report."""
+"""The settings of an evaluation, in words."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ PROMPTS = {
     "detections": "a detector's boxes",
 }
 PROTOCOLS = {
-    "exact": "exact (masks compared with the annotation at the photo's own size, every pixel)",
-    "published": "published (the procedure of the published evaluation as it stands, its rounding included)",
+    "exact": "exact (masks are compared with the annotation pixel by pixel at the photo's own resolution)",
+    "published": "published (the procedure of the published evaluation, including its rounding)",
 }
 PRIORS = {
-    "nearest": "with a box averaged from the five nearest proposals (granularity priors, the paper's rule)",
-    "published": "with the best of the five nearest proposals around it (granularity priors, the published rule)",
+    "nearest": "with a box averaged over the five nearest proposals (granularity priors, the paper's rule)",
+    "published": "with the best of the five nearest proposals as a box (granularity priors, the published rule)",
 }
 SELECTIONS = {
-    "first": "the first mask",
-    "score": "the mask that the model scores highest",
-    "stability": "the most stable mask",
-    "area": "the largest mask",
-    "oracle": "the best mask against the annotation: an upper bound, which no user can choose",
+    "first": "the first one is scored",
+    "score": "the one with the highest predicted score is scored",
+    "stability": "the most stable one is scored",
+    "area": "the largest one is scored",
+    "oracle": "the one closest to the annotation is scored (an upper bound: users can't select it)",
 }
 
 
 def names_of(reports: Sequence[Report]) -> list[str]:
-    """A name for each system, all different: what the report says, else its checkpoint's file name."""
+    """A unique name for each system: the report's ``system``, else the file name of its checkpoint."""
     names: list[str] = []
     for number, report in enumerate(reports, 1):
         name = str(report.get("system") or PurePath(str(report.get("checkpoint") or "")).name or f"system {number}")
@@ -41,17 +41,17 @@ def names_of(reports: Sequence[Report]) -> list[str]:
 
 
 def rounds_of(report: Report) -> list[str]:
-    """Names of the prompts one after another: ``box``, ``+1``, ``+2`` ..."""
+    """Names of the rounds: ``box`` (or another first prompt), ``+1``, ``+2``, ..."""
     count = max(len(report.get(key) or ()) for key in ("miou", "boundary_iou"))
     return [report.get("prompt", "first"), *(f"+{i}" for i in range(1, count))]
 
 
 def settings(reports: Sequence[Report], names: Sequence[str]) -> str:
-    """A Markdown list, one line a setting; where systems differ, what each of them had.
+    """A Markdown list with one line per setting, and each system's value where systems differ.
 
     Args:
-      reports: reports as ``python -m edgesam_jax.eval`` writes them; settings that they don't name are left out.
-      names: of the systems, as many.
+      reports: as written by ``python -m edgesam_jax.eval``; settings that they don't have are omitted.
+      names: of the systems, in the same order.
     """
     lines = []
     for label, describe in _SETTINGS.items():
@@ -61,7 +61,7 @@ def settings(reports: Sequence[Report], names: Sequence[str]) -> str:
                 lines.append(f"- {label}: {texts[0]}")
         else:
             pairs = zip(names, texts, strict=True)
-            lines.append(f"- {label}: " + "; ".join(f"{name}: {text or 'not known'}" for name, text in pairs))
+            lines.append(f"- {label}: " + "; ".join(f"{name}: {text or 'unknown'}" for name, text in pairs))
     return "\n".join(lines)
 
 
@@ -79,24 +79,24 @@ def _counted(report: Report) -> str:
 def _prompted(report: Report) -> str:
     text = PROMPTS.get(report.get("prompt", ""), str(report.get("prompt", "")))
     text += f", {PRIORS[report['priors']]}" if report.get("priors", "off") != "off" else ""
-    return text + (f", moved by noise (`--box-noise {report['box_noise']:g}`)" if report.get("box_noise") else "")
+    return text + (f", with noise added (`--box-noise {report['box_noise']:g}`)" if report.get("box_noise") else "")
 
 
 def _refined(report: Report) -> str:
     count = report.get("refine", len(report.get("miou", ())) - 1)
     if count <= 0:
         return "" if report.get("prompt") == "detections" else "none"
-    points = "1 point" if count == 1 else f"{count} points, one after another"
+    points = "1 point" if count == 1 else f"{count} points added one at a time, each"
     if report.get("refine_point", "random") == "largest":
-        return f"{points}, at the centre of the largest wrong area"
-    return f"{points}, each a random pixel of the wrong area (seed {report.get('seed', 0)})"
+        return f"{points} at the centre of the largest error region"
+    return f"{points} at a random wrong pixel (seed {report.get('seed', 0)})"
 
 
 def _selected(report: Report) -> str:
     if "num_masks" not in report and "select" not in report:
         return ""
     count, select = report.get("num_masks", 1), report.get("select", "first")
-    return "the first mask" if count == 1 else f"{count} masks, of them {SELECTIONS.get(select, select)}"
+    return "1 (the first mask token)" if count == 1 else f"{count}, of which {SELECTIONS.get(select, select)}"
 
 
 def _skipped(report: Report) -> str:

@@ -1,11 +1,11 @@
-"""From instances to the numbers of a report: means by size, category and photo, and clicks needed.
+"""Aggregate instances into the numbers of a report: means by size, category and photo, and number of clicks.
 
-An instance is a row of a report's ``instances``: ``{"image_id", "annotation_id", "category_id" (maybe), "area" in
-pixels, "iou": [initial prompt, +1 point, ...] as fractions, "boundary_iou": [...] (maybe)}``.  A value of None
-(prediction and annotation are both empty: 0/0) is left out of every mean, as in the published evaluation (facts,
-section 7).
+An instance is a row of a report's ``instances``: ``{"image_id", "annotation_id", "category_id" (optional), "area" in
+pixels, "iou": [first prompt, +1 point, ...] as fractions, "boundary_iou": [...] (optional)}``.  A value of None (both
+prediction and annotation are empty: 0/0) is skipped in every mean, as in the published evaluation
+(docs/published_code.md, "Evaluation").
 
-Sums are exactly rounded (``math.fsum``), so no result depends on the order of the instances.
+Sums are exactly rounded (``math.fsum``), so results don't depend on the order of the instances.
 """
 
 from __future__ import annotations
@@ -17,47 +17,47 @@ from typing import Any
 
 Instance = Mapping[str, Any]
 
-# COCO's three sizes by pixels of the annotation (cocodataset.org, detection evaluation); its official tool counts an
-# object of exactly 32^2 or 96^2 pixels on both sides, here it belongs to the larger size alone.
+# COCO's three sizes, by the annotation's area in pixels (cocodataset.org, detection evaluation).  The official tool
+# counts an object of exactly 32^2 or 96^2 pixels in both sizes; here it belongs to the larger size only.
 SMALL, LARGE = 32**2, 96**2
 CLICK_THRESHOLDS = (0.8, 0.85, 0.9)  # IoU to reach
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that are not None, the same for every order; None where there is no such value."""
-    known = [float(value) for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
+    """The mean of the values that are not None, independent of their order; None if there are no such values."""
+    defined = [float(value) for value in values if value is not None]
+    return math.fsum(defined) / len(defined) if defined else None
 
 
 def column_means(rows: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """The ``mean`` of every column of n rows of the same length.
+    """The ``mean`` of each column of rows of equal length.
 
     Raises:
-      ValueError: rows of different lengths.
+      ValueError: the rows have different lengths.
     """
     return [mean(column) for column in zip(*rows, strict=True)]
 
 
 def size_of(area: float) -> str:
-    """COCO's ``small``, ``medium`` or ``large`` for an object of so many pixels."""
+    """COCO's size class of an object by its area in pixels: ``small``, ``medium`` or ``large``."""
     return "small" if area < SMALL else "medium" if area < LARGE else "large"
 
 
 def summarise(instances: Sequence[Instance], categories: Mapping[int, str]) -> dict[str, Any]:
-    """The aggregates of a report, fractions in full precision.
+    """Compute the aggregates of a report, as fractions in full precision.
 
     Args:
-      instances: rows as described above; all ``iou`` of one length.
-      categories: id to name; a category that it lacks is called "category ID", and equal names count as one.
+      instances: rows as described above, with ``iou`` of equal length.
+      categories: id to name; other categories are called "category ID", and categories with equal names are merged.
 
     Returns:
-      ``miou`` and (if the instances have it) ``boundary_iou``: means over all instances, one value a round;
-      ``miou_by_size`` and ``miou_by_category``: ``{name: {"count": n, "miou": [...]}}`` for groups that have an
-      instance, the latter absent if no instance has a category; ``miou_over_photos``: the mean over photos of each
-      photo's mean.  A mean of nothing is None.
+      ``miou`` and, if the instances have it, ``boundary_iou``: means over all instances, one value per round;
+      ``miou_by_size`` and ``miou_by_category``: ``{name: {"count": n, "miou": [...]}}`` for groups with instances, the
+      latter only if an instance has a category; ``miou_over_photos``: the mean over photos of each photo's mean.  The
+      mean of no values is None.
 
     Raises:
-      ValueError: instances with different numbers of rounds.
+      ValueError: the instances have different numbers of rounds.
     """
     result: dict[str, Any] = {"miou": column_means([row["iou"] for row in instances])}
     if instances and "boundary_iou" in instances[0]:
@@ -85,23 +85,26 @@ def _group(rows: Sequence[Instance]) -> dict[str, Any]:
 
 
 def clicks(instances: Sequence[Instance], max_clicks: int) -> dict[str, Any]:
-    """The "number of clicks" of interactive segmentation: how many prompts an instance needs to reach an IoU.
+    """The "number of clicks" (NoC) of interactive segmentation: mean number of prompts needed to reach an IoU.
 
-    The initial prompt counts as the first click, also where it is a box.  An instance that never reaches the threshold
-    within ``max_clicks`` counts as ``max_clicks`` (the field's custom: Xu et al., Deep Interactive Object Selection,
-    CVPR 2016), and its share is given as ``failed``.  An instance with a None among the clicks looked at is left out:
-    its annotation is empty, so there is nothing to reach.
+    The first prompt counts as the first click even if it is a box.  An instance that doesn't reach the threshold within
+    ``max_clicks`` counts as ``max_clicks`` (as usual in the field: Xu et al., Deep Interactive Object Selection, CVPR
+    2016); the fraction of these instances is ``failed``.  An instance with None among its first ``max_clicks`` values
+    is skipped, because its annotation is empty.
+
+    Args:
+      max_clicks: prompts per instance that are considered.
 
     Returns:
-      ``{"80": mean clicks, "85": ..., "90": ..., "max_clicks": n, "failed": {"80": share, ...}}``; None where no
-      instance is left.
+      ``{"80": mean clicks, "85": ..., "90": ..., "max_clicks": n, "failed": {"80": fraction, ...}}``, with None if no
+      instances remain.
 
     Raises:
-      ValueError: ``max_clicks`` below 1, or more than the rounds that were run: what happens there is not known.
+      ValueError: ``max_clicks`` is less than 1 or more than the number of rounds.
     """
     rows = [row["iou"][:max_clicks] for row in instances]
     if max_clicks < 1 or any(len(row) < max_clicks for row in rows):
-        raise ValueError(f"max_clicks={max_clicks}: must be from 1 to the number of prompts that were given")
+        raise ValueError(f"max_clicks={max_clicks}: must be from 1 to the number of rounds")
     rows = [row for row in rows if None not in row]
     result: dict[str, Any] = {}
     failed: dict[str, float | None] = {}

@@ -1,1 +1,1 @@
-"""Photos in, overlaps out: protocols, systems under test, average precision."""
+"""Score masks: protocols, the systems under test, overlap per instance, average precision, results on disk."""

@@ -1,7 +1,7 @@
-"""Average precision of masks, by the tools whose numbers are the official ones.
+"""Average precision of masks, computed by the official tools or by tools that reproduce them.
 
-COCO's comes from pycocotools, LVIS's and boundary AP (Cheng et al., CVPR 2021) from faster-coco-eval, which equals
-LVIS's and the boundary authors' own tools.  An object's size is its mask's: ``bbox`` of results is not looked at.
+COCO AP comes from pycocotools; LVIS AP and boundary AP (Cheng et al., CVPR 2021) from faster-coco-eval, which equals
+LVIS's tool and that of the boundary authors.  An object's size is that of its mask; ``bbox`` of results is ignored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from edgesam_jax.eval.scoring.results import compressed, top_per_image
 
 Style = Literal["coco", "lvis"]
 Scores = dict[str, float | None]
-LVIS_RESULTS = 300  # that LVIS counts of a photo, over all categories
+LVIS_RESULTS = 300  # results that LVIS counts per photo, over all categories
 COCO_NAMES = ("AP", "AP50", "AP75", "APS", "APM", "APL")
 LVIS_NAMES = (*COCO_NAMES, "APr", "APc", "APf")
 FREQUENCIES = ("r", "c", "f")
@@ -40,31 +40,32 @@ def average_precision(
     """Mask AP.
 
     Args:
-      annotations: a COCO-format file, or what ``read_ground_truth`` made of it, to read it once only.
-      results: entries with a ``segmentation`` of any form, in any order, that ``check_results`` let pass.  Entries of
-        photos and categories that are not evaluated do not count.
-      style: ``coco``: the best 100 results of a photo and category count; ``lvis``: the best 300 of a photo, and only
-        where the annotations say whether the category is there.
+      annotations: a COCO-format file, or the result of ``read_ground_truth`` to avoid reading it again.
+      results: entries accepted by ``check_results``, with a ``segmentation`` of any form, in any order.  Entries for
+        photos and categories that are not evaluated are ignored.
+      style: ``coco`` counts the best 100 results per photo and category; ``lvis`` the best 300 per photo, and only
+        those of categories whose presence in the photo is annotated.
       image_ids: the photos to evaluate; None for all.
 
     Returns:
       AP (mean over IoU .50 to .95), AP50, AP75, APS, APM, APL (objects below 32x32, up to 96x96 and above, in pixels of
       the photo) and for LVIS APr, APc, APf (rare, common, frequent categories), as fractions in full precision; None
-      where there is no such instance.
+      for a group without instances.
 
     Raises:
-      UsageError: see ``read_ground_truth``; a mask that can't be decoded; or annotations without what LVIS's way needs.
+      UsageError: see ``read_ground_truth``; or annotations without the fields that ``lvis`` needs.
+      BadExample: a mask can't be decoded.
     """
-    truth, images, given = _prepare(annotations, results, style, image_ids)
+    truth, images, entries = _prepare(annotations, results, style, image_ids)
     if style == "lvis":
-        return _faster(truth, images, given, style, "segm", RATIO)
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
-        evaluation = COCOeval(_indexed(COCO(), truth, truth.annotations), _indexed(COCO(), truth, given), "segm")
+        return _faster_coco_eval(truth, images, entries, style, "segm", RATIO)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints progress
+        evaluation = COCOeval(_indexed(COCO(), truth, truth.annotations), _indexed(COCO(), truth, entries), "segm")
         evaluation.params.imgIds = images
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return _named(COCO_NAMES, evaluation.stats)
+    return _scores(COCO_NAMES, evaluation.stats)
 
 
 def boundary_average_precision(
@@ -75,12 +76,12 @@ def boundary_average_precision(
     image_ids: Sequence[int | str] | None = None,
     ratio: float = RATIO,
 ) -> Scores:
-    """Boundary AP: as ``average_precision``, with the lesser of mask IoU and boundary IoU for a match.
+    """Boundary AP: like ``average_precision``, but matching by the minimum of mask IoU and boundary IoU.
 
-    Crowd regions keep the mask IoU.  ``ratio`` is the width of a boundary as a share of the photo's diagonal.
+    Crowd regions are matched by mask IoU.  ``ratio`` is the boundary width as a fraction of the photo's diagonal.
     """
-    truth, images, given = _prepare(annotations, results, style, image_ids)
-    return _faster(truth, images, given, style, "boundary", ratio)
+    truth, images, entries = _prepare(annotations, results, style, image_ids)
+    return _faster_coco_eval(truth, images, entries, style, "boundary", ratio)
 
 
 def _prepare(
@@ -89,7 +90,7 @@ def _prepare(
     style: Style,
     image_ids: Sequence[int | str] | None,
 ) -> tuple[GroundTruth, list[int], list[dict[str, Any]]]:
-    """The annotations, the photos to evaluate, and their results as the tools take them, numbered from 1."""
+    """The annotations, the ids of the photos to evaluate, and their results in the tools' format, numbered from 1."""
     truth = annotations if isinstance(annotations, GroundTruth) else read_ground_truth(annotations, image_ids)
     truth.require(image_ids or ())
     if style == "lvis":
@@ -97,52 +98,56 @@ def _prepare(
         results = top_per_image(results, LVIS_RESULTS)
     sizes = {image["id"]: (image["height"], image["width"]) for image in truth.images}
     images = list(sizes) if image_ids is None else [int(i) for i in image_ids]
-    wanted, categories = set(images), {category["id"] for category in truth.categories}
-    told = _told_by_lvis(truth) if style == "lvis" else None
-    given: list[dict[str, Any]] = []
+    evaluated, categories = set(images), {category["id"] for category in truth.categories}
+    annotated = _lvis_pairs(truth) if style == "lvis" else None
+    entries: list[dict[str, Any]] = []
     for entry in results:
         image, category = entry["image_id"], entry["category_id"]
-        if image not in wanted or category not in categories or (told is not None and (image, category) not in told):
+        if image not in evaluated or category not in categories:
+            continue
+        if annotated is not None and (image, category) not in annotated:
             continue
         code = compressed(entry["segmentation"], *sizes[image], f"results of image {image}")
         plain = {"image_id": int(image), "category_id": int(category), "score": float(entry["score"])}
-        given.append(
-            {**plain, "id": len(given) + 1, "iscrowd": 0, "segmentation": code, "area": float(coco_mask.area(code))}
+        entries.append(
+            {**plain, "id": len(entries) + 1, "iscrowd": 0, "segmentation": code, "area": float(coco_mask.area(code))}
         )
-    return truth, images, given
+    return truth, images, entries
 
 
 def _require_lvis(truth: GroundTruth) -> None:
-    """Refuse annotations that do not say what LVIS's evaluation has to know."""
-    mend = "give LVIS's annotations, or evaluate these as COCO's"
+    """Refuse annotations without the fields that LVIS's evaluation needs."""
+    remedy = "pass LVIS annotations or use --dataset coco"
     for category in truth.categories:
         if category.get("frequency") not in FREQUENCIES:
-            raise UsageError(f"annotations {truth.path}: category {category['id']} has no frequency r, c or f; {mend}")
+            raise UsageError(
+                f"annotations {truth.path}: category {category['id']} has no frequency r, c or f; {remedy}"
+            )
     for image in truth.images:
         for name in ("neg_category_ids", "not_exhaustive_category_ids"):
             ids = image.get(name)
             if not (isinstance(ids, list) and all(whole(i) for i in ids)):
                 where = f"annotations {truth.path}: image {image['id']}"
-                raise UsageError(f"{where} has no {name!r} that are whole numbers; {mend}")
+                raise UsageError(f"{where} has no {name!r} list of whole numbers; {remedy}")
 
 
-def _told_by_lvis(truth: GroundTruth) -> set[tuple[int, int]]:
-    """Photos and categories of which LVIS says whether there are any; results of others do not count.
+def _lvis_pairs(truth: GroundTruth) -> set[tuple[int, int]]:
+    """(image id, category id) pairs with annotated presence or absence; results of other pairs don't count.
 
-    faster-coco-eval leaves those out too, but fails over them on photos without annotations.
+    faster-coco-eval drops those as well, but fails on them in photos without annotations.
     """
-    told = {(image["id"], category) for image in truth.images for category in image["neg_category_ids"]}
-    return told | {(a["image_id"], a["category_id"]) for a in truth.annotations}
+    absent = {(image["id"], category) for image in truth.images for category in image["neg_category_ids"]}
+    return absent | {(a["image_id"], a["category_id"]) for a in truth.annotations}
 
 
-def _faster(
-    truth: GroundTruth, images: list[int], given: list[dict[str, Any]], style: Style, kind: str, ratio: float
+def _faster_coco_eval(
+    truth: GroundTruth, images: list[int], entries: list[dict[str, Any]], style: Style, kind: str, ratio: float
 ) -> Scores:
     import faster_coco_eval as faster
 
     evaluation = faster.COCOeval_faster(
         _indexed(faster.COCO(), truth, truth.annotations),
-        _indexed(faster.COCO(), truth, given),
+        _indexed(faster.COCO(), truth, entries),
         kind,
         lvis_style=style == "lvis",
         boundary_dilation_ratio=ratio,
@@ -153,14 +158,14 @@ def _faster(
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    found = evaluation.stats_as_dict
-    theirs = ("AP_all", "AP_50", "AP_75", "AP_small", "AP_medium", "AP_large", "APr", "APc", "APf")
+    stats = evaluation.stats_as_dict
+    keys = ("AP_all", "AP_50", "AP_75", "AP_small", "AP_medium", "AP_large", "APr", "APc", "APf")
     names = LVIS_NAMES if style == "lvis" else COCO_NAMES
-    return _named(names, [found[name] for name in theirs[: len(names)]])
+    return _scores(names, [stats[key] for key in keys[: len(names)]])
 
 
 def _indexed(data: Any, truth: GroundTruth, annotations: Sequence[dict[str, Any]]) -> Any:
-    """A tool's data set of these annotations; of copies, for the tools write into what they are given."""
+    """Fill a tool's data set object with copies of these annotations, because the tools modify their input."""
     data.dataset = {
         "info": {},
         "images": [dict(image) for image in truth.images],
@@ -171,6 +176,6 @@ def _indexed(data: Any, truth: GroundTruth, annotations: Sequence[dict[str, Any]
     return data
 
 
-def _named(names: Sequence[str], values: Sequence[float]) -> Scores:
-    """The tools say -1 where there is nothing to find."""
+def _scores(names: Sequence[str], values: Sequence[float]) -> Scores:
+    """Scores by name; the tools' -1, for a group without instances, becomes None."""
     return {name: None if value == -1 else float(value) for name, value in zip(names, values, strict=False)}

@@ -1,8 +1,8 @@
-"""The compiled pieces of the evaluation.  Masks leave the device as bits.
+"""The compiled functions of the evaluation.  Masks leave the device as packed bits.
 
-Each piece takes the prompts of one photo in a buffer of fixed size and works through those that are real, a few at a
-time, in a loop whose trips are counted at run time: one program for any number of instances.  How many photos or
-devices are at work changes nothing in these programs, so it changes nothing in their results either.
+Each function takes the prompts of one photo in a buffer of fixed size and processes the valid ones, a chunk at a time,
+in a loop with a dynamic trip count: one program serves any number of instances.  These programs don't depend on the
+number of photos in flight or of devices, and neither do their results.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from edgesam_jax.portable.frame import Frame
 from edgesam_jax.portable.postprocess import MASK_THRESHOLD, STABILITY_OFFSET, axis_matrix
 from edgesam_jax.types import MaskPrediction, Prompts
 
-PROMPTS = 32  # of one call
-CELLS = 4096  # embedding cells of the prompts decoded at a time on a CPU: one prompt of a 64x64 embedding
+PROMPTS = 32  # per call
+CELLS = 4096  # embedding cells decoded at a time on a CPU, over all prompts: one prompt of a 64x64 embedding
 
 
 def chunk_of(grid: int) -> int:
-    """Prompts decoded at a time: what fits a CPU's cache (docs/performance.md), or keeps an accelerator busy."""
+    """Prompts decoded at a time: few enough for a CPU's cache (docs/performance.md), or more on an accelerator."""
     cells = CELLS if jax.default_backend() == "cpu" else 8 * CELLS
     return min(PROMPTS, max(1, cells // grid**2))
 
@@ -37,9 +37,9 @@ def chunk_of(grid: int) -> int:
 def decoder(config: SamConfig, num_masks: int, select: Select) -> Callable[..., tuple[Array, Array]]:
     """Compiled ``(variables, embedding, coords, labels, valid, count) -> (logits, low)``.
 
-    ``embedding`` (g g c) of one photo, prompts in buffers of ``PROMPTS`` rows of which ``count`` are real.  ``logits``
-    (P k s s) float32 of the masks selected, k = 1, or all of them for ``oracle``; ``low`` (P k s s/8) uint8, the bits
-    of ``logits > 0`` along the last axis.
+    ``embedding`` (g g c) is one photo's; prompts come in buffers of P = ``PROMPTS`` rows, of which the first ``count``
+    are valid.  ``logits`` (P k s s) float32 are those of the selected mask (k = 1), or of all masks for ``oracle``;
+    ``low`` (P k s s/8) uint8 has the bits of ``logits > 0`` along the last axis.
     """
     chunk = chunk_of(config.grid)
     kept = num_masks if select == "oracle" else 1
@@ -51,40 +51,41 @@ def decoder(config: SamConfig, num_masks: int, select: Select) -> Callable[..., 
     ) -> tuple[Array, Array]:
         prompts = Prompts(coords, labels, valid)
 
-        def some(i: Array, out: Array) -> Array:
+        def decode_chunk(i: Array, out: Array) -> Array:
             piece = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * chunk, chunk)[None], prompts)
-            found = Sam(config).apply(
+            prediction = Sam(config).apply(
                 variables, embedding[None], piece, num_masks=num_masks, method="decode_masks"
             )  # fmt: skip
-            chosen = choose(cast(MaskPrediction, found), select)
-            return jax.lax.dynamic_update_slice_in_dim(out, chosen, i * chunk, 0)
+            selected = select_masks(cast(MaskPrediction, prediction), select)
+            return jax.lax.dynamic_update_slice_in_dim(out, selected, i * chunk, 0)
 
         blank = jnp.zeros((PROMPTS, kept, side, side), jnp.float32)
-        logits = jax.lax.fori_loop(0, (count + chunk - 1) // chunk, some, blank)
+        logits = jax.lax.fori_loop(0, (count + chunk - 1) // chunk, decode_chunk, blank)
         return logits, jnp.packbits(logits > MASK_THRESHOLD, axis=-1)
 
     return run
 
 
-def choose(found: MaskPrediction, select: Select) -> Array:
-    """Masks (1 p m s s) with predicted IoU (1 p m) -> those selected (p k s s).
+def select_masks(prediction: MaskPrediction, select: Select) -> Array:
+    """Select among masks (1 p m s s) with predicted IoU (1 p m): logits (p k s s), k = 1, or m for ``oracle``.
 
-    ``first`` the only or first one; ``score`` of the highest predicted IoU; ``stability`` of the highest stability
-    score; ``area`` with the most pixels; ``oracle`` all.  Ties go to the first.
+    Args:
+      select: ``first`` the first mask; ``score`` the highest predicted IoU; ``stability`` the highest stability score;
+        ``area`` the most pixels; ``oracle`` all masks.  Ties go to the first.
     """
-    logits, iou = found.logits[0], found.iou[0]
+    logits, iou = prediction.logits[0], prediction.iou[0]
     if select == "oracle":
         return logits
     if select == "first":
         return logits[:, :1]
     if select == "score":
-        rate = iou
+        scores = iou
     elif select == "area":
-        rate = (logits > MASK_THRESHOLD).sum((-2, -1)).astype(jnp.float32)
+        scores = (logits > MASK_THRESHOLD).sum((-2, -1)).astype(jnp.float32)
     else:
-        sure = (logits > MASK_THRESHOLD + STABILITY_OFFSET).sum((-2, -1))
-        rate = sure / jnp.maximum((logits > MASK_THRESHOLD - STABILITY_OFFSET).sum((-2, -1)), 1)
-    best = jnp.argmax(rate, axis=1)
+        inner = (logits > MASK_THRESHOLD + STABILITY_OFFSET).sum((-2, -1))
+        scores = inner / jnp.maximum((logits > MASK_THRESHOLD - STABILITY_OFFSET).sum((-2, -1)), 1)
+    best = jnp.argmax(scores, axis=1)
     return jnp.take_along_axis(logits, best[:, None, None, None], axis=1)
 
 
@@ -92,14 +93,21 @@ def choose(found: MaskPrediction, select: Select) -> Array:
 
 
 def bucket(pixels: int) -> int:
-    """The size up to which a side is filled, so that few programs serve all photos; a multiple of 8."""
+    """The length to which a side is padded so that few programs serve all photos; a multiple of 8."""
     step = 128 if pixels <= 1024 else 512 if pixels <= 4096 else 2048
     return -(-pixels // step) * step
 
 
 @functools.lru_cache(maxsize=256)
 def resize_matrix(low: int, frame: int, filled: int, original: int, kind: Frame = "pad") -> np.ndarray:
-    """(bucket low) float32: low resolution -> frame, cropped to the photo -> the photo's own pixels, then zeros."""
+    """One axis of the resizing from low resolution to the frame, cropped, to the photo: (bucket low) float32.
+
+    Args:
+      low, frame: sides of the low-resolution mask and of the frame.
+      filled: pixels of the frame that the photo fills along this axis.
+      original: pixels of the photo along this axis; the rows after it are zero.
+      kind: how photos are placed in the frame.
+    """
     out = np.zeros((bucket(original), low), np.float32)
     out[:original] = axis_matrix(low, frame, filled, original, kind)
     return out
@@ -107,15 +115,16 @@ def resize_matrix(low: int, frame: int, filled: int, original: int, kind: Frame 
 
 @jax.jit
 def upscale(logits: Array, rows: Array, columns: Array, count: Array) -> Array:
-    """Logits (P k s s) at the photo's own size, as bits: (P k w h/8) uint8, column after column as run-length codes go.
+    """Masks of logits (P k s s) at the photo's size, as bits: (P k w h/8) uint8, column-major like run-length codes.
 
-    ``rows`` (h s) and ``columns`` (w s) are ``resize_matrix``'s.  SAM's two resizing steps in one product per axis.
+    ``rows`` (h s) and ``columns`` (w s) come from ``resize_matrix``, which combines SAM's two resizing steps into one
+    product per axis.  Only the first ``count`` prompts are computed; the others are zero.
     """
     p, k = logits.shape[:2]
 
     def one(i: Array, out: Array) -> Array:
         mask = jax.lax.dynamic_index_in_dim(logits.reshape(p * k, *logits.shape[2:]), i, keepdims=False)
-        # "highest": accelerators would round to fewer bits, and pixels near the threshold would flip.
+        # "highest": with fewer bits, as accelerators use by default, pixels near the threshold would flip.
         tall = jnp.matmul(rows, mask, precision="highest")
         full = jnp.matmul(columns, tall.T, precision="highest")
         bits = jnp.packbits(full > MASK_THRESHOLD, axis=-1)
@@ -126,35 +135,35 @@ def upscale(logits: Array, rows: Array, columns: Array, count: Array) -> Array:
 
 
 class Bits:
-    """One mask as ``upscale`` gives it: (w h/8) uint8, of a photo of (rows, columns)."""
+    """One mask as returned by ``upscale``, (w h/8) uint8, of a photo of ``size`` (rows, columns)."""
 
     def __init__(self, packed: np.ndarray, size: tuple[int, int]) -> None:
         self._packed, self._size = packed, size
 
     @property
     def area(self) -> int:
-        """Pixels of the mask."""
+        """Number of set pixels."""
         return int(np.bitwise_count(self._packed).sum())
 
     def inside(self, top: int, left: int, rows: int, columns: int) -> np.ndarray:
-        """The mask's pixels (rows columns) bool of a window of the photo."""
+        """The mask (rows columns) bool within a window of the photo."""
         first, last = top // 8, -(-(top + rows) // 8)
         strip = np.unpackbits(self._packed[left : left + columns, first:last], axis=1)
         return strip[:, top - 8 * first :][:, :rows].T.view(bool)
 
     @property
     def mask(self) -> np.ndarray:
-        """The whole mask (h w) bool, column after column in memory."""
+        """The complete mask (h w) bool, column-major in memory."""
         return self.inside(0, 0, *self._size)
 
     def overlap(self, other: Bits) -> float:
-        """Intersection over union with another mask of the same photo; NaN where both are empty."""
+        """Intersection over union with another mask of the same photo; NaN if both are empty."""
         union = int(np.bitwise_count(self._packed | other._packed).sum())
         return int(np.bitwise_count(self._packed & other._packed).sum()) / union if union else float("nan")
 
 
 def pack(mask: np.ndarray) -> np.ndarray:
-    """A mask (h w) bool as ``upscale`` gives it: (bucket of w, bucket of h / 8) uint8."""
+    """Pack a mask (h w) bool in the format of ``upscale``: (bucket of w, bucket of h / 8) uint8."""
     height, width = mask.shape
     out = np.zeros((bucket(width), bucket(height) // 8), np.uint8)
     bits = np.packbits(mask.T, axis=1)

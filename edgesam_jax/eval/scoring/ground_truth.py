@@ -1,6 +1,6 @@
-"""A COCO-format file as the evaluation tools need it: complete, sound, and numbered as they expect.
+"""Read a COCO-format file into the form that the evaluation tools need: complete, valid, and renumbered.
 
-Format: https://cocodataset.org/#format-data.  Crowd regions stay in, since the tools have a rule for them.
+Format: https://cocodataset.org/#format-data.  Crowd regions are kept, because the tools have a rule for them.
 """
 
 from __future__ import annotations
@@ -22,38 +22,43 @@ from edgesam_jax.eval.scoring.results import compressed
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Photos, annotations and categories of a file, and a row (kind, message) for each entry that can't be used.
+    """Photos, annotations and categories of a file, and (kind, message) for each entry that can't be used.
 
-    Annotations have ``id`` from 1 on, ``iscrowd`` 0 or 1, ``area`` in pixels and a compressed ``segmentation``.
+    Annotations have an ``id`` from 1, ``iscrowd`` 0 or 1, ``area`` in pixels and a compressed ``segmentation``.
     """
 
     path: Path
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
     categories: list[dict[str, Any]]
-    left_out: list[tuple[str, str]]
+    skipped: list[tuple[str, str]]
 
     def require(self, image_ids: Iterable[int | str]) -> None:
-        """Raises: UsageError: one of these photos is not in the file, or its id is a text, which no tool takes."""
+        """Check that the file has these photos.
+
+        Raises:
+          UsageError: a photo is not in the file, or its id is a string, which the tools don't support.
+        """
         known = {image["id"] for image in self.images}
         for image_id in image_ids:
             if isinstance(image_id, str):
-                raise _text_id(self.path, image_id)
+                raise _string_id(self.path, image_id)
             if image_id not in known:
                 raise UsageError(f"annotations {self.path}: no image has the id {image_id}")
 
 
 def read_ground_truth(path: Path, image_ids: Sequence[int | str] | None = None) -> GroundTruth:
-    """Read a file, fill in what own files often lack (``iscrowd``, ``area``), and leave out what is damaged.
+    """Read a file, fill in fields that custom files often lack (``iscrowd``, ``area``), and skip damaged entries.
 
-    Damaged is what ``fault_of`` says is, and what has no mask that can be decoded.  Annotations are numbered anew,
-    because pycocotools takes a match with number 0 for none and mixes up equal numbers.
+    An annotation is damaged if ``fault_of`` reports a fault or its mask can't be decoded.  Annotations are renumbered,
+    because pycocotools treats a match with id 0 as no match and confuses equal ids.
 
     Args:
-      image_ids: the photos whose annotations are wanted; None for all.
+      image_ids: the photos whose annotations are read; None for all.
 
     Raises:
-      UsageError: no such file, not COCO's format, or a photo whose id is a text, which no tool takes.
+      UsageError: the file doesn't exist or is not in COCO format, or an image id is a string, which the tools don't
+        support.
     """
     content = _read(path)
     rows: list[tuple[str, str]] = []
@@ -61,11 +66,11 @@ def read_ground_truth(path: Path, image_ids: Sequence[int | str] | None = None) 
     known = {category["id"] for category in categories}
     images = _images(path, content["images"], rows)
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
-    wanted = set(sizes) if image_ids is None else set(image_ids)
+    selected = set(sizes) if image_ids is None else set(image_ids)
     annotations: list[dict[str, Any]] = []
     for number, annotation in enumerate(content["annotations"]):
         fault = _fault(annotation, sizes, known)
-        if not fault and annotation["image_id"] not in wanted:
+        if not fault and annotation["image_id"] not in selected:
             continue
         if not fault:
             try:
@@ -75,7 +80,7 @@ def read_ground_truth(path: Path, image_ids: Sequence[int | str] | None = None) 
             except BadExample as error:
                 fault = str(error)
         rows.append(("annotation damaged", f"{path}: annotations[{number}]: {fault}: {str(annotation)[:80]}"))
-    truth = GroundTruth(path, [image for image in images if image["id"] in wanted], annotations, categories, rows)
+    truth = GroundTruth(path, [image for image in images if image["id"] in selected], annotations, categories, rows)
     truth.require(image_ids or ())
     return truth
 
@@ -88,32 +93,32 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"annotations {path}: not valid JSON ({error})") from None
     if not (isinstance(content, dict) and all(isinstance(content.get(k), list) for k in ("images", "annotations"))):
-        raise UsageError(f'annotations {path}: not in COCO format, which has lists "images" and "annotations"')
+        raise UsageError(f'annotations {path}: not in COCO format: the lists "images" and "annotations" are missing')
     return content
 
 
 def _images(path: Path, entries: list[Any], rows: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    """The photos whose id and size are known."""
-    found: dict[int, dict[str, Any]] = {}
+    """The photos with a valid id and size."""
+    images: dict[int, dict[str, Any]] = {}
     for number, image in enumerate(entries):
         fault = _image_fault(path, image)
-        if not fault and image["id"] in found:
+        if not fault and image["id"] in images:
             fault = "its id is used twice"
         if fault:
             rows.append(("image entry damaged", f"{path}: images[{number}]: {fault}: {str(image)[:80]}"))
         else:
-            found[int(image["id"])] = {**image, **{name: int(image[name]) for name in ("id", "height", "width")}}
-    return list(found.values())
+            images[int(image["id"])] = {**image, **{name: int(image[name]) for name in ("id", "height", "width")}}
+    return list(images.values())
 
 
 def _image_fault(path: Path, image: Any) -> str:
-    """What is wrong with an entry of ``images``; empty if nothing is."""
+    """The fault of an entry of ``images``; empty if it is valid."""
     if not isinstance(image, dict):
-        return "not an object with fields"
+        return "not a JSON object"
     if isinstance(image.get("id"), str):
-        raise _text_id(path, image["id"])
+        raise _string_id(path, image["id"])
     if not whole(image.get("id")):
-        return "its id is no whole number"
+        return "its id is not a whole number"
     height: Any = image.get("height")
     width: Any = image.get("width")
     if not (whole(height) and whole(width) and 0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
@@ -122,36 +127,36 @@ def _image_fault(path: Path, image: Any) -> str:
 
 
 def _categories(path: Path, content: dict[str, Any], rows: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    """The categories that the file lists; where it lists none, those of its annotations."""
+    """The categories that the file lists, or those of its annotations if it lists none."""
     listed = content.get("categories")
     if not isinstance(listed, list) or not listed:
         used = [a["category_id"] for a in content["annotations"] if isinstance(a, dict) and whole(a.get("category_id"))]
         return [{"id": int(category), "name": str(int(category))} for category in sorted(set(used))]
-    found: dict[int, dict[str, Any]] = {}
+    categories: dict[int, dict[str, Any]] = {}
     for number, category in enumerate(listed):
         if isinstance(category, dict) and whole(category.get("id")):
-            found.setdefault(int(category["id"]), {**category, "id": int(category["id"])})
+            categories.setdefault(int(category["id"]), {**category, "id": int(category["id"])})
         else:
-            row = f"{path}: categories[{number}]: no id that is a whole number: {str(category)[:80]}"
+            row = f"{path}: categories[{number}]: its id is not a whole number: {str(category)[:80]}"
             rows.append(("category entry damaged", row))
-    return list(found.values())
+    return list(categories.values())
 
 
 def _fault(annotation: Any, sizes: Mapping[int, tuple[int, int]], categories: Collection[int]) -> str:
-    """What is wrong with an annotation, so far as it shows before the mask is decoded; empty if nothing is."""
+    """The fault of an annotation that shows without decoding its mask; empty if there is none."""
     if not isinstance(annotation, dict):
-        return "not an object with fields"
+        return "not a JSON object"
     image_id, category = annotation.get("image_id"), annotation.get("category_id")
     if not whole(image_id) or image_id not in sizes:
-        return "its image_id is none of the images'"
+        return "its image_id is not among the images"
     if not whole(category) or category not in categories:
-        return "its category_id is none of the categories'"
-    # A box without extent beside a sound mask can't be a prompt, but COCO has a few, and the tools count them.
-    return fault_of(annotation) or ("" if usable({**annotation, "bbox": [0, 0, 1, 1]}) else "no inside")
+        return "its category_id is not among the categories"
+    # A valid mask with an empty box can't be prompted with, but COCO has a few of them, and the tools count them.
+    return fault_of(annotation) or ("" if usable({**annotation, "bbox": [0, 0, 1, 1]}) else "its mask is empty")
 
 
 def _complete(annotation: dict[str, Any], number: int, code: dict[str, Any]) -> dict[str, Any]:
-    """An annotation with everything that the tools ask for, and nothing else."""
+    """An annotation with the fields that the tools need, and no others."""
     area = annotation.get("area")
     known = isinstance(area, int | float) and 0 <= area < REACH**2
     return {
@@ -164,7 +169,7 @@ def _complete(annotation: dict[str, Any], number: int, code: dict[str, Any]) -> 
     }
 
 
-def _text_id(path: Path, image_id: str) -> UsageError:
+def _string_id(path: Path, image_id: str) -> UsageError:
     return UsageError(
-        f"annotations {path}: image id {image_id[:40]!r} is a text; average precision needs whole numbers: number them"
+        f"annotations {path}: image id {image_id[:40]!r} is a string; average precision needs whole numbers"
     )

@@ -1,4 +1,4 @@
-"""Photos with their instances, as the evaluation sees them: masks as windows, with areas and categories."""
+"""Photos with their instances as the evaluation uses them: masks as windows, with areas and categories."""
 
 from __future__ import annotations
 
@@ -23,8 +23,15 @@ AHEAD = 3  # photos read while others are scored
 class Photo:
     """One photo and its ``n`` instances, in pixels of the photo.
 
-    ``index`` its place in the data set; ``image`` (h w 3) uint8; ``masks`` n windows; ``boxes`` (n 4) XYXY; ``points``
-    (n 2); ``ids`` (n); ``areas`` (n) as the annotations give them, else the masks'; ``categories`` (n), -1 unknown.
+    Attributes:
+      index: position in the data set.
+      image: (h w 3) uint8.
+      masks: n windows.
+      boxes: (n 4) XYXY.
+      points: (n 2).
+      ids: (n), of the annotations.
+      areas: (n), from the annotations, or from the masks where an annotation has none.
+      categories: (n), -1 for unknown.
     """
 
     index: int
@@ -46,12 +53,12 @@ class Photo:
         return self.image.shape[0], self.image.shape[1]
 
     def stream(self, instance: int) -> list[int]:
-        """Seeds of an instance's own random stream: which one it is, not where it stands among others."""
+        """Seeds of an instance's random stream; they depend on its ids only, not on its position in the photo."""
         return [zlib.crc32(f"{self.image_id}".encode()), int(self.ids[instance]) & 0xFFFFFFFFFFFFFFFF]
 
 
-def of_example(example: Example, index: int = 0) -> Photo:
-    """A photo of an example with whole masks; generated scenes have no files."""
+def from_example(example: Example, index: int = 0) -> Photo:
+    """Convert an example with full-size masks, as generated scenes have."""
     areas = example.masks.sum((1, 2)).astype(np.float64)
     return Photo(
         index, example.image_id, example.image, [crop(mask) for mask in example.masks], example.boxes, example.points,
@@ -63,29 +70,29 @@ def load(source: Source, index: int) -> Photo:
     """Read one photo of a source.
 
     Raises:
-      BadExample: it, or a mask of it, can't be read.
+      BadExample: the photo or one of its masks can't be read.
     """
     record = getattr(source, "record", None)
     if record is None:
-        return of_example(source.load(index), index)
-    found = record(index)
-    decoded = decode(found)
-    by_id: Mapping[int, Any] = {int(a.get("id", i)): a for i, a in enumerate(found.annotations)}
-    known = [by_id[int(i)] for i in decoded.ids]
+        return from_example(source.load(index), index)
+    entry = record(index)
+    decoded = decode(entry)
+    by_id: Mapping[int, Any] = {int(a.get("id", i)): a for i, a in enumerate(entry.annotations)}
+    annotations = [by_id[int(i)] for i in decoded.ids]
     return Photo(
-        index, found.image_id, np.asarray(decoded.photo), decoded.masks, decoded.boxes, decoded.points, decoded.ids,
-        np.array([_area(a, mask) for a, mask in zip(known, decoded.masks, strict=True)], np.float64),
-        np.array([a.get("category_id", -1) for a in known], np.int64),
+        index, entry.image_id, np.asarray(decoded.photo), decoded.masks, decoded.boxes, decoded.points, decoded.ids,
+        np.array([_area(a, mask) for a, mask in zip(annotations, decoded.masks, strict=True)], np.float64),
+        np.array([a.get("category_id", -1) for a in annotations], np.int64),
     )  # fmt: skip
 
 
 def _area(annotation: Mapping[str, Any], mask: Window) -> float:
-    given = annotation.get("area")
-    return area_of(dict(annotation)) if isinstance(given, int | float) else float(mask.pixels.sum())
+    area = annotation.get("area")
+    return area_of(dict(annotation)) if isinstance(area, int | float) else float(mask.pixels.sum())
 
 
 def read_ahead(source: Source, indices: Sequence[int]) -> Iterator[tuple[int, Photo | BadExample]]:
-    """Photos of a source in the order asked for, the next ones read by a thread; what can't be read comes as such."""
+    """Photos of a source in the order of ``indices``, read ahead by a thread; the error where one can't be read."""
 
     def read(index: int) -> Photo | BadExample:
         try:
@@ -106,7 +113,7 @@ def read_ahead(source: Source, indices: Sequence[int]) -> Iterator[tuple[int, Ph
 
 
 def choose_instances(photo: Photo, most: int, seed: int) -> Photo:
-    """At most so many instances of a photo, drawn without replacement by the photo's name; 0: all."""
+    """Sample at most ``most`` instances without replacement, seeded by ``seed`` and the image id; 0 keeps all."""
     if not most or len(photo) <= most:
         return photo
     rng = np.random.default_rng([seed, 3, zlib.crc32(f"{photo.image_id}".encode())])

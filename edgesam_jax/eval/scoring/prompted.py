@@ -1,7 +1,7 @@
 """Ground-truth prompts: the overlap of every instance, after the first prompt and after each refinement point.
 
-EdgeSAM section 4.2, Tables 2 and 3.  Each instance has its own random stream, and each photo is worked on alone, so the
-numbers do not depend on how many are under way, on how many devices or hosts there are, or on the order.
+EdgeSAM, section 4.2, Tables 2 and 3.  Each instance has its own random stream and each photo is scored independently,
+so the results don't depend on the order of the photos or on the number of threads, devices and hosts.
 """
 
 from __future__ import annotations
@@ -31,11 +31,15 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """One photo's results, in the order of its instances.
+    """The results of one photo, in the order of its instances.
 
-    ``iou`` (n 1+refine) float64, NaN where prediction and annotation are empty; ``boundary_iou`` the same of the
-    boundaries, or None; ``teacher_iou`` against the masks that a teacher gives for the same prompts, or None;
-    ``last`` the final masks, and ``slots`` the prompts that led to them; ``seconds`` by stage.
+    Attributes:
+      iou: (n 1+refine) float64; NaN where both prediction and annotation are empty.
+      boundary_iou: the same for boundaries, or None if not measured.
+      teacher_iou: the same against the masks that a teacher predicts for the same prompts, or None without a teacher.
+      last: the masks of the last round.
+      slots: the prompts of the last round.
+      seconds: by stage.
     """
 
     iou: np.ndarray
@@ -57,51 +61,52 @@ def score_photo(
 
     Args:
       boundary: also measure boundary IoU.
-      teacher: decodes the same prompts; the student's errors decide where points go.
+      teacher: also measure the agreement with this system's masks for the same prompts.  The errors of ``system``
+        determine the refinement points.
     """
-    watch = Watch()
+    timer = StageTimer()
     n, rounds = len(photo), 1 + settings.refine
     frame = input_size(photo, system)
     slots = protocol.start(photo, frame, settings)
     truth = protocol.truth(photo, frame, system.image_size, system.mask_size, settings.truth or settings.protocol)
-    points = settings.points or settings.protocol
-    cells = protocol.photo_cells(frame, system.image_size, system.mask_size, points)
-    iou, borders, agreement = (np.full((n, rounds), np.nan) for _ in range(3))
-    watch.lap("prompts")
+    refinement = Refinement.of(system, photo, settings, truth)
+    iou, boundary_ious, teacher_iou = (np.full((n, rounds), np.nan) for _ in range(3))
+    timer.lap("prompts")
     state = system.start(photo) if n else None
-    watch.lap("encode")
+    timer.lap("encode")
     if settings.priors != "off" and n:
         slots = protocol.with_priors(slots, system.proposals(state), settings.priors)
-        watch.lap("prompts")
-    other = teacher.start(photo) if teacher and n else None
+        timer.lap("prompts")
+    teacher_state = teacher.start(photo) if teacher and n else None
     last: list[Bits] = []
     for number in range(rounds if n else 0):
         answer = system.masks(state, photo, slots)
-        watch.lap("decode")
-        chosen = _choose(answer, truth.full)
-        last = [masks[k] for masks, k in zip(answer.full, chosen, strict=True)]
+        timer.lap("decode")
+        selected = _selected(answer, truth.full)
+        last = [masks[k] for masks, k in zip(answer.full, selected, strict=True)]
         iou[:, number] = [overlap(bits, window) for bits, window in zip(last, truth.full, strict=True)]
-        watch.lap("score")
+        timer.lap("score")
         if boundary:
-            borders[:, number] = [boundary_iou(b.mask, w) for b, w in zip(last, truth.full, strict=True)]
-            watch.lap("boundary")
+            boundary_ious[:, number] = [boundary_iou(b.mask, w) for b, w in zip(last, truth.full, strict=True)]
+            timer.lap("boundary")
         if teacher is not None:
-            theirs = teacher.masks(other, photo, slots).full
-            agreement[:, number] = [mine.overlap(its[0]) for mine, its in zip(last, theirs, strict=True)]
-            watch.lap("teacher")
+            targets = teacher.masks(teacher_state, photo, slots).full
+            teacher_iou[:, number] = [bits.overlap(target[0]) for bits, target in zip(last, targets, strict=True)]
+            timer.lap("teacher")
         if number < settings.refine:
-            low = answer.low[np.arange(n), chosen]
+            low = answer.low[np.arange(n), selected]
             slots = replace(slots, coords=slots.coords.copy(), labels=slots.labels.copy(), valid=slots.valid.copy())
             for i in range(n):
-                _refine(system, photo, frame, settings, slots, i, number, low[i], last[i], truth, cells)
-            watch.lap("refine")
+                refinement.add_point(slots, i, number, low[i], last[i])
+            timer.lap("refine")
     return Scored(
-        iou, borders if boundary else None, agreement if teacher is not None else None, last, slots, watch.rounded
-    )
+        iou=iou, boundary_iou=boundary_ious if boundary else None,
+        teacher_iou=teacher_iou if teacher is not None else None, last=last, slots=slots, seconds=timer.rounded,
+    )  # fmt: skip
 
 
-def _choose(answer: Answer, true: list[Window]) -> np.ndarray:
-    """Which of each prompt's masks counts: the only one, or (``oracle``) the one of the best overlap."""
+def _selected(answer: Answer, true: list[Window]) -> np.ndarray:
+    """Index of each prompt's mask to score: the only one, or (``oracle``) the one with the highest overlap."""
     if answer.low.shape[1] == 1:
         return np.zeros(len(answer.full), np.int64)
     best = [
@@ -112,44 +117,67 @@ def _choose(answer: Answer, true: list[Window]) -> np.ndarray:
 
 
 def overlap(bits: Bits, window: Window) -> float:
-    """Intersection over union of a predicted mask and an annotation; NaN where both are empty."""
+    """Intersection over union of a predicted mask and an annotation; NaN if both are empty."""
     inside = np.count_nonzero(bits.inside(window.top, window.left, *window.pixels.shape) & window.pixels)
     union = bits.area + np.count_nonzero(window.pixels) - inside
     return inside / union if union else float("nan")
 
 
-def _refine(
-    system: System,
-    photo: Photo,
-    frame: tuple[int, int],
-    settings: Settings,
-    slots: Slots,
-    i: int,
-    number: int,
-    low: np.ndarray,
-    full: Bits,
-    truth: protocol.Truth,
-    cells: tuple[int, int],
-) -> None:
-    """Give an instance its next point, by what is wrong with its mask."""
-    slot, points = HEAD + number, settings.points or settings.protocol
-    if settings.refine_point == "largest":
-        found = protocol.largest_point(full.mask, truth.full[i])
-        if found is not None:
-            scale = np.array(frame[::-1]) / photo.size[::-1]
-            slots.put(i, slot, found[0] * scale[0], found[1] * scale[1], found[2])
-            return
-    else:
-        seeds = [settings.seed, number, *photo.stream(i)]
-        cell = system.image_size / system.mask_size
-        point = protocol.random_point(low, truth.low[i], cells, seeds, cell, points)
-        if point is not None:
-            slots.put(i, slot, *point)
-            return
-    protocol.nothing_drawn(slots, i, slot, points)
+@dataclass(frozen=True, eq=False)
+class Refinement:
+    """How refinement points are placed on one photo.
+
+    Attributes:
+      photo, truth, settings: the photo, the masks that predictions are compared with, and the evaluation's settings.
+      points: the protocol that places the points.
+      scale: (2) from pixels (x, y) of the photo to the frame.
+      cell: side of a low-resolution pixel, in pixels of the frame.
+      cells: rows and columns of the low-resolution grid where points may lie.
+    """
+
+    photo: Photo
+    truth: protocol.Truth
+    settings: Settings
+    points: protocol.ProtocolName
+    scale: np.ndarray
+    cell: float
+    cells: tuple[int, int]
+
+    @classmethod
+    def of(cls, system: System, photo: Photo, settings: Settings, truth: protocol.Truth) -> Refinement:
+        """The refinement of a system's masks of a photo."""
+        points, frame = settings.points or settings.protocol, input_size(photo, system)
+        return cls(
+            photo, truth, settings, points,
+            scale=np.array(frame[::-1]) / photo.size[::-1],
+            cell=system.image_size / system.mask_size,
+            cells=protocol.photo_cells(frame, system.image_size, system.mask_size, points),
+        )  # fmt: skip
+
+    def add_point(self, slots: Slots, instance: int, number: int, low: np.ndarray, full: Bits) -> None:
+        """Put refinement point ``number`` (from 0) of an instance where its mask is wrong.
+
+        Args:
+          low: (s s) bool, the mask at low resolution.
+          full: the same mask at the photo's size.
+        """
+        slot = HEAD + number
+        if self.settings.refine_point == "largest":
+            largest = protocol.largest_point(full.mask, self.truth.full[instance])
+            if largest is not None:
+                x, y, label = largest
+                slots.put(instance, slot, x * self.scale[0], y * self.scale[1], label)
+                return
+        else:
+            seeds = [self.settings.seed, number, *self.photo.stream(instance)]
+            point = protocol.random_point(low, self.truth.low[instance], self.cells, seeds, self.cell, self.points)
+            if point is not None:
+                slots.put(instance, slot, *point)
+                return
+        protocol.skip_point(slots, instance, slot, self.points)
 
 
-class Watch:
+class StageTimer:
     """Seconds by stage of one thread's work."""
 
     def __init__(self) -> None:
@@ -157,19 +185,19 @@ class Watch:
         self._last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
-        """What passed since the last lap was this stage's."""
+        """Add the time since the last lap to a stage."""
         now = time.perf_counter()
         self.seconds[stage] += now - self._last
         self._last = now
 
     @property
     def rounded(self) -> dict[str, float]:
-        """To microseconds, for a row."""
+        """The seconds rounded to microseconds, for a row."""
         return {stage: round(value, 6) for stage, value in self.seconds.items()}
 
 
 def in_parallel(work: Callable[[T], R], items: Iterable[T], at_once: int) -> Iterator[R]:
-    """``map`` with so many threads, in the order of the items; few items are taken ahead of the results."""
+    """``map`` with ``at_once`` threads, in the order of the items; at most ``at_once + 1`` items are in flight."""
     with ThreadPoolExecutor(at_once, thread_name_prefix="scoring") as pool:
         waiting: deque[Future[R]] = deque()
         try:
@@ -193,7 +221,13 @@ def run_prompted(
     boundary: bool = True,
     on_photo: Callable[[], object] | None = None,
 ) -> None:
-    """Score photos and keep a row for each; those whose rows are there already must not be among them.
+    """Score photos and add a row for each.
+
+    Args:
+      photos: index in the data set and photo, without those that already have a row.
+      at_once: photos in flight; affects speed, not results.
+      boundary: also measure boundary IoU.
+      on_photo: called after each photo.
 
     Raises:
       UsageError: a row can't be written.
@@ -213,18 +247,18 @@ def run_prompted(
 
 
 def row_of(photo: Photo, scored: Scored) -> Row:
-    """One photo's results as JSON has them: None where an overlap is not defined."""
+    """The results of one photo as a JSON row, with None for an undefined overlap."""
     instances = []
     for i in range(len(photo)):
         instance: dict[str, Any] = {"image_id": photo.image_id, "annotation_id": int(photo.ids[i])}
         if photo.categories[i] >= 0:
             instance["category_id"] = int(photo.categories[i])
-        instance |= {"area": float(photo.areas[i]), "iou": _known(scored.iou[i])}
+        instance |= {"area": float(photo.areas[i]), "iou": _nan_to_none(scored.iou[i])}
         if scored.boundary_iou is not None:
-            instance["boundary_iou"] = _known(scored.boundary_iou[i])
+            instance["boundary_iou"] = _nan_to_none(scored.boundary_iou[i])
         instances.append(instance)
     return {"photo": photo.index, "instances": instances, "seconds": scored.seconds}
 
 
-def _known(values: np.ndarray) -> list[float | None]:
+def _nan_to_none(values: np.ndarray) -> list[float | None]:
     return [None if np.isnan(v) else float(v) for v in values]

@@ -1,13 +1,14 @@
-"""What is asked and what is compared: the two named protocols.  All of it on the host.
+"""The two evaluation protocols: first prompts, refinement points, and the mask to compare with.  Runs on the host.
 
-``exact``      a prediction is compared with the annotation at the photo's own resolution; the centre point is the
-               deepest pixel of the mask by Euclidean distance; refinement points are centres of wrong mask pixels.
-``published``  the procedure behind the paper's numbers as it stands (facts, section 7 and defects B8, B10, B11): the
-               annotation goes through the model's frame and is cut at > 0 after bilinear resizing, which enlarges it;
-               the centre is the approximate distance transform's in the frame; refinement points lie half a cell too
-               far up and left; where nothing is drawn a zero token takes part in the attention.
+``exact``      Predictions are compared with the annotation at the photo's own resolution.  The centre point is the
+               deepest pixel of the mask by Euclidean distance.  Refinement points are centres of wrong mask pixels.
+``published``  The procedure behind the paper's numbers (docs/published_code.md, "Evaluation", and defects B8, B10,
+               B11).  The annotation is resized to the model's frame and back, and thresholded at > 0 after bilinear
+               resizing, which enlarges it.  The centre comes from an approximate distance transform in the frame.
+               Refinement points lie half a cell too far up and left.  Where no point is drawn, a zero token takes part
+               in the attention.
 
-``docs/evaluation.md`` tells what each difference is worth.
+``docs/evaluation.md`` lists the effect of each difference on mIoU.
 """
 
 from __future__ import annotations
@@ -28,17 +29,28 @@ ProtocolName = Literal["exact", "published"]
 PromptKind = Literal["box", "center", "point"]
 RefinePoint = Literal["random", "largest"]
 Select = Literal["first", "score", "stability", "area", "oracle"]
-MIN_ERROR = 10  # pixels of the low-resolution grid; below it no random point is drawn (facts, section 6.1)
+# Wrong pixels of the low-resolution grid below which no random point is drawn
+# (docs/published_code.md, "Sampling of prompts").
+MIN_ERROR = 10
 HEAD = 2  # slots before the refinement points: a box's corners, or a point and the padding token
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides an evaluation's numbers, beside the data and the system.
+    """The settings that determine an evaluation's numbers, apart from the data and the system.
 
-    ``truth``, ``center`` and ``points`` take one part of the other protocol; None: ``protocol``'s.  They tell what each
-    difference is worth (``benchmarks/protocols.py``).  ``box_noise`` is the standard deviation of each corner as a
-    share of the box's side; ``max_instances`` of a photo, 0 for all; ``priors``: how a click gets a box from proposals.
+    Attributes:
+      prompt: the first prompt of each instance.
+      refine: number of refinement points.
+      refine_point: a random wrong pixel, or the centre of the largest error region.
+      num_masks, select: masks decoded per prompt, and which of them is scored.
+      seed: of refinement points, box noise and sampled instances.
+      box_noise: standard deviation of each corner, as a fraction of the box's side.
+      max_instances: instances sampled per photo; 0 uses all.
+      priors: how a click gets a box from proposals.
+      protocol: the protocol of the three parts below, unless one is set.
+      truth, center, points: take one part from the other protocol, to measure the effect of each difference
+        (``benchmarks/protocols.py``); None uses ``protocol``.
     """
 
     prompt: PromptKind = "box"
@@ -74,15 +86,15 @@ class Slots:
 def start(photo: Photo, input_size: tuple[int, int], settings: Settings) -> Slots:
     """The first prompts of all instances, with empty slots for the refinement points.
 
-    A point is followed by SAM's padding token (label -1), a box is not (facts, section 2).
+    A point is followed by SAM's padding token (label -1), a box is not (docs/published_code.md, "Architecture").
     """
     n, slots = len(photo), HEAD + settings.refine
-    found = Slots(
+    prompts = Slots(
         np.zeros((n, slots, 2), np.float32), np.full((n, slots), NOT_A_POINT, np.int32), np.zeros((n, slots), bool)
     )
     if not n:
-        return found
-    found.valid[:, :HEAD] = True
+        return prompts
+    prompts.valid[:, :HEAD] = True
     if settings.prompt == "box":
         boxes = photo.boxes
         if settings.box_noise:
@@ -90,38 +102,44 @@ def start(photo: Photo, input_size: tuple[int, int], settings: Settings) -> Slot
             boxes = np.concatenate(
                 [jitter_boxes(r, boxes[i : i + 1], photo.size, settings.box_noise) for i, r in enumerate(noise)]
             )
-        found.coords[:, :HEAD] = scale_coords(boxes, photo.size, input_size).reshape(n, 2, 2)
-        found.labels[:, :HEAD] = BOX_TOP_LEFT, BOX_BOTTOM_RIGHT
-        return found
+        prompts.coords[:, :HEAD] = scale_coords(boxes, photo.size, input_size).reshape(n, 2, 2)
+        prompts.labels[:, :HEAD] = BOX_TOP_LEFT, BOX_BOTTOM_RIGHT
+        return prompts
     if settings.prompt == "point":
         points = scale_coords(photo.points, photo.size, input_size)
     elif (settings.center or settings.protocol) == "exact":
         points = scale_coords(np.array([deepest(mask)[0] for mask in photo.masks]), photo.size, input_size)
     else:
         points = np.array([center_in_frame(mask, photo.size, input_size) for mask in photo.masks], np.float32)
-    found.coords[:, 0] = points
-    found.labels[:, 0] = POSITIVE
-    return found
+    prompts.coords[:, 0] = points
+    prompts.labels[:, 0] = POSITIVE
+    return prompts
 
 
 def with_priors(slots: Slots, proposals: tuple[np.ndarray, np.ndarray], rule: Rule) -> Slots:
-    """The clicks of ``start`` with a box where proposals (boxes in the frame, scores) have one: its corners' slots are
-    the padding token's, and a new one at the end."""
+    """Add to each click of ``start`` the box that granularity priors give it, if any.
+
+    The box's first corner replaces the padding token, its second takes a new slot at the end.
+
+    Args:
+      proposals: boxes (n 4) in the frame and scores (n).
+      rule: how proposals are merged into a box.
+    """
     boxes = merge(slots.coords[:, 0], *proposals, rule)
     coords = np.pad(slots.coords, ((0, 0), (0, 1), (0, 0)))
     labels = np.pad(slots.labels, ((0, 0), (0, 1)), constant_values=NOT_A_POINT)
-    found = Slots(coords, labels, np.pad(slots.valid, ((0, 0), (0, 1))))
+    prompts = Slots(coords, labels, np.pad(slots.valid, ((0, 0), (0, 1))))
     for instance in np.flatnonzero(~np.isnan(boxes[:, 0])).tolist():
         x0, y0, x1, y1 = boxes[instance].tolist()
-        found.put(instance, 1, x0, y0, BOX_TOP_LEFT)
-        found.put(instance, coords.shape[1] - 1, x1, y1, BOX_BOTTOM_RIGHT)
-    return found
+        prompts.put(instance, 1, x0, y0, BOX_TOP_LEFT)
+        prompts.put(instance, coords.shape[1] - 1, x1, y1, BOX_BOTTOM_RIGHT)
+    return prompts
 
 
 def deepest(mask: Window) -> tuple[tuple[float, float], float]:
-    """The pixel (x, y) of a mask farthest from what is not mask, the photo's outside included, and that distance.
+    """The pixel (x, y) of a mask that is farthest from the background, and its distance.
 
-    Within its window, since whatever surrounds that is not mask; ties go to the first in row-major order.
+    Everything outside the photo counts as background.  Ties go to the first pixel in row-major order.
     """
     from scipy import ndimage
 
@@ -133,14 +151,14 @@ def deepest(mask: Window) -> tuple[tuple[float, float], float]:
 
 
 def center_in_frame(mask: Window, size: tuple[int, int], input_size: tuple[int, int]) -> tuple[float, float]:
-    """The published centre (x, y) of a mask: brought to the frame by nearest neighbour, the deepest pixel there."""
+    """The published centre (x, y) of a mask: its deepest pixel after nearest-neighbour resizing to the frame."""
     frame = in_frame(mask, size, input_size)
     x, y = center_point(frame.pixels, "published")
     return x + frame.left, y + frame.top
 
 
 def in_frame(mask: Window, size: tuple[int, int], input_size: tuple[int, int]) -> Window:
-    """A mask in the frame by nearest neighbour, as torch takes it: pixel ``floor(i * old / new)``."""
+    """Resize a mask to the frame by nearest neighbour as torch does: pixel ``floor(i * old / new)``."""
     if not mask:
         return mask
     rows, columns = (
@@ -149,19 +167,19 @@ def in_frame(mask: Window, size: tuple[int, int], input_size: tuple[int, int]) -
     )
     y0, y1 = np.searchsorted(rows, [mask.top, mask.top + mask.pixels.shape[0]])
     x0, x1 = np.searchsorted(columns, [mask.left, mask.left + mask.pixels.shape[1]])
-    found = crop(mask.pixels[rows[y0:y1] - mask.top][:, columns[x0:x1] - mask.left])
-    return Window(found.pixels, found.top + int(y0), found.left + int(x0)) if found else found
+    resized = crop(mask.pixels[rows[y0:y1] - mask.top][:, columns[x0:x1] - mask.left])
+    return Window(resized.pixels, resized.top + int(y0), resized.left + int(x0)) if resized else resized
 
 
-def touched(mask: Window, old: tuple[int, int], new: tuple[int, int]) -> Window:
-    """A mask after bilinear resizing (no antialiasing) from ``old`` to ``new`` and cutting at > 0: enlarged."""
+def resize_enlarged(mask: Window, old: tuple[int, int], new: tuple[int, int]) -> Window:
+    """Resize a mask from ``old`` to ``new`` bilinearly (no antialiasing) and threshold at > 0, which enlarges it."""
     if not mask:
         return mask
     low, high = mask.top, mask.top + mask.pixels.shape[0]
     rows = [np.flatnonzero((tap >= low) & (tap < high)) for tap in _taps(old[0], new[0])]
     left, right = mask.left, mask.left + mask.pixels.shape[1]
     columns = [np.flatnonzero((tap >= left) & (tap < right)) for tap in _taps(old[1], new[1])]
-    if not any(map(len, rows)) or not any(map(len, columns)):  # thin, and between the pixels that are read
+    if not any(map(len, rows)) or not any(map(len, columns)):  # too thin: no target pixel reads it
         return NOTHING
     y0, y1 = min(r[0] for r in rows if len(r)), max(r[-1] for r in rows if len(r)) + 1
     x0, x1 = min(c[0] for c in columns if len(c)), max(c[-1] for c in columns if len(c)) + 1
@@ -169,12 +187,12 @@ def touched(mask: Window, old: tuple[int, int], new: tuple[int, int]) -> Window:
     for row_tap, ys in zip(_taps(old[0], new[0]), rows, strict=True):
         for column_tap, xs in zip(_taps(old[1], new[1]), columns, strict=True):
             out[np.ix_(ys - y0, xs - x0)] |= mask.pixels[np.ix_(row_tap[ys] - low, column_tap[xs] - left)]
-    found = crop(out)
-    return Window(found.pixels, found.top + int(y0), found.left + int(x0)) if found else found
+    resized = crop(out)
+    return Window(resized.pixels, resized.top + int(y0), resized.left + int(x0)) if resized else resized
 
 
 def _taps(old: int, new: int) -> list[np.ndarray]:
-    """The one or two source pixels that each target pixel reads with a weight above 0; -1 where there is no second."""
+    """The one or two source pixels that each target pixel reads with a weight above 0; -1 for no second one."""
     source = np.maximum((np.arange(new) + 0.5) * (old / new) - 0.5, 0.0)
     low = np.minimum(source.astype(np.int64), old - 1)
     second = np.where((source > low) & (low + 1 < old), low + 1, -1)
@@ -183,24 +201,24 @@ def _taps(old: int, new: int) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Truth:
-    """What the masks of a photo are compared with: ``full`` windows at the photo's size, ``low`` (n s s) bool."""
+    """The masks to compare with: ``full``, windows at the photo's size; ``low`` (n s s) bool, low resolution."""
 
     full: list[Window]
     low: np.ndarray
 
 
 def truth(photo: Photo, input_size: tuple[int, int], image_size: int, mask_size: int, protocol: ProtocolName) -> Truth:
-    """The annotations as a protocol compares them, at the photo's size and on the low-resolution grid."""
+    """A photo's annotations as a protocol compares them, at the photo's size and on the low-resolution grid."""
     if protocol == "exact":
         low = low_res_windows(photo.masks, photo.size, input_size, image_size, mask_size)
         return Truth(list(photo.masks), low)
     framed = [in_frame(mask, photo.size, input_size) for mask in photo.masks]
     low = np.zeros((len(photo), mask_size, mask_size), bool)
     for target, mask in zip(low, framed, strict=True):
-        small = touched(mask, (image_size, image_size), (mask_size, mask_size))
+        small = resize_enlarged(mask, (image_size, image_size), (mask_size, mask_size))
         if small:
             small.paste(target)
-    return Truth([touched(mask, input_size, photo.size) for mask in framed], low)
+    return Truth([resize_enlarged(mask, input_size, photo.size) for mask in framed], low)
 
 
 def photo_cells(
@@ -208,10 +226,10 @@ def photo_cells(
 ) -> tuple[int, int]:
     """Rows and columns of the low-resolution grid where points may lie.
 
-    ``exact``: pixels that lie in the photo as a whole; ``published``: also those of which half does.
+    ``exact``: pixels that lie entirely inside the photo; ``published``: also those that lie half inside it.
     """
     cell = image_size // mask_size
-    # Resizing reads row r of the grid from pixels cell * r + cell / 2 - 1 and the next one.
+    # Resizing computes row r of the grid from rows cell * r + cell / 2 - 1 and cell * r + cell / 2 of the frame.
     shift = cell // 2 - (protocol == "exact" and cell > 1)
     rows, columns = ((side + shift) // cell for side in input_size)
     return rows, columns
@@ -225,10 +243,19 @@ def random_point(
     cell: float,
     protocol: ProtocolName,
 ) -> tuple[float, float, int] | None:
-    """A point (x, y, label) drawn uniformly from the wrong pixels of the low-resolution grid (s s), in the frame.
+    """Draw a point (x, y, label), in the frame, uniformly from the wrong pixels of the low-resolution grid.
 
-    Its label is the truth's value there.  None where fewer than ``MIN_ERROR`` pixels are wrong.
-    """  # fmt: skip
+    Its label is the truth's value at that pixel.
+
+    Args:
+      prediction, truth_low: (s s) bool.
+      cells: rows and columns where points may lie (``photo_cells``).
+      seeds: of the random generator.
+      cell: side of a low-resolution pixel, in pixels of the frame.
+
+    Returns:
+      None if fewer than ``MIN_ERROR`` pixels are wrong.
+    """
     wrong = prediction != truth_low
     wrong[cells[0] :] = False
     wrong[:, cells[1] :] = False
@@ -241,21 +268,21 @@ def random_point(
 
 
 def largest_point(prediction: np.ndarray, true: Window) -> tuple[float, float, int] | None:
-    """The deepest pixel (x, y, label) of what is missed or surplus, whichever is deeper, in pixels of the photo.
+    """The deepest pixel (x, y, label) of the false negatives or false positives, whichever is deeper, in the photo.
 
-    The interactive-segmentation field's click: the centre of the largest error region.  None where nothing is wrong.
+    This is the click of interactive segmentation: the centre of the largest error region.  None without errors.
     """
-    whole = np.zeros_like(prediction)
+    truth = np.zeros_like(prediction)
     if true:
-        true.paste(whole)
-    missed, miss_depth = deepest(crop(whole & ~prediction))
-    surplus, surplus_depth = deepest(crop(prediction & ~whole))
-    if not miss_depth and not surplus_depth:
+        true.paste(truth)
+    missed, missed_depth = deepest(crop(truth & ~prediction))
+    surplus, surplus_depth = deepest(crop(prediction & ~truth))
+    if not missed_depth and not surplus_depth:
         return None
-    return (*missed, POSITIVE) if miss_depth >= surplus_depth else (*surplus, NEGATIVE)
+    return (*missed, POSITIVE) if missed_depth >= surplus_depth else (*surplus, NEGATIVE)
 
 
-def nothing_drawn(slots: Slots, instance: int, slot: int, protocol: ProtocolName) -> None:
-    """Leave a slot empty; the published procedure has a zero token there, which takes part in every attention (B8)."""
+def skip_point(slots: Slots, instance: int, slot: int, protocol: ProtocolName) -> None:
+    """Leave a slot empty; ``published`` puts a zero token there, which takes part in every attention (B8)."""
     if protocol == "published":
         slots.put(instance, slot, 0.0, 0.0, IGNORED)

@@ -1,6 +1,6 @@
-"""Results on disk as they come, one photo a line, so that an evaluation that is stopped goes on where it was.
+"""Results on disk as they arrive, one line per photo, so that a stopped evaluation resumes where it stopped.
 
-Several hosts that share the folder each write a file of their own share; whoever finishes last has all rows.
+Several hosts that share the folder each write a file for their part; the last one to finish has all rows.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ class Rows:
     """The rows of one system's evaluation.
 
     Args:
-      stem: path of the files without their ending: ``STEM.rows.jsonl``, ``STEM.rows.1-of-4.jsonl``; None to keep the
+      stem: path of the files without their suffix: ``STEM.rows.jsonl``, ``STEM.rows.1-of-4.jsonl``; None keeps the
         rows in memory only.
-      header: what was asked; rows of anything else are not gone on with.
-      part: this host's number, and how many there are.
+      header: describes the evaluation; existing rows with a different header are refused.
+      part: number of this host (from 0) and number of hosts.
 
     Raises:
-      UsageError: rows of another evaluation are there, or the folder can't be written.
+      UsageError: the files hold rows of another evaluation, or the folder can't be written.
     """
 
     def __init__(self, stem: Path | None, header: Mapping[str, Any], part: tuple[int, int] = (0, 1)) -> None:
@@ -35,20 +35,26 @@ class Rows:
         self._file: Any = None
         if stem is None:
             return
-        own = f".{part[0]}-of-{part[1]}" if part[1] > 1 else ""
-        self.path = stem.with_name(f"{stem.name}.rows{own}.jsonl")
+        suffix = f".{part[0]}-of-{part[1]}" if part[1] > 1 else ""
+        self.path = stem.with_name(f"{stem.name}.rows{suffix}.jsonl")
         try:
             stem.parent.mkdir(parents=True, exist_ok=True)
             self.refresh()
-            mine = _read(self.path) if self.path.exists() else [self._header]
-            # Written anew: the last line may be torn.
-            write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in mine))
+            lines = _read(self.path) if self.path.exists() else [self._header]
+            # Rewritten, because the last line may be incomplete.
+            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in lines))
             self._file = self.path.open("a")
         except OSError as error:
-            raise UsageError(f"--output: cannot write beside {stem} ({error.strerror}); name another folder") from None
+            raise UsageError(
+                f"--output: cannot write to {stem.parent} ({error.strerror}); choose another folder"
+            ) from None
 
     def refresh(self) -> None:
-        """Read what all hosts have written so far."""
+        """Read the rows that all hosts have written so far.
+
+        Raises:
+          UsageError: a file holds rows of another evaluation.
+        """
         if self._stem is None:
             return
         for path in sorted(self._stem.parent.glob(f"{self._stem.name}.rows*.jsonl")):
@@ -56,8 +62,8 @@ class Rows:
             differing = sorted(k for k in {*header, *self._header} if header.get(k) != self._header.get(k))
             if differing:
                 raise UsageError(
-                    f"{path}: rows of another evaluation ({', '.join(differing)} differ); remove it, or give another"
-                    " --output"
+                    f"{path}: rows of another evaluation ({', '.join(differing)} differ); remove the file or choose"
+                    " another --output"
                 )
             self._rows |= {row["photo"]: row for row in rows}
 
@@ -65,10 +71,10 @@ class Rows:
         return photo in self._rows
 
     def add(self, row: Row) -> None:
-        """Keep one photo's row; ``photo`` is its place in the data set.
+        """Add one photo's row; its ``photo`` is the index in the data set.
 
         Raises:
-          UsageError: the disk is full; what was written stays.
+          UsageError: the row can't be written, for instance because the disk is full; earlier rows are kept.
         """
         self._rows[row["photo"]] = row
         if self._file is not None:
@@ -77,25 +83,26 @@ class Rows:
                 self._file.flush()
             except OSError as error:
                 raise UsageError(
-                    f"{self.path}: cannot write there ({error.strerror}); make room, then the same command goes on"
+                    f"{self.path}: cannot write ({error.strerror}); free some space, then run the same command again"
+                    " to resume"
                 ) from None
 
     def in_order(self) -> list[Row]:
-        """All rows, by the photos' places in the data set."""
+        """All rows, in the order of the data set."""
         return [self._rows[i] for i in sorted(self._rows)]
 
     def close(self) -> None:
-        """Release the file."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
 
 
 def _read(path: Path) -> list[Row]:
-    """Header and rows of a file; a torn last line is left out."""
-    found = []
+    """Header and rows of a file, without an incomplete last line."""
+    lines = []
     for line in path.read_text().splitlines():
         try:
-            found.append(json.loads(line))
+            lines.append(json.loads(line))
         except json.JSONDecodeError:
             break
-    return found
+    return lines

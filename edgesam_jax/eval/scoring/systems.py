@@ -1,7 +1,7 @@
-"""What can be scored: our models, ONNX pairs with the published input names, and files of masks.
+"""The systems under test: our models, ONNX pairs with the published input names, and files of masks.
 
-A system is asked for the masks of prompts on a photo and answers with bits: at its own low resolution, which random
-refinement points are drawn on, and at the photo's size, which are compared.
+A system predicts the masks for prompts on a photo twice: at its own low resolution, on which random refinement points
+are drawn, and at the photo's size, for scoring.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -37,18 +37,20 @@ from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, IGNORED, NEGATIVE,
 
 @dataclass(frozen=True)
 class Answer:
-    """Masks for ``n`` prompts, ``k`` each: ``low`` (n k s s) bool, ``full`` n lists of k masks at the photo's size."""
+    """``k`` masks for each of ``n`` prompts: ``low`` (n k s s) bool; ``full``, n lists of k at the photo's size."""
 
     low: np.ndarray
     full: list[list[Bits]]
 
 
 class System(Protocol):
-    """What the evaluation asks.  ``start`` and ``masks`` may be called by several threads at once.
+    """The interface that the evaluation uses.  ``start`` and ``masks`` may be called from several threads at once.
 
-    ``name`` for tables; ``digest`` tells it from others where a stopped run goes on; ``image_size`` and
-    ``mask_size``: sides of the frame that prompts are given in, and of the low-resolution masks; ``frame``: how photos
-    come into it.
+    Attributes:
+      name: for tables.
+      image_size: side of the frame, in which prompts are given.
+      mask_size: side of the low-resolution masks.
+      frame: how photos are placed in the frame.
     """
 
     name: str
@@ -58,15 +60,15 @@ class System(Protocol):
 
     @property
     def digest(self) -> str:
-        """A hash of what makes the answers."""
+        """A hash of everything that determines the masks; a stopped run resumes only with the same one."""
         ...
 
     def start(self, photo: Photo) -> Any:
-        """Look at a photo; the result is for ``masks``."""
+        """Encode a photo; returns the state for ``masks`` and ``proposals``."""
         ...
 
     def masks(self, state: Any, photo: Photo, slots: Slots) -> Answer:
-        """The masks of some prompts on it."""
+        """Predict the masks for prompts on a photo."""
         ...
 
     def proposals(self, state: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -75,12 +77,12 @@ class System(Protocol):
 
 
 def input_size(photo: Photo, system: System) -> tuple[int, int]:
-    """Rows and columns of a system's frame that a photo fills."""
+    """Rows and columns of the system's frame that a photo fills."""
     return target_size(*photo.size, system.image_size, system.frame)
 
 
 def _upscaled(logits: Any, count: int, photo: Photo, system: System) -> list[list[Bits]]:
-    """Logits (P k s s) of a device or of the host -> masks of the first ``count`` prompts at the photo's size."""
+    """Upscale logits (P k s s), on a device or the host, to the photo's size: masks of the first ``count`` prompts."""
     filled, low = input_size(photo, system), logits.shape[-1]
     rows, columns = (
         device.resize_matrix(low, system.image_size, new, old, system.frame)
@@ -90,15 +92,25 @@ def _upscaled(logits: Any, count: int, photo: Photo, system: System) -> list[lis
     return [[Bits(mask, photo.size) for mask in masks] for masks in bits]
 
 
+class _JaxState(NamedTuple):
+    """An encoded photo: the device, the embedding (g g c), and proposal boxes (n 4) with scores (n), or None."""
+
+    device: Any
+    embedding: Any
+    proposals: tuple[np.ndarray, np.ndarray] | None
+
+
 class JaxSystem:
-    """A model of this package, on each of some devices.
+    """A model of this package, replicated on one or more devices.
 
     Args:
-      num_masks, select: which masks are decoded, and which of them is the answer (``oracle``: all).
-      priors: whether granularity priors are asked for.
+      name: for tables.
+      num_masks, select: how many masks are decoded, and which of them is returned (``oracle``: all).
+      devices: threads use them in turn; the default is the first local device.
+      priors: also compute proposals for granularity priors.
 
     Raises:
-      UsageError: priors of a model without a proposal network.
+      UsageError: ``priors`` with a model without a proposal network.
     """
 
     def __init__(
@@ -115,33 +127,33 @@ class JaxSystem:
         self._decode = device.decoder(model.config, num_masks, select)
         folded = compiled.for_inference(model.config, model.variables)
         self._variables = {d: jax.device_put(folded, d) for d in devices or jax.local_devices()[:1]}
-        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._devices: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._model = model
         for _ in range(8):  # threads take the devices in turn
             for one in self._variables:
-                self._free.put(one)
+                self._devices.put(one)
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of the weights and the configuration."""
+        """A hash of the weights and the configuration."""
         return digest_of({"config": repr(self._config), "variables": self._model.variables})
 
-    def start(self, photo: Photo) -> tuple[Any, Any, Any]:
-        where = self._free.get()
-        self._free.put(where)
+    def start(self, photo: Photo) -> _JaxState:
+        where = self._devices.get()
+        self._devices.put(where)
         image, filled = into_frame(photo.image, self.image_size, self.frame)
-        given = jax.device_put((image[None], np.asarray([filled], np.int32)), where)
-        found = jax.block_until_ready(self._encode(self._variables[where], *given))
+        inputs = jax.device_put((image[None], np.asarray([filled], np.int32)), where)
+        outputs = jax.block_until_ready(self._encode(self._variables[where], *inputs))
         if not self._priors:
-            return where, found[0], None
-        embedding, boxes, scores = found
-        return where, embedding[0], (np.asarray(boxes[0]), np.asarray(scores[0]))
+            return _JaxState(where, outputs[0], None)
+        embedding, boxes, scores = outputs
+        return _JaxState(where, embedding[0], (np.asarray(boxes[0]), np.asarray(scores[0])))
 
-    def proposals(self, state: tuple[Any, Any, Any]) -> tuple[np.ndarray, np.ndarray]:
-        found: tuple[np.ndarray, np.ndarray] = state[2]
-        return found
+    def proposals(self, state: _JaxState) -> tuple[np.ndarray, np.ndarray]:
+        assert state.proposals is not None
+        return state.proposals
 
-    def masks(self, state: tuple[Any, Any, Any], photo: Photo, slots: Slots) -> Answer:
+    def masks(self, state: _JaxState, photo: Photo, slots: Slots) -> Answer:
         where, embedding, _ = state
         low: list[np.ndarray] = []
         full: list[list[Bits]] = []
@@ -149,18 +161,23 @@ class JaxSystem:
             piece = [x[first : first + PROMPTS] for x in (slots.coords, slots.labels, slots.valid)]
             count = len(piece[0])
             piece = [np.concatenate([x, np.zeros((PROMPTS - count, *x.shape[1:]), x.dtype)]) for x in piece]
-            given = jax.device_put(piece, where)
-            logits, bits = self._decode(self._variables[where], embedding, *given, count)
+            prompts = jax.device_put(piece, where)
+            logits, bits = self._decode(self._variables[where], embedding, *prompts, count)
             full += _upscaled(logits, count, photo, self)
             low.append(np.unpackbits(np.asarray(bits)[:count], axis=-1).view(bool))
         return Answer(np.concatenate(low), full)
 
 
 class OnnxSystem:
-    """An ONNX pair as ``portable.onnx_model`` takes it; the padding token after points is given as one of label -1.
+    """A pair of ONNX files as for ``portable.onnx_model``; the padding token after points is a point of label -1.
+
+    Args:
+      num_masks, select: how many masks are decoded, and which of them is returned (``oracle``: all).
+      priors: also compute proposals for granularity priors.
 
     Raises:
-      UsageError: onnxruntime is not installed, a file is missing or damaged, or names are others.
+      UsageError: onnxruntime is not installed; a file is missing, damaged or has other input names; or the files
+        don't support ``select`` or ``priors``.
     """
 
     def __init__(
@@ -176,52 +193,57 @@ class OnnxSystem:
         self.image_size, self.mask_size = self._model.image_size, self._model.mask_size
         self.frame: Frame = "pad"
         if priors and not self._model.encoder.proposes:
-            raise UsageError(f"--priors: {encoder} gives no proposals; export it with --priors")
+            raise UsageError(f"--priors: {encoder} has no proposals output; export the encoder with --priors")
         if select != "first" and self._model.num_masks != 4:
-            raise UsageError(f"--select {select}: {decoder} gives {self._model.num_masks} masks, not SAM's four")
+            raise UsageError(
+                f"--select {select}: {decoder} returns {self._model.num_masks} masks per prompt, expected 4"
+            )
 
     def start(self, photo: Photo) -> tuple[np.ndarray, Any]:
         return self._model.encoder.run(*into_frame(photo.image, self.image_size))
 
     def proposals(self, state: tuple[np.ndarray, Any]) -> tuple[np.ndarray, np.ndarray]:
-        found: tuple[np.ndarray, np.ndarray] = state[1]
-        return found
+        boxes_and_scores: tuple[np.ndarray, np.ndarray] = state[1]
+        return boxes_and_scores
 
     def masks(self, state: tuple[np.ndarray, Any], photo: Photo, slots: Slots) -> Answer:
         low: list[np.ndarray] = []
         full: list[list[Bits]] = []
         while len(slots.coords):
-            some = []
+            selected: list[np.ndarray] = []
             for coords, labels, valid in zip(slots.coords, slots.labels, slots.valid, strict=True):
-                used = valid & (labels != IGNORED)  # exports don't know it
-                some.append(self._selected(*self._model.decoder.decode(state[0], coords[used], labels[used])))
-                if len(some) == PROMPTS:
+                used = valid & (labels != IGNORED)  # exports don't support this label
+                selected.append(self._select_masks(*self._model.decoder.decode(state[0], coords[used], labels[used])))
+                if len(selected) == PROMPTS:
                     break
-            logits = np.zeros((PROMPTS, *some[0].shape), np.float32)
-            logits[: len(some)] = some
-            full += _upscaled(logits, len(some), photo, self)
-            low.append(logits[: len(some)] > 0)
+            logits = np.zeros((PROMPTS, *selected[0].shape), np.float32)
+            logits[: len(selected)] = selected
+            full += _upscaled(logits, len(selected), photo, self)
+            low.append(logits[: len(selected)] > 0)
             slots = Slots(slots.coords[PROMPTS:], slots.labels[PROMPTS:], slots.valid[PROMPTS:])
         return Answer(np.concatenate(low), full)
 
-    def _selected(self, masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Masks (m s s) and scores (m) -> those selected (k s s)."""
+    def _select_masks(self, masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Select among logits (m s s) with scores (m): logits (k s s)."""
         if len(masks) == 4:
-            chosen = {1: slice(0, 1), 3: slice(1, 4), 4: slice(0, 4)}[self._num_masks]
-            masks, scores = masks[chosen], scores[chosen]
-        found = MaskPrediction(jnp.asarray(masks)[None, None], jnp.asarray(scores)[None, None])
-        return np.asarray(device.choose(found, self._select)[0])
+            decoded = {1: slice(0, 1), 3: slice(1, 4), 4: slice(0, 4)}[self._num_masks]
+            masks, scores = masks[decoded], scores[decoded]
+        prediction = MaskPrediction(jnp.asarray(masks)[None, None], jnp.asarray(scores)[None, None])
+        return np.asarray(device.select_masks(prediction, self._select)[0])
 
 
 class PredictionsSystem:
-    """Masks that some other system made of whole photos, in COCO's results format: FastSAM's, say.
+    """Masks that another system, such as FastSAM, predicted for entire photos, in COCO's results format.
 
-    A prompt chooses among a photo's masks as FastSAM's do (facts, section 5): a box takes the mask of the best overlap
-    with it; points take the union of all masks that a positive one hits, less those that a negative one hits.
+    A prompt selects among a photo's masks as in FastSAM (docs/published_code.md, "Other models"): a box selects the
+    mask with the highest IoU with it; points select the union of all masks that contain a positive point, minus those
+    that contain a negative point.
 
     Args:
+      name: for tables.
+      digest: a hash of the file.
       results: entries with ``image_id`` and a ``segmentation`` of the photo's size.
-      sizes: image id -> rows and columns of the photo.
+      sizes: image id to rows and columns of the photo.
     """
 
     image_size, mask_size = 1024, 256
@@ -235,38 +257,43 @@ class PredictionsSystem:
         sizes: Mapping[int | str, tuple[int, int]],
     ) -> None:
         self.name, self.digest, self.results, self._sizes = name, digest, list(results), sizes
-        self._of: dict[int | str, list[Mapping[str, Any]]] = defaultdict(list)
+        self._by_photo: dict[int | str, list[Mapping[str, Any]]] = defaultdict(list)
         for entry in self.results:
-            self._of[entry["image_id"]].append(entry)
+            self._by_photo[entry["image_id"]].append(entry)
 
     def start(self, photo: Photo) -> list[Window]:
         size = self._sizes[photo.image_id]
-        return [decode_window(e["segmentation"], *size, self.name) for e in self._of.get(photo.image_id, ())]
+        return [decode_window(e["segmentation"], *size, self.name) for e in self._by_photo.get(photo.image_id, ())]
 
     def proposals(self, state: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Raises:
-        UsageError: a file of masks has none."""
-        raise UsageError(f"--priors: {self.name} is a file of masks; it has no proposals")
+        """Not available.
+
+        Raises:
+          UsageError: always.
+        """
+        raise UsageError(f"--priors: {self.name} is a file of masks and has no proposals")
 
     def masks(self, state: Sequence[Window], photo: Photo, slots: Slots) -> Answer:
         filled = input_size(photo, self)
         scale = np.array(photo.size[::-1]) / filled[::-1]
-        found: list[Window] = []
+        windows: list[Window] = []
         for coords, labels, valid in zip(slots.coords * scale, slots.labels, slots.valid, strict=True):
-            found.append(self._answer(state, photo.size, coords[valid], labels[valid]))
-        low = low_res_windows(found, photo.size, filled, self.image_size, self.mask_size)
+            windows.append(self._select_mask(state, photo.size, coords[valid], labels[valid]))
+        low = low_res_windows(windows, photo.size, filled, self.image_size, self.mask_size)
         full = []
-        for window in found:
+        for window in windows:
             mask = np.zeros(photo.size, bool)
             if window:
                 window.paste(mask)
             full.append([Bits(device.pack(mask), photo.size)])
         return Answer(low[:, None], full)
 
-    def _answer(self, masks: Sequence[Window], size: tuple[int, int], coords: np.ndarray, labels: np.ndarray) -> Window:
+    def _select_mask(
+        self, masks: Sequence[Window], size: tuple[int, int], coords: np.ndarray, labels: np.ndarray
+    ) -> Window:
         corners = [coords[labels == kind] for kind in (BOX_TOP_LEFT, BOX_BOTTOM_RIGHT)]
         hit = {
-            label: [m for m in masks if any(_covers(m, x, y) for x, y in coords[labels == label])]
+            label: [m for m in masks if any(_contains(m, x, y) for x, y in coords[labels == label])]
             for label in (POSITIVE, NEGATIVE)
         }
         out = np.zeros(size, bool)
@@ -281,17 +308,17 @@ class PredictionsSystem:
         return crop(out)
 
 
-def _covers(mask: Window, x: float, y: float) -> bool:
+def _contains(mask: Window, x: float, y: float) -> bool:
     row, column = round(y) - mask.top, round(x) - mask.left
     inside = 0 <= row < mask.pixels.shape[0] and 0 <= column < mask.pixels.shape[1]
     return inside and bool(mask.pixels[row, column])
 
 
 def _overlap_with_box(mask: Window, box: tuple[float, float, float, float]) -> float:
-    """Intersection over union of a mask and the pixels whose centres lie in a box XYXY."""
+    """Intersection over union of a mask with a box XYXY, whose edges are rounded to pixels."""
     x0, y0, x1, y1 = (round(v) for v in box)
     rows = slice(max(0, y0 - mask.top), max(0, y1 - mask.top))
     columns = slice(max(0, x0 - mask.left), max(0, x1 - mask.left))
-    common = int(mask.pixels[rows, columns].sum())
-    union = int(mask.pixels.sum()) + max(0, x1 - x0) * max(0, y1 - y0) - common
-    return common / union if union > 0 else 0.0
+    intersection = int(mask.pixels[rows, columns].sum())
+    union = int(mask.pixels.sum()) + max(0, x1 - x0) * max(0, y1 - y0) - intersection
+    return intersection / union if union > 0 else 0.0
