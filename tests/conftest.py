@@ -11,14 +11,26 @@ import jax
 import pytest
 from tiny import QUICK_FLAGS
 
+# Writing a program and reading it back takes a few milliseconds.
+CACHE = {"jax_persistent_cache_min_compile_time_secs": 0.1, "jax_persistent_cache_min_entry_size_bytes": -1}
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile quickly, subprocesses too; the commands' cache is the suite's own, since the user's would be warm."""
-    if not hasattr(config, "workerinput"):  # the workers have the environment from here
+    """Compile quickly, and each program once: all processes of the suite share a cache, and not the user's.
+
+    Tests that train a config twice, and subprocesses that repeat it, then compile it once.
+    """
+    if not hasattr(config, "workerinput"):  # workers and subprocesses inherit the environment
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_FLAGS}".strip()
         folder = tempfile.mkdtemp(prefix="edgesam_jax_tests_")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
         os.environ["EDGESAM_JAX_CACHE"] = folder
+        for name, value in CACHE.items():
+            os.environ[name.upper()] = str(value)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    for name, value in CACHE.items():
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")
