@@ -21,7 +21,7 @@ from PIL import Image
 
 from convert import to_coreml, to_onnx
 from convert.export import bundle_docs, common, gate
-from convert.export.common import Wanted
+from convert.export.common import ExportJob
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
 from edgesam_jax.files import whole_folder
@@ -33,7 +33,7 @@ VECTORS = ("large box", "small box", "point", "five points")
 TOLERANCE = 0.95  # overlap that check.py asks for: what float16 and another resize of the photo may cost
 
 
-def write_vectors(folder: Path, photos: dict[str, np.ndarray], cases: Sequence[gate.Case], job: Wanted) -> None:
+def write_vectors(folder: Path, photos: dict[str, np.ndarray], cases: Sequence[gate.Case], job: ExportJob) -> None:
     """Photos, prompts in their pixels, and the model's first mask of each, as pictures and JSON."""
     folder.mkdir()
     content = []
@@ -89,7 +89,7 @@ def write_predictor(folder: Path) -> None:
     (folder / "check.py").write_text(bundle_docs.CHECK)
 
 
-def write_x_anylabeling(folder: Path, job: Wanted) -> None:
+def write_x_anylabeling(folder: Path, job: ExportJob) -> None:
     """The configuration that X-AnyLabeling loads as a custom model of type ``edge_sam``."""
     (folder / f"{job.name}.yaml").write_text(
         f"type: edge_sam\nname: {job.name}\ndisplay_name: {job.name}\n"
@@ -112,10 +112,10 @@ def run(args: argparse.Namespace) -> int:
     unknown = set(args.formats.split(",")) - set(FORMATS)
     if unknown or not formats:
         raise UsageError(f"--formats {args.formats}: wants some of {','.join(FORMATS)}")
-    common.need("torch", "onnx", "onnxscript", "onnxruntime")
+    common.require("torch", "onnx", "onnxscript", "onnxruntime")
     if "coreml" in formats:
         to_coreml.check(args)
-    job = common.wanted(args)
+    job = common.load_job(args)
     photos = gate.load_photos(args.photos)
     contents: dict[str, Any] = {}
     with whole_folder(args.output, replace=True) as folder:

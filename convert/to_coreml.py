@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.export import common, contract, gate
-from convert.export.common import Wanted
+from convert.export.common import ExportJob
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
 from edgesam_jax.files import whole_folder
@@ -25,7 +25,7 @@ from edgesam_jax.files import whole_folder
 COMPRESSIONS = ("none", "int8", "palette8", "palette6", "palette4")
 
 
-def shapes(job: Wanted) -> dict[str, dict[str, tuple[int, ...]]]:
+def shapes(job: ExportJob) -> dict[str, dict[str, tuple[int, ...]]]:
     """Input names and shapes by part."""
     config = job.model.config
     side, g, s, n = config.image_size, config.grid, config.mask_size, job.slots
@@ -40,11 +40,12 @@ def shapes(job: Wanted) -> dict[str, dict[str, tuple[int, ...]]]:
 OUTPUTS = {"encoder": ["image_embeddings"], "decoder": ["scores", "masks"]}
 
 
-def export(job: Wanted, folder: Path, precision: Any, compression: Any, image_input: bool) -> dict[str, Path]:
+def export(job: ExportJob, folder: Path, precision: Any, compression: Any, image_input: bool) -> dict[str, Path]:
     """Write the parts into a folder; returns their paths by part."""
     from convert.coreml import packages
     from convert.export.decoder import ExportDecoder
     from convert.export.encoder import ExportEncoder
+    from convert.torch_twin.loading import load_twin
 
     written = {}
     for part in job.parts:
@@ -53,7 +54,7 @@ def export(job: Wanted, folder: Path, precision: Any, compression: Any, image_in
         if part == "encoder":
             module = ExportEncoder(job.model.config, job.model.variables, "image" if image else "tensor", job.priors)
         else:
-            module = ExportDecoder(common.torch_sam(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
+            module = ExportDecoder(load_twin(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
         outputs = common.encoder_outputs(job) if part == "encoder" else OUTPUTS[part]
         model = packages.convert(module, shapes(job)[part], outputs, precision, image)
         text = f"{job.name} {part}, {precision}" + ("" if compression == "none" else f", {compression}")
@@ -63,7 +64,7 @@ def export(job: Wanted, folder: Path, precision: Any, compression: Any, image_in
     return written
 
 
-def operations(job: Wanted, files: dict[str, Path], precision: Any, folder: Path) -> tuple[dict[str, Any], str]:
+def operations(job: ExportJob, files: dict[str, Path], precision: Any, folder: Path) -> tuple[dict[str, Any], str]:
     """What the packages consist of, as JSON and as Markdown, beside plain conversions made in ``folder``."""
     from convert.coreml import mil_evaluator, packages, plain
     from convert.coreml.op_report import census, table
@@ -87,7 +88,7 @@ def operations(job: Wanted, files: dict[str, Path], precision: Any, folder: Path
 
 
 def build(
-    job: Wanted, folder: Path, precision: Any, compression: Any, image_input: bool, cases: Sequence[gate.Case]
+    job: ExportJob, folder: Path, precision: Any, compression: Any, image_input: bool, cases: Sequence[gate.Case]
 ) -> dict[str, Any]:
     """Export into a folder, verify, and write the contract and the census of operations; returns the contract.
 
@@ -126,7 +127,7 @@ def build(
 def check(args: argparse.Namespace) -> None:
     """Raises:
     UsageError: flags that Core ML cannot have, or libraries that are missing."""
-    common.need("torch", "coremltools", *(("sklearn",) if args.compress.startswith("palette") else ()))
+    common.require("torch", "coremltools", *(("sklearn",) if args.compress.startswith("palette") else ()))
     if not args.slots:
         raise UsageError("--slots dynamic: for ONNX only; on the Neural Engine a program has fixed shapes")
 
@@ -134,7 +135,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what the command line says."""
     check(args)
-    job = common.wanted(args)
+    job = common.load_job(args)
     photos = gate.load_photos(args.photos)
     with whole_folder(args.output) as folder:
         cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)

@@ -23,7 +23,7 @@ import numpy as np
 
 from convert import to_coreml
 from convert.export import common, contract, gate
-from convert.export.common import Wanted
+from convert.export.common import ExportJob
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
 from edgesam_jax.files import whole_folder
@@ -47,7 +47,7 @@ class LitertEncoder:
 class LitertDecoder:
     """Prompt slots on an embedding to masks and scores."""
 
-    def __init__(self, path: Path, job: Wanted) -> None:
+    def __init__(self, path: Path, job: ExportJob) -> None:
         self._run, self._path, self._job = _runner(path), path, job
 
     def decode(
@@ -65,10 +65,11 @@ def _runner(path: Path) -> Any:
     return Interpreter(str(path), num_threads=2).get_signature_runner()
 
 
-def export(job: Wanted, folder: Path) -> dict[str, Path]:
+def export(job: ExportJob, folder: Path) -> dict[str, Path]:
     """Write the parts into a folder; returns their paths by part."""
     from convert.export.decoder import ExportDecoder
     from convert.export.encoder import ExportEncoder
+    from convert.torch_twin.loading import load_twin
 
     written, logger = {}, logging.getLogger()
     level = logger.level
@@ -77,7 +78,7 @@ def export(job: Wanted, folder: Path) -> dict[str, Path]:
         if part == "encoder":
             module = ExportEncoder(job.model.config, job.model.variables, priors=job.priors)
         else:
-            module = ExportDecoder(common.torch_sam(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
+            module = ExportDecoder(load_twin(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
         written[part] = folder / job.file(part, ".tflite")
         try:
             with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -94,10 +95,10 @@ def export(job: Wanted, folder: Path) -> dict[str, Path]:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the command line says."""
-    common.need("torch", "litert_torch", "ai_edge_litert", extra=EXTRA)
+    common.require("torch", "litert_torch", "ai_edge_litert", extra=EXTRA)
     if not args.slots:
         raise UsageError("--slots dynamic: for ONNX only; LiteRT files have fixed shapes here")
-    job = common.wanted(args)
+    job = common.load_job(args)
     photos = gate.load_photos(args.photos)
     with whole_folder(args.output) as folder:
         print(f"{job.name}: {' and '.join(job.parts)} to LiteRT", flush=True)

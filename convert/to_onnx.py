@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.export import common, contract, gate
-from convert.export.common import Wanted
+from convert.export.common import ExportJob
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.files import whole_folder
 from edgesam_jax.portable.onnx_model import METADATA
@@ -30,12 +30,13 @@ OPSET = 18
 POINTS = "num_points"
 
 
-def export(job: Wanted, folder: Path, image_input: str) -> dict[str, Path]:
+def export(job: ExportJob, folder: Path, image_input: str) -> dict[str, Path]:
     """Write the parts into a folder; returns their paths by part."""
     import torch
 
     from convert.export.decoder import ExportDecoder
     from convert.export.encoder import ExportEncoder
+    from convert.torch_twin.loading import load_twin
 
     config, written = job.model.config, {}
     content = contract.contract(job, image_input)
@@ -54,7 +55,7 @@ def export(job: Wanted, folder: Path, image_input: str) -> dict[str, Path]:
         written["encoder"] = folder / job.file("encoder", ".onnx")
         _write(written["encoder"], encoder, (example,), ["image"], common.encoder_outputs(job), dynamic, content)
     if "decoder" in job.parts:
-        decoder = ExportDecoder(common.torch_sam(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
+        decoder = ExportDecoder(load_twin(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
         n, g, s = job.slots or 3, config.grid, config.mask_size
         example_inputs = [torch.zeros(1, config.embed_dim, g, g), torch.zeros(1, n, 2), torch.zeros(1, n)]
         names = ["image_embeddings", "point_coords", "point_labels"]
@@ -113,7 +114,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def build(job: Wanted, folder: Path, image_input: str, cases: Sequence[gate.Case]) -> dict[str, Any]:
+def build(job: ExportJob, folder: Path, image_input: str, cases: Sequence[gate.Case]) -> dict[str, Any]:
     """Export into a folder, verify, and write the contract; returns it.
 
     Raises:
@@ -143,8 +144,8 @@ def build(job: Wanted, folder: Path, image_input: str, cases: Sequence[gate.Case
 
 def run(args: argparse.Namespace) -> int:
     """Do what the command line says."""
-    common.need("torch", "onnx", "onnxscript", "onnxruntime")
-    job = common.wanted(args)
+    common.require("torch", "onnx", "onnxscript", "onnxruntime")
+    job = common.load_job(args)
     photos = gate.load_photos(args.photos)
     with whole_folder(args.output) as folder:
         cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)

@@ -10,7 +10,7 @@ import dataclasses
 
 from torch import Tensor, nn
 
-from convert.export import common
+from convert.torch_twin.loading import load_twin
 from convert.torch_twin.model import TorchSam
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import STUDENTS
@@ -36,5 +36,5 @@ def part(model: Model, name: str) -> nn.Module:
     config = model.config
     if isinstance(config.encoder, STUDENTS):
         config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, upsample="bilinear"))
-    sam = common.torch_sam(dataclasses.replace(model, config=config))
+    sam = load_twin(dataclasses.replace(model, config=config))
     return sam.image_encoder if name == "encoder" else PlainDecoder(sam)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from string import Template
 from typing import Any
 
-from convert.export.common import Wanted
+from convert.export.common import ExportJob
 
 CHECK = '''"""Run the ONNX models on the test vectors: python check.py"""
 
@@ -152,7 +152,7 @@ def licence(text: str, source: str) -> str:
     )
 
 
-def readme(job: Wanted, contents: dict[str, Any]) -> str:
+def readme(job: ExportJob, contents: dict[str, Any]) -> str:
     """Calls in Swift, Python and JavaScript, with this bundle's names and sizes."""
     words = {
         "name": job.name, "side": job.model.config.image_size, "mask": job.model.config.mask_size,

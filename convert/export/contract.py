@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from convert.export.common import Wanted
+from convert.export.common import ExportJob
 from edgesam_jax.config import SamConfig
 from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
 
 
-def contract(job: Wanted, image_input: str) -> dict[str, Any]:
+def contract(job: ExportJob, image_input: str) -> dict[str, Any]:
     """What a program that runs the export must know; ``image_input`` is ``export_encoder.Input``."""
     from convert.export.decoder import UNUSED
 

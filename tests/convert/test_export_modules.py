@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from convert.export import common, gate  # noqa: E402
-from convert.export.decoder import UNUSED, ExportDecoder  # noqa: E402
+from convert.export.decoder import ExportDecoder  # noqa: E402
 from convert.export.encoder import LETTERBOX, ExportEncoder  # noqa: E402
+from convert.torch_twin.loading import load_twin  # noqa: E402
 from edgesam_jax.checkpoints.model import Model  # noqa: E402
 from edgesam_jax.config import DecoderConfig, VitConfig  # noqa: E402
 from edgesam_jax.models.sam import TINY  # noqa: E402
-from edgesam_jax.portable.onnx_model import normalised  # noqa: E402
+from edgesam_jax.portable.onnx_model import UNUSED, normalised  # noqa: E402
 from edgesam_jax.portable.postprocess import stability_score  # noqa: E402
 
 REPVIT = dataclasses.replace(tiny.REPVIT, decoder=DecoderConfig(depth=2, heads=2, mlp_dim=16))
@@ -37,7 +38,7 @@ def model_of(config) -> Model:
 
 @pytest.fixture(scope="module")
 def sam():
-    return common.torch_sam(model_of(REPVIT))
+    return load_twin(model_of(REPVIT))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_the_encoder_is_the_twin(config):
     model = model_of(config)
     image = torch.from_numpy(deterministic_weights.image(config.image_size).transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
-        want = common.torch_sam(model).encode_image(image)
+        want = load_twin(model).encode_image(image)
         found = ExportEncoder(config, model.variables)(image)
     np.testing.assert_allclose(found, want, atol=2e-5)
 
@@ -157,13 +158,13 @@ def test_padding_is_not_neutral(decoder, embedding, sam):
 
 def test_low_rank_updates_are_merged(embedding):
     model = model_of(LORA)
-    lora = common.torch_sam(model)
+    lora = load_twin(model)
     coords, labels = torch.tensor([[[9.0, 11.0], [20.0, 5.0]]]), torch.tensor([[1, 0]])
     with torch.no_grad():
         want, iou = lora.decode(embedding, coords, labels)
         lora.mask_decoder.transformer.layers[0].self_attn.q_proj.lora_B.mul_(0)
         without, _ = lora.decode(embedding, coords, labels)
-    decoder = ExportDecoder(common.torch_sam(model), "iou", False)
+    decoder = ExportDecoder(load_twin(model), "iou", False)
     with torch.no_grad():
         scores, found = decoder(embedding, coords, labels.float())
     np.testing.assert_allclose(found, want, atol=2e-5 * float(want.abs().max()))

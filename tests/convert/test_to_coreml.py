@@ -19,6 +19,7 @@ from convert.export import common, gate  # noqa: E402
 from convert.export import decoder as export_decoder  # noqa: E402
 from convert.export.decoder import ExportDecoder  # noqa: E402
 from convert.export.encoder import ExportEncoder  # noqa: E402
+from convert.torch_twin.loading import load_twin  # noqa: E402
 from edgesam_jax.checkpoints.model import Model  # noqa: E402
 from edgesam_jax.checkpoints.save import save_model_file  # noqa: E402
 from edgesam_jax.models.sam import TINY  # noqa: E402
@@ -56,7 +57,7 @@ def cases(model):
 def decoder_of(model, tmp_path, precision="float32", size=None):
     """A decoder's package, for a frame of another size if one is given."""
     config = model.config if size is None else dataclasses.replace(model.config, image_size=size)
-    module = ExportDecoder(common.torch_sam(dataclasses.replace(model, config=config)), "stability", False)
+    module = ExportDecoder(load_twin(dataclasses.replace(model, config=config)), "stability", False)
     c, g = config.embed_dim, config.grid
     shapes = {"image_embeddings": (1, c, g, g), "point_coords": (1, 4, 2), "point_labels": (1, 4)}
     return packages.save(
@@ -144,7 +145,7 @@ class Full(torch.nn.Module):
 
 @pytest.mark.parametrize(("value", "expected"), [(4.0, 1.0), (-4.0, 0.0)])
 def test_scores_of_whole_frames_are_numbers(model, tmp_path, value, expected):
-    decoder = ExportDecoder(common.torch_sam(model), "stability", False)
+    decoder = ExportDecoder(load_twin(model), "stability", False)
     made = packages.convert(Full(decoder).eval(), {"masks": (1, 4, 256, 256)}, ["scores"], "float16")
     program = mil_evaluator.load(packages.save(made, tmp_path / "s.mlpackage", "", ""))
     found = program(masks=np.full((1, 4, 256, 256), value, np.float32))["scores"]

@@ -264,7 +264,7 @@ def test_a_dropped_padding_token_is_found_at_the_points(checkpoint, tmp_path, mo
 
 def test_bilinear_in_place_of_bicubic_is_found(model, cases, tmp_path):
     config = dataclasses.replace(CONFIG, encoder=dataclasses.replace(CONFIG.encoder, upsample="bilinear"))
-    job = common.Wanted("b", ("encoder",), 16, True, "stability", Model(config, model.variables))
+    job = common.ExportJob("b", ("encoder",), 16, True, "stability", Model(config, model.variables))
     files = to_onnx.export(job, tmp_path, "tensor")
     verdict = gate.verify(cases, OnnxEncoder(files["encoder"]), None, TOLERANCE, "stability")
     assert not verdict.passed and verdict.worst.badness > 10
