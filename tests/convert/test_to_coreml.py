@@ -180,7 +180,7 @@ def test_swapped_channels_and_bilinear_are_found(model, cases, tmp_path):
         made = packages.convert(module.eval(), {"image": (1, 3, 64, 64)}, ["image_embeddings"], "float16")
         path = packages.save(made, tmp_path / f"{name}.mlpackage", "", "")
         verdict = gate.verify(cases, CoremlEncoder(path, False), None, HALF, "stability")
-        assert not verdict.passed and verdict.worst.what == "embedding", name
+        assert not verdict.passed and verdict.worst.quantity == "embedding", name
 
 
 def test_a_dropped_padding_token_is_found_by_the_command(checkpoint, tmp_path, monkeypatch, capsys):

@@ -215,7 +215,13 @@ def test_the_gate_passes_what_is_right(exported, cases):
     encoder, decoder = OnnxEncoder(parts(exported, "small")[0]), OnnxDecoder(parts(exported, "small")[1])
     verdict = gate.verify(cases, encoder, decoder, TOLERANCE, "stability")
     assert verdict.passed and len(verdict.findings) > 3 * (1 + 2 * 12 * 2)
-    assert {f.what for f in verdict.findings} >= {"embedding", "logits", "mask IoU", "score", "logits from end to end"}
+    assert {f.quantity for f in verdict.findings} >= {
+        "embedding",
+        "logits",
+        "mask IoU",
+        "score",
+        "logits from end to end",
+    }
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
@@ -235,7 +241,7 @@ def test_a_corrupt_weight_is_found(part, exported, cases, tmp_path):
         verdict = gate.verify(cases, OnnxEncoder(file), None, TOLERANCE, "stability")
     else:
         verdict = gate.verify(cases, None, OnnxDecoder(file), TOLERANCE, "stability")
-    assert not verdict.passed and not verdict.worst.kept
+    assert not verdict.passed and not verdict.worst.passed
     assert any(name in gate.report(verdict, "x") for name in ("astronaut", "chelsea", "coffee"))
 
 
@@ -243,7 +249,7 @@ def test_swapped_channels_are_found(exported, cases, tmp_path):
     path = parts(exported, "small")[0]
     file = corrupted(path, tmp_path / "e.onnx", lambda n, a: a[:, ::-1] if a.ndim == 4 and a.shape[1] == 3 else None)
     verdict = gate.verify(cases, OnnxEncoder(file), None, TOLERANCE, "stability")
-    assert not verdict.passed and verdict.worst.what == "embedding"
+    assert not verdict.passed and verdict.worst.quantity == "embedding"
 
 
 def test_a_dropped_padding_token_is_found_at_the_points(checkpoint, tmp_path, monkeypatch, capsys):
@@ -267,7 +273,7 @@ def test_bilinear_in_place_of_bicubic_is_found(model, cases, tmp_path):
     job = common.ExportJob("b", ("encoder",), 16, True, "stability", Model(config, model.variables))
     files = to_onnx.export(job, tmp_path, "tensor")
     verdict = gate.verify(cases, OnnxEncoder(files["encoder"]), None, TOLERANCE, "stability")
-    assert not verdict.passed and verdict.worst.badness > 10
+    assert not verdict.passed and verdict.worst.severity > 10
 
 
 def test_nan_never_passes(cases):
@@ -299,7 +305,7 @@ def test_user_faults_are_one_line(checkpoint, tmp_path, capsys, monkeypatch):
         ([str(checkpoint), *out, "--slots", "1"], "--slots: must be 2 to 1024"),
         ([str(checkpoint), *out, "--slots", "many"], "--slots"),
         ([str(checkpoint), *out, "--name", "a/b"], "--name a/b"),
-        ([str(checkpoint), *out, "--photos", str(empty)], "no photo in there"),
+        ([str(checkpoint), *out, "--photos", str(empty)], "contains no photos; pass files"),
         ([str(checkpoint), *out, "--photos", str(damaged)], "damaged.jpg: not an image"),
     ):
         assert to_onnx.main(flags) == 2, flags
