@@ -1,9 +1,9 @@
-"""Everything a program needs to ship a model, in one folder, verified.
+"""Export a model as a bundle: one verified folder with everything an app needs to ship it.
 
     python -m convert.bundle CHECKPOINT --output DIR [--formats onnx,coreml,x-anylabeling]
 
-Models, their contract as JSON, test vectors, a predictor in numpy and ONNX Runtime with a script that runs it on the
-vectors, a licence note, checksums, and a README with the calls in Swift, Python and JavaScript.
+A bundle contains the models, their contract as JSON, test vectors, a predictor in numpy and ONNX Runtime with a script
+that runs it on the vectors, a licence note, checksums, and a README with the calls in Swift, Python and JavaScript.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from edgesam_jax.files import whole_folder
 from edgesam_jax.portable.postprocess import upscale_masks
 
 FORMATS = ("onnx", "coreml", "x-anylabeling")
-PORTABLE = "edgesam_onnx"  # the predictor's name in a bundle
+PORTABLE = "edgesam_onnx"  # name of the predictor package in a bundle
 VECTORS = ("large box", "small box", "point", "five points")
-TOLERANCE = 0.95  # overlap that check.py asks for: what float16 and another resize of the photo may cost
+MIN_OVERLAP = 0.95  # IoU required by check.py; allows for float16 and another way of resizing the photo
 
 
 def write_vectors(folder: Path, photos: dict[str, np.ndarray], cases: Sequence[gate.Case], job: ExportJob) -> None:
-    """Photos, prompts in their pixels, and the model's first mask of each, as pictures and JSON."""
+    """Write photos and first masks as PNG, and the prompts in pixels of the photos as JSON."""
     folder.mkdir()
-    content = []
+    entries = []
     for number, case in enumerate(cases):
         photo = photos[case.name]
         size = (photo.shape[0], photo.shape[1])
         Image.fromarray(photo).save(folder / f"photo_{number}.png")
-        # As the gate asked, before scaling to the frame.
-        asked = gate.spread(size, job.slots, job.mask_input, number)
+        # The prompts of ``gate.make_cases``, before scaling to the frame.
+        unscaled = gate.sample_prompts(size, job.slots, job.mask_input, number)
         prompts = []
-        for i, prompt in enumerate(asked):
+        for i, prompt in enumerate(unscaled):
             if prompt.name not in VECTORS:
                 continue
             mask = upscale_masks(case.logits[i, :1], job.model.config.image_size, case.filled, size)[0]
@@ -61,7 +61,7 @@ def write_vectors(folder: Path, photos: dict[str, np.ndarray], cases: Sequence[g
                 }
             )
         flat = case.embedding.reshape(-1)
-        content.append(
+        entries.append(
             {
                 "photo": f"photo_{number}.png",
                 "what": case.name,
@@ -70,11 +70,11 @@ def write_vectors(folder: Path, photos: dict[str, np.ndarray], cases: Sequence[g
                 "prompts": prompts,
             }
         )  # fmt: skip
-    common.write_json(folder / "vectors.json", {"least_overlap": TOLERANCE, "photos": content})
+    common.write_json(folder / "vectors.json", {"least_overlap": MIN_OVERLAP, "photos": entries})
 
 
 def write_predictor(folder: Path) -> None:
-    """The package's portable predictor under another name, so that it needs nothing of the rest."""
+    """Copy the portable predictor under another package name, independent of ``edgesam_jax``, and write ``check.py``."""
     target = folder / PORTABLE
     target.mkdir(parents=True)
     for source in sorted(resources.files("edgesam_jax.portable").iterdir(), key=lambda s: s.name):
@@ -90,7 +90,7 @@ def write_predictor(folder: Path) -> None:
 
 
 def write_x_anylabeling(folder: Path, job: ExportJob) -> None:
-    """The configuration that X-AnyLabeling loads as a custom model of type ``edge_sam``."""
+    """Write the configuration of an X-AnyLabeling custom model of type ``edge_sam``."""
     (folder / f"{job.name}.yaml").write_text(
         f"type: edge_sam\nname: {job.name}\ndisplay_name: {job.name}\n"
         f"encoder_model_path: {job.file('encoder', '.onnx')}\n"
@@ -100,18 +100,23 @@ def write_x_anylabeling(folder: Path, job: ExportJob) -> None:
 
 
 def checksums(folder: Path) -> None:
-    """SHA256SUMS of all files, as ``sha256sum --check`` reads it."""
+    """Write the SHA-256 of all files to ``SHA256SUMS``, in the format of ``sha256sum --check``."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     lines = [f"{common.sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in files]
     (folder / "SHA256SUMS").write_text("".join(lines))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the command line says."""
+    """Export a checkpoint as a bundle.
+
+    Raises:
+      UsageError: wrong flags, missing libraries, or an output folder that can't be written.
+      Refused: an export differs from the model.
+    """
     formats = [f for f in FORMATS if f in args.formats.split(",")]
     unknown = set(args.formats.split(",")) - set(FORMATS)
     if unknown or not formats:
-        raise UsageError(f"--formats {args.formats}: wants some of {','.join(FORMATS)}")
+        raise UsageError(f"--formats {args.formats}: must be a comma-separated list of {', '.join(FORMATS)}")
     common.require("torch", "onnx", "onnxscript", "onnxruntime")
     if "coreml" in formats:
         to_coreml.check(args)
@@ -131,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
                 job, folder / "coreml", args.precision, args.compress, args.image_input, cases
             )
         if "x-anylabeling" in formats:
-            # X-AnyLabeling knows points, boxes and one output of the encoder.
+            # X-AnyLabeling supports points, boxes and one output of the encoder.
             labelling = dataclasses.replace(job, name=f"{job.name}_labelling", slots=0, mask_input=False, priors=False)
             (folder / "x-anylabeling").mkdir()
             plain = [dataclasses.replace(c.without_masks(), anchors=None) for c in cases]
@@ -142,15 +147,18 @@ def run(args: argparse.Namespace) -> int:
         (folder / "LICENCE.txt").write_text(bundle_docs.licence(licence, str(job.model.metadata.get("source", ""))))
         (folder / "README.md").write_text(bundle_docs.readme(job, contents))
         checksums(folder)
-    print(f"{args.output}: {common.size_of(args.output) / 1e6:.1f} MB, verified; begin with README.md")
+    print(f"{args.output}: {common.size_of(args.output) / 1e6:.1f} MB, verified; start with README.md")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = Parser(prog="python -m convert.bundle", description="Export a checkpoint with all that shipping it needs.")
+    parser = Parser(
+        prog="python -m convert.bundle",
+        description="Export a checkpoint as a bundle: the models and everything an app needs to ship them.",
+    )
     common.add_flags(parser)
-    parser.add_argument("--formats", default=",".join(FORMATS), help="default: all, %(default)s")
+    parser.add_argument("--formats", default=",".join(FORMATS), help="comma-separated list (default: all, %(default)s)")
     to_coreml.add_flags(parser)
     return common.command(parser, run, argv)
 

@@ -1,10 +1,11 @@
-"""Checkpoints to LiteRT (TensorFlow Lite) for Android, verified with LiteRT's own interpreter.
+"""Export checkpoints to LiteRT (TensorFlow Lite) for Android, and verify the files with LiteRT's interpreter.
 
     python -m convert.to_litert CHECKPOINT --output DIR
 
-Writes ``NAME_encoder.tflite``, ``NAME_decoder.tflite`` and ``NAME_litert.json``, the contract.  The signature
-``serving_default`` has the inputs' names; the outputs are ``output_0`` (embedding, or scores) and ``output_1`` (masks).
-Shapes are fixed and values float32.
+Writes ``NAME_encoder.tflite``, ``NAME_decoder.tflite`` and ``NAME_litert.json``, the contract. The inputs of the
+signature ``serving_default`` have the names of the contract. Its outputs are ``output_0`` (embedding, or scores) and
+``output_1`` (masks). Shapes are fixed; all values are float32. If the files differ from the JAX model, nothing is
+written and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -33,19 +34,19 @@ EXTRA = "pip install 'edgesam-jax[litert]'"
 
 
 class LitertEncoder:
-    """``image`` to the embedding, and what priors need."""
+    """A LiteRT encoder that the gate can run."""
 
     def __init__(self, path: Path) -> None:
         self._run = _runner(path)
 
     def outputs(self, frame: np.ndarray, filled: Sequence[int]) -> list[np.ndarray]:
-        """As ``OnnxEncoder.outputs``."""
-        found = self._run(image=np.ascontiguousarray(normalised(frame, filled)))
-        return [found[f"output_{i}"] for i in range(len(found))]
+        """See ``OnnxEncoder.outputs``."""
+        outputs = self._run(image=np.ascontiguousarray(normalised(frame, filled)))
+        return [outputs[f"output_{i}"] for i in range(len(outputs))]
 
 
 class LitertDecoder:
-    """Prompt slots on an embedding to masks and scores."""
+    """A LiteRT decoder that the gate can run."""
 
     def __init__(self, path: Path, job: ExportJob) -> None:
         self._run, self._path, self._job = _runner(path), path, job
@@ -53,9 +54,9 @@ class LitertDecoder:
     def decode(
         self, embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """One prompt: logits (m s s), scores (m)."""
-        given = prompt_inputs(embedding, coords, labels, mask, self._job.slots, str(self._path))
-        out = self._run(**{name: given[name] for name in to_coreml.shapes(self._job)["decoder"]})
+        """Decode one prompt; return logits (m s s) and scores (m)."""
+        inputs = prompt_inputs(embedding, coords, labels, mask, self._job.slots, str(self._path))
+        out = self._run(**{name: inputs[name] for name in to_coreml.shapes(self._job)["decoder"]})
         return out["output_1"][0], out["output_0"][0]
 
 
@@ -66,7 +67,7 @@ def _runner(path: Path) -> Any:
 
 
 def export(job: ExportJob, folder: Path) -> dict[str, Path]:
-    """Write the parts into a folder; returns their paths by part."""
+    """Write the parts into a folder; return their paths by part."""
     from convert.export.decoder import ExportDecoder
     from convert.export.encoder import ExportEncoder
     from convert.torch_twin.loading import load_twin
@@ -94,10 +95,15 @@ def export(job: ExportJob, folder: Path) -> dict[str, Path]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the command line says."""
+    """Export a checkpoint to LiteRT.
+
+    Raises:
+      UsageError: wrong flags, missing libraries, or an output folder that can't be written.
+      Refused: the export differs from the model.
+    """
     common.require("torch", "litert_torch", "ai_edge_litert", extra=EXTRA)
     if not args.slots:
-        raise UsageError("--slots dynamic: for ONNX only; LiteRT files have fixed shapes here")
+        raise UsageError("--slots dynamic: for ONNX only; LiteRT files have fixed shapes; pass --slots N")
     job = common.load_job(args)
     photos = gate.load_photos(args.photos)
     with whole_folder(args.output) as folder:

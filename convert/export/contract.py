@@ -25,7 +25,7 @@ def contract(job: ExportJob, image_input: str) -> dict[str, Any]:
         },
         "image": {
             "shape": [1, 3, side, side], "type": "image",
-            "values": "RGB from 0 to 255; the colour 124, 116, 104 to the right of the photo and below, which becomes 0",
+            "values": "RGB from 0 to 255; to the right of the photo and below, the colour 124, 116, 104: it becomes 0",
         },
         "photo": {
             "shape": [1, 3, "height", "width"], "type": "uint8",
@@ -40,7 +40,7 @@ def contract(job: ExportJob, image_input: str) -> dict[str, Any]:
         "image": {**image, "mean": list(PIXEL_MEAN), "std": list(PIXEL_STD)},
         "resizing": "longest side to image_size, bilinear with antialiasing (Pillow), sides rounded half up;"
         " placed at the top left",
-        "coordinates": "x, y in pixels of the photo, times resized width / width and resized height / height",
+        "coordinates": "x, y; x in pixels of the photo times resized width / width, y times resized height / height",
         "labels": {
             "1": "a point inside the object", "0": "a point outside the object",
             "2": "the box's top left corner", "3": "the box's bottom right corner",

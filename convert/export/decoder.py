@@ -4,9 +4,10 @@ All tensors are (1 c 1 t) or (1 c g g): every dense layer is a 1x1 convolution, 
 splitting (c t) into heads is a reshape that moves no data. Layout: Apple, "Deploying Transformers on the Apple Neural
 Engine" (2022). The weights are those of ``convert.torch_twin.model``.
 
-One shape serves 1 to ``slots`` points and box corners. Slots with the label -2 (``portable.onnx_model.UNUSED``) are unused: a bias on their
-keys keeps them out of every softmax, and they don't change the result. The decoder adds SAM's learned padding token
-exactly where the predictor does: to prompts without a box, unless they already contain a point with label -1.
+One shape serves 1 to ``slots`` points and box corners. Slots with the label -2 (``portable.onnx_model.UNUSED``) are
+unused: a bias on their keys keeps them out of every softmax, and they don't change the result. The decoder adds SAM's
+learned padding token exactly where the predictor does: to prompts without a box, unless they already contain a point
+with label -1.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def test_all_is_there_and_intact(folder):
     assert all(part["verified"]["passed"] for part in contract.values()) and len(contract) == 3
     text = (folder / "README.md").read_text()
     assert "$" not in text and all(word in text for word in ("Swift", "OnnxPredictor", "onnxruntime-web", "128 px"))
-    assert "ask who made it" in (folder / "LICENCE.txt").read_text()  # the tiny teacher's file records none
+    assert "ask its authors" in (folder / "LICENCE.txt").read_text()  # the tiny teacher's file records none
 
 
 def test_the_vectors_are_the_predictors_masks(folder):
@@ -134,7 +134,10 @@ def test_a_bundle_goes_where_nothing_else_is(folder, tmp_path, capsys):
     (tmp_path / "note.txt").write_text("mine")
     for flags, message in (
         (["--output", str(tmp_path)], "holds something other than a bundle"),
-        (["--output", str(tmp_path / "b"), "--formats", "onnx,tflite"], "--formats onnx,tflite: wants some of"),
+        (
+            ["--output", str(tmp_path / "b"), "--formats", "onnx,tflite"],
+            "--formats onnx,tflite: must be a comma-separated list of onnx, coreml, x-anylabeling",
+        ),
     ):
         assert bundle.main(["tiny_teacher", *flags]) == 2
         text = capsys.readouterr().err
