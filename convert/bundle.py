@@ -74,7 +74,7 @@ def write_vectors(folder: Path, photos: dict[str, np.ndarray], cases: Sequence[g
 
 
 def write_predictor(folder: Path) -> None:
-    """Copy the portable predictor under another package name, independent of ``edgesam_jax``, and write ``check.py``."""
+    """Copy the portable predictor as a package that doesn't need ``edgesam_jax``, and write ``check.py``."""
     target = folder / PORTABLE
     target.mkdir(parents=True)
     for source in sorted(resources.files("edgesam_jax.portable").iterdir(), key=lambda s: s.name):
@@ -153,10 +153,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = Parser(
-        prog="python -m convert.bundle",
-        description="Export a checkpoint as a bundle: the models and everything an app needs to ship them.",
-    )
+    parser = Parser(prog="python -m convert.bundle", description="Export a checkpoint with all that shipping it needs.")
     common.add_flags(parser)
     parser.add_argument("--formats", default=",".join(FORMATS), help="comma-separated list (default: all, %(default)s)")
     to_coreml.add_flags(parser)

@@ -132,9 +132,7 @@ def check(args: argparse.Namespace) -> None:
     """
     common.require("torch", "coremltools", *(("sklearn",) if args.compress.startswith("palette") else ()))
     if not args.slots:
-        raise UsageError(
-            "--slots dynamic: for ONNX only; programs on the Neural Engine have fixed shapes; pass --slots N"
-        )
+        raise UsageError("--slots dynamic: for ONNX only; the Neural Engine needs fixed shapes; pass --slots N")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -160,7 +158,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--compress",
         choices=COMPRESSIONS,
         default="none",
-        help="store the weights as int8, or with a palette of 8, 6 or 4 bits (default: %(default)s)",
+        help="store weights as int8, or with a palette of 8, 6 or 4 bits",
     )
     parser.add_argument("--image-input", action="store_true", help="the encoder takes an RGB image, and normalises it")
 

@@ -93,7 +93,7 @@ let result = try decoder.prediction(from: prompt)  // "masks" [1, 4, $mask, $mas
 This code was not compiled when the bundle was created. The packages were verified $by.
 """
 
-MASK_SWIFT = """let mask = try MLMultiArray(shape: [1, 1, $mask, $mask], dataType: .float32)  // an earlier mask's logits
+MASK_SWIFT = """let mask = try MLMultiArray(shape: [1, 1, $mask, $mask], dataType: .float32)  // earlier logits
 let hasMask = try MLMultiArray(shape: [1], dataType: .float32)  // 1 if there is an earlier mask, otherwise 0
 """
 

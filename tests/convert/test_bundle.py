@@ -136,7 +136,7 @@ def test_a_bundle_goes_where_nothing_else_is(folder, tmp_path, capsys):
         (["--output", str(tmp_path)], "holds something other than a bundle"),
         (
             ["--output", str(tmp_path / "b"), "--formats", "onnx,tflite"],
-            "--formats onnx,tflite: must be a comma-separated list of onnx, coreml, x-anylabeling",
+            "--formats onnx,tflite: must be a comma-separated list of onnx, coreml",
         ),
     ):
         assert bundle.main(["tiny_teacher", *flags]) == 2
