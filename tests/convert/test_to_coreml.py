@@ -216,7 +216,9 @@ def test_the_census_flags_what_may_leave_the_neural_engine():
     }
     text = op_report.table(found, found, "part")
     assert "| conv | 1 | 1 |" in text and "1 x gather: kind" in text
-    assert "nothing that is known to leave" in op_report.table(op_report.census([op("conv", (1,), "fp16")]), None, "p")
+    assert "no operations that are known to leave" in op_report.table(
+        op_report.census([op("conv", (1,), "fp16")]), None, "p"
+    )
 
 
 def test_user_faults_are_one_line(checkpoint, tmp_path, capsys, monkeypatch):
