@@ -90,9 +90,8 @@ class TinyVitBlock(nn.Module):
         b, c, h, w = x.shape
         k = self.window
         rows, cols = math.ceil(h / k), math.ceil(w / k)
-        y = F.pad(
-            x.permute(0, 2, 3, 1), (0, 0, 0, cols * k - w, 0, rows * k - h)
-        )  # the padding precedes the norm and isn't masked
+        # The padding precedes the norm and isn't masked.
+        y = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, cols * k - w, 0, rows * k - h))
         y = y.reshape(b * rows, k, cols, k * c).transpose(1, 2).reshape(-1, k * k, c)
         y = self.attn(y).view(b * rows, cols, k, k * c).transpose(1, 2)
         x = x + y.reshape(b, rows * k, cols * k, c)[:, :h, :w].permute(0, 3, 1, 2)

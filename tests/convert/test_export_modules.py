@@ -1,4 +1,4 @@
-"""The torch modules that are exported, against the twin and the JAX model; no exporter in between."""
+"""The modules written for export, compared with the torch twin and the JAX model, without an exporter."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def embedding():
 
 
 def decode(decoder, embedding, coords, labels, mask=None):
-    """Logits and scores; the mask input is there whether used or not."""
+    """Return logits and scores; the mask input is always passed, used or not."""
     side = 4 * embedding.shape[-1]
-    given = torch.zeros(1, 1, side, side) if mask is None else mask
+    mask_input = torch.zeros(1, 1, side, side) if mask is None else mask
     with torch.no_grad():
-        scores, masks = decoder(embedding, coords, labels, given, torch.tensor([float(mask is not None)]))
+        scores, masks = decoder(embedding, coords, labels, mask_input, torch.tensor([float(mask is not None)]))
     return masks, scores
 
 
@@ -72,7 +72,7 @@ def test_the_encoder_is_the_twin(config):
 
 
 def test_bilinear_would_be_another_network():
-    """What published exporters do: the difference is far beyond the gate's tolerance."""
+    """The published exporters up-sample bilinearly: the difference is far beyond the gate's tolerance."""
     image = torch.from_numpy(deterministic_weights.image(SIDE).transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
         a, b = (ExportEncoder(c, model_of(c).variables)(image) for c in (REPVIT, BILINEAR))
@@ -94,12 +94,12 @@ def test_padding_and_normalisation_inside_are_those_outside():
         np.testing.assert_allclose(ExportEncoder(REPVIT, model.variables, "photo")(photo), want, atol=1e-5)
         image = torch.from_numpy(picture.transpose(2, 0, 1)[None].astype(np.float32))
         found = ExportEncoder(REPVIT, model.variables, "image")(image)
-    # The pixel that has the letterbox colour became the mean colour: half a level of it is lost.
+    # The pixel of the letterbox colour became the mean colour, an error of up to half a level.
     assert gate._relative(found.numpy(), want.numpy()) < 1e-3
 
 
 def test_images_padded_with_the_mean_alone_would_not_do():
-    """The graph's snapping to the mean colour is what makes the padding right."""
+    """The padding is exact only because pixels near the mean colour become 0."""
     model = model_of(REPVIT)
     encoder = ExportEncoder(REPVIT, model.variables, "image")
     picture = torch.tensor(LETTERBOX, dtype=torch.float32)[None, :, None, None].expand(1, 3, SIDE, SIDE)
@@ -121,7 +121,7 @@ points = st.tuples(st.floats(0, SIDE), st.floats(0, SIDE), st.sampled_from([0, 1
     masked=st.booleans(),
 )
 def test_slots_are_what_the_twin_decodes(sam, decoder, embedding, some, box, order, slots, masked):
-    """Any prompt, in any order, in any number of slots, is SAM's prompt without slots; the padding is SAM's."""
+    """Any prompt, in any order and number of slots, gives the twin's result without slots, including SAM's padding."""
     if not some and not box:
         box = True
     corners = [(3.0, 4.0, 2), (20.5, 28.25, 3)] if box else []
@@ -148,7 +148,7 @@ def test_an_explicit_padding_point_takes_the_place_of_the_one_inside(decoder, em
 
 
 def test_padding_is_not_neutral(decoder, embedding, sam):
-    """So a decoder without it differs: what the published exports do (facts, section 8)."""
+    """A decoder without the padding differs, as in the published exports (docs/published_code.md, B7)."""
     coords, labels = torch.tensor([[[9.0, 11.0]]]), torch.ones(1, 1)
     with torch.no_grad():
         without = sam.decode_tokens(embedding, coords, labels)[0].numpy()
@@ -174,7 +174,7 @@ def test_low_rank_updates_are_merged(embedding):
 
 @pytest.mark.parametrize(("value", "expected"), [(-5.0, 0.0), (5.0, 1.0), (0.0, 0.0)])
 def test_scores_of_uniform_masks_are_numbers(decoder, value, expected):
-    """No pixel above -1 is 0/0; in the published code NaN (facts, B5)."""
+    """Without a pixel above -1 the score would be 0/0; NaN in the published code (docs/published_code.md, B5)."""
     masks = torch.full((1, 4, 256, 256), value)
     assert decoder._scores(masks, masks).tolist() == [[expected] * 4]
 
