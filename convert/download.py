@@ -218,9 +218,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Fetch a published file and verify it.",
         epilog=f"names: {', '.join(TABLE)}",
     )
-    parser.add_argument("name", metavar="NAME", help="a name of the list below")
+    parser.add_argument("name", metavar="NAME", help="one of the names listed below")
     parser.add_argument("--output", type=Path, default=Path("weights"), metavar="DIR", help="folder (default: weights)")
-    parser.add_argument("--base-url", metavar="URL", help="a mirror that holds the file")
+    parser.add_argument("--base-url", metavar="URL", help="a mirror of the files")
     args = parser.parse_args(argv)
     try:
         file = find(args.name)

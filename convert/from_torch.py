@@ -30,9 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help=".pth or .safetensors file")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the new checkpoint")
-    parser.add_argument("--model", metavar="NAME", help=f"one of {', '.join(MODELS)}")
+    parser.add_argument("--model", metavar="NAME", help=f"default: inferred; one of {', '.join(MODELS)}")
     parser.add_argument(
-        "--decoder-from", type=Path, metavar="FILE", help="SAM file that completes a bare image encoder"
+        "--decoder-from",
+        type=Path,
+        metavar="FILE",
+        help="SAM file with the prompt encoder and mask decoder, if SOURCE has none",
     )
     args = parser.parse_args(argv)
     try:
