@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("name", metavar="NAME", help="one of the names listed below")
     parser.add_argument("--output", type=Path, default=Path("weights"), metavar="DIR", help="folder (default: weights)")
-    parser.add_argument("--base-url", metavar="URL", help="a mirror of the files")
+    parser.add_argument("--base-url", metavar="URL", help="a mirror that holds the file")
     args = parser.parse_args(argv)
     try:
         file = find(args.name)
