@@ -92,20 +92,20 @@ def _operands(op: Any) -> list[Any]:
     return [v for x in values for v in (x if isinstance(x, (list, tuple)) else (x,)) if v is not None]
 
 
-def compress(model: Any, how: Compression) -> Any:
+def compress(model: Any, method: Compression) -> Any:
     """Compress the weights of a package.
 
     ``int8``: 8 bits, per channel, symmetric. ``palette8``, ``palette6``, ``palette4``: 256, 64 or 16 values per tensor.
     """
-    if how == "none":
+    if method == "none":
         return model
     with quiet():
         from coremltools.optimize import coreml as optimize
 
-        if how == "int8":
+        if method == "int8":
             linear = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=MIN_COMPRESSED)
             return optimize.linear_quantize_weights(model, optimize.OptimizationConfig(global_config=linear))
-        bits = int(how.removeprefix("palette"))
+        bits = int(method.removeprefix("palette"))
         palette = optimize.OpPalettizerConfig(mode="kmeans", nbits=bits, weight_threshold=MIN_COMPRESSED)
         return optimize.palettize_weights(model, optimize.OptimizationConfig(global_config=palette))
 

@@ -384,10 +384,10 @@ def _compare(
         limit = tolerance.logits + (tolerance.embedding if suffix else 0)
         yield Finding(f"logits{suffix}", where, _relative(logits, case.logits[i]), limit)
         decided = np.abs(case.logits[i]) > UNDECIDED * np.sqrt(np.mean(case.logits[i] ** 2))
-        ours, theirs = (logits > 0) & decided, (case.logits[i] > 0) & decided
-        for m, union in enumerate((ours | theirs).sum((1, 2))):
+        exported, reference = (logits > 0) & decided, (case.logits[i] > 0) & decided
+        for m, union in enumerate((exported | reference).sum((1, 2))):
             if union >= MIN_UNION:
-                overlap = int((ours[m] & theirs[m]).sum()) / int(union)
+                overlap = int((exported[m] & reference[m]).sum()) / int(union)
                 yield Finding(f"mask IoU{suffix}", f"{where}, mask {m}", overlap, tolerance.iou, overlap=True)
         expected = stability_score(logits) if score == "stability" else case.scores[i]
         error = np.abs(np.asarray(scores, np.float64) - expected).max()

@@ -727,7 +727,7 @@ def test_outputs_of_one_name_are_refused(tmp_path):
 
 
 def test_nothing_is_printed(chain):
-    """coremltools warns eight times at its first import outside macOS; loading a package silences these warnings."""
+    """coremltools warns eight times at its first import off macOS, with or without warnings as errors."""
     code = f"from convert.coreml.mil_evaluator import load; print(load({str(chain)!r}).outputs)"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "['out']\n", "")
