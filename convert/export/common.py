@@ -132,7 +132,7 @@ def encoder_outputs(job: ExportJob) -> list[str]:
 def resized(model: Model, size: int) -> Model:
     """Return the model for a frame of another size, in pixels.
 
-    Only the students' encoders support other sizes: they are convolutional and have no learned positions.
+    Only the students' encoders (``STUDENTS``) support other sizes; the others have learned positions.
 
     Raises:
       UsageError: the encoder has learned positions for one size, or the size isn't a valid multiple.
