@@ -21,6 +21,7 @@ from convert.coreml.program import CoremlDecoder, CoremlEncoder
 from convert.export import common, gate
 from convert.export.decoder import ExportDecoder
 from convert.export.encoder import ExportEncoder
+from convert.torch_twin.loading import load_twin
 from edgesam_jax.checkpoints.load import load_model
 
 ANYTHING = gate.Tolerance(np.inf, np.inf, 0.0, np.inf)
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=8, help="maximum number of photos")
     arguments = parser.parse_args()
     model = load_model(arguments.checkpoint)
-    job = common.Wanted("m", ("encoder", "decoder"), 16, True, str(model.metadata.get("score", "stability")), model)
+    job = common.ExportJob("m", ("encoder", "decoder"), 16, True, str(model.metadata.get("score", "stability")), model)
     photos = dict(itertools.islice(gate.load_photos(arguments.photos).items(), arguments.limit))
     cases = gate.make_cases(model, photos, job.slots, job.mask_input)
     print(f"{len(photos)} photos, {sum(len(c.prompts) for c in cases)} prompts, four masks each")
@@ -41,7 +42,7 @@ def main() -> None:
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
     modules = {
         "encoder": ExportEncoder(model.config, model.variables),
-        "decoder": ExportDecoder(common.torch_sam(model), "stability", True),
+        "decoder": ExportDecoder(load_twin(model), "stability", True),
     }
     plain = {
         (part, precision): packages.convert(module, to_coreml.shapes(job)[part], to_coreml.OUTPUTS[part], precision)

@@ -1,9 +1,9 @@
-"""Everything a program needs to ship a model, in one folder, verified.
+"""Export a model as a bundle: one verified folder with everything an app needs to ship it.
 
     python -m convert.bundle CHECKPOINT --output DIR [--formats onnx,coreml,x-anylabeling]
 
-Models, their contract as JSON, test vectors, a predictor in numpy and ONNX Runtime with a script that runs it on the
-vectors, a licence note, checksums, and a README with the calls in Swift, Python and JavaScript.
+A bundle contains the models, their contract as JSON, test vectors, a predictor in numpy and ONNX Runtime with a script
+that runs it on the vectors, a licence note, checksums, and a README with the calls in Swift, Python and JavaScript.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from PIL import Image
 
 from convert import to_coreml, to_onnx
 from convert.export import bundle_docs, common, gate
-from convert.export.common import Wanted
+from convert.export.common import ExportJob
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
 from edgesam_jax.portable.postprocess import upscale_masks
 
 FORMATS = ("onnx", "coreml", "x-anylabeling")
-PORTABLE = "edgesam_onnx"  # the predictor's name in a bundle
+PORTABLE = "edgesam_onnx"  # name of the predictor package in a bundle
 VECTORS = ("large box", "small box", "point", "five points")
-TOLERANCE = 0.95  # overlap that check.py asks for: what float16 and another resize of the photo may cost
+MIN_OVERLAP = 0.95  # IoU required by check.py; allows for float16 and another way of resizing the photo
 
 
-def write_vectors(folder: Path, photos: dict[str, np.ndarray], cases: Sequence[gate.Case], job: Wanted) -> None:
-    """Photos, prompts in their pixels, and the model's first mask of each, as pictures and JSON."""
+def write_vectors(folder: Path, photos: dict[str, np.ndarray], cases: Sequence[gate.Case], job: ExportJob) -> None:
+    """Write photos and first masks as PNG, and the prompts in pixels of the photos as JSON."""
     folder.mkdir()
-    content = []
+    entries = []
     for number, case in enumerate(cases):
         photo = photos[case.name]
         size = (photo.shape[0], photo.shape[1])
         Image.fromarray(photo).save(folder / f"photo_{number}.png")
-        # As the gate asked, before scaling to the frame.
-        asked = gate.spread(size, job.slots, job.mask_input, number)
+        # The prompts of ``gate.make_cases``, before scaling to the frame.
+        unscaled = gate.sample_prompts(size, job.slots, job.mask_input, number)
         prompts = []
-        for i, prompt in enumerate(asked):
+        for i, prompt in enumerate(unscaled):
             if prompt.name not in VECTORS:
                 continue
             mask = upscale_masks(case.logits[i, :1], job.model.config.image_size, case.filled, size)[0]
@@ -60,7 +60,7 @@ def write_vectors(folder: Path, photos: dict[str, np.ndarray], cases: Sequence[g
                 }
             )
         flat = case.embedding.reshape(-1)
-        content.append(
+        entries.append(
             {
                 "photo": f"photo_{number}.png",
                 "what": case.name,
@@ -69,11 +69,11 @@ def write_vectors(folder: Path, photos: dict[str, np.ndarray], cases: Sequence[g
                 "prompts": prompts,
             }
         )  # fmt: skip
-    common.write_json(folder / "vectors.json", {"least_overlap": TOLERANCE, "photos": content})
+    common.write_json(folder / "vectors.json", {"least_overlap": MIN_OVERLAP, "photos": entries})
 
 
 def write_predictor(folder: Path) -> None:
-    """The package's portable predictor under another name, so that it needs nothing of the rest."""
+    """Copy the portable predictor as a package that doesn't need ``edgesam_jax``, and write ``check.py``."""
     target = folder / PORTABLE
     target.mkdir(parents=True)
     for source in sorted(resources.files("edgesam_jax.portable").iterdir(), key=lambda s: s.name):
@@ -88,8 +88,8 @@ def write_predictor(folder: Path) -> None:
     (folder / "check.py").write_text(bundle_docs.CHECK)
 
 
-def write_x_anylabeling(folder: Path, job: Wanted) -> None:
-    """The configuration that X-AnyLabeling loads as a custom model of type ``edge_sam``."""
+def write_x_anylabeling(folder: Path, job: ExportJob) -> None:
+    """Write the configuration of an X-AnyLabeling custom model of type ``edge_sam``."""
     (folder / f"{job.name}.yaml").write_text(
         f"type: edge_sam\nname: {job.name}\ndisplay_name: {job.name}\n"
         f"encoder_model_path: {job.file('encoder', '.onnx')}\n"
@@ -99,22 +99,27 @@ def write_x_anylabeling(folder: Path, job: Wanted) -> None:
 
 
 def checksums(folder: Path) -> None:
-    """SHA256SUMS of all files, as ``sha256sum --check`` reads it."""
+    """Write the SHA-256 of all files to ``SHA256SUMS``, in the format of ``sha256sum --check``."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     lines = [f"{common.sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in files]
     (folder / "SHA256SUMS").write_text("".join(lines))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the command line says."""
+    """Export a checkpoint as a bundle.
+
+    Raises:
+      UsageError: wrong flags, missing libraries, or an output folder that can't be written.
+      Refused: an export differs from the model.
+    """
     formats = [f for f in FORMATS if f in args.formats.split(",")]
     unknown = set(args.formats.split(",")) - set(FORMATS)
     if unknown or not formats:
-        raise UsageError(f"--formats {args.formats}: wants some of {','.join(FORMATS)}")
-    common.need("torch", "onnx", "onnxscript", "onnxruntime")
+        raise UsageError(f"--formats {args.formats}: must be a comma-separated list of {', '.join(FORMATS)}")
+    common.require("torch", "onnx", "onnxscript", "onnxruntime")
     if "coreml" in formats:
         to_coreml.check(args)
-    job = common.wanted(args)
+    job = common.load_job(args)
     photos = gate.load_photos(args.photos)
     contents: dict[str, Any] = {}
     with common.output_folder(args.output, bundle=True) as folder:
@@ -130,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
                 job, folder / "coreml", args.precision, args.compress, args.image_input, cases
             )
         if "x-anylabeling" in formats:
-            # X-AnyLabeling knows points, boxes and one output of the encoder.
+            # X-AnyLabeling supports points, boxes and one output of the encoder.
             labelling = dataclasses.replace(job, name=f"{job.name}_labelling", slots=0, mask_input=False, priors=False)
             (folder / "x-anylabeling").mkdir()
             plain = [dataclasses.replace(c.without_masks(), anchors=None) for c in cases]
@@ -141,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
         (folder / "LICENCE.txt").write_text(bundle_docs.licence(licence, str(job.model.metadata.get("source", ""))))
         (folder / "README.md").write_text(bundle_docs.readme(job, contents))
         checksums(folder)
-    print(f"{args.output}: {common.size_of(args.output) / 1e6:.1f} MB, verified; begin with README.md")
+    print(f"{args.output}: {common.size_of(args.output) / 1e6:.1f} MB, verified; start with README.md")
     return 0
 
 
@@ -149,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = Parser(prog="python -m convert.bundle", description="Export a checkpoint with all that shipping it needs.")
     common.add_flags(parser)
-    parser.add_argument("--formats", default=",".join(FORMATS), help="default: all, %(default)s")
+    parser.add_argument("--formats", default=",".join(FORMATS), help="comma-separated list (default: all, %(default)s)")
     to_coreml.add_flags(parser)
     return common.run_export(parser, run, argv)
 

@@ -1,7 +1,7 @@
-"""Fetch a published file, resume, verify: ``python -m convert.download NAME [--output DIR]``.
+"""Download a published file, and verify it: ``python -m convert.download NAME [--output DIR]``.
 
-What is downloaded lies in ``FILE.part`` until its size and SHA-256 are those of the table; only then does it get its
-name.  A broken connection is resumed with HTTP Range, within a run and by running the same command again.
+The data is written to ``FILE.part``, which is renamed once its size and SHA-256 match the table. Broken downloads are
+resumed with HTTP Range, within a run and when the same command is run again.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything"
 EDGESAM_LICENCE = "S-Lab License 1.0: non-commercial use only"
 SAM_LICENCE = "Apache-2.0"
 CHUNK = 1 << 18
-TIMEOUT = 60.0  # seconds without a byte
-RETRIES = 5  # in a row without any progress
+TIMEOUT = 60.0  # seconds without data
+RETRIES = 5  # in a row, without progress
 
 
 @dataclass(frozen=True)
 class Published:
-    """One file: its path under ``base_url``, its SHA-256 and its size in bytes."""
+    """A published file: its path below ``base_url``, SHA-256, size in bytes and licence."""
 
     path: str
     sha256: str
@@ -45,7 +45,7 @@ class Published:
 
 
 def _sam(path: str, sha256: str, size: int) -> Published:
-    # The six hexadecimal digits in SAM's file names are the first of the file's MD5, not of its SHA-256.
+    # The six hexadecimal digits in SAM's file names are the beginning of the MD5, not of the SHA-256.
     return Published(path, sha256, size, SAM_URL, SAM_LICENCE)
 
 
@@ -84,34 +84,34 @@ TABLE = {_short_name(file.path): file for file in FILES}
 
 
 def find(name: str) -> Published:
-    """The file of a short name (``edge_sam``) or of its file name (``edge_sam.pth``).
+    """Return the file with a short name (``edge_sam``) or a file name (``edge_sam.pth``).
 
     Raises:
-      UsageError: not in the table.
+      UsageError: no such file in the table.
     """
     for short, file in TABLE.items():
         if name in (short, file.path):
             return file
-    raise UsageError(f"{name}: not a published file; there are {', '.join(TABLE)}")
+    raise UsageError(f"{name}: not a published file; choose one of {', '.join(TABLE)}")
 
 
 class _Broken(Exception):
-    """The connection broke, or the server is in trouble: worth another try."""
+    """A broken connection or a temporary server error; the request can be retried."""
 
 
 def download(file: Published, folder: Path, base_url: str | None = None, pause: float = 1.0) -> Path:
-    """Fetch ``file`` into ``folder`` and verify it; returns its path.  A verified file that is already there is kept.
+    """Download ``file`` into ``folder`` and verify it; return its path. An existing file is verified and kept.
 
     Args:
-      base_url: a mirror that holds the file under the same path.
-      pause: seconds before the first retry of a broken connection; doubles while nothing arrives.
+      base_url: a mirror with the file at the same path.
+      pause: seconds before the first retry; doubled after every attempt that receives no data.
 
     Raises:
-      UsageError: no such file there, no connection, a wrong size or hash, or a folder that cannot be written.
+      UsageError: no such file on the server, no connection, a wrong size or hash, or a folder that can't be written.
     """
     url = f"{(base_url or file.base_url).rstrip('/')}/{file.path}"
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise UsageError(f"--base-url {base_url}: wants an address that begins with http:// or https://")
+        raise UsageError(f"--base-url {base_url}: must begin with http:// or https://")
     target = folder / file.path
     part = target.with_name(target.name + ".part")
     try:
@@ -119,14 +119,14 @@ def download(file: Published, folder: Path, base_url: str | None = None, pause: 
         if target.exists():
             if target.stat().st_size == file.size and sha256_of(target) == file.sha256:
                 return target
-            raise UsageError(f"{target}: exists and is not the published file; move it away and run this again")
+            raise UsageError(f"{target}: exists and is not the published file; move it away, then run the same command")
         _fetch(url, part, file.size, pause)
         found = sha256_of(part)
         if found != file.sha256:
             part.unlink()
             raise UsageError(
-                f"{url}: SHA-256 is {found}, must be {file.sha256}; refused, {part.name} removed: "
-                "run this again, and if it stays so the server's file is not the published one"
+                f"{url}: SHA-256 is {found}, must be {file.sha256}; refused, {part.name} removed: run the same command"
+                " again; if the error persists, the server's file is not the published one"
             )
         part.replace(target)
     except OSError as error:
@@ -135,9 +135,9 @@ def download(file: Published, folder: Path, base_url: str | None = None, pause: 
 
 
 def _fetch(url: str, part: Path, size: int, pause: float) -> None:
-    """Bring ``part`` to ``size`` bytes, resuming as often as it takes while bytes arrive."""
+    """Download until ``part`` has ``size`` bytes; give up after ``RETRIES`` attempts in a row without data."""
     if part.exists() and part.stat().st_size > size:
-        part.unlink()  # not the beginning of this file
+        part.unlink()  # can't be the beginning of this file
     failures = 0
     with tqdm(total=size, unit="B", unit_scale=True, unit_divisor=1024, desc=part.stem, dynamic_ncols=True) as bar:
         while (have := part.stat().st_size if part.exists() else 0) < size:
@@ -150,13 +150,14 @@ def _fetch(url: str, part: Path, size: int, pause: float) -> None:
                 failures = 0 if arrived > have else failures + 1
                 if failures >= RETRIES:
                     raise UsageError(
-                        f"{url}: {error}; {arrived} of {size} bytes are kept in {part}: run this again to go on"
+                        f"{url}: {error}; {arrived} of {size} bytes are kept in {part}:"
+                        " run the same command again to resume"
                     ) from error
                 time.sleep(pause * 2**failures)
 
 
 def _continue(url: str, part: Path, have: int, size: int, bar: tqdm) -> None:
-    """One request for the rest of the file."""
+    """Request the rest of the file, and append it to ``part``."""
     headers = {"User-Agent": "edgesam-jax", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
@@ -164,7 +165,7 @@ def _continue(url: str, part: Path, have: int, size: int, bar: tqdm) -> None:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416:  # the server's file is shorter than what we have of it
+        if error.code == 416:  # the server's file is shorter than ``part``
             raise UsageError(
                 f"{url}: the server's file is not the published one (it ends before byte {have})"
             ) from error
@@ -177,11 +178,11 @@ def _continue(url: str, part: Path, have: int, size: int, bar: tqdm) -> None:
         resumed = response.status == 206
         start, total = _announced(response, have if resumed else 0)
         if start != (have if resumed else 0) or (total is not None and total != size):
-            wanted = have if resumed else 0
+            expected = have if resumed else 0
             raise UsageError(
-                f"{url}: the server offers {total} bytes from {start}, must be {size} from {wanted}; refused"
+                f"{url}: the server offers {total} bytes from {start}, must be {size} from {expected}; refused"
             )
-        if not resumed and have:  # the server knows no Range: from the beginning
+        if not resumed and have:  # the server doesn't support Range: start from the beginning
             bar.n = 0
         with part.open("ab" if resumed else "wb") as out:
             written = start
@@ -198,7 +199,7 @@ def _continue(url: str, part: Path, have: int, size: int, bar: tqdm) -> None:
 
 
 def _announced(response: http.client.HTTPResponse, start: int) -> tuple[int, int | None]:
-    """(first byte, size of the whole file) as the server's headers say."""
+    """Return (first byte, size of the complete file) from the response headers; the size is None if unknown."""
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
     if match:
         return int(match[1]), None if match[2] == "*" else int(match[2])
@@ -213,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Fetch a published file and verify it.",
         epilog=f"names: {', '.join(TABLE)}",
     )
-    parser.add_argument("name", metavar="NAME", help="a name of the list below")
+    parser.add_argument("name", metavar="NAME", help="one of the names listed below")
     parser.add_argument("--output", type=Path, default=Path("weights"), metavar="DIR", help="folder (default: weights)")
     parser.add_argument("--base-url", metavar="URL", help="a mirror that holds the file")
     return run_command(

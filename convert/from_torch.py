@@ -1,11 +1,11 @@
-"""Published EdgeSAM, SAM and MobileSAM files, and ImageNet weights of encoders, to this project's checkpoints.
+"""Convert published EdgeSAM, SAM and MobileSAM files, and ImageNet weights of encoders, to checkpoints.
 
     python -m convert.from_torch SOURCE --output DIR [--model NAME] [--decoder-from FILE]
 
-SOURCE is a .pth or .safetensors file: a published model, or a training checkpoint of the published system.  One of its
-first stage holds the image encoder alone; the rest then comes from a SAM file.  An ImageNet classifier (RepViT,
-TinyViT, EfficientViT; their authors' files or timm's) gives a backbone for ``train.init_from``.  Nothing is ever
-unpickled that could run code.  torch is needed for .pth only.
+SOURCE is a .pth or .safetensors file: a published model, or a training checkpoint of the published system. A checkpoint
+of its first stage contains only the image encoder; ``--decoder-from`` takes the rest from a SAM file. An ImageNet
+classifier (RepViT, TinyViT or EfficientViT, from its authors or timm) becomes a backbone for ``train.init_from``.
+Objects that could run code are never unpickled. Only .pth files require torch.
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help=".pth or .safetensors file")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the new checkpoint")
-    parser.add_argument("--model", metavar="NAME", help=f"guessed if not given: {', '.join(MODELS)}")
+    parser.add_argument("--model", metavar="NAME", help=f"default: inferred; one of {', '.join(MODELS)}")
     parser.add_argument(
-        "--decoder-from", type=Path, metavar="FILE", help="SAM file that completes a bare image encoder"
+        "--decoder-from",
+        type=Path,
+        metavar="FILE",
+        help="SAM file with the prompt encoder and mask decoder, if SOURCE has none",
     )
     return run_command(lambda: run(parser.parse_args(argv)))
 

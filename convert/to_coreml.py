@@ -1,10 +1,10 @@
-"""Checkpoints to Core ML, verified op by op, on any machine.
+"""Export checkpoints to Core ML, and verify the packages op by op on any machine.
 
     python -m convert.to_coreml CHECKPOINT --output DIR [--precision float16] [--compress palette6] [--image-input]
 
 Writes ``NAME_encoder.mlpackage``, ``NAME_decoder.mlpackage``, ``NAME_coreml.json`` (the contract of inputs and outputs,
-checksums, what the verification found) and ``NAME_operations.md`` (what the programs consist of, beside a plain
-conversion).  Exit code 1, and nothing written, if the packages do not give what the JAX model gives.
+checksums, results of the verification) and ``NAME_operations.md`` (the operations of the programs, compared with a
+plain conversion). If the packages differ from the JAX model, nothing is written and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from convert.export import common, contract, gate
-from convert.export.common import Wanted
+from convert.export.common import ExportJob
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
 
 COMPRESSIONS = ("none", "int8", "palette8", "palette6", "palette4")
 
 
-def shapes(job: Wanted) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Input names and shapes by part."""
+def shapes(job: ExportJob) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Return the names and shapes of the inputs, by part."""
     config = job.model.config
     side, g, s, n = config.image_size, config.grid, config.mask_size, job.slots
     decoder: dict[str, tuple[int, ...]] = {
@@ -39,11 +39,12 @@ def shapes(job: Wanted) -> dict[str, dict[str, tuple[int, ...]]]:
 OUTPUTS = {"encoder": ["image_embeddings"], "decoder": ["scores", "masks"]}
 
 
-def export(job: Wanted, folder: Path, precision: Any, compression: Any, image_input: bool) -> dict[str, Path]:
-    """Write the parts into a folder; returns their paths by part."""
+def export(job: ExportJob, folder: Path, precision: Any, compression: Any, image_input: bool) -> dict[str, Path]:
+    """Write the parts into a folder; return their paths by part."""
     from convert.coreml import packages
     from convert.export.decoder import ExportDecoder
     from convert.export.encoder import ExportEncoder
+    from convert.torch_twin.loading import load_twin
 
     written = {}
     for part in job.parts:
@@ -52,46 +53,46 @@ def export(job: Wanted, folder: Path, precision: Any, compression: Any, image_in
         if part == "encoder":
             module = ExportEncoder(job.model.config, job.model.variables, "image" if image else "tensor", job.priors)
         else:
-            module = ExportDecoder(common.torch_sam(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
+            module = ExportDecoder(load_twin(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
         outputs = common.encoder_outputs(job) if part == "encoder" else OUTPUTS[part]
         model = packages.convert(module, shapes(job)[part], outputs, precision, image)
-        text = f"{job.name} {part}, {precision}" + ("" if compression == "none" else f", {compression}")
+        description = f"{job.name} {part}, {precision}" + ("" if compression == "none" else f", {compression}")
         path = folder / job.file(part, ".mlpackage")
         licence = str(job.model.metadata.get("licence", "the checkpoint's"))
-        written[part] = packages.save(packages.compress(model, compression), path, text, licence)
+        written[part] = packages.save(packages.compress(model, compression), path, description, licence)
     return written
 
 
-def operations(job: Wanted, files: dict[str, Path], precision: Any, folder: Path) -> tuple[dict[str, Any], str]:
-    """What the packages consist of, as JSON and as Markdown, beside plain conversions made in ``folder``."""
+def operations(job: ExportJob, files: dict[str, Path], precision: Any, folder: Path) -> tuple[dict[str, Any], str]:
+    """Count the operations of the packages and of plain conversions made in ``folder``; return JSON and Markdown."""
     from convert.coreml import mil_evaluator, packages, plain
     from convert.coreml.op_report import census, table
 
-    content, text = {}, [f"# Operations of {job.name}\n"]
+    content, sections = {}, [f"# Operations of {job.name}\n"]
     for part, path in files.items():
         ours = census(mil_evaluator.load(path).operations())
-        other = None
+        reference = None
         try:
             inputs = {k: v for k, v in shapes(job)[part].items() if "mask_input" not in k}
             module = plain.part(job.model, part)
             model = packages.convert(module, inputs, OUTPUTS[part], precision)
             scratch = packages.save(model, folder / f"plain_{part}.mlpackage", "plain", "")
-            other = census(mil_evaluator.load(scratch).operations())
+            reference = census(mil_evaluator.load(scratch).operations())
             shutil.rmtree(scratch)
-        except Exception as error:  # coremltools raises what it likes; the plain conversion is for comparison only
-            text.append(f"The plain {part} cannot be converted: {str(error).splitlines()[0]}\n")
-        content[part] = {"export": ours.content(), "plain": other.content() if other else None}
-        text.append(table(ours, other, part))
-    return content, "\n".join(text)
+        except Exception as error:  # coremltools raises any type; the plain conversion is only for comparison
+            sections.append(f"The plain {part} can't be converted: {str(error).splitlines()[0]}\n")
+        content[part] = {"export": ours.content(), "plain": reference.content() if reference else None}
+        sections.append(table(ours, reference, part))
+    return content, "\n".join(sections)
 
 
 def build(
-    job: Wanted, folder: Path, precision: Any, compression: Any, image_input: bool, cases: Sequence[gate.Case]
+    job: ExportJob, folder: Path, precision: Any, compression: Any, image_input: bool, cases: Sequence[gate.Case]
 ) -> dict[str, Any]:
-    """Export into a folder, verify, and write the contract and the census of operations; returns the contract.
+    """Export into a folder, verify, and write the contract and the report of operations; return the contract.
 
     Raises:
-      Refused: the packages do not give what the model gives.
+      Refused: the packages differ from the model.
     """
     from convert.coreml.program import CoremlDecoder, CoremlEncoder
 
@@ -108,32 +109,40 @@ def build(
     print(gate.report(verdict, job.name), flush=True)
     if not verdict.passed:
         raise common.Refused("the export differs from the model; nothing was written")
-    counted, text = operations(job, files, precision, folder)
-    (folder / f"{job.name}_operations.md").write_text(text)
+    counts, report = operations(job, files, precision, folder)
+    (folder / f"{job.name}_operations.md").write_text(report)
     content = {
         **contract.contract(job, "image" if image_input else "tensor"),
         "files": {p.name: {"bytes": common.size_of(p), "sha256": common.sha256(p)} for p in files.values()},
         "precision": precision,
         "compression": compression,
         "verified": {"by": "predict" if sys.platform == "darwin" else "op by op", **verdict.summary()},
-        "operations": counted,
+        "operations": counts,
     }
     common.write_json(folder / f"{job.name}_coreml.json", content)
     return content
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises:
-    UsageError: flags that Core ML cannot have, or libraries that are missing."""
-    common.need("torch", "coremltools", *(("sklearn",) if args.compress.startswith("palette") else ()))
+    """Check the flags and the installed libraries before anything is loaded.
+
+    Raises:
+      UsageError: flags that Core ML doesn't support, or missing libraries.
+    """
+    common.require("torch", "coremltools", *(("sklearn",) if args.compress.startswith("palette") else ()))
     if not args.slots:
-        raise UsageError("--slots dynamic: for ONNX only; on the Neural Engine a program has fixed shapes")
+        raise UsageError("--slots dynamic: for ONNX only; the Neural Engine needs fixed shapes; pass --slots N")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the command line says."""
+    """Export a checkpoint to Core ML.
+
+    Raises:
+      UsageError: wrong flags, missing libraries, or an output folder that can't be written.
+      Refused: the export differs from the model.
+    """
     check(args)
-    job = common.wanted(args)
+    job = common.load_job(args)
     photos = gate.load_photos(args.photos)
     with common.output_folder(args.output) as folder:
         cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)
@@ -142,14 +151,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Core ML's own flags."""
-    parser.add_argument("--precision", choices=("float16", "float32"), default="float16")
+    """Add the flags specific to Core ML."""
+    parser.add_argument("--precision", choices=("float16", "float32"), default="float16", help="default: %(default)s")
     parser.add_argument(
-        "--compress", choices=COMPRESSIONS, default="none", help="weights: int8, or a palette of 8, 6 or 4 bits"
+        "--compress",
+        choices=COMPRESSIONS,
+        default="none",
+        help="store weights as int8, or with a palette of 8, 6 or 4 bits",
     )
-    parser.add_argument(
-        "--image-input", action="store_true", help="the encoder takes an RGB image: normalisation is inside"
-    )
+    parser.add_argument("--image-input", action="store_true", help="the encoder takes an RGB image, and normalises it")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

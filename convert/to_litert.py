@@ -1,10 +1,11 @@
-"""Checkpoints to LiteRT (TensorFlow Lite) for Android, verified with LiteRT's own interpreter.
+"""Export checkpoints to LiteRT (TensorFlow Lite) for Android, and verify the files with LiteRT's interpreter.
 
     python -m convert.to_litert CHECKPOINT --output DIR
 
-Writes ``NAME_encoder.tflite``, ``NAME_decoder.tflite`` and ``NAME_litert.json``, the contract.  The signature
-``serving_default`` has the inputs' names; the outputs are ``output_0`` (embedding, or scores) and ``output_1`` (masks).
-Shapes are fixed and values float32.
+Writes ``NAME_encoder.tflite``, ``NAME_decoder.tflite`` and ``NAME_litert.json``, the contract. The inputs of the
+signature ``serving_default`` have the names of the contract. Its outputs are ``output_0`` (embedding, or scores) and
+``output_1`` (masks). Shapes are fixed; all values are float32. If the files differ from the JAX model, nothing is
+written and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 
 from convert import to_coreml
 from convert.export import common, contract, gate
-from convert.export.common import Wanted
+from convert.export.common import ExportJob
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
 from edgesam_jax.portable.onnx_model import normalised, prompt_inputs
@@ -32,29 +33,29 @@ EXTRA = "pip install 'edgesam-jax[litert]'"
 
 
 class LitertEncoder:
-    """``image`` to the embedding, and what priors need."""
+    """A LiteRT encoder that the gate can run."""
 
     def __init__(self, path: Path) -> None:
         self._run = _runner(path)
 
     def outputs(self, frame: np.ndarray, filled: Sequence[int]) -> list[np.ndarray]:
-        """As ``OnnxEncoder.outputs``."""
-        found = self._run(image=np.ascontiguousarray(normalised(frame, filled)))
-        return [found[f"output_{i}"] for i in range(len(found))]
+        """See ``OnnxEncoder.outputs``."""
+        outputs = self._run(image=np.ascontiguousarray(normalised(frame, filled)))
+        return [outputs[f"output_{i}"] for i in range(len(outputs))]
 
 
 class LitertDecoder:
-    """Prompt slots on an embedding to masks and scores."""
+    """A LiteRT decoder that the gate can run."""
 
-    def __init__(self, path: Path, job: Wanted) -> None:
+    def __init__(self, path: Path, job: ExportJob) -> None:
         self._run, self._path, self._job = _runner(path), path, job
 
     def decode(
         self, embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """One prompt: logits (m s s), scores (m)."""
-        given = prompt_inputs(embedding, coords, labels, mask, self._job.slots, str(self._path))
-        out = self._run(**{name: given[name] for name in to_coreml.shapes(self._job)["decoder"]})
+        """Decode one prompt; return logits (m s s) and scores (m)."""
+        inputs = prompt_inputs(embedding, coords, labels, mask, self._job.slots, str(self._path))
+        out = self._run(**{name: inputs[name] for name in to_coreml.shapes(self._job)["decoder"]})
         return out["output_1"][0], out["output_0"][0]
 
 
@@ -64,10 +65,11 @@ def _runner(path: Path) -> Any:
     return Interpreter(str(path), num_threads=2).get_signature_runner()
 
 
-def export(job: Wanted, folder: Path) -> dict[str, Path]:
-    """Write the parts into a folder; returns their paths by part."""
+def export(job: ExportJob, folder: Path) -> dict[str, Path]:
+    """Write the parts into a folder; return their paths by part."""
     from convert.export.decoder import ExportDecoder
     from convert.export.encoder import ExportEncoder
+    from convert.torch_twin.loading import load_twin
 
     written, logger = {}, logging.getLogger()
     level = logger.level
@@ -76,7 +78,7 @@ def export(job: Wanted, folder: Path) -> dict[str, Path]:
         if part == "encoder":
             module = ExportEncoder(job.model.config, job.model.variables, priors=job.priors)
         else:
-            module = ExportDecoder(common.torch_sam(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
+            module = ExportDecoder(load_twin(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
         written[part] = folder / job.file(part, ".tflite")
         try:
             with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -92,11 +94,16 @@ def export(job: Wanted, folder: Path) -> dict[str, Path]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the command line says."""
-    common.need("torch", "litert_torch", "ai_edge_litert", extra=EXTRA)
+    """Export a checkpoint to LiteRT.
+
+    Raises:
+      UsageError: wrong flags, missing libraries, or an output folder that can't be written.
+      Refused: the export differs from the model.
+    """
+    common.require("torch", "litert_torch", "ai_edge_litert", extra=EXTRA)
     if not args.slots:
-        raise UsageError("--slots dynamic: for ONNX only; LiteRT files have fixed shapes here")
-    job = common.wanted(args)
+        raise UsageError("--slots dynamic: for ONNX only; LiteRT files have fixed shapes; pass --slots N")
+    job = common.load_job(args)
     photos = gate.load_photos(args.photos)
     with common.output_folder(args.output) as folder:
         print(f"{job.name}: {' and '.join(job.parts)} to LiteRT", flush=True)

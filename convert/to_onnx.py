@@ -1,10 +1,10 @@
-"""Checkpoints to ONNX, verified with ONNX Runtime.
+"""Export checkpoints to ONNX, and verify the files with ONNX Runtime.
 
     python -m convert.to_onnx CHECKPOINT --output DIR [--slots dynamic] [--image-input] [--published] [--priors]
 
-Writes ``NAME_encoder.onnx``, ``NAME_decoder.onnx`` and ``NAME_onnx.json``: the contract of inputs and outputs, which is
-in the files' metadata too, with checksums and what the verification found.  Exit code 1, and nothing written, if the
-files do not give what the JAX model gives.
+Writes ``NAME_encoder.onnx``, ``NAME_decoder.onnx`` and ``NAME_onnx.json``: the contract of inputs and outputs (also in
+the files' metadata), checksums, and the results of the verification. If the files differ from the JAX model, nothing is
+written and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -21,20 +21,24 @@ from pathlib import Path
 from typing import Any
 
 from convert.export import common, contract, gate
-from convert.export.common import Wanted
+from convert.export.common import ExportJob
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.portable.onnx_model import METADATA
 
 OPSET = 18
-POINTS = "num_points"
+POINTS = "num_points"  # name of the dynamic axis
 
 
-def export(job: Wanted, folder: Path, image_input: str) -> dict[str, Path]:
-    """Write the parts into a folder; returns their paths by part."""
+def export(job: ExportJob, folder: Path, image_input: str) -> dict[str, Path]:
+    """Write the parts into a folder; return their paths by part.
+
+    ``image_input`` is the form of the encoder's input, ``tensor`` or ``photo``.
+    """
     import torch
 
     from convert.export.decoder import ExportDecoder
     from convert.export.encoder import ExportEncoder
+    from convert.torch_twin.loading import load_twin
 
     config, written = job.model.config, {}
     content = contract.contract(job, image_input)
@@ -44,7 +48,7 @@ def export(job: Wanted, folder: Path, image_input: str) -> dict[str, Path]:
         encoder = ExportEncoder(config, job.model.variables, form, job.priors)
         dynamic: list[Any] | None = None
         if image_input == "photo":
-            # Both below the full side: an example at its limit would be taken for a constant.
+            # Both below the full side: the exporter takes a size at its limit for a constant.
             example = torch.zeros(1, 3, side - 2, side - 1, dtype=torch.uint8)
             rows, columns = (torch.export.Dim(n, min=1, max=side) for n in ("height", "width"))
             dynamic = [{2: rows, 3: columns}]
@@ -53,7 +57,7 @@ def export(job: Wanted, folder: Path, image_input: str) -> dict[str, Path]:
         written["encoder"] = folder / job.file("encoder", ".onnx")
         _write(written["encoder"], encoder, (example,), ["image"], common.encoder_outputs(job), dynamic, content)
     if "decoder" in job.parts:
-        decoder = ExportDecoder(common.torch_sam(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
+        decoder = ExportDecoder(load_twin(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
         n, g, s = job.slots or 3, config.grid, config.mask_size
         example_inputs = [torch.zeros(1, config.embed_dim, g, g), torch.zeros(1, n, 2), torch.zeros(1, n)]
         names = ["image_embeddings", "point_coords", "point_labels"]
@@ -88,7 +92,7 @@ def _write(
         )  # fmt: skip
         assert program is not None
         model = program.model_proto
-    for node in model.graph.node:  # the paths of the machine that exported, and torch's own names
+    for node in model.graph.node:  # remove local paths and torch's internal names
         del node.metadata_props[:]
         node.doc_string = ""
     del model.metadata_props[:]
@@ -100,7 +104,7 @@ def _write(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's own progress and its notes on libraries that are not there."""
+    """Silence the exporter's progress output and its notes on missing libraries."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -112,11 +116,11 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def build(job: Wanted, folder: Path, image_input: str, cases: Sequence[gate.Case]) -> dict[str, Any]:
-    """Export into a folder, verify, and write the contract; returns it.
+def build(job: ExportJob, folder: Path, image_input: str, cases: Sequence[gate.Case]) -> dict[str, Any]:
+    """Export into a folder, verify, and write the contract; return the contract.
 
     Raises:
-      Refused: the files do not give what the model gives.
+      Refused: the files differ from the model.
     """
     from edgesam_jax.portable.onnx_model import OnnxDecoder, OnnxEncoder
 
@@ -141,9 +145,14 @@ def build(job: Wanted, folder: Path, image_input: str, cases: Sequence[gate.Case
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the command line says."""
-    common.need("torch", "onnx", "onnxscript", "onnxruntime")
-    job = common.wanted(args)
+    """Export a checkpoint to ONNX.
+
+    Raises:
+      UsageError: wrong flags, missing libraries, or an output folder that can't be written.
+      Refused: the export differs from the model.
+    """
+    common.require("torch", "onnx", "onnxscript", "onnxruntime")
+    job = common.load_job(args)
     photos = gate.load_photos(args.photos)
     with common.output_folder(args.output) as folder:
         cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)
@@ -158,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--image-input",
         action="store_true",
-        help="the encoder takes RGB in uint8, not padded: normalisation and padding are inside (X-AnyLabeling's form)",
+        help="the encoder takes unpadded RGB in uint8, and normalises and pads it (the form of X-AnyLabeling)",
     )
     return common.run_export(parser, run, argv)
 

@@ -1,9 +1,9 @@
-"""Checkpoints of this project to files with the published names.
+"""Convert checkpoints of this project to files with the published names.
 
     python -m convert.to_torch CHECKPOINT --output FILE
 
-The inverse of ``convert.from_torch``, bit for bit.  A .pth file holds what torch users expect: a flat state_dict in the
-published order.  A .safetensors file needs no torch to write, and its header says which model it is.
+The exact inverse of ``convert.from_torch``, bit for bit. A .pth file contains a flat state_dict in the published order.
+A .safetensors file can be written without torch, and its header records the model's config.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from edgesam_jax.files import atomic_file
 
 
 def state_dict(model: Model) -> dict[str, np.ndarray]:
-    """The published entries of a model, checked strictly against its config.
+    """Return the weights of a model under the published names, checked strictly against its config.
 
     Raises:
-      UsageError: the variables are not those of ``model.config``.
+      UsageError: the variables don't match ``model.config``.
     """
     entries = names.to_published(model.variables, model.metadata.get("num_batches_tracked"))
     names.check(entries, published_shapes(model.config), str(model.metadata.get("source", "")))
@@ -40,16 +40,16 @@ def state_dict(model: Model) -> dict[str, np.ndarray]:
 
 
 def save_published(path: str | Path, model: Model) -> Path:
-    """Write a .pth or .safetensors file; beside, then renamed.
+    """Write a .pth or .safetensors file; an incomplete file never appears at ``path``.
 
     Raises:
-      UsageError: another ending, no torch for a .pth, or a folder that cannot be written.
+      UsageError: another suffix, a .pth file without torch installed, or a folder that can't be written.
     """
     path = Path(path)
     if path.suffix not in (".pth", ".pt", ".safetensors"):
         raise UsageError(f"--output {path}: must end in .pth or .safetensors")
     if path.is_dir():
-        raise UsageError(f"--output {path}: is a folder; name a file")
+        raise UsageError(f"--output {path}: is a folder; choose a file")
     entries = state_dict(model)
     write = _write_safetensors if path.suffix == ".safetensors" else _write_pickle
     try:
@@ -76,13 +76,13 @@ def _write_pickle(path: Path, entries: dict[str, np.ndarray], model: Model) -> N
         from convert.torch_twin.model import twin_of
     except ImportError as error:
         raise UsageError(
-            "--output: a .pth file needs PyTorch: pip install 'edgesam-jax[convert]', or write a .safetensors file"
+            "--output: a .pth file needs PyTorch: pip install 'edgesam-jax[convert]'; or write a .safetensors file"
         ) from error
     with torch.device("meta"):
         order = twin_of(model.config).state_dict()
     content: dict[str, Any] = {name: torch.from_numpy(np.array(entries[name])) for name in order}
     with path.open("wb") as out:
-        # As each is published.
+        # The published EfficientSAM files nest the entries under "model", the others don't.
         torch.save({"model": content} if model.config.variant == "efficient_sam" else content, out)
 
 

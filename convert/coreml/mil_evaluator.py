@@ -1,18 +1,17 @@
-"""A Core ML ML Program evaluated op by op in torch on the CPU: checks a ``.mlpackage`` on machines without Core ML.
+"""Evaluates a Core ML ML Program op by op in torch on the CPU, to check a ``.mlpackage`` without Core ML.
 
-What it shows: the converted graph, its weights and their quantisation compute what the model computes, under the
-semantics that coremltools documents.  What it cannot show: the Neural Engine's own arithmetic.
+The evaluation shows whether the converted graph, its weights and their quantisation compute the same as the model,
+under the semantics documented by coremltools. It can't show the arithmetic of the Neural Engine.
 
-Arithmetic: every op computes in float32 from its stored inputs, and its output is rounded to its declared type, so
-float16 programs lose what they lose on a device at each op's edge.  *Inside* an op nothing is rounded: convolutions,
-products, reductions, softmax, attention and norms accumulate in float32.  Rounding is IEEE nearest-even with
-subnormals; from 65520 on (anything that would round past 65504) the value becomes inf.  Integers stay integers and
-wrap in their declared width.  What is undefined on a device (an index out of range, a float too large for its integer
-type) is an error here.
+Every op computes in float32 from its stored inputs, and its output is rounded to its declared type: float16 programs
+lose the same precision as on a device at the outputs of ops. Nothing is rounded *inside* an op: convolutions, products,
+reductions, softmax, attention and norms accumulate in float32. Rounding is IEEE nearest-even with subnormals; values of
+65520 or more (which would round past 65504) become inf. Integers stay integers and wrap in their declared width.
+Behaviour that is undefined on a device (an index out of range, a float too large for its integer type) is an error.
 
 Image inputs (``coremltools.ImageType``) are float32 tensors (1, 3, h, w) of pixels 0 to 255 in the channel order of
-the package's colour space; its scale and bias are the program's own first ops, a float32 ``mul`` and ``add``, so pixels
-are passed in raw.
+the package's colour space. The scale and bias of an image are the first ops of the program, a float32 ``mul`` and
+``add``: pass raw pixels.
 
 The ops are in ``convert.coreml.mil_ops``.
 """
@@ -37,7 +36,7 @@ from edgesam_jax.config import UsageError
 
 @dataclass(frozen=True)
 class Operation:
-    """One op for a report.  ``shapes`` and ``dtypes`` have an entry per output; -1 is an axis of flexible length."""
+    """One op, for reports. ``shapes`` and ``dtypes`` have an entry per output; -1 is an axis of flexible length."""
 
     name: str
     kind: str
@@ -47,15 +46,16 @@ class Operation:
 
     @property
     def rank(self) -> int:
-        """The largest of its outputs."""
+        """The largest rank among the outputs."""
         return max(map(len, self.shapes), default=0)
 
 
 class MilProgram:
     """A Core ML ML Program that runs on any machine, op by op, in torch on the CPU.
 
-    ``inputs`` has each input's shape, with -1 for an axis of flexible length, and its dtype (uint8 for an image);
-    ``outputs`` are the outputs' names.
+    Attributes:
+      inputs: shape and dtype of each input, by name; -1 is an axis of flexible length, images are uint8.
+      outputs: names of the outputs.
     """
 
     def __init__(self, name: str, function: Any, images: set[str]) -> None:
@@ -68,12 +68,12 @@ class MilProgram:
         self.outputs = [var.name for var in self._results]
         self._steps = [op for op in self._ops if not _is_constant(op)]
         self._uses = Counter(id(var) for op in self._steps for var in _arguments(op))
-        self._uses.update(id(var) for var in self._results)  # so that results are never freed
+        self._uses.update(id(var) for var in self._results)  # the results are never freed
         constants = {id(op.outputs[0]): op for op in self._ops if _is_constant(op)}
         self._constants = {key: _constant(op) for key, op in constants.items() if key in self._uses}
 
     def operations(self) -> list[Operation]:
-        """Every op in program order, constants included; kinds that cannot be evaluated too."""
+        """Return every op in program order, including constants and ops that can't be evaluated."""
         return [
             Operation(
                 op.name,
@@ -86,10 +86,13 @@ class MilProgram:
         ]
 
     def __call__(self, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Outputs by name, in their declared types.
+        """Run the program; return the outputs by name, in their declared types.
 
-        Floats are rounded to the input's type first.  UsageError for inputs that do not fit the program and for ops,
-        or modes of ops, that cannot be evaluated: unknown kinds are found before anything is computed.
+        Floats are first rounded to the type of the input.
+
+        Raises:
+          UsageError: inputs that don't match the program, or an op or mode that isn't supported. Unknown ops are
+            reported before anything is computed.
         """
         for op in self._steps:
             if op.op_type not in OPERATIONS:
@@ -97,16 +100,16 @@ class MilProgram:
         values: dict[int, Any] = dict(self._constants)
         for key, value in self._checked(inputs).items():
             values[id(self._sources[key])] = value
-        left = self._uses.copy()
+        remaining = self._uses.copy()
         with torch.inference_mode():
             for op in self._steps:
                 try:
                     self._evaluate(op, values)
                 except (ValueError, TypeError, RuntimeError, IndexError) as error:
                     raise UsageError(f"{self._name}: Core ML op {op.op_type} ({op.name}): {error}") from error
-                left.subtract(id(var) for var in _arguments(op))
+                remaining.subtract(id(var) for var in _arguments(op))
                 for var in (*_arguments(op), *op.outputs):
-                    if not left[id(var)]:
+                    if not remaining[id(var)]:
                         values.pop(id(var), None)
         return {var.name: _to_numpy(values[id(var)], _dtype(var)) for var in self._results}
 
@@ -119,7 +122,7 @@ class MilProgram:
             if not _fits(value.shape, shape):
                 raise UsageError(f"{self._name}: input {key} has shape {shape}, not {value.shape}")
             if key in self._images and not ((value >= 0) & (value <= 255) & (value == np.floor(value))).all():
-                raise UsageError(f"{self._name}: input {key} is an image: whole numbers from 0 to 255")
+                raise UsageError(f"{self._name}: input {key} is an image: expected integers from 0 to 255")
             if dtype.kind in "iu" and key not in self._images and value.dtype.kind not in "iu":
                 raise UsageError(f"{self._name}: input {key} has dtype {dtype}, not {value.dtype}")
             checked[key] = rounded(_to_tensor(value), _dtype(self._sources[key]))
@@ -128,33 +131,34 @@ class MilProgram:
     def _evaluate(self, op: Any, values: dict[int, Any]) -> None:
         results = OPERATIONS[op.op_type](Arguments(op, values))
         for var, result in zip(op.outputs, [results] if isinstance(results, Tensor) else results, strict=True):
-            if not _fits(result.shape, _shape(var)):  # the op was misread, here or by the converter
-                raise ValueError(f"declares the shape {_shape(var)} but gives {tuple(result.shape)}")
+            if not _fits(result.shape, _shape(var)):  # a bug in this evaluator or in the converter
+                raise ValueError(f"declares the shape {_shape(var)} but returns {tuple(result.shape)}")
             values[id(var)] = rounded(result, _dtype(var))
 
 
 def load(path: str | Path) -> MilProgram:
-    """The main function of the ML Program in a ``.mlpackage``.
+    """Load the main function of the ML Program in a ``.mlpackage``.
 
-    UsageError, one line naming the file, if it is missing, damaged or another kind of model, or without coremltools.
+    Raises:
+      UsageError: coremltools is not installed; the package is missing, damaged or another kind of model.
     """
     path = Path(path)
     if not path.exists():
         raise UsageError(f"{path}: no such Core ML package")
     logger = logging.getLogger("coremltools")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # off macOS its import warns eight times about libraries that only macOS has
+    logger.setLevel(logging.ERROR)  # outside macOS, its import warns eight times about libraries that exist only there
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _read(path)
     except ImportError as error:
-        raise UsageError("reading Core ML packages needs coremltools: pip install 'edgesam-jax[export]'") from error
+        raise UsageError("reading Core ML packages requires coremltools: pip install 'edgesam-jax[export]'") from error
     except UsageError:
         raise
     except Exception as error:  # a damaged file fails anywhere in protobuf, coremltools or its weight reader
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UsageError(f"{path}: not a readable Core ML package ({reason})") from error
+        raise UsageError(f"{path}: can't be read as a Core ML package ({reason})") from error
     finally:
         logger.setLevel(level)
 
@@ -166,7 +170,7 @@ def _read(path: Path) -> MilProgram:
     model = coremltools.models.MLModel(str(path), skip_model_load=True)
     spec = model.get_spec()
     if spec.WhichOneof("Type") != "mlProgram":
-        raise UsageError(f"{path}: an ML Program is needed, not {spec.WhichOneof('Type')}")
+        raise UsageError(f"{path}: expected an ML Program, not {spec.WhichOneof('Type')}")
     version = spec.specificationVersion
     program = load_mil(spec, specification_version=version, file_weights_dir=model.weights_dir or "")
     function = program.functions[spec.description.defaultFunctionName or "main"]
@@ -174,7 +178,7 @@ def _read(path: Path) -> MilProgram:
         raise UsageError(f"{path}: models with state are not supported")
     repeated = [name for name, count in Counter(var.name for var in function.outputs).items() if count > 1]
     if repeated:
-        raise UsageError(f"{path}: more than one output is called {repeated[0]}")
+        raise UsageError(f"{path}: more than one output is named {repeated[0]}")
     images = {item.name for item in spec.description.input if item.type.WhichOneof("Type") == "imageType"}
     return MilProgram(str(path), function, images)
 
@@ -184,13 +188,13 @@ def _is_constant(op: Any) -> bool:
 
 
 def _constant(op: Any) -> Any:
-    """A tensor, or a string as it is; compressed weights as their dense values."""
+    """Return the value of a constant: a tensor or a string. Compressed weights are expanded."""
     value = op.outputs[0].val if op.op_type == "const" else op.materialized_val_inference()
     return value if isinstance(value, str) else rounded(_to_tensor(np.asarray(value)), _dtype(op.outputs[0]))
 
 
 def _arguments(op: Any) -> list[Any]:
-    """The variables that the op reads, each as often as it is read."""
+    """Return the variables that the op reads, each once per read."""
     groups = [value if isinstance(value, list | tuple) else [value] for value in op.inputs.values()]
     return [var for group in groups for var in group if var is not None]
 
@@ -210,7 +214,7 @@ def _dtype(var: Any) -> str:
 
 
 def _to_tensor(value: np.ndarray) -> Tensor:
-    """Floats as float32, everything else as int64."""
+    """Convert floats to float32 and everything else to int64."""
     return torch.from_numpy(value.astype(np.float32 if value.dtype.kind == "f" else np.int64))
 
 

@@ -1,11 +1,11 @@
-"""What each op of Core ML's ML Programs computes, in torch: a table from the op's kind to a small function.
+"""The ops of Core ML's ML Programs in torch: ``OPERATIONS`` maps the kind of an op to a small function.
 
-Floats are float32 and integers int64 in here, whatever their declared type; ``rounded`` stores a result in that type.
-A function raises ValueError for a mode that is not documented well enough to be computed, and for what is undefined on
-a device, such as an index out of range.
+The functions take and return float32 and int64 tensors; ``rounded`` converts a result to its declared type. They raise
+ValueError for modes whose documentation is incomplete, and for behaviour that is undefined on a device, such as an
+index out of range.
 
-Source: the op documentation in ``coremltools.converters.mil.mil.ops.defs`` (coremltools 9.0); where it leaves padding
-open (``same`` with strides), the shape rules beside it.
+Source: the op documentation in ``coremltools.converters.mil.mil.ops.defs`` (coremltools 9.0). Where it doesn't define
+the padding (``same`` with strides): the shape rules in the same modules.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NUMPY |= {f"{sign}int{bits}": np.dtype(f"{sign}int{bits}").type for sign in ("",
 
 
 def rounded(value: Tensor, dtype: str) -> Tensor:
-    """``value`` as the MIL type stores it: floats in float32, integers in int64, bools in bool."""
+    """Round ``value`` to a MIL type; floats stay in float32, integers in int64, bools in bool."""
     if dtype == "bool":
         return value != 0
     if dtype == "fp16":
@@ -35,18 +35,18 @@ def rounded(value: Tensor, dtype: str) -> Tensor:
     if value.is_floating_point():
         value = value.double().trunc()
         if not bool(((value >= low) & (value <= high)).all()):
-            raise ValueError(f"a value does not fit {dtype}")
+            raise ValueError(f"a value is out of range for {dtype}")
     return (value.long() - low) % (high - low + 1) + low
 
 
 class Arguments:
-    """The inputs of one op by name; ``values`` has a tensor or a string for each variable's id."""
+    """The inputs of one op by name; ``values`` maps the ids of variables to tensors or strings."""
 
     def __init__(self, op: Any, values: dict[int, Any]) -> None:
         self.op, self._values = op, values
 
     def get(self, name: str) -> Any:
-        """A tensor or a string; None for an optional input that is absent."""
+        """Return a tensor or a string; None for an omitted optional input."""
         var = self.op.inputs.get(name)
         return None if var is None else self._values[id(var)]
 
@@ -78,7 +78,7 @@ def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Function:
 
 
 def _padding(a: Arguments, kernel: list[int], strides: list[int], dilations: list[int]) -> list[tuple[int, int]]:
-    """Cells before and after each spatial axis; ``same`` puts an odd one after, ``same_lower`` before."""
+    """Return the padding before and after each spatial axis; an odd cell goes after (``same``) or before."""
     kind = a.get("pad_type").lower()
     if kind == "custom":
         pad = a.numbers("pad")
@@ -90,13 +90,13 @@ def _padding(a: Arguments, kernel: list[int], strides: list[int], dilations: lis
     pads = []
     for n, k, s, d in zip(a["x"].shape[2:], kernel, strides, dilations, strict=True):
         total = max(0, (math.ceil(n / s) - 1) * s + (k - 1) * d + 1 - n)
-        less, more = total // 2, total - total // 2
-        pads.append((less, more) if kind == "same" else (more, less))
+        smaller, larger = total // 2, total - total // 2
+        pads.append((smaller, larger) if kind == "same" else (larger, smaller))
     return pads
 
 
 def _pad(x: Tensor, pads: Sequence[tuple[int, int]], value: float = 0.0) -> Tensor:
-    """Pads the last axes, in axis order; a negative count crops."""
+    """Pad the last axes, in axis order; a negative count crops."""
     return F.pad(x, [n for pair in reversed(pads) for n in pair], value=value) if any(map(any, pads)) else x
 
 
@@ -111,7 +111,7 @@ def _conv(a: Arguments) -> Tensor:
 
 
 def _conv_transpose(a: Arguments) -> Tensor:
-    """The full transposed convolution, cut (or zero-filled, where no input reaches) to the padded or given size."""
+    """Compute the full transposed convolution; crop or zero-fill it to the padded size or ``output_shape``."""
     x, weight, strides, dilations = a["x"], a["weight"], a.numbers("strides"), a.numbers("dilations")
     spatial = len(strides)
     full = getattr(F, f"conv_transpose{spatial}d")(x, weight, None, strides, 0, 0, a.one("groups"), dilations)
@@ -131,9 +131,10 @@ def _conv_transpose(a: Arguments) -> Tensor:
 
 
 def _pool(a: Arguments, average: bool) -> Tensor:
-    """Padding is -inf for a maximum; for a mean it is zeros, which count unless ``exclude_padding_from_average``.
+    """Pool with the padding -inf for a maximum and 0 for a mean.
 
-    ``ceil_mode`` adds windows that hang over the padded end; cells past that end never count, as in torch.
+    Zeros count in the mean unless ``exclude_padding_from_average``. ``ceil_mode`` adds windows that extend past the
+    padded end; cells past that end never count, as in torch.
     """
     x, kernel, strides = a["x"], a.numbers("kernel_sizes"), a.numbers("strides")
     pads = _padding(a, kernel, strides, [1] * len(kernel))
@@ -143,7 +144,7 @@ def _pool(a: Arguments, average: bool) -> Tensor:
         out = (-(-span // s) if a.one("ceil_mode") else span // s) + 1
         if a.one("ceil_mode") and (out - 1) * s >= n + before and before + after > 0:
             out -= 1
-        windows.append((before, (out - 1) * s + k - n - before))  # what the windows cover past the end
+        windows.append((before, (out - 1) * s + k - n - before))  # cells of the windows past the end
     pool = getattr(F, f"{'avg' if average else 'max'}_pool{len(kernel)}d")
     if not average:
         return pool(_pad(x, windows, -math.inf), kernel, strides)
@@ -157,7 +158,7 @@ def _pool(a: Arguments, average: bool) -> Tensor:
 
 
 def _points(mode: str, old: int, new: int) -> Tensor:
-    """Source positions, in cells, of ``new`` samples along an axis of ``old`` cells: float64 (new)."""
+    """Return the source positions, in cells, of ``new`` samples along an axis of ``old`` cells: float64 (new)."""
     at = torch.arange(new, dtype=torch.float64)
     if mode == "UNALIGN_CORNERS":
         points = (at + 0.5) * old / new - 0.5
@@ -179,8 +180,8 @@ def _bilinear(x: Tensor, size: Sequence[int], mode: str) -> Tensor:
         points = _points(mode, x.shape[axis], new)
         low = points.long()
         high = (low + 1).clamp(max=x.shape[axis] - 1)
-        part = (points - low).float().reshape(-1, *[1] * (-1 - axis))
-        x = x.index_select(axis, low) * (1 - part) + x.index_select(axis, high) * part
+        weight = (points - low).float().reshape(-1, *[1] * (-1 - axis))
+        x = x.index_select(axis, low) * (1 - weight) + x.index_select(axis, high) * weight
     return x
 
 
@@ -201,11 +202,11 @@ def _target_size(a: Arguments) -> list[int]:
 
 
 def _nearest(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Whole factors only: which cell is nearest at others is not documented."""
+    """Repeat cells; only integer factors, since the nearest cell isn't documented for others."""
     for axis, new in zip((-2, -1), size, strict=True):
         if new % x.shape[axis]:
             raise ValueError(
-                f"nearest-neighbour from {x.shape[axis]} to {new} cells is only supported by whole factors"
+                f"nearest-neighbour resizing from {x.shape[axis]} to {new} cells: only integer factors are supported"
             )
         x = x.repeat_interleave(new // x.shape[axis], axis)
     return x
@@ -288,7 +289,7 @@ def _expand_dims(a: Arguments) -> Tensor:
 
 
 def _reshape(a: Arguments) -> Tensor:
-    """A 0 keeps the axis at the same place counted from the right (iOS17; earlier targets ask for equal ranks)."""
+    """Reshape; a 0 keeps the axis at the same index from the right (iOS17; earlier targets require equal ranks)."""
     x, shape = a["x"], a.numbers("shape")
     old = [1] * len(shape) + list(x.shape)
     return x.reshape([n or old[i - len(shape)] for i, n in enumerate(shape)])
@@ -311,7 +312,7 @@ def _split(a: Arguments) -> Sequence[Tensor]:
 
 
 def _slice_by_index(a: Arguments) -> Tensor:
-    """NumPy's slices; a masked begin or end is the open one, a squeezed axis is indexed at its begin."""
+    """Slice as NumPy does; a masked begin or end is omitted, a squeezed axis is indexed at its begin."""
     x = a["x"]
     options = {name: [0] * x.ndim for name in ("begin_mask", "end_mask", "squeeze_mask")} | {"stride": [1] * x.ndim}
     options |= {name: a.numbers(name) for name in options if a.get(name) is not None}
@@ -339,10 +340,10 @@ def _slice_by_size(a: Arguments) -> Tensor:
 
 
 def _indices(a: Arguments, size: Tensor | int) -> Tensor:
-    """Checked indices; from iOS17 on (those ops have ``validate_indices``) a negative one is out of range."""
+    """Return non-negative indices, checked; from iOS17 on (ops with ``validate_indices``) negative ones are invalid."""
     indices, low = a["indices"], 0 if "validate_indices" in a.op.inputs else -size
     if not bool(((indices >= low) & (indices < size)).all()):
-        raise ValueError("an index is out of range: undefined on a device")
+        raise ValueError("an index is out of range, which is undefined on a device")
     return torch.where(indices < 0, indices + size, indices)
 
 
@@ -364,7 +365,7 @@ def _gather_nd(a: Arguments) -> Tensor:
 
 
 def _one_hot(a: Arguments) -> Tensor:
-    """Indices outside the range leave their vector off."""
+    """Encode; indices out of range give vectors of ``off_value``."""
     indices, axis = a["indices"], a.one("axis") % (a["indices"].ndim + 1)
     steps = torch.arange(a.one("one_hot_vector_size")).reshape(-1, *[1] * (indices.ndim - axis))
     return torch.where(indices.unsqueeze(axis) == steps, a["on_value"], a["off_value"])
@@ -381,7 +382,7 @@ def _pad_op(a: Arguments) -> Tensor:
     return x
 
 
-# Kinds whose torch function has the same name.
+# Ops whose torch function has the same name.
 UNARY = "abs sign ceil floor round exp exp2 sqrt square sin cos erf relu sigmoid tanh logical_not"
 BINARY = (
     "add sub mul pow maximum minimum greater greater_equal less less_equal not_equal logical_and logical_or logical_xor"
@@ -391,7 +392,7 @@ OPERATIONS: dict[str, Function] = {
     **{kind: _unary(getattr(torch, kind)) for kind in UNARY.split()},
     **{kind: _binary(getattr(torch, kind)) for kind in BINARY.split()},
     "identity": _unary(lambda x: x),
-    "cast": _unary(lambda x: x),  # rounding to the declared type does it
+    "cast": _unary(lambda x: x),  # the caller rounds to the declared type
     "real_div": _binary(torch.true_divide),
     "floor_div": _binary(torch.floor_divide),
     "mod": _binary(torch.remainder),

@@ -1,8 +1,8 @@
-"""What a Core ML program is made of, and what in it is known to leave the Neural Engine.
+"""Counts the operations of a Core ML program, and flags those that may not run on the Neural Engine.
 
-Only Core ML on an Apple device decides where an operation runs (Xcode's performance report, ``MLComputePlan``).  What
-is flagged here is what Apple's documents and users' reports name: the Neural Engine computes in float16, on fixed
-shapes of at most four axes, and does not gather, sort or branch.
+Core ML decides on the device where an operation runs (Xcode's performance report and ``MLComputePlan`` show it). The
+flags here follow Apple's documents and users' reports: the Neural Engine computes in float16, on fixed shapes of at
+most four axes, and doesn't gather, sort or branch.
 """
 
 from __future__ import annotations
@@ -20,12 +20,18 @@ OUTSIDE = frozenset(
     }
 )
 MOVES = ("reshape", "transpose", "expand_dims", "squeeze", "split", "concat", "slice_by_index", "slice_by_size")
-MOST_AXES = 4
+MAX_AXES = 4
 
 
 @dataclass(frozen=True)
 class Census:
-    """Operations of a program (constants aside): how many of a kind, the most axes, and the flagged with the reason."""
+    """The operations of a program, without constants.
+
+    Attributes:
+      kinds: count by kind.
+      axes: largest number of axes of an output.
+      flagged: names of operations that may leave the Neural Engine, by kind and reason.
+    """
 
     kinds: dict[str, int]
     axes: int
@@ -33,16 +39,16 @@ class Census:
 
     @property
     def total(self) -> int:
-        """All operations."""
+        """Number of operations."""
         return sum(self.kinds.values())
 
     @property
     def moves(self) -> int:
-        """Operations that only move values about."""
+        """Number of operations that only move data."""
         return sum(self.kinds.get(kind, 0) for kind in MOVES)
 
     def content(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the census for JSON."""
         return {
             "operations": self.total, "kinds": self.kinds, "moves": self.moves, "most_axes": self.axes,
             "may_leave_the_neural_engine": self.flagged,
@@ -62,8 +68,8 @@ def census(operations: Iterable[Any]) -> Census:
         reasons = []
         if op.kind in OUTSIDE:
             reasons.append("kind")
-        if any(len(shape) > MOST_AXES for shape in op.shapes):
-            reasons.append(f"more than {MOST_AXES} axes")
+        if any(len(shape) > MAX_AXES for shape in op.shapes):
+            reasons.append(f"more than {MAX_AXES} axes")
         if any(side < 0 for shape in op.shapes for side in shape):
             reasons.append("flexible shape")
         if op.kind != "cast" and any(dtype not in ("fp16", "bool") for dtype in op.dtypes):
@@ -74,7 +80,7 @@ def census(operations: Iterable[Any]) -> Census:
 
 
 def table(ours: Census, plain: Census | None, title: str) -> str:
-    """A Markdown table of kinds and counts, ours beside the plain conversion's."""
+    """Return a Markdown table of the operations of this export and of the plain conversion."""
     kinds = list(dict.fromkeys([*ours.kinds, *(plain.kinds if plain else ())]))
     lines = [f"### {title}", "", "| operation | this export | plain conversion |", "|---|--:|--:|"]
 
@@ -83,14 +89,14 @@ def table(ours: Census, plain: Census | None, title: str) -> str:
 
     lines += [row(k, ours.kinds.get(k, 0), plain.kinds.get(k, 0) if plain else None) for k in kinds]
     lines.append(row("**all**", ours.total, plain.total if plain else None))
-    lines.append(row("of these, moving values about", ours.moves, plain.moves if plain else None))
-    lines.append(row("most axes", ours.axes, plain.axes if plain else None))
-    for name, found in (("This export", ours), ("The plain conversion", plain)):
-        if found is None:
+    lines.append(row("of these, data movement", ours.moves, plain.moves if plain else None))
+    lines.append(row("maximum number of axes", ours.axes, plain.axes if plain else None))
+    for name, counts in (("This export", ours), ("The plain conversion", plain)):
+        if counts is None:
             continue
-        if found.flagged:
-            text = "; ".join(f"{len(names)} x {what}" for what, names in found.flagged.items())
-            lines += ["", f"{name} has what may leave the Neural Engine: {text}."]
+        if counts.flagged:
+            text = "; ".join(f"{len(names)} x {reason}" for reason, names in counts.flagged.items())
+            lines += ["", f"{name} has operations that may leave the Neural Engine: {text}."]
         else:
-            lines += ["", f"{name} has nothing that is known to leave the Neural Engine."]
+            lines += ["", f"{name} has no operations that are known to leave the Neural Engine."]
     return "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
-"""Torch modules to Core ML packages, and their compression.
+"""Converts torch modules to Core ML packages, and compresses their weights.
 
-``torch.export`` with decompositions, an ML Program for iOS 17, float16 everywhere but on the way of the coordinates,
-fixed shapes.  docs/export.md says why.
+The conversion uses ``torch.export`` with decompositions and makes an ML Program for iOS 17 with fixed shapes. Float16
+programs compute in float16 except between the coordinates and their sines. docs/export.md gives the reasons.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import numpy as np
 Precision = Literal["float16", "float32"]
 Compression = Literal["none", "int8", "palette8", "palette6", "palette4"]
 COORDINATES = "point_coords"
-SMALLEST_COMPRESSED = 512  # weights with fewer elements stay as they are: little to gain, much to lose
+MIN_COMPRESSED = 512  # elements; smaller weights aren't compressed, since that saves little and costs accuracy
 Shapes = dict[str, tuple[int, ...]]
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without coremltools' bars, and its notes on libraries that it was not tried with or that only macOS has."""
+    """Silence coremltools' progress bars, and its notes on untested libraries and those that exist only on macOS."""
     logger = logging.getLogger("coremltools")
     level, disabled = logger.level, logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -42,12 +42,14 @@ def quiet() -> Iterator[None]:
 def convert(
     module: Any, inputs: Shapes, outputs: Sequence[str], precision: Precision, image: bool = False
 ) -> Any:  # coremltools.models.MLModel
-    """An ML Program of a torch module.
+    """Convert a torch module to an ML Program.
 
     Args:
       module: in evaluation mode; takes the inputs in order.
-      inputs: names and fixed shapes, all float32; with ``image`` the only one is an RGB image.
+      inputs: names and fixed shapes; all float32.
       outputs: names, in the order the module returns them.
+      precision: of the computation; inputs and outputs are float32.
+      image: the only input is an RGB image.
     """
     import torch
 
@@ -56,7 +58,7 @@ def convert(
 
         example = tuple(torch.zeros(shape) for shape in inputs.values())
         program = torch.export.export(module, example).run_decompositions({})
-        # A type must be given: else a program in float16 takes its inputs in float16, the coordinates with them.
+        # Without an explicit type, float16 programs take all inputs in float16, including the coordinates.
         kind = ct.ImageType if image else functools.partial(ct.TensorType, dtype=np.float32)
         return ct.convert(
             program,
@@ -64,24 +66,24 @@ def convert(
             minimum_deployment_target=ct.target.iOS17,
             inputs=[kind(name=name, shape=shape) for name, shape in inputs.items()],
             outputs=[ct.TensorType(name=name, dtype=np.float32) for name in outputs],
-            compute_precision=ct.transform.FP16ComputePrecision(op_selector=_halves)
+            compute_precision=ct.transform.FP16ComputePrecision(op_selector=_may_be_float16)
             if precision == "float16"
             else ct.precision.FLOAT32,
             skip_model_load=True,
         )
 
 
-def _halves(op: Any) -> bool:
-    """Whether an operation may compute in float16: all but those between the coordinates and their sines."""
-    ahead, seen = _operands(op), set()
-    while ahead:
-        value = ahead.pop()
+def _may_be_float16(op: Any) -> bool:
+    """Return whether an operation may compute in float16: all but those between the coordinates and their sines."""
+    pending, seen = _operands(op), set()
+    while pending:
+        value = pending.pop()
         if value.op is None:
             if value.name == COORDINATES:
                 return False
         elif id(value.op) not in seen and value.op.op_type not in ("sin", "cos"):
             seen.add(id(value.op))
-            ahead += _operands(value.op)
+            pending += _operands(value.op)
     return True
 
 
@@ -90,25 +92,28 @@ def _operands(op: Any) -> list[Any]:
     return [v for x in values for v in (x if isinstance(x, (list, tuple)) else (x,)) if v is not None]
 
 
-def compress(model: Any, how: Compression) -> Any:
-    """A package with weights of 8 bits (per channel, symmetric), or of a palette of 256, 64 or 16 values a tensor."""
-    if how == "none":
+def compress(model: Any, method: Compression) -> Any:
+    """Compress the weights of a package.
+
+    ``int8``: 8 bits, per channel, symmetric. ``palette8``, ``palette6``, ``palette4``: 256, 64 or 16 values per tensor.
+    """
+    if method == "none":
         return model
     with quiet():
         from coremltools.optimize import coreml as optimize
 
-        if how == "int8":
-            linear = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=SMALLEST_COMPRESSED)
+        if method == "int8":
+            linear = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=MIN_COMPRESSED)
             return optimize.linear_quantize_weights(model, optimize.OptimizationConfig(global_config=linear))
-        bits = int(how.removeprefix("palette"))
-        palette = optimize.OpPalettizerConfig(mode="kmeans", nbits=bits, weight_threshold=SMALLEST_COMPRESSED)
+        bits = int(method.removeprefix("palette"))
+        palette = optimize.OpPalettizerConfig(mode="kmeans", nbits=bits, weight_threshold=MIN_COMPRESSED)
         return optimize.palettize_weights(model, optimize.OptimizationConfig(global_config=palette))
 
 
 def save(model: Any, path: Path, description: str, licence: str) -> Path:
-    """Write a .mlpackage."""
+    """Write a .mlpackage; return its path."""
     with quiet():
         model.short_description, model.license, model.author = description, licence, "edgesam_jax"
         model.save(str(path))
-    (path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)  # for debuggers; no part of the package
+    (path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)  # for debuggers; not part of the package
     return path

@@ -1,1 +1,8 @@
-"""What every export shares: the torch modules written for it, the contract, and the gate it must pass."""
+"""The parts that every export shares.
+
+- ``common``: command line flags, the export job, checksums;
+- ``encoder``, ``decoder``: torch modules written for the exporters, with folded weights and fixed prompt slots;
+- ``contract``: the inputs and outputs of an export, as JSON;
+- ``gate``: compares an export with the JAX model, and refuses one that differs;
+- ``bundle_docs``: README, licence note and check script of a bundle.
+"""

@@ -1,11 +1,11 @@
-"""The texts of a bundle: README, licence note, and the script that checks the models on the test vectors."""
+"""The texts of a bundle: its README, its licence note, and the script that runs the models on the test vectors."""
 
 from __future__ import annotations
 
 from string import Template
 from typing import Any
 
-from convert.export.common import Wanted
+from convert.export.common import ExportJob
 
 CHECK = '''"""Run the ONNX models on the test vectors: python check.py"""
 
@@ -27,42 +27,47 @@ for entry in vectors["photos"]:
     predictor.set_image(np.asarray(Image.open(root / "vectors" / entry["photo"]).convert("RGB")))
     for prompt in entry["prompts"]:
         points, labels = np.array(prompt["points"]), np.array(prompt["labels"])
-        corner, point = labels >= 2, labels < 2
+        corners, clicks = labels >= 2, labels < 2
         masks, scores, _ = predictor.predict(
-            point_coords=points[point] if point.any() else None,
-            point_labels=labels[point] if point.any() else None,
-            box=points[corner].reshape(4) if corner.any() else None,
+            point_coords=points[clicks] if clicks.any() else None,
+            point_labels=labels[clicks] if clicks.any() else None,
+            box=points[corners].reshape(4) if corners.any() else None,
         )
-        wanted = np.asarray(Image.open(root / "vectors" / prompt["mask"])).astype(bool)
-        union = (masks[0] | wanted).sum()
-        overlap = (masks[0] & wanted).sum() / union if union else 1.0
-        good = overlap >= vectors["least_overlap"]
-        failed += not good
-        print(f"{entry['photo']}, {prompt['name']}: overlap {overlap:.4f}{'' if good else '  DIFFERS'}")
+        expected = np.asarray(Image.open(root / "vectors" / prompt["mask"])).astype(bool)
+        union = (masks[0] | expected).sum()
+        overlap = (masks[0] & expected).sum() / union if union else 1.0
+        passed = overlap >= vectors["least_overlap"]
+        failed += not passed
+        print(f"{entry['photo']}, {prompt['name']}: overlap {overlap:.4f}{'' if passed else '  DIFFERS'}")
 sys.exit(1 if failed else 0)
 '''
 
 CONTRACT = """# $name
 
-Promptable segmentation in two models: the encoder runs once a photo, the decoder once a prompt. `contract.json` has all
-names, shapes and labels, and what the verification against the JAX model found. `vectors/` has photos, prompts and the
-masks they must give; `SHA256SUMS` the checksums (`sha256sum --check SHA256SUMS`).
+Promptable segmentation with two models: run the encoder once per photo and the decoder once per prompt.
 
-## The contract
+- `contract.json`: all names, shapes and labels, and the results of the verification against the JAX model.
+- `vectors/`: test photos, prompts and the expected masks.
+- `SHA256SUMS`: checksums of all files; run `sha256sum --check SHA256SUMS` to verify them.
 
-1. Resize the photo so that its longest side is $side px (bilinear, antialiasing), into the top left corner of a square.
-2. Points are x, y in pixels of the resized photo. Labels: 1 inside the object, 0 outside, 2 and 3 the top left and
-   bottom right corner of a box. Unused slots have the label -2. SAM's padding token is added inside: do not add one.
-3. The decoder gives four masks as logits ($mask px a side) and a score each ($score). For a box take the first; for a
-   click the best score of the four, or of the last three.
-4. Enlarge the logits to $side px, crop to the resized photo, enlarge to the photo, and cut at 0.
+## Using the models
+
+1. Resize the photo (bilinear, with antialiasing) so that its longest side is $side px, and place it in the top left
+   corner of a square of $side x $side px.
+2. Points are (x, y) in pixels of the resized photo. Labels: 1 for a point inside the object, 0 for a point outside it,
+   2 and 3 for the top left and bottom right corners of a box. Set the label of unused slots to -2. The decoder adds
+   SAM's padding token itself, so don't add one.
+3. The decoder returns four masks as logits ($mask x $mask px), each with a score ($score). For a box, use the first
+   mask. For a click, use the mask with the highest score, among all four or among the last three.
+4. Resize the logits to $side x $side px, crop them to the resized photo, resize them to the original photo, and
+   threshold at 0.
 """
 
 SWIFT = """
 ## Swift
 
 $how
-There are $slots slots and the shapes are fixed, so that both models can run on the Neural Engine.
+All shapes are fixed, with $slots prompt slots, so that both models can run on the Neural Engine.
 
 ```swift
 import CoreML
@@ -77,25 +82,26 @@ let embedding = try encoder.prediction(from: photo).featureValue(for: "image_emb
 
 let coords = try MLMultiArray(shape: [1, $slots, 2], dataType: .float32)
 let labels = try MLMultiArray(shape: [1, $slots], dataType: .float32)
-for i in 0..<$slots { labels[i] = -2 }  // unused
-coords[[0, 0, 0]] = x; coords[[0, 0, 1]] = y; labels[0] = 1
+for i in 0..<$slots { labels[i] = -2 }  // mark all slots as unused
+coords[[0, 0, 0]] = x; coords[[0, 0, 1]] = y; labels[0] = 1  // a point inside the object
 ${mask_swift}let prompt = try MLDictionaryFeatureProvider(dictionary: [
   "image_embeddings": embedding, "point_coords": coords, "point_labels": labels,${mask_features}
 ])
 let result = try decoder.prediction(from: prompt)  // "masks" [1, 4, $mask, $mask], "scores" [1, 4]
 ```
 
-This code was not compiled where the bundle was made; the packages were run there $by.
+This code was not compiled when the bundle was created. The packages were verified $by.
 """
 
 MASK_SWIFT = """let mask = try MLMultiArray(shape: [1, 1, $mask, $mask], dataType: .float32)  // earlier logits
-let heed = try MLMultiArray(shape: [1], dataType: .float32)  // 1 to heed it, 0 if there is none
+let hasMask = try MLMultiArray(shape: [1], dataType: .float32)  // 1 if there is an earlier mask, otherwise 0
 """
 
 PYTHON = """
 ## Python
 
-`python/edgesam_onnx` needs numpy, Pillow and onnxruntime. `python python/check.py` runs it on the vectors.
+The package `python/edgesam_onnx` requires numpy, Pillow and onnxruntime. To run it on the test vectors:
+`python python/check.py`.
 
 ```python
 from edgesam_onnx import OnnxPredictor
@@ -112,10 +118,10 @@ masks, scores, logits = predictor.predict(point_coords=[[300, 200]], point_label
 const options = { executionProviders: ["webgpu", "wasm"] };
 const encoder = await ort.InferenceSession.create("onnx/${name}_encoder.onnx", options);
 const decoder = await ort.InferenceSession.create("onnx/${name}_decoder.onnx", options);
-// (pixel - mean) / std, channels first, zeros around the photo: contract.json, "image"
+// (pixel - mean) / std, channels first, padded with zeros; see "image" in contract.json
 const image = new ort.Tensor("float32", normalised, [1, 3, $side, $side]);
 const { image_embeddings } = await encoder.run({ image });
-const labels = new Float32Array($slots).fill(-2); labels[0] = 1;
+const labels = new Float32Array($slots).fill(-2); labels[0] = 1; // a point inside; other slots are unused
 const coords = new Float32Array(2 * $slots); coords.set([x, y]);
 const { masks, scores } = await decoder.run({
   image_embeddings,
@@ -124,7 +130,7 @@ const { masks, scores } = await decoder.run({
 });
 ```
 
-Not run in a browser where the bundle was made.
+This code was not run in a browser when the bundle was created.
 """
 
 MASK_JS = """
@@ -134,44 +140,46 @@ MASK_JS = """
 X_ANYLABELING = """
 ## X-AnyLabeling
 
-Load `x-anylabeling/${name}_labelling.yaml` as a custom model. Its encoder takes photos as that program feeds them (RGB,
-uint8, longest side $side, not padded) and its decoder any number of points. The program itself was not run.
+Load `x-anylabeling/${name}_labelling.yaml` as a custom model. The encoder takes photos as X-AnyLabeling passes them
+(RGB, uint8, longest side $side px, not padded); the decoder takes any number of points. The models were not run in
+X-AnyLabeling itself.
 """
 
 
 def licence(text: str, source: str) -> str:
-    """What is known of the weights' licence, and ours."""
-    weights = text or "not recorded in the checkpoint; ask who made it before you ship it"
+    """Return the licence note: the weights' licence and source, as far as recorded, and this project's licence."""
+    weights = text or "not recorded in the checkpoint; ask its authors before you ship it"
     return (
         f"Weights: {weights}.\n"
         + (f"Source: {source}.\n" if source else "")
-        + "The official EdgeSAM weights are under a non-commercial licence, converted or not; SAM's are Apache-2.0.\n\n"
+        + "The official EdgeSAM weights have a non-commercial licence, converted or not; SAM's are Apache-2.0.\n\n"
         "Code in this folder, and the conversion: edgesam_jax, Apache-2.0.\n"
-        "Photos in vectors/, unless you gave your own: scikit-image's (astronaut: NASA, public domain; chelsea and\n"
-        "coffee: CC0).\n"
+        "Photos in vectors/, unless the bundle was created with --photos: from scikit-image (astronaut: NASA, public\n"
+        "domain; chelsea and coffee: CC0).\n"
     )
 
 
-def readme(job: Wanted, contents: dict[str, Any]) -> str:
-    """Calls in Swift, Python and JavaScript, with this bundle's names and sizes."""
-    words = {
+def readme(job: ExportJob, contents: dict[str, Any]) -> str:
+    """Return the README: calls in Swift, Python and JavaScript, with this bundle's names and sizes."""
+    values = {
         "name": job.name, "side": job.model.config.image_size, "mask": job.model.config.mask_size,
         "slots": job.slots or 16, "score": job.score, "mask_swift": "", "mask_features": "", "mask_js": "",
     }  # fmt: skip
     if job.mask_input:
-        words["mask_swift"] = Template(MASK_SWIFT).substitute(words)
-        words["mask_features"] = '\n  "mask_input": mask, "has_mask_input": heed,'
-        words["mask_js"] = Template(MASK_JS).substitute(words)
+        values["mask_swift"] = Template(MASK_SWIFT).substitute(values)
+        values["mask_features"] = '\n  "mask_input": mask, "has_mask_input": hasMask,'
+        values["mask_js"] = Template(MASK_JS).substitute(values)
     parts = [CONTRACT]
     if "coreml" in contents:
         parts.append(SWIFT)
-        words["by"] = contents["coreml"]["verified"]["by"]
+        by = contents["coreml"]["verified"]["by"]
+        values["by"] = "with Core ML" if by == "predict" else "op by op, without Core ML"
         if contents["coreml"]["image"]["type"] == "image":
-            words["how"] = "`image` is a picture, padded with the colour 124, 116, 104."
-            words["feed"] = "MLFeatureValue(pixelBuffer: letterboxed)"
+            values["how"] = "`image` is an RGB image: the resized photo, padded with the colour 124, 116, 104."
+            values["feed"] = "MLFeatureValue(pixelBuffer: letterboxed)"
         else:
-            words["how"] = "`image` is (pixel - mean) / std of the photo, zeros around it."
-            words["feed"] = "MLFeatureValue(multiArray: normalised)"
+            values["how"] = "`image` is a tensor: (pixel - mean) / std of the resized photo, padded with zeros."
+            values["feed"] = "MLFeatureValue(multiArray: normalised)"
     parts += [PYTHON] if "onnx" in contents else []
     parts += [X_ANYLABELING] if "x-anylabeling" in contents else []
-    return Template("".join(parts)).substitute(words)
+    return Template("".join(parts)).substitute(values)

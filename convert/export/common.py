@@ -1,4 +1,4 @@
-"""What the exports to ONNX and Core ML share: flags, the torch modules, the contract, whole folders or none."""
+"""Code shared by all exports: the command line flags, the export job, checksums and JSON files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.cli.command import run_command
@@ -27,13 +25,22 @@ EXTRA = "pip install 'edgesam-jax[export]'"
 
 
 class Refused(Exception):
-    """The gate found that an export differs from the model."""
+    """Raised when the gate finds that an export differs from the model."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What to export: ``slots`` 0 takes any number of points; ``mask_input``: the decoder takes masks; ``priors``: the
-    encoder gives what granularity priors need."""
+class ExportJob:
+    """An export to run, as parsed from the command line.
+
+    Attributes:
+      name: prefix of the file names.
+      parts: ``encoder``, ``decoder`` or both.
+      slots: number of points and box corners that the decoder takes; 0 takes any number.
+      mask_input: whether the decoder takes an earlier mask.
+      score: ``stability`` or ``iou``, the meaning of the decoder's scores.
+      model: the weights and their config, for the requested frame.
+      priors: whether the encoder also returns the boxes and scores of all anchors, for granularity priors.
+    """
 
     name: str
     parts: tuple[str, ...]
@@ -44,29 +51,41 @@ class Wanted:
     priors: bool = False
 
     def file(self, part: str, suffix: str) -> str:
-        """File name of a part."""
+        """Return the file name of a part."""
         return f"{self.name}_{part}{suffix}"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of every export."""
+    """Add the flags common to all exports."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="anything edgesam_jax.load_model reads")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the files")
     parser.add_argument("--part", choices=("encoder", "decoder", "both"), default="both")
-    parser.add_argument("--name", help="begins the file names; default: the checkpoint's name")
-    parser.add_argument("--image-size", type=int, metavar="N", help="side of the frame; default: the model's")
+    parser.add_argument("--name", help="prefix of the file names (default: the checkpoint's name)")
     parser.add_argument(
-        "--slots", type=_slots, default=16, metavar="N|dynamic", help="points and box corners of a prompt (default: 16)"
+        "--image-size", type=int, metavar="N", help="side of the frame, in pixels (default: the model's)"
     )
     parser.add_argument(
-        "--published", action="store_true", help="inputs and outputs exactly as in the official files: no mask input"
+        "--slots",
+        type=_slots,
+        default=16,
+        metavar="N|dynamic",
+        help="points and box corners per prompt, 2 to 1024 (default: 16)",
     )
     parser.add_argument(
-        "--priors", action="store_true", help="the encoder also gives proposals, for granularity priors"
+        "--published",
+        action="store_true",
+        help="exactly the inputs and outputs of the official files: no mask input",
     )
-    parser.add_argument("--score", choices=("stability", "iou"), help="default: iou where the IoU head was trained")
     parser.add_argument(
-        "--photos", action="append", default=[], metavar="FILE|DIR", help="photos to verify on; default: three of ours"
+        "--priors", action="store_true", help="also export the region proposals, for granularity priors"
+    )
+    parser.add_argument("--score", choices=("stability", "iou"), help="default: iou if the IoU head was trained")
+    parser.add_argument(
+        "--photos",
+        action="append",
+        default=[],
+        metavar="FILE|DIR",
+        help="photos to verify the export on; repeatable (default: three photos of scikit-image)",
     )
 
 
@@ -75,52 +94,55 @@ def _slots(text: str) -> int:
         return 0
     value = int(text)
     if not 2 <= value <= 1024:
-        raise argparse.ArgumentTypeError("must be 2 to 1024 (a box takes two), or dynamic")
+        raise argparse.ArgumentTypeError("must be 2 to 1024 (a box takes two slots), or dynamic")
     return value
 
 
-def wanted(args: argparse.Namespace) -> Wanted:
-    """Load and check what the flags name.
+def load_job(args: argparse.Namespace) -> ExportJob:
+    """Load the checkpoint and check the flags of ``add_flags``.
 
     Raises:
-      UsageError: an unreadable checkpoint, a size that the model cannot have, a name that is no file name.
+      UsageError: an unreadable checkpoint, a frame size that the model doesn't support, an invalid file name, or
+        ``--priors`` without proposals in the model or without the encoder.
     """
     model = load_model(args.checkpoint)
     if model.config.variant != "sam":
-        raise UsageError(f"{args.checkpoint}: EfficientSAM can be written by convert.to_torch, not exported")
+        raise UsageError(f"{args.checkpoint}: EfficientSAM can't be exported, only written by convert.to_torch")
     if args.image_size is not None:
         model = resized(model, args.image_size)
     path = Path(str(args.checkpoint))
     name = args.name or (path.stem if path.suffix in (".pth", ".pt", ".safetensors", ".msgpack") else path.name)
     if not name or Path(name).name != name:
-        raise UsageError(f"--name {args.name or ''}: wants the beginning of a file name")
+        raise UsageError(f"--name {args.name or ''}: must be a file name prefix, without a folder")
     parts = ("encoder", "decoder") if args.part == "both" else (args.part,)
     score = args.score or str(model.metadata.get("score", "stability"))
     model = dataclasses.replace(model, metadata={**model.metadata, "score": score})
     if args.priors:
         check_priors(model.config, "--priors")
         if args.part == "decoder":
-            raise UsageError("--priors: the encoder gives the proposals; leave --part decoder out")
-    return Wanted(name, parts, args.slots, not args.published, score, model, args.priors)
+            raise UsageError("--priors: not available with --part decoder; the encoder makes the proposals")
+    return ExportJob(name, parts, args.slots, not args.published, score, model, args.priors)
 
 
-def encoder_outputs(job: Wanted) -> list[str]:
-    """Names of what the encoder gives."""
+def encoder_outputs(job: ExportJob) -> list[str]:
+    """Return the names of the encoder's outputs."""
     return ["image_embeddings", *(["proposal_boxes", "proposal_scores"] if job.priors else [])]
 
 
 def resized(model: Model, size: int) -> Model:
-    """A model for another frame.  Only convolutional encoders without positions of their own can have one.
+    """Return the model for a frame of another size, in pixels.
+
+    Only the students' encoders (``STUDENTS``) support other sizes; the others have learned positions.
 
     Raises:
-      UsageError: the encoder is tied to its size, or the size is no multiple of what it divides by.
+      UsageError: the encoder has learned positions for one size, or the size isn't a valid multiple.
     """
     config = model.config
     if size == config.image_size:
         return model
     if not isinstance(config.encoder, STUDENTS):
         raise UsageError(
-            f"--image-size {size}: this encoder has learned positions for {config.image_size} px and no other size"
+            f"--image-size {size}: this encoder has learned positions for {config.image_size} px, its only size"
         )
     step = 2 * config.image_size // config.grid  # the coarse level of the fusion neck has half the grid
     if size % step or not step <= size <= 4096:
@@ -128,31 +150,19 @@ def resized(model: Model, size: int) -> Model:
     return dataclasses.replace(model, config=dataclasses.replace(config, image_size=size))
 
 
-def need(*modules: str, extra: str = EXTRA) -> None:
-    """Raises:
-    UsageError: a library of the extra is not installed."""
+def require(*modules: str, extra: str = EXTRA) -> None:
+    """Check that libraries are installed; ``extra`` is the command that installs them.
+
+    Raises:
+      UsageError: at least one of them isn't.
+    """
     missing = [m for m in modules if importlib.util.find_spec(m) is None]
     if missing:
-        raise UsageError(f"export needs {', '.join(missing)}: {extra}")
-
-
-def torch_sam(model: Model) -> Any:
-    """The torch twin with a model's weights, for evaluation."""
-    import torch
-
-    from convert.to_torch import state_dict
-    from convert.torch_twin.model import TorchSam
-
-    sam = TorchSam(model.config).eval().requires_grad_(False)
-    sam.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state_dict(model).items()}, strict=True)
-    return sam
-
-
-# ------------------------------------------------------------------------------------------------------- the contract
+        raise UsageError(f"export requires {', '.join(missing)}: {extra}")
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's files with their names, in order."""
+    """Return the SHA-256 of a file, or of a folder: of the sorted relative paths and checksums of its files."""
     if path.is_file():
         return sha256_of(path)
     digest = hashlib.sha256()
@@ -162,12 +172,12 @@ def sha256(path: Path) -> str:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file or of all files of a folder."""
+    """Return the size in bytes of a file, or of all files in a folder."""
     return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Readable, in the order given."""
+    """Write indented JSON; keys keep their order."""
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 

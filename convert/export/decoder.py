@@ -1,12 +1,13 @@
-"""The prompt encoder and mask decoder as the exporters take them: fixed prompt slots, channels first, few reshapes.
+"""The prompt encoder and mask decoder, rewritten for export: fixed prompt slots, channels first, few reshapes.
 
-Everything is (1 c 1 t) or (1 c g g), so that each dense layer is a 1x1 convolution and an attention needs no transpose:
-(c t) splits into heads by a reshape that moves nothing.  That is how Apple's "Deploying Transformers on the Apple
-Neural Engine" (2022) lays out transformers; the weights are those of ``torch_model``.
+All tensors are (1 c 1 t) or (1 c g g): every dense layer is a 1x1 convolution, and attention needs no transpose, since
+splitting (c t) into heads is a reshape that moves no data. Layout: Apple, "Deploying Transformers on the Apple Neural
+Engine" (2022). The weights are those of ``convert.torch_twin.model``.
 
-One shape serves 1 to ``slots`` points and box corners.  Slots with the label ``UNUSED`` are: a bias on their keys keeps
-them out of every softmax, so they change nothing.  SAM's learned padding token is added inside, exactly where the
-predictor adds it: to prompts without a box, unless it is there already as a point with label -1.
+One shape serves 1 to ``slots`` points and box corners. Slots with the label -2 (``portable.onnx_model.UNUSED``) are
+unused: a bias on their keys keeps them out of every softmax, and they don't change the result. The decoder adds SAM's
+learned padding token exactly where the predictor does: to prompts without a box, unless they already contain a point
+with label -1.
 """
 
 from __future__ import annotations
@@ -20,14 +21,13 @@ from torch import Tensor, nn
 from convert.torch_twin.layers import ChannelNorm
 from convert.torch_twin.model import Attention, LoraLinear, Mlp, PromptEncoder, TorchSam, TwoWayLayer
 
-KINDS = (0, 1, 2, 3, -1)  # outside, inside, corners of a box, learned padding
-UNUSED = -2  # or any other: a slot that is not there
-FAR = 1e4  # taken from the scores of unused keys; fits float16, and exp(-1e4) is 0
+LABELS = (0, 1, 2, 3, -1)  # outside, inside, corners of a box, learned padding; any other label: an unused slot
+MASKED = 1e4  # subtracted from the scores of unused keys; fits float16, and exp(-1e4) is 0
 Score = Literal["stability", "iou"]
 
 
 def _conv(linear: nn.Linear, scale: float = 1.0) -> nn.Conv2d:
-    """A dense layer as a 1x1 convolution, its low-rank update merged; everything times ``scale``."""
+    """Return a dense layer as a 1x1 convolution, with its low-rank update merged, times ``scale``."""
     weight = linear.weight
     if isinstance(linear, LoraLinear):
         weight = weight + linear.lora_B @ linear.lora_A / linear.lora_A.shape[0]
@@ -46,8 +46,8 @@ def _norm(norm: nn.LayerNorm) -> ChannelNorm:
 class Attend(nn.Module):
     """Attention of (1 c h w) queries to (1 c h w) keys and values.
 
-    ``bias`` is added to the scores: (1 1 keys), or (1 keys 1) where the queries are the image.  The image is the last
-    axis of the scores either way: a handful of neighbours would fill an eighth of a vector.
+    ``bias`` is added to the scores: (1 1 keys), or (1 keys 1) with ``image_queries``. The last axis of the scores is
+    the image in both cross-attentions: a few tokens there would fill only an eighth of a vector register.
     """
 
     def __init__(self, source: Attention) -> None:
@@ -58,25 +58,25 @@ class Attend(nn.Module):
         self.key, self.value, self.out = _conv(source.k_proj), _conv(source.v_proj), _conv(source.out_proj)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, image_queries: bool = False) -> Tensor:
-        place = q.shape[2:]
+        spatial = q.shape[2:]
         q, k, v = (self._split(x) for x in (self.query(q), self.key(k), self.value(v)))  # (heads d t)
         scores = k.transpose(1, 2) @ q if image_queries else q.transpose(1, 2) @ k
         if bias is not None:
             scores = scores + bias
         mixed = v @ scores.softmax(dim=1) if image_queries else v @ scores.softmax(dim=2).transpose(1, 2)
-        return self.out(mixed.reshape(1, -1, *place))
+        return self.out(mixed.reshape(1, -1, *spatial))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.reshape(self.heads, x.shape[1] // self.heads, -1)
 
 
 class Layer(nn.Module):
-    """One two-way layer."""
+    """One two-way layer; ``row`` and ``column`` mask unused slots as keys, (1 1 t) and (1 t 1)."""
 
     def __init__(self, source: TwoWayLayer) -> None:
         super().__init__()
         self.first = source.first
-        self.own = Attend(source.self_attn)
+        self.self_attention = Attend(source.self_attn)
         self.to_image = Attend(source.cross_attn_token_to_image)
         self.from_image = Attend(source.cross_attn_image_to_token)
         self.norm1, self.norm2, self.norm3, self.norm4 = (
@@ -88,10 +88,10 @@ class Layer(nn.Module):
         self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor, row: Tensor, column: Tensor
     ) -> tuple[Tensor, Tensor]:
         if self.first:
-            tokens = self.own(tokens, tokens, tokens, row)
+            tokens = self.self_attention(tokens, tokens, tokens, row)
         else:
-            placed = tokens + token_pe
-            tokens = tokens + self.own(placed, placed, tokens, row)
+            positioned = tokens + token_pe
+            tokens = tokens + self.self_attention(positioned, positioned, tokens, row)
         tokens = self.norm1(tokens)
         keys = image + image_pe
         tokens = self.norm2(tokens + self.to_image(tokens + token_pe, keys, image, None))
@@ -101,38 +101,38 @@ class Layer(nn.Module):
 
 
 class Slots(nn.Module):
-    """Prompt slots to tokens: coords (1 n 2), labels (1 n) -> tokens (1 c 1 n+1), which of them are real (1 1 1 n+1).
+    """Prompt slots to tokens: coords (1 n 2), labels (1 n) -> tokens (1 c 1 n+1), and 1 for used ones (1 1 1 n+1).
 
-    The last token is the learned padding.  A label that is not one of ``KINDS`` means an unused slot.
+    The last token is the learned padding. Slots with a label outside ``LABELS`` are unused.
     """
 
     def __init__(self, source: PromptEncoder) -> None:
         super().__init__()
         matrix = 2 * math.pi * cast(Tensor, source.pe_layer.positional_encoding_gaussian_matrix)  # (2 c/2)
         c = 2 * matrix.shape[1]
-        # 2 (x + 0.5) / size - 1, times the matrix.  A program in float16 keeps this, and the sine, in float32: float16
-        # tells no more than half pixels apart from 512 on.
+        # (2 (x + 0.5) / size - 1) times the matrix. Float16 programs compute this and the sine in float32, since
+        # float16 resolves only half pixels from 512 px on.
         self.phase = nn.Conv2d(2, c // 2, 1)
         self.phase.weight.data = (matrix.T * (2 / source.image_size))[:, :, None, None]
         self.phase.bias.data = matrix.sum(0) * (1 / source.image_size - 1)
         vectors = [*(cast(nn.Embedding, e).weight for e in source.point_embeddings), source.not_a_point_embed.weight]
-        self.kind = nn.Conv2d(len(KINDS), c, 1, bias=False)
-        self.kind.weight.data = torch.cat(vectors).T[:, :, None, None].detach().clone()
+        self.label_embedding = nn.Conv2d(len(LABELS), c, 1, bias=False)
+        self.label_embedding.weight.data = torch.cat(vectors).T[:, :, None, None].detach().clone()
         self.register_buffer("padding", vectors[-1].T[None, :, None].detach().clone(), persistent=False)
-        self.register_buffer("kinds", torch.tensor(KINDS, dtype=torch.float32)[None, :, None, None], persistent=False)
+        self.register_buffer("known", torch.tensor(LABELS, dtype=torch.float32)[None, :, None, None], persistent=False)
 
     def forward(self, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         phase = self.phase(coords.transpose(1, 2)[:, :, None])
-        place = torch.cat([phase.sin(), phase.cos()], dim=1)
-        found = (labels.float().reshape(1, 1, 1, -1) == cast(Tensor, self.kinds)).float()  # (1 5 1 n)
-        place = place * (1 - found[:, 4:])  # the learned padding has no place
-        tokens = torch.cat([place + self.kind(found), cast(Tensor, self.padding)], dim=3)
-        needed = 1 - found[:, 2:].amax(dim=(1, 3), keepdim=True)  # neither a corner nor a padding is there
-        return tokens, torch.cat([found.sum(dim=1, keepdim=True), needed], dim=3)
+        position = torch.cat([phase.sin(), phase.cos()], dim=1)
+        one_hot = (labels.float().reshape(1, 1, 1, -1) == cast(Tensor, self.known)).float()  # (1 5 1 n)
+        position = position * (1 - one_hot[:, 4:])  # the learned padding has no position
+        tokens = torch.cat([position + self.label_embedding(one_hot), cast(Tensor, self.padding)], dim=3)
+        pads = 1 - one_hot[:, 2:].amax(dim=(1, 3), keepdim=True)  # 1 for prompts without corners and padding
+        return tokens, torch.cat([one_hot.sum(dim=1, keepdim=True), pads], dim=3)
 
 
 class Hypernetworks(nn.Module):
-    """All mask tokens' MLPs at once, as grouped convolutions: (1 c 1 m) -> (m c/8)."""
+    """The MLPs of all mask tokens, as grouped convolutions: (1 c 1 m) -> (m c/8)."""
 
     def __init__(self, mlps: nn.ModuleList) -> None:
         super().__init__()
@@ -155,12 +155,12 @@ class Hypernetworks(nn.Module):
 
 
 class ExportDecoder(nn.Module):
-    """An embedding (1 c g g) and prompt slots -> masks (1 m s s) logits, scores (1 m); all mask tokens, in order.
+    """An embedding (1 c g g) and prompt slots -> scores (1 m) and logits (1 m s s) of all mask tokens, in order.
 
     Args:
-      sam: whose weights to use.
-      score: ``stability`` of the low-resolution masks, or the ``iou`` head.
-      mask_input: whether ``forward`` takes (1 1 s s) logits of an earlier mask and (1) whether to heed them.
+      sam: the model whose weights to use.
+      score: ``stability`` of the low-resolution masks, or the prediction of the ``iou`` head.
+      mask_input: whether ``forward`` also takes the logits of an earlier mask (1 1 s s), and (1) 1 to use them or 0.
     """
 
     def __init__(self, sam: TorchSam, score: Score, mask_input: bool) -> None:
@@ -169,9 +169,9 @@ class ExportDecoder(nn.Module):
         self.score, self.takes_mask = score, mask_input
         self.slots = Slots(prompt)
         self.count = decoder.mask_tokens.num_embeddings
-        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).T[None, :, None]
-        self.register_buffer("own", own.detach().clone(), persistent=False)
-        self.register_buffer("always", torch.ones(1, 1, 1, 1 + self.count), persistent=False)
+        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).T[None, :, None]
+        self.register_buffer("output_tokens", output_tokens.detach().clone(), persistent=False)
+        self.register_buffer("output_used", torch.ones(1, 1, 1, 1 + self.count), persistent=False)
         self.register_buffer("image_pe", prompt.dense_position()[None].detach().clone(), persistent=False)
         self.register_buffer(
             "no_mask", prompt.no_mask_embed.weight[:, :, None, None].detach().clone(), persistent=False
@@ -194,16 +194,16 @@ class ExportDecoder(nn.Module):
         mask_input: Tensor | None = None,
         has_mask_input: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        own, image_pe, dense = (cast(Tensor, x) for x in (self.own, self.image_pe, self.no_mask))
+        output_tokens, image_pe, dense = (cast(Tensor, x) for x in (self.output_tokens, self.image_pe, self.no_mask))
         if self.takes_mask:
             assert mask_input is not None and has_mask_input is not None and self.mask_downscaling is not None
-            heed = has_mask_input.reshape(1, 1, 1, 1)
+            use_mask = has_mask_input.reshape(1, 1, 1, 1)
             # Not "convolution - constant": coremltools 9.0 folds that into the bias with the wrong sign.
-            dense = heed * self.mask_downscaling(mask_input) + (1 - heed) * dense
+            dense = use_mask * self.mask_downscaling(mask_input) + (1 - use_mask) * dense
         image = image_embeddings + dense
         prompt, used = self.slots(point_coords, point_labels)
-        tokens = torch.cat([own, prompt], dim=3)
-        bias = (torch.cat([cast(Tensor, self.always), used], dim=3) - 1) * FAR
+        tokens = torch.cat([output_tokens, prompt], dim=3)
+        bias = (torch.cat([cast(Tensor, self.output_used), used], dim=3) - 1) * MASKED
         row, column = bias[0], bias.reshape(1, -1, 1)
         token_pe = tokens
         for layer in self.layers:
@@ -217,6 +217,6 @@ class ExportDecoder(nn.Module):
     def _scores(self, masks: Tensor, token: Tensor) -> Tensor:
         if self.score == "iou":
             return self.iou(token).flatten(1)
-        # Means, axis by axis: a sum of 65,536 pixels is beyond float16.  No logit above -1 gives 0, not NaN.
-        sure, possible = ((masks > at).float().mean(dim=3).mean(dim=2) for at in (1.0, -1.0))
-        return sure / torch.clamp(possible, min=1 / (masks.shape[2] * masks.shape[3]))
+        # Means, axis by axis: a sum of 65,536 pixels overflows float16. Masks without logits above -1 give 0, not NaN.
+        inner, outer = ((masks > threshold).float().mean(dim=3).mean(dim=2) for threshold in (1.0, -1.0))
+        return inner / torch.clamp(outer, min=1 / (masks.shape[2] * masks.shape[3]))

@@ -1,12 +1,12 @@
-"""The image encoders as the exporters take them: folded weights, exact resizing, normalisation inside if wanted.
+"""The image encoders, rewritten for export: folded weights, exact up-sampling, optional normalisation.
 
-The modules are those of ``torch_encoders``; what an exporter would get wrong, or slow, is replaced:
+The modules are those of ``convert.torch_twin``, except where an exported program would be wrong or slow:
 
-- batch norms and parallel branches are folded by ``edgesam_jax.models.fold``, so a unit is one biased convolution;
-- bicubic up-sampling has no form in Core ML.  It is linear and separable: one constant matrix on either side.
+- batch norms and parallel branches are folded by ``edgesam_jax.models.fold``: a unit becomes one biased convolution;
+- Core ML has no bicubic up-sampling. It is linear and separable: a product with a constant matrix on either side.
 
-Source of the up-sampling's weights: Keys (1981) with a = -0.75, half-pixel centres, as torch and
-``edgesam_jax.models.layers`` have it.
+Source of the up-sampling weights: Keys (1981) with a = -0.75 and half-pixel centres, as in torch and
+``edgesam_jax.models.layers``.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from edgesam_jax.models.layers import resize_matrix
 from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
 
 PREFIX = "image_encoder."
-LETTERBOX = (124, 116, 104)  # the mean colour in whole numbers: what stands for padding in an image
+LETTERBOX = (124, 116, 104)  # padding of an image input: the mean colour, rounded to integers
 Input = Literal["tensor", "image", "photo"]
 
 
 class FoldedUnit(nn.Module):
-    """What is left of a depthwise unit: a biased 3x3 convolution."""
+    """A depthwise unit after folding: one biased 3x3 convolution."""
 
     def __init__(self, unit: DepthwiseUnit) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ def _biased(convolution: nn.Conv2d) -> nn.Conv2d:
 
 
 def _for_folded_weights(module: nn.Module) -> None:
-    """Change an encoder with batch norms in place so that its state_dict is the folded one."""
+    """Replace the batch norms and branches of an encoder, in place, so that its state_dict has the folded names."""
     for name, child in module.named_children():
         if isinstance(child, DepthwiseUnit):
             setattr(module, name, FoldedUnit(child))
@@ -81,14 +81,14 @@ def _for_folded_weights(module: nn.Module) -> None:
 
 
 class ExportEncoder(nn.Module):
-    """Photo to embedding (1 c g g).
+    """A photo to its embedding (1 c g g).
 
     Args:
-      input: ``tensor``: (1 3 s s) float32, normalised and padded with zeros, as published.  ``image``: (1 3 s s) with
-        values 0 to 255, padded with the colour ``LETTERBOX``.  ``photo``: (1 3 h w) uint8 with 1 <= h, w <= s, the
-        longest side s; normalised and padded inside.
-      priors: also give of all anchors the boxes (1 n 4) in the frame, not clipped, and their scores (1 n).  Which of
-        them are proposals is told outside (``portable.priors.select``): what runs fast on phones has no sorting.
+      input: ``tensor``: (1 3 s s) float32, normalised and padded with zeros, as published. ``image``: (1 3 s s) with
+        values 0 to 255, padded with the colour ``LETTERBOX``. ``photo``: (1 3 h w) uint8 with 1 <= h, w <= s and the
+        longest side s; the module normalises and pads it.
+      priors: also return the boxes (1 n 4) of all anchors in the frame, not clipped, and their scores (1 n). The caller
+        selects the proposals (``portable.priors.select``), because sorting would be slow on phones.
     """
 
     def __init__(
@@ -113,8 +113,12 @@ class ExportEncoder(nn.Module):
         if priors:
             assert config.proposals is not None
             self.proposals = Proposals(config.proposals, pyramid_widths(config))
-            own = {n.removeprefix("proposals."): v for n, v in entries.items() if n.startswith("proposals.")}
-            self.proposals.load_state_dict({n: torch.from_numpy(np.array(v)) for n, v in own.items()}, strict=True)
+            state = {
+                n.removeprefix("proposals."): torch.from_numpy(np.array(v))
+                for n, v in entries.items()
+                if n.startswith("proposals.")
+            }
+            self.proposals.load_state_dict(state, strict=True)
             anchors = torch.from_numpy(anchors_of(config))
             self.register_buffer("centres", (anchors[:, :2] + anchors[:, 2:]) / 2, persistent=False)
             self.register_buffer("sizes", anchors[:, 2:] - anchors[:, :2], persistent=False)
@@ -123,11 +127,11 @@ class ExportEncoder(nn.Module):
     def forward(self, image: Tensor) -> Any:
         mean, scale = cast(Tensor, self.mean), cast(Tensor, self.scale)
         if self.input == "image":
-            # SAM pads with zeros after normalising, and no whole number is the mean colour.  A pixel that is as near
-            # to it in all channels as LETTERBOX is becomes 0, as padding is in the model.  0.6: in float16 the mean of
-            # blue is 103.5.
-            far = image - mean
-            image = far * (far.abs().amax(dim=1, keepdim=True) > 0.6) * scale
+            # SAM pads with zeros after normalising, and the mean colour has no integer values. Pixels as near to the
+            # mean in all channels as LETTERBOX become 0, like the model's padding. 0.6: in float16 the mean of blue
+            # is 103.5.
+            offset = image - mean
+            image = offset * (offset.abs().amax(dim=1, keepdim=True) > 0.6) * scale
         elif self.input == "photo":
             height, width = image.shape[2:]
             image = F.pad((image.float() - mean) * scale, (0, self.size - width, 0, self.size - height))

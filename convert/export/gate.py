@@ -1,8 +1,8 @@
-"""The gate: an export is done when it gives what the JAX model gives, on photos and a spread of prompts.
+"""The gate: compares an export with the JAX model on photos and a variety of prompts.
 
-The encoder is held to the model's embedding; the decoder to the model's logits, once on the model's embedding and once
-on the exported encoder's; masks to the model's masks; stability scores to those of the exported logits, which must not
-be NaN.  Every format has its tolerances, and a failure names the worst offender.
+The encoder must reproduce the model's embedding. The decoder must reproduce the model's logits and masks, once from the
+model's embedding and once from the exported encoder's. Stability scores are compared with those of the exported logits
+and must not be NaN. Every format has its tolerances, and a failure names the worst offender.
 """
 
 from __future__ import annotations
@@ -32,18 +32,20 @@ from edgesam_jax.portable.postprocess import stability_score
 from edgesam_jax.predict import compiled
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NOT_A_POINT, MaskPrediction, Prompts
 
-HIGHEST = 100  # anchors whose boxes are compared
-SMALLEST = 64  # pixels of a low-resolution mask below which its overlap says nothing: one pixel is too much of it
-UNDECIDED = 1e-4  # of the logits' root mean square: a pixel so near the threshold is neither in the mask nor out of it
+COMPARED_ANCHORS = 100  # highest-scoring anchors whose boxes are compared
+MIN_UNION = 64  # pixels in the union of two low-resolution masks; below that, one pixel weighs too much
+UNDECIDED = 1e-4  # of the logits' root mean square: pixels nearer to the threshold don't enter overlaps
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a format may differ by.
+    """The largest accepted differences of a format.
 
-    ``embedding`` and ``logits``: root mean square of the difference over that of the reference.  ``iou``: least overlap
-    of a mask of ``SMALLEST`` pixels or more.  ``score``: most a score may be off, from that of the same logits where it
-    is the stability, else from the model's.
+    Attributes:
+      embedding, logits: root mean square of the difference over that of the reference.
+      iou: minimum IoU of two masks whose union has at least ``MIN_UNION`` pixels.
+      score: maximum absolute error of a stability score, compared with that of the same logits. Predicted IoUs are
+        compared with the model's, within twice the limit of the logits.
     """
 
     embedding: float
@@ -63,16 +65,21 @@ TOLERANCES = {
 
 
 class Encoder(Protocol):
-    """A program that turns a padded frame (s s 3) uint8 and its filled (rows, columns) into (1 c g g).
+    """An exported encoder, callable from Python.
 
-    With priors also into all anchors' boxes (1 n 4) and scores (1 n).
+    ``outputs`` takes a padded frame (s s 3) uint8 and the (rows, columns) that the photo fills. It returns the
+    embedding (1 c g g) and, with priors, the boxes (1 n 4) and scores (1 n) of all anchors.
     """
 
     def outputs(self, frame: np.ndarray, filled: Sequence[int]) -> list[np.ndarray]: ...
 
 
 class Decoder(Protocol):
-    """A program that turns an embedding and one prompt into logits (m s s) and scores (m)."""
+    """An exported decoder, callable from Python.
+
+    ``decode`` takes an embedding (1 c g g), one prompt (n 2), (n) and optionally an earlier mask (s s); it returns
+    logits (m s s) and scores (m).
+    """
 
     def decode(
         self, embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None
@@ -81,7 +88,10 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt in the frame: coords (n 2) and labels (n) in -1 to 3; ``after``: feed the mask of that prompt back."""
+    """One prompt: coords (n 2) and labels (n) in -1 to 3.
+
+    ``after``: index of an earlier prompt whose first mask is fed back as mask input.
+    """
 
     name: str
     coords: np.ndarray
@@ -91,9 +101,17 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Case:
-    """A framed photo, its prompts, and what the model answers: embedding (1 c g g), logits and scores (p 4 ...).
+    """A photo in the frame, its prompts, and the JAX model's outputs for them.
 
-    With priors ``anchors`` has the boxes (n 4) in the frame and the scores (n) of all anchors.
+    Attributes:
+      name: the photo's name.
+      frame: (s s 3) uint8, padded.
+      filled: (rows, columns) that the photo fills.
+      prompts: in the coordinates of the frame.
+      embedding: (1 c g g).
+      logits: (p 4 4g 4g).
+      scores: (p 4).
+      anchors: with priors, boxes (n 4) in the frame and scores (n) of all anchors.
     """
 
     name: str
@@ -106,7 +124,7 @@ class Case:
     anchors: tuple[np.ndarray, np.ndarray] | None = None
 
     def without_masks(self) -> Case:
-        """For decoders that take no masks."""
+        """Return the case without prompts that need a mask input."""
         kept = [i for i, prompt in enumerate(self.prompts) if prompt.after is None]
         prompts = tuple(self.prompts[i] for i in kept)
         return dataclasses.replace(self, prompts=prompts, logits=self.logits[kept], scores=self.scores[kept])
@@ -114,58 +132,58 @@ class Case:
 
 @dataclass(frozen=True)
 class Finding:
-    """One comparison: what, where, the figure, and the limit it must keep.  ``overlap``: more is better."""
+    """One comparison of a value with its limit: a minimum for an ``overlap``, otherwise a maximum."""
 
-    what: str
+    quantity: str
     where: str
     value: float
     limit: float
     overlap: bool = False
 
     @property
-    def kept(self) -> bool:
-        """Whether the limit is kept; what is not finite never keeps it."""
+    def passed(self) -> bool:
+        """Whether the value is finite and within the limit."""
         return bool(np.isfinite(self.value)) and (
             self.value >= self.limit if self.overlap else self.value <= self.limit
         )
 
     @property
-    def badness(self) -> float:
-        """How far beyond its limit, over 1 for a failure: what makes the worst."""
+    def severity(self) -> float:
+        """The error as a multiple of the accepted error; above 1 for a failure."""
         if not np.isfinite(self.value):
             return float("inf")
         return (1 - self.value) / max(1 - self.limit, 1e-9) if self.overlap else self.value / max(self.limit, 1e-12)
 
     def __str__(self) -> str:
         sign = ">=" if self.overlap else "<="
-        return f"{self.what} of {self.where}: {self.value:.4g}, must be {sign} {self.limit:g}"
+        return f"{self.quantity} of {self.where}: {self.value:.4g}, must be {sign} {self.limit:g}"
 
 
 @dataclass
 class Verdict:
-    """All findings of an export, and how long they took."""
+    """All findings of an export, and the seconds they took."""
 
     findings: list[Finding] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
     def passed(self) -> bool:
-        """Whether every limit was kept, and there was something to keep."""
-        return bool(self.findings) and all(f.kept for f in self.findings)
+        """Whether at least one comparison was made and all passed."""
+        return bool(self.findings) and all(f.passed for f in self.findings)
 
     @property
     def worst(self) -> Finding:
-        """The finding nearest to, or furthest beyond, its limit."""
-        return max(self.findings, key=lambda f: f.badness)
+        """The finding with the highest severity."""
+        return max(self.findings, key=lambda f: f.severity)
 
     def summary(self) -> dict[str, Any]:
-        """For the contract: per kind of finding how many, the mean and the worst."""
+        """Return the count, mean and worst value of each quantity, for the contract."""
         out: dict[str, Any] = {"passed": self.passed, "seconds": round(self.seconds, 1)}
-        for what in dict.fromkeys(f.what for f in self.findings):
-            some = [f for f in self.findings if f.what == what]
-            worst = max(some, key=lambda f: f.badness)
-            out[what] = {
-                "count": len(some), "mean": float(np.mean([f.value for f in some])), "worst": worst.value,
+        for quantity in dict.fromkeys(f.quantity for f in self.findings):
+            findings = [f for f in self.findings if f.quantity == quantity]
+            worst = max(findings, key=lambda f: f.severity)
+            out[quantity] = {
+                "count": len(findings), "mean": float(np.mean([f.value for f in findings])), "worst": worst.value,
                 "limit": worst.limit, "at": worst.where,
             }  # fmt: skip
         return out
@@ -175,10 +193,10 @@ class Verdict:
 
 
 def load_photos(paths: Sequence[str | Path]) -> dict[str, np.ndarray]:
-    """Photos by name: files and folders of them, or, where none are given, three that the package always has.
+    """Load photos from files and folders, by name; without paths, three photos of scikit-image.
 
     Raises:
-      UsageError: no such file, not a photo, or a folder without any.
+      UsageError: a missing file, a file that isn't a photo, or a folder without photos.
     """
     if not paths:
         square, landscape, other = (wheel_photos()[i][0] for i in (0, 1, 2))
@@ -187,15 +205,20 @@ def load_photos(paths: Sequence[str | Path]) -> dict[str, np.ndarray]:
     for path in map(Path, paths):
         inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES) if path.is_dir() else [path]
         if not inside:
-            raise UsageError(f"--photos {path}: no photo in there; name files or a folder of JPEG or PNG files")
+            raise UsageError(f"--photos {path}: contains no photos; pass files, or a folder of JPEG or PNG files")
         files += inside
     names = [file.name for file in files]
     names = [name if names.count(name) == 1 else str(file) for name, file in zip(names, files, strict=True)]
     return {name: load_image(file, f"--photos {file}") for name, file in zip(names, files, strict=True)}
 
 
-def spread(size: tuple[int, int], slots: int, with_mask: bool, seed: int) -> list[Prompt]:
-    """Prompts in pixels of a photo of ``size`` (rows, columns): boxes, points and mixtures up to all slots."""
+def sample_prompts(size: tuple[int, int], slots: int, with_mask: bool, seed: int) -> list[Prompt]:
+    """Return boxes, points and mixtures, up to all slots, in pixels of a photo of ``size`` (rows, columns).
+
+    Args:
+      slots: prompts with more points and corners are skipped; 0: with more than 16.
+      with_mask: add prompts with the mask of an earlier prompt as mask input.
+    """
     rng = np.random.default_rng(seed)
     h, w = size
 
@@ -210,9 +233,9 @@ def spread(size: tuple[int, int], slots: int, with_mask: bool, seed: int) -> lis
 
     corners = np.array([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT])
     large, small = box(0.13, 0.08, 0.82, 0.91), box(0.55, 0.42, 0.71, 0.63)
-    # Corners of the photo, and a quarter of a pixel where float16 knows halves.
+    # Corners of the photo, and quarters of a pixel where float16 resolves only halves.
     extremes = np.array([[0.0, 0.0], [w, h], [w * 0.9 + 0.25, h * 0.7 + 0.75]])
-    found = [
+    prompts = [
         Prompt("large box", large, corners),
         Prompt("small box", small, corners),
         Prompt("point", points(1), labels(1)),
@@ -223,46 +246,46 @@ def spread(size: tuple[int, int], slots: int, with_mask: bool, seed: int) -> lis
         Prompt("box and a point", np.concatenate([small, points(1)]), np.append(corners, 0)),
         Prompt("box and three points", np.concatenate([large, points(3)]), np.append(corners, labels(3))),
     ]
-    most = slots or 16
-    found.append(Prompt(f"{most} points", points(most), labels(most)))
+    limit = slots or 16
+    prompts.append(Prompt(f"{limit} points", points(limit), labels(limit)))
     if with_mask:
-        found.append(Prompt("point on an earlier mask", found[2].coords, found[2].labels, after=2))
-        found.append(Prompt("box on an earlier mask", small, corners, after=0))
-    return [p for p in found if len(p.coords) <= most]
+        prompts.append(Prompt("point on an earlier mask", prompts[2].coords, prompts[2].labels, after=2))
+        prompts.append(Prompt("box on an earlier mask", small, corners, after=0))
+    return [p for p in prompts if len(p.coords) <= limit]
 
 
 def make_cases(
     model: Model, photos: dict[str, np.ndarray], slots: int, with_mask: bool, priors: bool = False
 ) -> list[Case]:
-    """The model's own answers on photos."""
+    """Run the JAX model on photos and their prompts (``sample_prompts``)."""
     variables = compiled.for_inference(model.config, model.variables)
-    encode, answer = compiled.encoder(model.config), _decoder(model.config)
+    encode, decode_prompt = compiled.encoder(model.config), _decoder(model.config)
     cases = []
-    for number, (name, photo) in enumerate(_progress(photos.items(), "the model's answers")):
+    for number, (name, photo) in enumerate(_progress(photos.items(), "running the JAX model")):
         frame, filled = into_frame(photo, model.config.image_size)
         embedding = encode(variables, frame[None], np.asarray([filled], np.int32))[0]
         prompts = tuple(
             Prompt(p.name, scale_coords(p.coords, (photo.shape[0], photo.shape[1]), filled), p.labels, p.after)
-            for p in spread((photo.shape[0], photo.shape[1]), slots, with_mask, number)
+            for p in sample_prompts((photo.shape[0], photo.shape[1]), slots, with_mask, number)
         )
         logits: list[np.ndarray] = []
         scores: list[np.ndarray] = []
         for prompt in prompts:
             mask = None if prompt.after is None else logits[prompt.after][0]
-            one_logits, iou = answer(variables, embedding, prompt, max(16, slots), mask)
+            one_logits, iou = decode_prompt(variables, embedding, prompt, max(16, slots), mask)
             stable = model.metadata.get("score", "stability") != "iou"
             logits.append(one_logits)
             scores.append(stability_score(one_logits) if stable else iou)
-        whole = np.asarray(embedding).transpose(2, 0, 1)[None]
+        channels_first = np.asarray(embedding).transpose(2, 0, 1)[None]
         anchors = _anchors(model.config, variables, frame, filled) if priors else None
-        cases.append(Case(name, frame, filled, prompts, whole, np.stack(logits), np.stack(scores), anchors))
+        cases.append(Case(name, frame, filled, prompts, channels_first, np.stack(logits), np.stack(scores), anchors))
     return cases
 
 
 def _anchors(
     config: SamConfig, variables: Any, frame: np.ndarray, filled: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes and scores of all anchors, as the model has them before any are left out."""
+    """Return the boxes (n 4) and scores (n) of all anchors, before proposals are selected."""
 
     @jax.jit
     def run(variables: Any, image: Any, sizes: Any) -> Any:
@@ -274,13 +297,13 @@ def _anchors(
 
 
 def _decoder(config: SamConfig) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-    """The model's decoder, compiled once for all prompts: logits (4 s s) and predicted IoU (4) of one."""
+    """Return the model's decoder, compiled once for all prompts: it gives logits (4 s s) and predicted IoU (4)."""
 
     @jax.jit
-    def run(variables: Any, embedding: Any, prompts: Prompts, mask: Any, given: Any) -> MaskPrediction:
-        return decode(config, variables, embedding, prompts, mask, given, num_masks=4)
+    def run(variables: Any, embedding: Any, prompts: Prompts, mask: Any, has_mask: Any) -> MaskPrediction:
+        return decode(config, variables, embedding, prompts, mask, has_mask, num_masks=4)
 
-    def answer(
+    def decode_prompt(
         variables: Any, embedding: Any, prompt: Prompt, slots: int, mask: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         coords, labels = np.zeros((slots + 1, 2), np.float32), np.full(slots + 1, NOT_A_POINT, np.int32)
@@ -289,14 +312,14 @@ def _decoder(config: SamConfig) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
         valid = np.arange(slots + 1) < n
         valid[-1] = not np.isin(prompt.labels, (NOT_A_POINT, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT)).any()  # SAM's padding
         side = config.mask_size
-        found = run(
+        prediction = run(
             variables, embedding[None], Prompts(*(jnp.asarray(x)[None, None] for x in (coords, labels, valid))),
             np.zeros((1, 1, side, side), np.float32) if mask is None else mask[None, None],
             np.full((1, 1), mask is not None),
         )  # fmt: skip
-        return np.asarray(found.logits[0, 0]), np.asarray(found.iou[0, 0])
+        return np.asarray(prediction.logits[0, 0]), np.asarray(prediction.iou[0, 0])
 
-    return answer
+    return decode_prompt
 
 
 # ------------------------------------------------------------------------------------------------------- comparing
@@ -309,7 +332,10 @@ def verify(
     tolerance: Tolerance,
     score: str,
 ) -> Verdict:
-    """Compare an export with the model; either part may be missing."""
+    """Compare an export with the model; either part may be None.
+
+    ``score`` is the meaning of the decoder's scores, ``stability`` or ``iou``.
+    """
     began, verdict = time.perf_counter(), Verdict()
     for case in _progress(cases, "verifying"):
         embedding = None
@@ -328,47 +354,48 @@ def verify(
     return verdict
 
 
-def _compare_anchors(case: Case, found: Sequence[np.ndarray], tolerance: Tolerance) -> Iterator[Finding]:
-    """Scores of all anchors, and the boxes of those that score highest, in sides of the frame."""
+def _compare_anchors(case: Case, outputs: Sequence[np.ndarray], tolerance: Tolerance) -> Iterator[Finding]:
+    """Compare the scores of all anchors and the boxes of the highest-scoring ones, in sides of the frame."""
     assert case.anchors is not None
     boxes, scores = case.anchors
-    if [x.shape for x in found] != [(1, *boxes.shape), (1, *scores.shape)]:
+    if [x.shape for x in outputs] != [(1, *boxes.shape), (1, *scores.shape)]:
         yield Finding("proposals", f"{case.name}: outputs of other shapes", float("inf"), 0)
         return
-    yield Finding("proposal scores", case.name, float(np.abs(found[1][0] - scores).max()), tolerance.logits)
-    best = np.argsort(-scores)[:HIGHEST]
+    yield Finding("proposal scores", case.name, float(np.abs(outputs[1][0] - scores).max()), tolerance.logits)
+    best = np.argsort(-scores)[:COMPARED_ANCHORS]
     side = case.frame.shape[0]
-    limits = np.clip(found[0][0][best], 0, side), np.clip(boxes[best], 0, side)
-    off = float(np.abs(limits[0] - limits[1]).max()) / side
-    yield Finding("proposal boxes", case.name, off, tolerance.logits)
+    exported, reference = np.clip(outputs[0][0][best], 0, side), np.clip(boxes[best], 0, side)
+    error = float(np.abs(exported - reference).max()) / side
+    yield Finding("proposal boxes", case.name, error, tolerance.logits)
 
 
-def _progress(items: Collection[Any], what: str) -> Iterable[Any]:
-    return tqdm(items, desc=what, unit="photo", leave=False, disable=None)  # none where nobody looks
+def _progress(items: Collection[Any], label: str) -> Iterable[Any]:
+    return tqdm(items, desc=label, unit="photo", leave=False, disable=None)  # None: only on a terminal
 
 
 def _compare(
-    case: Case, decoder: Decoder, embedding: np.ndarray, how: str, tolerance: Tolerance, score: str
+    case: Case, decoder: Decoder, embedding: np.ndarray, suffix: str, tolerance: Tolerance, score: str
 ) -> Iterator[Finding]:
+    """Compare the decoder on every prompt; a ``suffix`` marks findings from the exported encoder's embedding."""
     for i, prompt in enumerate(case.prompts):
         mask = None if prompt.after is None else case.logits[prompt.after][0]
         logits, scores = decoder.decode(embedding, prompt.coords, prompt.labels, mask)
         where = f"{case.name}, {prompt.name}"
-        limit = tolerance.logits + (tolerance.embedding if how else 0)
-        yield Finding(f"logits{how}", where, _relative(logits, case.logits[i]), limit)
+        limit = tolerance.logits + (tolerance.embedding if suffix else 0)
+        yield Finding(f"logits{suffix}", where, _relative(logits, case.logits[i]), limit)
         decided = np.abs(case.logits[i]) > UNDECIDED * np.sqrt(np.mean(case.logits[i] ** 2))
-        ours, theirs = (logits > 0) & decided, (case.logits[i] > 0) & decided
-        for m, union in enumerate((ours | theirs).sum((1, 2))):
-            if union >= SMALLEST:
-                overlap = int((ours[m] & theirs[m]).sum()) / int(union)
-                yield Finding(f"mask IoU{how}", f"{where}, mask {m}", overlap, tolerance.iou, overlap=True)
+        exported, reference = (logits > 0) & decided, (case.logits[i] > 0) & decided
+        for m, union in enumerate((exported | reference).sum((1, 2))):
+            if union >= MIN_UNION:
+                overlap = int((exported[m] & reference[m]).sum()) / int(union)
+                yield Finding(f"mask IoU{suffix}", f"{where}, mask {m}", overlap, tolerance.iou, overlap=True)
         expected = stability_score(logits) if score == "stability" else case.scores[i]
-        off = np.abs(np.asarray(scores, np.float64) - expected).max()
-        yield Finding(f"score{how}", where, float(off), tolerance.score if score == "stability" else 2 * limit)
+        error = np.abs(np.asarray(scores, np.float64) - expected).max()
+        yield Finding(f"score{suffix}", where, float(error), tolerance.score if score == "stability" else 2 * limit)
 
 
 def _relative(values: np.ndarray, reference: np.ndarray) -> float:
-    """Root mean square of the difference over that of the reference; infinite where shapes differ."""
+    """Return the root mean square of the difference over that of the reference; infinite if the shapes differ."""
     if values.shape != reference.shape:
         return float("inf")
     difference = np.asarray(values, np.float64) - reference
@@ -376,16 +403,16 @@ def _relative(values: np.ndarray, reference: np.ndarray) -> float:
 
 
 def report(verdict: Verdict, name: str) -> str:
-    """The verdict in one line per kind of finding, and the worst offender where it failed."""
+    """Format the verdict: a headline, with the worst finding if it failed, and a line per quantity."""
     lines = []
-    for what, figures in verdict.summary().items():
+    for quantity, figures in verdict.summary().items():
         if isinstance(figures, dict):
             lines.append(
-                f"  {what}: worst {figures['worst']:.4g} (limit {figures['limit']:g}; {figures['at']}), mean"
+                f"  {quantity}: worst {figures['worst']:.4g} (limit {figures['limit']:g}; {figures['at']}), mean"
                 f" {figures['mean']:.4g} of {figures['count']}"
             )
     head = f"{name}: {'equals' if verdict.passed else 'DIFFERS FROM'} the JAX model ({verdict.seconds:.1f} s)"
     if not verdict.passed:
-        failed = sum(not f.kept for f in verdict.findings)
+        failed = sum(not f.passed for f in verdict.findings)
         head += f"; {failed} of {len(verdict.findings)} comparisons fail; worst: {verdict.worst}"
     return "\n".join([head, *lines])

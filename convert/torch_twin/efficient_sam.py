@@ -1,6 +1,6 @@
 """EfficientSAM in torch with the published names.
 
-Source: EfficientSAM (arXiv 2312.00863); more_model_facts, section 3.
+Sources: EfficientSAM (arXiv 2312.00863); docs/published_code.md, "Other models".
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class PatchEmbed(nn.Module):
 
 
 class PlainVit(nn.Module):
-    """(b 3 s s) -> (b c g g)."""
+    """EfficientSAM's image encoder, a ViT without windows; (b 3 s s) -> (b c g g)."""
 
     def __init__(self, config: PlainVitConfig, embed_dim: int) -> None:
         super().__init__()
@@ -83,8 +83,8 @@ class PlainVit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x)
         b, c, h, w = x.shape
-        learnt = self.pos_embed[:, 1:].transpose(1, 2).reshape(1, c, self.side, self.side)
-        x = (x + F.interpolate(learnt, (h, w), mode="bicubic", align_corners=False)).flatten(2).transpose(1, 2)
+        positions = self.pos_embed[:, 1:].transpose(1, 2).reshape(1, c, self.side, self.side)
+        x = (x + F.interpolate(positions, (h, w), mode="bicubic", align_corners=False)).flatten(2).transpose(1, 2)
         for block in self.blocks:
             x = block(x)
         return self.neck(x.transpose(1, 2).reshape(b, c, h, w))
@@ -115,7 +115,7 @@ class PromptEncoder(nn.Module):
         self.bbox_bottom_right_embeddings = nn.Embedding(1, config.embed_dim)
 
     def dense_position(self) -> Tensor:
-        """(c g g)."""
+        """Return the positional encoding of the cell centres of the embedding, (c g g)."""
         centre = (torch.arange(self.grid) + 0.5) / self.grid
         y, x = torch.meshgrid(centre, centre, indexing="ij")
         return self.pe_layer(torch.stack([x, y], dim=-1)).permute(2, 0, 1)
@@ -190,7 +190,7 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Layers and a last token-to-image attention."""
+    """Two-way layers, then a final token-to-image attention."""
 
     def __init__(self, config: DecoderConfig, width: int) -> None:
         super().__init__()
@@ -225,10 +225,10 @@ class MaskDecoder(nn.Module):
 
     def forward(self, embedding: Tensor, image_pe: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
         p, (_, c, g, _) = prompt.shape[0], embedding.shape
-        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(p, -1, -1)
+        output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(p, -1, -1)
         image = embedding.flatten(2).transpose(1, 2).expand(p, -1, -1)
         positions = image_pe.flatten(1).T[None]
-        tokens, image = self.transformer(torch.cat([own, prompt], dim=1), image, positions)
+        tokens, image = self.transformer(torch.cat([output_tokens, prompt], dim=1), image, positions)
         x = image.transpose(1, 2).reshape(p, c, g, g)
         for layer in self.final_output_upscaling_layers:
             x = layer(x)
@@ -238,7 +238,7 @@ class MaskDecoder(nn.Module):
 
 
 class TorchEfficientSam(nn.Module):
-    """A whole model; ``state_dict`` has 278 entries."""
+    """A complete model; ``state_dict`` has 278 entries."""
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()

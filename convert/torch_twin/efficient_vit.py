@@ -1,6 +1,6 @@
-"""EfficientViT-B1 in torch with the published names (less ``backbone.``): EdgeSAM's student of Table 5c.
+"""EfficientViT-B1 in torch with the published names (without ``backbone.``): EdgeSAM's student of Table 5c.
 
-Sources: EfficientViT (arXiv 2205.14756), section 3; more_model_facts, section 1.
+Sources: EfficientViT (arXiv 2205.14756), section 3; docs/published_code.md, "Other models".
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class LiteMLA(nn.Module):
 
 
 class Residual(nn.Module):
-    """``main``, added to its input where there is a ``shortcut``."""
+    """``main``, with its input added if ``shortcut`` is set."""
 
     def __init__(self, main: nn.Module, shortcut: bool = True) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class AttentionBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks in a row, named op_list."""
+    """A sequence of blocks, named ``op_list``."""
 
     def __init__(self, *blocks: nn.Module) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class Stage(nn.Module):
 
 
 class EfficientVit(FusedEncoder):
-    """EfficientViT with EdgeSAM's end; (b 3 h w) -> (b c g g)."""
+    """EfficientViT with EdgeSAM's fusion and SAM's neck; (b 3 h w) -> (b c g g)."""
 
     def __init__(self, config: EfficientVitConfig, embed_dim: int) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
-"""The image encoders in torch with the published names: RepViT, SAM's ViT and our small one; ``image_encoder`` for any.
+"""The image encoders in torch with the published names: RepViT, SAM's ViT, and the small one of this project.
 
-Tensors are NCHW; every encoder maps (b 3 h w) to (b c g g).
+``image_encoder`` builds the encoder of a config, also those of other modules. Tensors are NCHW; every encoder maps
+(b 3 h w) to (b c g g).
 
 Sources: EdgeSAM section 3.1; RepViT (CVPR 2024) section 3; Segment Anything, appendix A.
 """
@@ -96,7 +97,7 @@ class RepVit(FusedEncoder):
                 stride = 1 if stage == 3 and not config.fuse else 2
                 blocks.append(RepVitBlock(widths[stage - 1], width, stride, entry=True, gate=False))
                 plain -= 1
-            for j in range(plain):  # gates alternate from the first plain block; the last one of a stage has none
+            for j in range(plain):  # gates alternate from the first plain block; the last block of a stage has none
                 blocks.append(RepVitBlock(width, width, 1, entry=False, gate=j % 2 == 0 and j < plain - 1))
             self.stage_ends.append(len(blocks) - 1)
         self.features = nn.ModuleList(blocks)
@@ -130,8 +131,8 @@ class VitAttention(nn.Module):
         b, s, _, c = x.shape
         q, k, v = self.qkv(x).view(b, s * s, 3 * self.heads, -1).transpose(1, 2).chunk(3, dim=1)
         grid = q.reshape(b * self.heads, s, s, -1)  # the bias is taken from the unscaled queries
-        at = torch.arange(s, device=x.device)
-        offset = at[:, None] - at[None, :] + s - 1
+        index = torch.arange(s, device=x.device)
+        offset = index[:, None] - index[None, :] + s - 1
         bias_h = grid @ self.rel_pos_h[offset].transpose(1, 2)  # (b heads, y, x, key's y)
         bias_w = (grid.transpose(1, 2) @ self.rel_pos_w[offset].transpose(1, 2)).transpose(1, 2)
         bias = bias_h.reshape(-1, s * s, s, 1) + bias_w.reshape(-1, s * s, 1, s)
@@ -154,7 +155,7 @@ class VitMlp(nn.Module):
 
 
 class VitBlock(nn.Module):
-    """Pre-norm transformer block; ``window`` 0 attends globally.  Padding to whole windows comes after the norm."""
+    """Pre-norm transformer block; ``window`` 0 attends globally. Padding to complete windows follows the norm."""
 
     def __init__(self, config: VitConfig, side: int, window: int) -> None:
         super().__init__()
@@ -174,7 +175,7 @@ class VitBlock(nn.Module):
         k = self.window
         rows, cols = math.ceil(h / k), math.ceil(w / k)
         x = F.pad(x, (0, 0, 0, cols * k - w, 0, rows * k - h))
-        # No axis more than needed: Core ML programs end at rank 5, the Neural Engine at 4.
+        # As few axes as possible: Core ML programs support rank 5, the Neural Engine rank 4.
         x = x.view(b * rows, k, cols, k * c).transpose(1, 2).reshape(-1, k, k, c)
         x = self.attn(x).view(b * rows, cols, k, k * c).transpose(1, 2)
         return x.reshape(b, rows * k, cols * k, c)[:, :h, :w]
@@ -211,7 +212,7 @@ class Vit(nn.Module):
         return self.neck(x.permute(0, 3, 1, 2))
 
 
-# ------------------------------------------------------------------------------------- the embedded tiny teacher's
+# ------------------------------------------------------------------------------- the encoder of the tiny models
 
 
 class ResidualBlock(nn.Module):
@@ -248,7 +249,7 @@ class GridAttention(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """Every stage halves the grid; the last, after attention, is added to the one before."""
+    """The small encoder of this project: every stage halves the grid; the last two maps are fused after attention."""
 
     def __init__(self, config: ConvEncoderConfig, image_size: int, embed_dim: int) -> None:
         super().__init__()
@@ -281,7 +282,7 @@ class ConvEncoder(nn.Module):
 
 
 def image_encoder(config: SamConfig) -> nn.Module:
-    """The image encoder that a config names."""
+    """Return the image encoder of a config."""
     if isinstance(config.encoder, RepVitConfig):
         return RepVit(config.encoder, config.embed_dim)
     if isinstance(config.encoder, TinyVitConfig):

@@ -1,4 +1,4 @@
-"""What the torch image encoders have in common: norms, convolutions, and the end with fusion and neck.
+"""Modules shared by the torch image encoders: norms, convolutions, fusion and neck.
 
 Sources: Segment Anything, appendix A (neck); EdgeSAM, section 3.1 (fusion).
 """
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 
 class ChannelNorm(nn.Module):
-    """LayerNorm over the channels of each pixel of (b c h w), eps 1e-6 unless another is given.
+    """LayerNorm over the channels of each pixel of (b c h w).
 
-    In these very terms coremltools recognises it and emits its fused operation; with ``var`` or ``pow`` it does not.
+    Written in a form that coremltools recognises and fuses to one operation; it doesn't recognise ``var`` or ``pow``.
     """
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
@@ -29,7 +29,7 @@ class ChannelNorm(nn.Module):
 
 
 def conv_neck(channels: int, embed_dim: int) -> nn.Sequential:
-    """The two convolutions with channel norms that end every image encoder; no activation."""
+    """Return SAM's neck: two convolutions with channel norms, without activation."""
     return nn.Sequential(
         nn.Conv2d(channels, embed_dim, 1, bias=False),
         ChannelNorm(embed_dim),
@@ -63,10 +63,10 @@ class UpsampleConv(nn.Module):
 
 
 class FusedEncoder(nn.Module):
-    """An encoder that ends as EdgeSAM's: the maps of strides 16 and 32 fused where ``fuse`` is set, then SAM's neck."""
+    """Base of encoders that end with EdgeSAM's fusion of strides 16 and 32, if ``fuse`` is set, and SAM's neck."""
 
     def add_end(self, fine: int, coarse: int, embed_dim: int, fuse: bool, upsample: str) -> None:
-        """Make the modules of the end, for maps of those channels."""
+        """Create the modules of the end; ``fine`` and ``coarse`` are the channels of the two maps."""
         self.fuse = fuse
         if fuse:
             self.fuse_stage2 = nn.Conv2d(fine, embed_dim, 1, bias=False)
@@ -74,5 +74,5 @@ class FusedEncoder(nn.Module):
         self.neck = conv_neck(embed_dim if fuse else coarse, embed_dim)
 
     def embed(self, fine: Tensor, coarse: Tensor) -> Tensor:
-        """Both maps -> (b embed_dim g g); without fusion the second alone."""
+        """Both maps -> (b embed_dim g g); without fusion only the second is used."""
         return self.neck(self.fuse_stage2(fine) + self.fuse_stage3(coarse) if self.fuse else coarse)

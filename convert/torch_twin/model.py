@@ -1,10 +1,10 @@
-"""EdgeSAM and SAM in torch with the published names: the parity oracle and the bridge to the exporters.
+"""EdgeSAM and SAM in torch with the published names: the reference of the parity tests, and the source of the exports.
 
-The classes cover what the checkpoints of EdgeSAM (RepViT M1/M2/M3) and SAM (ViT B/L/H) hold, so ``state_dict`` has
-exactly the published keys, in the published order.  Every size comes from ``edgesam_jax.config.SamConfig``: tiny models
-are the same classes.  Tensors are NCHW; prompts of one call all belong to one image, or one prompt to each image.
+``state_dict`` has exactly the keys of the published checkpoints of EdgeSAM (RepViT M1/M2/M3) and SAM (ViT B/L/H), in
+the published order. All sizes come from ``edgesam_jax.config.SamConfig``; tiny models use the same classes. Tensors are
+NCHW. The prompts of a call belong to a single image, or to one image each.
 
-The image encoders are in ``torch_encoders``.  Source: Segment Anything, appendix A.
+The image encoders are in ``convert.torch_twin.encoders``. Source: Segment Anything (arXiv 2304.02643), appendix A.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class PromptEncoder(nn.Module):
         self.no_mask_embed = nn.Embedding(1, c)
 
     def dense_position(self) -> Tensor:
-        """Positional encoding of the cell centres of the embedding, (c g g)."""
-        at = (torch.arange(self.grid, device=self.no_mask_embed.weight.device) + 0.5) / self.grid
-        y, x = torch.meshgrid(at, at, indexing="ij")
+        """Return the positional encoding of the cell centres of the embedding, (c g g)."""
+        centres = (torch.arange(self.grid, device=self.no_mask_embed.weight.device) + 0.5) / self.grid
+        y, x = torch.meshgrid(centres, centres, indexing="ij")
         return self.pe_layer(torch.stack([x, y], dim=-1)).permute(2, 0, 1)
 
     def tokens(self, coords: Tensor, labels: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class LoraLinear(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with an inner width of its own; returns the map too, (p heads queries keys)."""
+    """Multi-head attention with a separate inner width; also returns the attention map, (p heads queries keys)."""
 
     def __init__(self, width: int, inner: int, heads: int, rank: int) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class TwoWayLayer(nn.Module):
 
 
 class TwoWayTransformer(nn.Module):
-    """The layers and a last token-to-image attention."""
+    """Two-way layers, then a final token-to-image attention."""
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
@@ -164,14 +164,14 @@ class TwoWayTransformer(nn.Module):
         token_pe = tokens
         maps: dict[str, Tensor] = {}
         for i, layer in enumerate(self.layers):
-            tokens, image, found = layer(tokens, image, token_pe, image_pe, valid)
-            maps |= {f"{name}_{i}": m for name, m in zip(("t2t", "t2i", "i2t"), found, strict=True)}
+            tokens, image, layer_maps = layer(tokens, image, token_pe, image_pe, valid)
+            maps |= {f"{name}_{i}": m for name, m in zip(("t2t", "t2i", "i2t"), layer_maps, strict=True)}
         out, maps["t2i_final"] = self.final_attn_token_to_image(tokens + token_pe, image + image_pe, image)
         return self.norm_final_attn(tokens + out), image, maps
 
 
 class Mlp(nn.Module):
-    """Three dense layers with ReLU between."""
+    """Three dense layers with ReLU between them."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class Mlp(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """Tokens and an image embedding -> mask logits at 4 pixels a cell, and IoU predictions."""
+    """Tokens and an image embedding -> mask logits, 4 x 4 pixels per cell, and IoU predictions."""
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
@@ -204,14 +204,19 @@ class MaskDecoder(nn.Module):
     def forward(
         self, image: Tensor, image_pe: Tensor, prompt: Tensor, valid: Tensor | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """image (p c g g) with the dense prompt added, image_pe (c g g), prompt (p n c), valid (p n) or None.
+        """Decode prompts.
 
-        Returns logits (p m 4g 4g), IoU (p m) and the distillation targets (query, feat, attention maps).
+        Args:
+          image: (p c g g), with the dense prompt added.  image_pe: (c g g).
+          prompt: (p n c).  valid: (p n) bool, or None if all tokens are valid.
+
+        Returns:
+          logits (p m 4g 4g), IoU (p m), distillation targets (query, feat, attention maps).
         """
         p, c, g, _ = image.shape
         m = self.mask_tokens.num_embeddings
-        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        tokens = torch.cat([own.expand(p, -1, -1), prompt], dim=1)
+        output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens = torch.cat([output_tokens.expand(p, -1, -1), prompt], dim=1)
         if valid is not None:
             valid = torch.cat([valid.new_ones(p, m + 1), valid], dim=1)
         tokens, cells, maps = self.transformer(
@@ -224,7 +229,7 @@ class MaskDecoder(nn.Module):
 
 
 class TorchSam(nn.Module):
-    """A whole model.  ``state_dict`` of EdgeSAM has 821 entries, of SAM ViT-B 314."""
+    """A complete model; ``state_dict`` has 821 entries for EdgeSAM and 314 for SAM ViT-B."""
 
     def __init__(self, config: SamConfig) -> None:
         super().__init__()
@@ -237,7 +242,7 @@ class TorchSam(nn.Module):
             self.proposals = Proposals(config.proposals, pyramid_widths(config))
 
     def propose(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (b 3 h w) -> embedding (b c g g), and of all anchors score logits (b n) and box codes (b n 4)."""
+        """x (b 3 h w) -> embedding (b c g g), and the score logits (b n) and box codes (b n 4) of all anchors."""
         assert self.proposals is not None
         embedding, maps = self.image_encoder(x, True)
         return embedding, *self.proposals(maps)
@@ -255,12 +260,12 @@ class TorchSam(nn.Module):
         mask_input: Tensor | None = None,
         num_masks: int = 4,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Decode prompt slots exactly as given: no padding token is added.
+        """Decode prompt slots as they are, without adding a padding token.
 
         Args:
           embedding: (1 c g g), shared by all prompts, or (p c g g).
           coords: (p n 2) pixels of the input frame.  labels: (p n) in {-1, 0, 1, 2, 3}.
-          valid: (p n) bool; slots that are not valid take no part in any attention.  None: all valid.
+          valid: (p n) bool; other slots are masked in every attention.  None: all valid.
           mask_input: (p 1 4g 4g) logits of an earlier mask.
           num_masks: 1 (token 0), 3 (tokens 1 to 3) or 4.
 
@@ -268,7 +273,7 @@ class TorchSam(nn.Module):
           logits (p m 4g 4g), IoU (p m), distillation targets.
 
         Raises:
-          ValueError: another ``num_masks``.
+          ValueError: ``num_masks`` is not 1, 3 or 4.
         """
         keep = {1: slice(0, 1), 3: slice(1, 4), 4: slice(0, 4)}.get(num_masks)
         if keep is None:
@@ -288,7 +293,7 @@ class TorchSam(nn.Module):
         mask_input: Tensor | None = None,
         num_masks: int = 4,
     ) -> tuple[Tensor, Tensor]:
-        """Decode as SAM's predictor does: boxes become two corners, points without a box get one token of label -1.
+        """Decode as SAM's predictor: boxes become two corners, points without a box get a padding point of label -1.
 
         Args:
           embedding: (1 c g g) or (p c g g).  points: (p n 2), labels: (p n).  boxes: (p 4) XYXY.
@@ -312,5 +317,5 @@ class TorchSam(nn.Module):
 
 
 def twin_of(config: SamConfig) -> TorchSam | TorchEfficientSam:
-    """A model of that config with the published names, its weights torch's own random ones."""
+    """Return a model of a config with the published names and torch's random initial weights."""
     return TorchEfficientSam(config) if config.variant == "efficient_sam" else TorchSam(config)

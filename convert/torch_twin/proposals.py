@@ -1,4 +1,4 @@
-"""The region proposal network in torch, with this project's own names (no weights of it are published).
+"""The region proposal network in torch, with names of this project, since no weights are published.
 
 Source: ``edgesam_jax.models.proposals``.
 """
@@ -14,7 +14,7 @@ from edgesam_jax.models.proposals import EPSILON, FUSION_EPSILON, KEEP, LEVELS
 
 
 def pyramid_widths(config: SamConfig) -> tuple[int, ...]:
-    """Channels of the three maps that an encoder gives."""
+    """Return the channels of an encoder's three maps."""
     assert not isinstance(config.encoder, VitConfig | PlainVitConfig)
     return config.encoder.widths[-3:]
 
@@ -71,7 +71,7 @@ def _up(x: Tensor, like: Tensor) -> Tensor:
 
 
 def _down(x: Tensor) -> Tensor:
-    """3/2 max pooling, padded as TensorFlow's SAME does it, with what no maximum takes (float16 can hold it)."""
+    """3x3 max pooling with stride 2 and TensorFlow's SAME padding; the padding value never wins, and fits float16."""
     pads = []
     for side in (x.shape[3], x.shape[2]):
         pads += [0, 1] if side % 2 == 0 else [1, 1]
@@ -79,7 +79,7 @@ def _down(x: Tensor) -> Tensor:
 
 
 class Pyramid(nn.Module):
-    """Three maps -> five of the pyramid's width."""
+    """Three maps -> five maps of the pyramid's width."""
 
     def __init__(self, config: ProposalConfig, widths: tuple[int, ...]) -> None:
         super().__init__()
@@ -129,16 +129,16 @@ class Head(nn.Module):
             setattr(self, f"{task}_out", SeparableConv(c, config.anchors * outputs))
 
     def forward(self, levels: list[Tensor]) -> tuple[Tensor, Tensor]:
-        found = []
+        results = []
         for task, outputs in (("class", 1), ("box", 4)):
             convs, norms, last = (getattr(self, f"{task}_{part}") for part in ("conv", "bn", "out"))
-            answers = []
-            for x, own in zip(levels, norms, strict=True):
-                for conv, norm in zip(convs, own, strict=True):
+            outputs_by_level = []
+            for x, level_norms in zip(levels, norms, strict=True):
+                for conv, norm in zip(convs, level_norms, strict=True):
                     x = F.silu(norm(conv(x)))
-                answers.append(last(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, outputs))
-            found.append(torch.cat(answers, dim=1))
-        return found[0][..., 0], found[1]
+                outputs_by_level.append(last(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, outputs))
+            results.append(torch.cat(outputs_by_level, dim=1))
+        return results[0][..., 0], results[1]
 
 
 class Proposals(nn.Module):

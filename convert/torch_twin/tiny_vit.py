@@ -32,7 +32,7 @@ class MBConv(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """To another width and, with stride 2, half the grid."""
+    """Change the width and, with stride 2, halve the grid."""
 
     def __init__(self, cin: int, cout: int, stride: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class TinyVitAttention(nn.Module):
 
 
 class TinyVitMlp(nn.Module):
-    """Norm, two dense layers with GELU between."""
+    """Norm, then two dense layers with GELU between them."""
 
     def __init__(self, width: int, ratio: int) -> None:
         super().__init__()
@@ -90,7 +90,8 @@ class TinyVitBlock(nn.Module):
         b, c, h, w = x.shape
         k = self.window
         rows, cols = math.ceil(h / k), math.ceil(w / k)
-        y = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, cols * k - w, 0, rows * k - h))  # before the norm, not masked
+        # The padding precedes the norm and isn't masked.
+        y = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, cols * k - w, 0, rows * k - h))
         y = y.reshape(b * rows, k, cols, k * c).transpose(1, 2).reshape(-1, k * k, c)
         y = self.attn(y).view(b * rows, cols, k, k * c).transpose(1, 2)
         x = x + y.reshape(b, rows * k, cols * k, c)[:, :h, :w].permute(0, 3, 1, 2)
@@ -99,7 +100,7 @@ class TinyVitBlock(nn.Module):
 
 
 class TinyVitStage(nn.Module):
-    """Blocks, and the down-sampling that ends all stages but the last."""
+    """Blocks, then down-sampling in all stages but the last."""
 
     def __init__(self, config: TinyVitConfig, index: int) -> None:
         super().__init__()
@@ -123,7 +124,7 @@ class TinyVitStage(nn.Module):
 
 
 class TinyVitPatchEmbed(nn.Module):
-    """Two strided convolutions with GELU between."""
+    """Two strided convolutions with GELU between them."""
 
     def __init__(self, width: int, strides: tuple[int, int]) -> None:
         super().__init__()
@@ -135,7 +136,7 @@ class TinyVitPatchEmbed(nn.Module):
 
 
 class TinyVit(FusedEncoder):
-    """MobileSAM's image encoder, or with the fusion neck; (b 3 h w) -> (b c g g)."""
+    """MobileSAM's image encoder, or a student with EdgeSAM's fusion; (b 3 h w) -> (b c g g)."""
 
     def __init__(self, config: TinyVitConfig, embed_dim: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A bundle: complete, intact, and of use without this package; and X-AnyLabeling's way of calling the models."""
+"""Bundles: complete, intact, and usable without this package; and the calls of X-AnyLabeling."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def folder(tmp_path_factory) -> Path:
     return path
 
 
-def test_all_is_there_and_intact(folder):
+def test_a_bundle_is_complete_and_intact(folder):
     top = {"README.md", "LICENCE.txt", "SHA256SUMS", "contract.json", "vectors", "python", "onnx", "coreml"}
     assert {p.name for p in folder.iterdir()} == top | {"x-anylabeling"}
     listed = dict(reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text().splitlines())
@@ -44,7 +44,7 @@ def test_all_is_there_and_intact(folder):
     assert all(part["verified"]["passed"] for part in contract.values()) and len(contract) == 3
     text = (folder / "README.md").read_text()
     assert "$" not in text and all(word in text for word in ("Swift", "OnnxPredictor", "onnxruntime-web", "128 px"))
-    assert "ask who made it" in (folder / "LICENCE.txt").read_text()  # the tiny teacher's file records none
+    assert "ask its authors" in (folder / "LICENCE.txt").read_text()  # the tiny teacher's file records no licence
 
 
 def test_the_vectors_are_the_predictors_masks(folder):
@@ -55,15 +55,15 @@ def test_the_vectors_are_the_predictors_masks(folder):
         predictor.set_image(np.asarray(Image.open(folder / "vectors" / entry["photo"])))
         for prompt in entry["prompts"]:
             points, labels = np.array(prompt["points"]), np.array(prompt["labels"])
-            asked = {"box": points.reshape(4)} if 2 in labels else {"point_coords": points, "point_labels": labels}
-            masks, scores, _ = predictor.predict(**asked, num_masks=4)
-            wanted = np.asarray(Image.open(folder / "vectors" / prompt["mask"]))
-            assert (masks[0] != wanted).mean() < 1e-4 and abs(int(masks[0].sum()) - prompt["pixels"]) < 20
+            arguments = {"box": points.reshape(4)} if 2 in labels else {"point_coords": points, "point_labels": labels}
+            masks, scores, _ = predictor.predict(**arguments, num_masks=4)
+            expected = np.asarray(Image.open(folder / "vectors" / prompt["mask"]))
+            assert (masks[0] != expected).mean() < 1e-4 and abs(int(masks[0].sum()) - prompt["pixels"]) < 20
             np.testing.assert_allclose(scores, prompt["scores"], atol=1e-3)
 
 
-def test_its_predictor_needs_nothing_of_this_package(folder, tmp_path):
-    """Moved elsewhere and run by its own script; then with a decoder whose weights are damaged."""
+def test_its_predictor_runs_without_this_package(folder, tmp_path):
+    """A moved bundle passes its check script, and fails with damaged weights."""
     moved = tmp_path / "moved"
     shutil.copytree(folder, moved)
     command = [sys.executable, "-I", "-c", (
@@ -84,8 +84,10 @@ def test_its_predictor_needs_nothing_of_this_package(folder, tmp_path):
 
 
 def x_anylabeling(folder: Path, photo: np.ndarray, marks: list[dict], length: int) -> tuple[np.ndarray, int]:
-    """What that program does with a model of type edge_sam (more_model_facts, section 5), resizing aside: its OpenCV's
-    bilinear filter is Pillow's without antialiasing."""
+    """Call a model of type edge_sam as X-AnyLabeling does (docs/published_code.md, "Exports").
+
+    Only the resizing differs: X-AnyLabeling uses OpenCV's bilinear filter, without antialiasing.
+    """
     config = dict(line.split(": ", 1) for line in next(folder.glob("*.yaml")).read_text().splitlines())
     assert config["type"] == "edge_sam" and int(config["target_length"]) == length and config["display_name"]
     encoder, decoder = (
@@ -103,12 +105,12 @@ def x_anylabeling(folder: Path, photo: np.ndarray, marks: list[dict], length: in
         else:
             coords += [mark["data"][:2], mark["data"][2:]]
             labels += [2, 3]
-    given = {
+    inputs = {
         "image_embeddings": embedding,
         "point_coords": (np.array(coords) * (w / photo.shape[1], h / photo.shape[0])).astype(np.float32)[None],
         "point_labels": np.array(labels, np.float32)[None],
     }
-    _, masks = decoder.run(None, given)  # by order
+    _, masks = decoder.run(None, inputs)  # by order
     sure, possible = ((masks[0] > at).sum((1, 2)) for at in (1.0, -1.0))
     return masks[0], int(np.argmax(sure / np.maximum(possible, 1)))
 
@@ -117,7 +119,7 @@ def test_x_anylabeling_gets_the_predictors_masks(folder):
     photo = np.asarray(Image.open(folder / "vectors" / "photo_1.png"))
     predictor = Predictor(load_model("tiny_teacher"))
     predictor.set_image(photo)
-    for marks, asked in (
+    for marks, arguments in (
         ([{"type": "rectangle", "data": [60, 30, 300, 260]}], {"box": [60, 30, 300, 260]}),
         (
             [{"type": "point", "data": [200, 150], "label": 1}, {"type": "point", "data": [20, 20], "label": 0}],
@@ -125,16 +127,19 @@ def test_x_anylabeling_gets_the_predictors_masks(folder):
         ),
     ):
         masks, best = x_anylabeling(folder / "x-anylabeling", photo, marks, 128)
-        _, _, logits = predictor.predict(**asked, num_masks=4)
+        _, _, logits = predictor.predict(**arguments, num_masks=4)
         np.testing.assert_allclose(masks, logits, atol=1e-4 * np.abs(logits).max())
         assert masks.shape == (4, 64, 64) and 0 <= best < 4
 
 
-def test_a_bundle_goes_where_nothing_else_is(folder, tmp_path, capsys):
+def test_user_errors_are_one_line(folder, tmp_path, capsys):
     (tmp_path / "note.txt").write_text("mine")
     for flags, message in (
         (["--output", str(tmp_path)], "contains files that are not a bundle"),
-        (["--output", str(tmp_path / "b"), "--formats", "onnx,tflite"], "--formats onnx,tflite: wants some of"),
+        (
+            ["--output", str(tmp_path / "b"), "--formats", "onnx,tflite"],
+            "--formats onnx,tflite: must be a comma-separated list of onnx, coreml",
+        ),
     ):
         assert bundle.main(["tiny_teacher", *flags]) == 2
         text = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""convert.download against a local server that breaks, lies, and knows no Range."""
+"""convert.download against a local server that breaks off, serves other data, and doesn't support Range."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ FILE = dl.Published("edge_sam.pth", SHA256, len(CONTENT))
 
 
 class Server(ThreadingHTTPServer):
-    """Serves CONTENT as /edge_sam.pth; ``cut`` lists after how many bytes the next answers break off."""
+    """Serves CONTENT as /edge_sam.pth; ``cut`` lists the bytes after which the next responses break off."""
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content, self.ranges, self.cut, self.errors = CONTENT, True, [], []
-        self.asked: list[str | None] = []
+        self.requested: list[str | None] = []
 
     @property
     def url(self):
@@ -34,13 +34,13 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         server = self.server
-        asked = self.headers.get("Range")
-        server.asked.append(asked)
+        requested = self.headers.get("Range")
+        server.requested.append(requested)
         if self.path != "/edge_sam.pth":
             return self.send_error(404)
         if server.errors:
             return self.send_error(server.errors.pop(0))
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and server.ranges else 0
+        start = int(requested.removeprefix("bytes=").rstrip("-")) if requested and server.ranges else 0
         if start >= len(server.content):
             return self.send_error(416)
         self.send_response(206 if start else 200)
@@ -78,15 +78,15 @@ def test_fresh(server, tmp_path):
     path = fetch(server, tmp_path / "new" / "folder")
     assert path.read_bytes() == CONTENT
     assert [p.name for p in path.parent.iterdir()] == ["edge_sam.pth"]
-    assert server.asked == [None]
+    assert server.requested == [None]
     assert fetch(server, path.parent) == path  # verified and kept: no second request
-    assert server.asked == [None]
+    assert server.requested == [None]
 
 
 def test_a_broken_connection_is_resumed_within_the_run(server, tmp_path):
     server.cut = [300_000, 200_000]
     assert fetch(server, tmp_path).read_bytes() == CONTENT
-    assert server.asked == [None, "bytes=300000-", "bytes=500000-"]
+    assert server.requested == [None, "bytes=300000-", "bytes=500000-"]
 
 
 def test_a_broken_run_is_resumed_by_the_next(server, tmp_path):
@@ -104,7 +104,7 @@ def test_a_broken_run_is_resumed_by_the_next(server, tmp_path):
     assert part.read_bytes() == CONTENT[:300_000]
     assert not (tmp_path / "edge_sam.pth").exists()
     assert fetch(server, tmp_path).read_bytes() == CONTENT
-    assert server.asked == [None, "bytes=300000-"]
+    assert server.requested == [None, "bytes=300000-"]
     assert not part.exists()
 
 
@@ -113,7 +113,7 @@ def test_a_connection_that_never_carries_a_byte_gives_up_and_keeps_the_part(serv
     part.write_bytes(CONTENT[:1000])
     server.errors = [503] * dl.RETRIES
     with pytest.raises(
-        UsageError, match=r"HTTP 503.*1000 of 1048576 bytes are kept in .*edge_sam.pth.part: run this again"
+        UsageError, match=r"HTTP 503.*1000 of 1048576 bytes are kept in .*edge_sam.pth.part: run the same command again"
     ):
         fetch(server, tmp_path)
     assert part.read_bytes() == CONTENT[:1000]
@@ -144,13 +144,13 @@ def test_wrong_size_is_refused_before_the_transfer(server, tmp_path, content):
 def test_a_part_that_is_too_long_is_not_resumed(server, tmp_path):
     (tmp_path / "edge_sam.pth.part").write_bytes(CONTENT + b"more")
     assert fetch(server, tmp_path).read_bytes() == CONTENT
-    assert server.asked == [None]
+    assert server.requested == [None]
 
 
 def test_a_complete_part_is_only_verified(server, tmp_path):
     (tmp_path / "edge_sam.pth.part").write_bytes(CONTENT)
     assert fetch(server, tmp_path).read_bytes() == CONTENT
-    assert server.asked == []
+    assert server.requested == []
 
 
 def test_a_foreign_file_in_the_way_is_left_alone(server, tmp_path):
@@ -175,7 +175,7 @@ def test_command_line(server, tmp_path, monkeypatch, capsys):
         return lines[0]
 
     assert "HTTP 404" in refused("edge_sam_3x", "--base-url", server.url)
-    assert "there are edge_sam, " in refused("edge_sam_30x")
+    assert "choose one of edge_sam, " in refused("edge_sam_30x")
     assert "http://" in refused("edge_sam_3x", "--base-url", "file:///etc")
     (tmp_path / "file").touch()
     assert dl.main(["sam_vit_b", "--output", str(tmp_path / "file" / "x"), "--base-url", server.url]) == 2

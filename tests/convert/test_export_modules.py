@@ -1,4 +1,4 @@
-"""The torch modules that are exported, against the twin and the JAX model; no exporter in between."""
+"""The modules written for export, compared with the torch twin and the JAX model, without an exporter."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from convert.export import common, gate  # noqa: E402
-from convert.export.decoder import UNUSED, ExportDecoder  # noqa: E402
+from convert.export.decoder import ExportDecoder  # noqa: E402
 from convert.export.encoder import LETTERBOX, ExportEncoder  # noqa: E402
+from convert.torch_twin.loading import load_twin  # noqa: E402
 from edgesam_jax.checkpoints.model import Model  # noqa: E402
 from edgesam_jax.config import DecoderConfig, VitConfig  # noqa: E402
 from edgesam_jax.models.sam import TINY  # noqa: E402
-from edgesam_jax.portable.onnx_model import normalised  # noqa: E402
+from edgesam_jax.portable.onnx_model import UNUSED, normalised  # noqa: E402
 from edgesam_jax.portable.postprocess import stability_score  # noqa: E402
 
 REPVIT = dataclasses.replace(tiny.REPVIT, decoder=DecoderConfig(depth=2, heads=2, mlp_dim=16))
@@ -37,7 +38,7 @@ def model_of(config) -> Model:
 
 @pytest.fixture(scope="module")
 def sam():
-    return common.torch_sam(model_of(REPVIT))
+    return load_twin(model_of(REPVIT))
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +53,11 @@ def embedding():
 
 
 def decode(decoder, embedding, coords, labels, mask=None):
-    """Logits and scores; the mask input is there whether used or not."""
+    """Return logits and scores; the mask input is always passed, used or not."""
     side = 4 * embedding.shape[-1]
-    given = torch.zeros(1, 1, side, side) if mask is None else mask
+    mask_input = torch.zeros(1, 1, side, side) if mask is None else mask
     with torch.no_grad():
-        scores, masks = decoder(embedding, coords, labels, given, torch.tensor([float(mask is not None)]))
+        scores, masks = decoder(embedding, coords, labels, mask_input, torch.tensor([float(mask is not None)]))
     return masks, scores
 
 
@@ -65,13 +66,13 @@ def test_the_encoder_is_the_twin(config):
     model = model_of(config)
     image = torch.from_numpy(deterministic_weights.image(config.image_size).transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
-        want = common.torch_sam(model).encode_image(image)
+        want = load_twin(model).encode_image(image)
         found = ExportEncoder(config, model.variables)(image)
     np.testing.assert_allclose(found, want, atol=2e-5)
 
 
 def test_bilinear_would_be_another_network():
-    """What published exporters do: the difference is far beyond the gate's tolerance."""
+    """The published exporters up-sample bilinearly: the difference is far beyond the gate's tolerance."""
     image = torch.from_numpy(deterministic_weights.image(SIDE).transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
         a, b = (ExportEncoder(c, model_of(c).variables)(image) for c in (REPVIT, BILINEAR))
@@ -93,12 +94,12 @@ def test_padding_and_normalisation_inside_are_those_outside():
         np.testing.assert_allclose(ExportEncoder(REPVIT, model.variables, "photo")(photo), want, atol=1e-5)
         image = torch.from_numpy(picture.transpose(2, 0, 1)[None].astype(np.float32))
         found = ExportEncoder(REPVIT, model.variables, "image")(image)
-    # The pixel that has the letterbox colour became the mean colour: half a level of it is lost.
+    # The pixel of the letterbox colour became the mean colour, an error of up to half a level.
     assert gate._relative(found.numpy(), want.numpy()) < 1e-3
 
 
 def test_images_padded_with_the_mean_alone_would_not_do():
-    """The graph's snapping to the mean colour is what makes the padding right."""
+    """The padding is exact only because pixels near the mean colour become 0."""
     model = model_of(REPVIT)
     encoder = ExportEncoder(REPVIT, model.variables, "image")
     picture = torch.tensor(LETTERBOX, dtype=torch.float32)[None, :, None, None].expand(1, 3, SIDE, SIDE)
@@ -120,7 +121,7 @@ points = st.tuples(st.floats(0, SIDE), st.floats(0, SIDE), st.sampled_from([0, 1
     masked=st.booleans(),
 )
 def test_slots_are_what_the_twin_decodes(sam, decoder, embedding, some, box, order, slots, masked):
-    """Any prompt, in any order, in any number of slots, is SAM's prompt without slots; the padding is SAM's."""
+    """Any prompt, in any order and number of slots, gives the twin's result without slots, including SAM's padding."""
     if not some and not box:
         box = True
     corners = [(3.0, 4.0, 2), (20.5, 28.25, 3)] if box else []
@@ -147,7 +148,7 @@ def test_an_explicit_padding_point_takes_the_place_of_the_one_inside(decoder, em
 
 
 def test_padding_is_not_neutral(decoder, embedding, sam):
-    """So a decoder without it differs: what the published exports do (facts, section 8)."""
+    """A decoder without the padding differs, as in the published exports (docs/published_code.md, B7)."""
     coords, labels = torch.tensor([[[9.0, 11.0]]]), torch.ones(1, 1)
     with torch.no_grad():
         without = sam.decode_tokens(embedding, coords, labels)[0].numpy()
@@ -157,13 +158,13 @@ def test_padding_is_not_neutral(decoder, embedding, sam):
 
 def test_low_rank_updates_are_merged(embedding):
     model = model_of(LORA)
-    lora = common.torch_sam(model)
+    lora = load_twin(model)
     coords, labels = torch.tensor([[[9.0, 11.0], [20.0, 5.0]]]), torch.tensor([[1, 0]])
     with torch.no_grad():
         want, iou = lora.decode(embedding, coords, labels)
         lora.mask_decoder.transformer.layers[0].self_attn.q_proj.lora_B.mul_(0)
         without, _ = lora.decode(embedding, coords, labels)
-    decoder = ExportDecoder(common.torch_sam(model), "iou", False)
+    decoder = ExportDecoder(load_twin(model), "iou", False)
     with torch.no_grad():
         scores, found = decoder(embedding, coords, labels.float())
     np.testing.assert_allclose(found, want, atol=2e-5 * float(want.abs().max()))
@@ -173,7 +174,7 @@ def test_low_rank_updates_are_merged(embedding):
 
 @pytest.mark.parametrize(("value", "expected"), [(-5.0, 0.0), (5.0, 1.0), (0.0, 0.0)])
 def test_scores_of_uniform_masks_are_numbers(decoder, value, expected):
-    """No pixel above -1 is 0/0; in the published code NaN (facts, B5)."""
+    """Without a pixel above -1 the score would be 0/0; NaN in the published code (docs/published_code.md, B5)."""
     masks = torch.full((1, 4, 256, 256), value)
     assert decoder._scores(masks, masks).tolist() == [[expected] * 4]
 

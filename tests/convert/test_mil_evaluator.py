@@ -1,4 +1,4 @@
-"""The evaluator of Core ML programs: each op against torch, or against documented values where torch lacks it."""
+"""The evaluator of Core ML programs: each op is compared with torch, or with documented values."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PRECISIONS = {"fp32": ct.precision.FLOAT32, "fp16": ct.precision.FLOAT16}
 
 @contextlib.contextmanager
 def quiet():
-    """coremltools warns at every conversion, of torch's and its own deprecations and of its temporary folders."""
+    """Silence coremltools' warnings at every conversion: deprecations of torch and its own, and temporary folders."""
     logger, level = logging.getLogger("coremltools"), logging.getLogger("coremltools").level
     logger.setLevel(logging.ERROR)
     try:
@@ -70,7 +70,7 @@ def from_torch(module, examples, path, precision="fp32", target=IOS17, **options
 
 
 class Calls(nn.Module):
-    """A module from a function of tensors; ``children`` are for that function to use."""
+    """A module from a function of tensors, which may use ``children``."""
 
     def __init__(self, function, **children):
         super().__init__()
@@ -97,14 +97,14 @@ def assert_close(got, expected, precision="fp32", name=""):
     np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance, err_msg=name)
 
 
-def check(module, examples, tmp_path, precision, wanted, target=IOS17):
-    """Converts, evaluates and compares every output; ``wanted`` are op kinds that the program must contain."""
+def check(module, examples, tmp_path, precision, required, target=IOS17):
+    """Convert, evaluate and compare every output; the program must contain ops of the ``required`` kinds."""
     torch.manual_seed(0)
     module = module.eval()
     with torch.no_grad():
         expected = module(*examples)
     program = load(from_torch(module, examples, tmp_path / "m.mlpackage", precision, target))
-    assert set(wanted.split()) <= kinds(program), set(wanted.split()) - kinds(program)
+    assert set(required.split()) <= kinds(program), set(required.split()) - kinds(program)
     arrays = [e.numpy().astype(np.int32) if not e.is_floating_point() else e.numpy() for e in examples]
     got = program(**dict(zip(program.inputs, arrays, strict=True)))
     assert list(got) == program.outputs and len(got) == len(expected)
@@ -180,9 +180,9 @@ def test_elementwise(tmp_path, precision):
         yield from (F.relu(x), F.relu6(4 * x), F.leaky_relu(x, 0.1), F.silu(x), torch.sigmoid(x), torch.tanh(x))
         yield from (F.gelu(x), torch.remainder(x, 0.7), torch.floor_divide(3 * x, 0.7))
 
-    wanted = "add sub mul real_div maximum minimum pow sqrt rsqrt exp sin cos floor ceil round erf sign abs clip exp2"
-    wanted += " relu relu6 leaky_relu silu sigmoid tanh gelu log floor_div"
-    check(Calls(forward), (rand(2, 5, 3), rand(5, 1, seed=1)), tmp_path, precision, wanted)
+    required = "add sub mul real_div maximum minimum pow sqrt rsqrt exp sin cos floor ceil round erf sign abs clip exp2"
+    required += " relu relu6 leaky_relu silu sigmoid tanh gelu log floor_div"
+    check(Calls(forward), (rand(2, 5, 3), rand(5, 1, seed=1)), tmp_path, precision, required)
 
 
 def test_norms(tmp_path, precision):
@@ -210,8 +210,8 @@ def test_reductions(tmp_path, precision):
         yield from (x.mean((1, 2)), x.mean(), x.sum(0, keepdim=True), x.sum((0, -1)), x.amax(1), x.amin((0, 1)))
         yield from (x.argmax(1), x.argmax(-1, keepdim=True), x.argmin(0))
 
-    wanted = "reduce_mean reduce_sum reduce_max reduce_min reduce_argmax"
-    check(Calls(forward), (rand(3, 4, 5),), tmp_path, precision, wanted)
+    required = "reduce_mean reduce_sum reduce_max reduce_min reduce_argmax"
+    check(Calls(forward), (rand(3, 4, 5),), tmp_path, precision, required)
 
 
 def test_products(tmp_path, precision):
@@ -227,7 +227,7 @@ def test_products(tmp_path, precision):
 
 
 def test_attention_op(tmp_path, precision):
-    """From iOS18 on attention is one op; a boolean mask says who takes part, a float one is added."""
+    """From iOS18 on, attention is one op; a boolean mask selects keys, a float mask is added."""
     mask = torch.tensor([True, True, False, True, False])
 
     def forward(self, q, k, v, bias):
@@ -248,8 +248,8 @@ def test_shapes(tmp_path, precision):
         yield from (F.pad(x, (1, 2)), F.pad(x, (1, 0, 2, 3), value=0.5))
         yield from (F.pad(x, (2, 1, 1, 3), mode="reflect"), F.pad(x, (2, 1, 1, 3), mode="replicate"))
 
-    wanted = "concat stack reshape transpose expand_dims squeeze tile split slice_by_index pad"
-    check(Calls(forward), (rand(2, 3, 4, 6), rand(2, 3, 4, 6, seed=1)), tmp_path, precision, wanted)
+    required = "concat stack reshape transpose expand_dims squeeze tile split slice_by_index pad"
+    check(Calls(forward), (rand(2, 3, 4, 6), rand(2, 3, 4, 6, seed=1)), tmp_path, precision, required)
 
 
 def test_logic(tmp_path, precision):
@@ -261,10 +261,10 @@ def test_logic(tmp_path, precision):
         yield from (n.float() * 0.5, (x * 5).int(), n * 2 + 1, F.one_hot(n.long(), 5))
 
     examples = rand(4, 3), rand(4, 3, seed=1), torch.tensor([0, 2, 4, 1])
-    wanted = (
+    required = (
         "select greater less_equal less greater_equal equal not_equal logical_and logical_or logical_not one_hot cast"
     )
-    check(Calls(forward), examples, tmp_path, precision, wanted)
+    check(Calls(forward), examples, tmp_path, precision, required)
 
 
 def test_gathers(tmp_path, precision):
@@ -286,8 +286,8 @@ def test_resizes(tmp_path, precision):
         yield F.interpolate(x, size=(9, 7), mode="bilinear", align_corners=True)
         yield F.interpolate(x, scale_factor=3.0, mode="nearest")
 
-    wanted = "upsample_bilinear upsample_nearest_neighbor"
-    check(Calls(forward), (rand(1, 2, 5, 4),), tmp_path, precision, wanted)
+    required = "upsample_bilinear upsample_nearest_neighbor"
+    check(Calls(forward), (rand(1, 2, 5, 4),), tmp_path, precision, required)
 
 
 def test_flexible_length(tmp_path):
@@ -318,7 +318,7 @@ def test_flexible_length(tmp_path):
 
 
 def build(function, path, *arrays, target=IOS17, **options):
-    """A program from MIL's own builder; its inputs are called a, b, c."""
+    """Build a program with MIL's own builder; its inputs are named a, b, c."""
     dtypes = {"f": types.fp32, "i": types.int32}
     specs = [mb.TensorSpec(shape=array.shape, dtype=dtypes[array.dtype.kind]) for array in arrays]
     with quiet():
@@ -356,8 +356,8 @@ def test_same_padding(tmp_path):
         expected += [F.avg_pool2d(padded, kernel, strides) / F.avg_pool2d(count, kernel, strides)]
         expected += [F.avg_pool2d(padded, kernel, strides)]
     assert len(got) == 8
-    for index, (value, wanted) in enumerate(zip(got, expected, strict=True)):
-        assert_close(value, wanted.numpy(), name=str(index))
+    for index, (value, reference) in enumerate(zip(got, expected, strict=True)):
+        assert_close(value, reference.numpy(), name=str(index))
 
 
 def test_transposed_convolutions_of_a_given_size(tmp_path):
@@ -401,24 +401,27 @@ def test_sampling_modes(tmp_path):
     x = np.float32([[[[0, 1]], [[10, 8]]]])
     *got, nearest = evaluate(lambda a: tuple(function(a)), tmp_path / "m.mlpackage", x)
     for (key, grid), value in zip(GRIDS.items(), got, strict=True):
-        wanted = np.stack([np.tile(grid, (3, 1)), 10 - 2 * np.tile(grid, (3, 1))])[None]
-        np.testing.assert_allclose(value, wanted, atol=1e-6, err_msg=str(key))
+        expected = np.stack([np.tile(grid, (3, 1)), 10 - 2 * np.tile(grid, (3, 1))])[None]
+        np.testing.assert_allclose(value, expected, atol=1e-6, err_msg=str(key))
     assert np.array_equal(nearest, np.tile(x.repeat(2, -1), (1, 1, 3, 1)))
 
 
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda a: mb.resize_nearest_neighbor(x=a, target_size_height=5, target_size_width=4), "by whole factors"),
+        (
+            lambda a: mb.resize_nearest_neighbor(x=a, target_size_height=5, target_size_width=4),
+            "only integer factors are supported",
+        ),
         (
             lambda a: mb.upsample_bilinear(x=a, scale_factor_height=2, align_corners=False, half_pixel_centers=False),
             "half_pixel_centers",
         ),
-        (lambda a: mb.cast(x=mb.mul(x=a, y=np.float32(1e30)), dtype="int32"), "a value does not fit int32"),
+        (lambda a: mb.cast(x=mb.mul(x=a, y=np.float32(1e30)), dtype="int32"), "a value is out of range for int32"),
         (lambda a: mb.l2_norm(x=a), r"op l2_norm \(seek\) is not supported by the evaluator"),
     ],
 )
-def test_what_is_refused(tmp_path, function, message):
+def test_unsupported_ops_and_values_are_errors(tmp_path, function, message):
     def named(a):
         return mb.identity(x=function(a), name="out")
 
@@ -478,8 +481,8 @@ def test_indexing(tmp_path):
         (at - 3) % 2,
         np.full((2, 2), 2.5),
     ]
-    for index, (value, wanted) in enumerate(zip(got, expected, strict=True)):
-        assert_close(value, wanted, name=str(index))
+    for index, (value, reference) in enumerate(zip(got, expected, strict=True)):
+        assert_close(value, reference, name=str(index))
     for bad in (3, -1):
         with pytest.raises(UsageError, match="an index is out of range"):
             load(tmp_path / "m.mlpackage")(a=x, b=np.int32([[1, bad], [0, 0]]))
@@ -496,7 +499,7 @@ def test_small_ones(tmp_path):
 
     def function(a):
         yield mb.gelu(x=a, mode="SIGMOID_APPROXIMATION")
-        yield mb.gelu(x=a, mode="TANH_APPROXIMATION")  # which coremltools 9.0 does not make of torch's
+        yield mb.gelu(x=a, mode="TANH_APPROXIMATION")  # coremltools 9.0 doesn't convert torch's to it
         yield mb.matmul(x=a, y=a, transpose_x=True)
         yield mb.einsum(values=[a, mb.transpose(x=a, perm=[0, 3, 2, 1])], equation="nchw,nwhu->nchu")
         yield mb.layer_norm(x=a, axes=[1, 3], gamma=np.ones((3, 3), np.float32) * 2, epsilon=np.float32(0.1))
@@ -518,8 +521,8 @@ def test_small_ones(tmp_path):
         F.interpolate(torch.from_numpy(x), size=(8, 9), mode="bilinear", align_corners=True).numpy(),
         (x > 0) & (x < 1),
     ]
-    for index, (value, wanted) in enumerate(zip(got, expected, strict=True)):
-        assert_close(value, wanted, name=str(index))
+    for index, (value, reference) in enumerate(zip(got, expected, strict=True)):
+        assert_close(value, reference, name=str(index))
 
 
 # --------------------------------------------------------------------------------------------- types and weights
@@ -588,9 +591,9 @@ def test_compressed_weights(tmp_path, compress, target, kind, dense):
     assert kind in {op.kind for op in program.operations() if op.constant}
     (got,) = program(**{next(iter(program.inputs)): x.numpy()}).values()
     weight = module.weight.detach().numpy()
-    wanted = F.conv2d(x, torch.from_numpy(dense(weight).astype(np.float32))).numpy()
-    assert_close(got, wanted)
-    assert np.abs(wanted - module(x).detach().numpy()).max() > 1e-3  # the plain weights would not pass
+    expected = F.conv2d(x, torch.from_numpy(dense(weight).astype(np.float32))).numpy()
+    assert_close(got, expected)
+    assert np.abs(expected - module(x).detach().numpy()).max() > 1e-3  # the plain weights would not pass
 
 
 def test_image_input(tmp_path, precision):
@@ -609,7 +612,7 @@ def test_image_input(tmp_path, precision):
     (again,) = program(photo=pixels.astype(np.float64)).values()
     assert np.array_equal(got, again)
     for bad in (pixels / 255, pixels * 2.0, pixels - 1.0):
-        with pytest.raises(UsageError, match=r"photo is an image: whole numbers from 0 to 255"):
+        with pytest.raises(UsageError, match=r"photo is an image: expected integers from 0 to 255"):
             program(photo=bad)
 
 
@@ -618,7 +621,7 @@ def test_image_input(tmp_path, precision):
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    """Ten ops, each of the one before, on 12 numbers; the first is used again at the end."""
+    """A chain of ten ops on 12 numbers; the last also reads the output of the first."""
 
     def function(a):
         first = x = mb.relu(x=a)
@@ -646,7 +649,7 @@ def test_dead_tensors_are_freed(chain, monkeypatch):
         expected = np.sin(expected)
     np.testing.assert_allclose(got, expected + 1, rtol=1e-6)
     assert len(most) == 11  # the input and ten ops
-    assert max(most) <= 4  # the first, the one that is read, the one that is written, and one that is just to go
+    assert max(most) <= 4  # the first, the one read, the one written, and one about to be freed
 
 
 def test_operations(chain):
@@ -712,14 +715,14 @@ def test_another_kind_of_model_is_refused(tmp_path):
         spec.description.output.add().CopyFrom(spec.description.input[0])
         spec.identity.SetInParent()
         ct.models.utils.save_spec(spec, str(tmp_path / "m.mlmodel"))
-    with pytest.raises(UsageError, match=r"m\.mlmodel: an ML Program is needed, not identity"):
+    with pytest.raises(UsageError, match=r"m\.mlmodel: expected an ML Program, not identity"):
         load(tmp_path / "m.mlmodel")
 
 
 def test_outputs_of_one_name_are_refused(tmp_path):
-    """coremltools merges equal ops, and with them two outputs; the package is of no use."""
+    """coremltools merges equal ops, and with them two outputs; the package is unusable."""
     path = from_torch(Calls(lambda self, x: (x + 1, 1 + x)), (torch.ones(2),), tmp_path / "m.mlpackage", "fp16")
-    with pytest.raises(UsageError, match="more than one output is called"):
+    with pytest.raises(UsageError, match="more than one output is named"):
         load(path)
 
 

@@ -1,4 +1,4 @@
-"""Core ML packages as a user gets them: verified op by op, described, coordinates exact; and the gate seen to fail."""
+"""Core ML exports: verified op by op, described, with exact coordinates; and the gate fails on wrong ones."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from convert.export import common, gate  # noqa: E402
 from convert.export import decoder as export_decoder  # noqa: E402
 from convert.export.decoder import ExportDecoder  # noqa: E402
 from convert.export.encoder import ExportEncoder  # noqa: E402
+from convert.torch_twin.loading import load_twin  # noqa: E402
 from edgesam_jax.checkpoints.model import Model  # noqa: E402
 from edgesam_jax.checkpoints.save import save_model_file  # noqa: E402
 from edgesam_jax.models.sam import TINY  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-# Not smaller: eight channels of random weights are worse conditioned than anything that is trained.
+# Not smaller: eight channels of random weights are worse conditioned than any trained model.
 CONFIG = dataclasses.replace(TINY, image_size=64)
 HALF = gate.TOLERANCES["float16"]
 
@@ -54,9 +55,9 @@ def cases(model):
 
 
 def decoder_of(model, tmp_path, precision="float32", size=None):
-    """A decoder's package, for a frame of another size if one is given."""
+    """Write the package of a decoder, optionally for a frame of another size."""
     config = model.config if size is None else dataclasses.replace(model.config, image_size=size)
-    module = ExportDecoder(common.torch_sam(dataclasses.replace(model, config=config)), "stability", False)
+    module = ExportDecoder(load_twin(dataclasses.replace(model, config=config)), "stability", False)
     c, g = config.embed_dim, config.grid
     shapes = {"image_embeddings": (1, c, g, g), "point_coords": (1, 4, 2), "point_labels": (1, 4)}
     return packages.save(
@@ -74,8 +75,8 @@ def test_the_folder_has_packages_contract_and_census(exported):
     content = json.loads((exported / "small_coreml.json").read_text())
     assert content["verified"]["passed"] and content["verified"]["by"] == "op by op"
     assert content["slots"] == 16 and content["precision"] == "float16"
-    for name, facts in content["files"].items():
-        assert facts == {"bytes": common.size_of(exported / name), "sha256": common.sha256(exported / name)}
+    for name, entry in content["files"].items():
+        assert entry == {"bytes": common.size_of(exported / name), "sha256": common.sha256(exported / name)}
         assert not (exported / name / "executorch_debug_handle_mapping.json").exists()
     text = (exported / "small_operations.md").read_text()
     assert "| conv |" in text and "plain conversion" in text and "computes in fp32" in text
@@ -90,7 +91,7 @@ def test_the_programs_are_made_for_the_neural_engine(exported):
         assert ours["kinds"]["layer_norm"] and ours["kinds"]["gelu"]
         assert "linear" not in ours["kinds"] and ours["kinds"].get("transpose", 0) <= 2
         assert ours["moves"] <= plain["moves"] if part == "decoder" else ours["kinds"]["matmul"] == 2
-        # What may leave it is the way of the coordinates alone: five small operations in float32.
+        # Only the path of the coordinates may leave it: five small operations in float32.
         flagged = {kind.split(":")[0] for kind in ours["may_leave_the_neural_engine"]}
         assert flagged <= ({"transpose", "expand_dims", "conv", "sin", "cos"} if part == "decoder" else set())
 
@@ -103,7 +104,7 @@ def test_an_export_for_another_frame_and_image_input_passes_the_gate(checkpoint,
 
 
 def test_coordinates_stay_exact_in_float16(model, tmp_path):
-    """At 1000 of 1024 px float16 has steps of half a pixel: a quarter of a pixel must still move the mask."""
+    """At 1000 of 1024 px, float16 has steps of half a pixel: a fifth of a pixel must still move the mask."""
     program = mil_evaluator.load(decoder_of(model, tmp_path, "float16", size=1024))
     embedding = random_embedding(program)
     labels = np.array([[1, -2, -2, -2]], np.float32)
@@ -132,7 +133,7 @@ def test_padding_and_full_masks_in_float16(model, tmp_path):
 
 
 class Full(torch.nn.Module):
-    """The decoder's score of masks as they come."""
+    """The scores that the decoder computes for given masks."""
 
     def __init__(self, decoder):
         super().__init__()
@@ -144,14 +145,14 @@ class Full(torch.nn.Module):
 
 @pytest.mark.parametrize(("value", "expected"), [(4.0, 1.0), (-4.0, 0.0)])
 def test_scores_of_whole_frames_are_numbers(model, tmp_path, value, expected):
-    decoder = ExportDecoder(common.torch_sam(model), "stability", False)
+    decoder = ExportDecoder(load_twin(model), "stability", False)
     made = packages.convert(Full(decoder).eval(), {"masks": (1, 4, 256, 256)}, ["scores"], "float16")
     program = mil_evaluator.load(packages.save(made, tmp_path / "s.mlpackage", "", ""))
-    found = program(masks=np.full((1, 4, 256, 256), value, np.float32))["scores"]
-    assert found.tolist() == [[expected] * 4]
+    scores = program(masks=np.full((1, 4, 256, 256), value, np.float32))["scores"]
+    assert scores.tolist() == [[expected] * 4]
 
 
-# ----------------------------------------------------------------------------------------------- the gate seen to fail
+# ----------------------------------------------------------------------------------------------- the gate fails
 
 
 def test_a_corrupt_weight_file_is_found(exported, cases, tmp_path):
@@ -179,7 +180,7 @@ def test_swapped_channels_and_bilinear_are_found(model, cases, tmp_path):
         made = packages.convert(module.eval(), {"image": (1, 3, 64, 64)}, ["image_embeddings"], "float16")
         path = packages.save(made, tmp_path / f"{name}.mlpackage", "", "")
         verdict = gate.verify(cases, CoremlEncoder(path, False), None, HALF, "stability")
-        assert not verdict.passed and verdict.worst.what == "embedding", name
+        assert not verdict.passed and verdict.worst.quantity == "embedding", name
 
 
 def test_a_dropped_padding_token_is_found_by_the_command(checkpoint, tmp_path, monkeypatch, capsys):
@@ -194,31 +195,33 @@ def test_a_dropped_padding_token_is_found_by_the_command(checkpoint, tmp_path, m
     assert "point" in capsys.readouterr().out.split("worst: ")[1] and not (tmp_path / "out").exists()
 
 
-# ------------------------------------------------------------------------------------------------- reports and faults
+# ------------------------------------------------------------------------------------------------- reports and errors
 
 
 def test_the_census_flags_what_may_leave_the_neural_engine():
     def op(kind, shape, dtype, constant=False):
         return mil_evaluator.Operation(kind, kind, (shape,), (dtype,), constant)
 
-    found = op_report.census(
+    census = op_report.census(
         [op("const", (9,), "fp32", True), op("conv", (1, 2, 3, 4), "fp16"), op("gather", (1, 2), "fp16"),
          op("add", (1, 2, 3, 4, 5), "fp16"), op("sin", (1, 2), "fp32"), op("cast", (1, 2), "fp32"),
          op("exp", (1, -1), "fp16")]
     )  # fmt: skip
-    assert found.total == 6 and found.axes == 5
-    assert set(found.flagged) == {
+    assert census.total == 6 and census.axes == 5
+    assert set(census.flagged) == {
         "gather: kind",
         "add: more than 4 axes",
         "sin: computes in fp32",
         "exp: flexible shape",
     }
-    text = op_report.table(found, found, "part")
+    text = op_report.table(census, census, "part")
     assert "| conv | 1 | 1 |" in text and "1 x gather: kind" in text
-    assert "nothing that is known to leave" in op_report.table(op_report.census([op("conv", (1,), "fp16")]), None, "p")
+    assert "no operations that are known to leave" in op_report.table(
+        op_report.census([op("conv", (1,), "fp16")]), None, "p"
+    )
 
 
-def test_user_faults_are_one_line(checkpoint, tmp_path, capsys, monkeypatch):
+def test_user_errors_are_one_line(checkpoint, tmp_path, capsys, monkeypatch):
     out = ["--output", str(tmp_path / "out")]
     for flags, message in (
         ([*out, "--slots", "dynamic"], "--slots dynamic: for ONNX only"),

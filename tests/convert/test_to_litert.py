@@ -1,4 +1,4 @@
-"""LiteRT files: verified and described.  The converter is an extra of its own, so these run where it is installed."""
+"""LiteRT exports: verified and described. Tests that need the converter, a separate extra, are skipped without it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from convert.export import common
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-def test_without_the_extra_there_is_one_line(tmp_path, capsys, monkeypatch):
+def test_a_missing_extra_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(common.importlib.util, "find_spec", lambda name: None)
     assert to_litert.main(["tiny_teacher", "--output", str(tmp_path / "out")]) == 2
     text = capsys.readouterr().err
     assert "pip install 'edgesam-jax[litert]'" in text and text.count("\n") == 1
 
 
-def test_files_equal_the_model_and_say_how_to_call_them(tmp_path, capsys):
+def test_files_equal_the_model_and_have_a_contract(tmp_path, capsys):
     pytest.importorskip("litert_torch")
     out = tmp_path / "out"
     assert to_litert.main(["tiny_teacher", "--output", str(out), "--slots", "5"]) == 0

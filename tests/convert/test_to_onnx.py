@@ -1,4 +1,4 @@
-"""ONNX files as a user gets them: verified, self-describing, equal to the model; and a gate that is seen to fail."""
+"""ONNX exports: verified, self-describing and equal to the model; and the gate fails on wrong ones."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def exported(checkpoint, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def labelling(checkpoint, tmp_path_factory) -> Path:
-    """Any number of points, an encoder that takes photos, and no mask input: as annotation programs want it."""
+    """The form of annotation programs: any number of points, an encoder that takes photos, and no mask input."""
     folder = tmp_path_factory.mktemp("onnx") / "out"
     flags = ["--slots", "dynamic", "--image-input", "--published", "--name", "label"]
     assert to_onnx.main([str(checkpoint), "--output", str(folder), *flags]) == 0
@@ -81,18 +81,18 @@ def test_the_folder_has_the_files_and_their_contract(exported, model):
     assert content["image_size"] == 32 and content["slots"] == 16 and content["adds_padding"] and content["mask_input"]
     assert content["labels"]["-2"].startswith("no point") and content["licence"] == "Apache-2.0"
     assert content["verified"]["passed"] and content["verified"]["logits"]["count"] == 36
-    for name, facts in content["files"].items():
+    for name, entry in content["files"].items():
         path = exported / name
-        assert facts == {"bytes": path.stat().st_size, "sha256": common.sha256(path)}
+        assert entry == {"bytes": path.stat().st_size, "sha256": common.sha256(path)}
 
 
-def test_the_files_say_themselves_what_they_are(exported, labelling):
+def test_the_files_contain_their_contract(exported, labelling):
     for folder, name, slots in ((exported, "small", 16), (labelling, "label", "dynamic")):
         for path in parts(folder, name):
             proto = onnx.load(path)
             content = json.loads({p.key: p.value for p in proto.metadata_props}[METADATA])
             assert content["slots"] == slots and content["image_size"] == 32
-            # Nothing of the machine that made them, and nothing that TensorRT refuses as a shape.
+            # No local paths, and no ops that TensorRT rejects as shapes.
             assert b".py" not in path.read_bytes()
             assert not {"OneHot", "Tile"} & {node.op_type for node in proto.graph.node}
 
@@ -103,7 +103,7 @@ def test_published_names_and_order(labelling):
     assert [i.name for i in decoder.input] == ["image_embeddings", "point_coords", "point_labels"]
     assert [o.name for o in decoder.output] == ["scores", "masks"]
     assert decoder.input[1].type.tensor_type.shape.dim[1].dim_param == "num_points"
-    # X-AnyLabeling feeds uint8 of any size up to the frame (more_model_facts, section 5).
+    # X-AnyLabeling feeds uint8 of any size up to the frame (docs/published_code.md, "Exports").
     shape = encoder.input[0].type.tensor_type
     assert shape.elem_type == onnx.TensorProto.UINT8 and all(d.dim_param for d in shape.shape.dim[2:])
 
@@ -126,15 +126,15 @@ def test_the_onnx_predictor_is_the_predictor(kind, model, request):
     for predictor in (ours, theirs):
         predictor.set_image(photo)
     assert theirs.embedding.input_size == ours.embedding.input_size
-    asked = [
+    prompts = [
         {"box": [w * 0.2, h * 0.1, w * 0.7, h * 0.9]},
         {"point_coords": [[w * 0.4, h * 0.5]], "point_labels": [1]},
         {"point_coords": [[w * 0.4, h * 0.5], [3, 4]], "point_labels": [1, 0], "num_masks": 3},
         {"box": [5, 5, w - 5, h - 5], "point_coords": [[w * 0.4, h * 0.5]], "point_labels": [0], "num_masks": 4},
     ]
     if kind == "exported":
-        asked.append({**asked[0], "mask_input": ours.predict(**asked[0])[2]})
-    for prompt in asked:
+        prompts.append({**prompts[0], "mask_input": ours.predict(**prompts[0])[2]})
+    for prompt in prompts:
         a, b = ours.predict(**prompt), theirs.predict(**prompt)
         assert all(x.shape == y.shape and x.dtype == y.dtype for x, y in zip(a, b, strict=True))
         np.testing.assert_allclose(b[2], a[2], atol=1e-4 * np.abs(a[2]).max())
@@ -144,7 +144,7 @@ def test_the_onnx_predictor_is_the_predictor(kind, model, request):
     np.testing.assert_allclose(theirs.predict_prompts(boxes)[2], ours.predict_prompts(boxes)[2], atol=1e-3)
 
 
-def test_what_the_onnx_predictor_refuses(exported, labelling):
+def test_the_onnx_predictor_rejects_invalid_calls(exported, labelling):
     fixed, free = OnnxPredictor(*parts(exported, "small")), OnnxPredictor(*parts(labelling, "label"))
     with pytest.raises(UsageError, match="no photo is set"):
         fixed.predict(box=[0, 0, 5, 5])
@@ -178,7 +178,7 @@ def test_it_loads_no_jax(exported):
 
 
 def test_the_evaluator_takes_the_files(exported, model):
-    """``eval --onnx`` with fixed slots gives what the model gives."""
+    """``eval --onnx`` with fixed slots gives the scores of the model."""
     from edgesam_jax.data.schema import Example, boxes_of
     from edgesam_jax.eval.scoring.photos import from_example
     from edgesam_jax.eval.scoring.prompted import score_photo
@@ -195,27 +195,33 @@ def test_the_evaluator_takes_the_files(exported, model):
     np.testing.assert_allclose(a, b, atol=5e-3)
 
 
-# ----------------------------------------------------------------------------------------------- the gate seen to fail
+# ----------------------------------------------------------------------------------------------- the gate fails
 
 
 def corrupted(path: Path, target: Path, change) -> Path:
-    """A copy of an ONNX file of which one weight is changed."""
+    """Write a copy of an ONNX file with one weight changed."""
     proto = onnx.load(path)
     for tensor in proto.graph.initializer:
         array = onnx.numpy_helper.to_array(tensor)
-        found = change(tensor.name, array)
-        if found is not None:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(found), tensor.name))
+        changed = change(tensor.name, array)
+        if changed is not None:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(changed), tensor.name))
             onnx.save(proto, target)
             return target
     raise AssertionError("nothing to change")
 
 
-def test_the_gate_passes_what_is_right(exported, cases):
+def test_the_gate_passes_a_correct_export(exported, cases):
     encoder, decoder = OnnxEncoder(parts(exported, "small")[0]), OnnxDecoder(parts(exported, "small")[1])
     verdict = gate.verify(cases, encoder, decoder, TOLERANCE, "stability")
     assert verdict.passed and len(verdict.findings) > 3 * (1 + 2 * 12 * 2)
-    assert {f.what for f in verdict.findings} >= {"embedding", "logits", "mask IoU", "score", "logits from end to end"}
+    assert {f.quantity for f in verdict.findings} >= {
+        "embedding",
+        "logits",
+        "mask IoU",
+        "score",
+        "logits from end to end",
+    }
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
@@ -235,7 +241,7 @@ def test_a_corrupt_weight_is_found(part, exported, cases, tmp_path):
         verdict = gate.verify(cases, OnnxEncoder(file), None, TOLERANCE, "stability")
     else:
         verdict = gate.verify(cases, None, OnnxDecoder(file), TOLERANCE, "stability")
-    assert not verdict.passed and not verdict.worst.kept
+    assert not verdict.passed and not verdict.worst.passed
     assert any(name in gate.report(verdict, "x") for name in ("astronaut", "chelsea", "coffee"))
 
 
@@ -243,11 +249,11 @@ def test_swapped_channels_are_found(exported, cases, tmp_path):
     path = parts(exported, "small")[0]
     file = corrupted(path, tmp_path / "e.onnx", lambda n, a: a[:, ::-1] if a.ndim == 4 and a.shape[1] == 3 else None)
     verdict = gate.verify(cases, OnnxEncoder(file), None, TOLERANCE, "stability")
-    assert not verdict.passed and verdict.worst.what == "embedding"
+    assert not verdict.passed and verdict.worst.quantity == "embedding"
 
 
 def test_a_dropped_padding_token_is_found_at_the_points(checkpoint, tmp_path, monkeypatch, capsys):
-    """By the command itself: exit code 1, the worst offender named, nothing written."""
+    """The command ends with exit code 1, names the worst finding and writes nothing."""
     original = export_decoder.Slots.forward
 
     def without(self, coords, labels):
@@ -257,17 +263,17 @@ def test_a_dropped_padding_token_is_found_at_the_points(checkpoint, tmp_path, mo
     monkeypatch.setattr(export_decoder.Slots, "forward", without)
     output = tmp_path / "out"
     assert to_onnx.main([str(checkpoint), "--output", str(output), "--part", "decoder"]) == 1
-    found = capsys.readouterr()
-    assert "DIFFERS FROM the JAX model" in found.out and "point" in found.out.split("worst: ")[1]
-    assert "nothing was written" in found.err and not output.exists()
+    captured = capsys.readouterr()
+    assert "DIFFERS FROM the JAX model" in captured.out and "point" in captured.out.split("worst: ")[1]
+    assert "nothing was written" in captured.err and not output.exists()
 
 
 def test_bilinear_in_place_of_bicubic_is_found(model, cases, tmp_path):
     config = dataclasses.replace(CONFIG, encoder=dataclasses.replace(CONFIG.encoder, upsample="bilinear"))
-    job = common.Wanted("b", ("encoder",), 16, True, "stability", Model(config, model.variables))
+    job = common.ExportJob("b", ("encoder",), 16, True, "stability", Model(config, model.variables))
     files = to_onnx.export(job, tmp_path, "tensor")
     verdict = gate.verify(cases, OnnxEncoder(files["encoder"]), None, TOLERANCE, "stability")
-    assert not verdict.passed and verdict.worst.badness > 10
+    assert not verdict.passed and verdict.worst.severity > 10
 
 
 def test_nan_never_passes(cases):
@@ -277,13 +283,13 @@ def test_nan_never_passes(cases):
 
     verdict = gate.verify(cases[:1], None, Broken(), TOLERANCE, "stability")
     assert not verdict.passed and "nan" in str(verdict.worst)
-    assert not gate.Verdict().passed  # nor does nothing at all
+    assert not gate.Verdict().passed  # nor does a verdict without findings
 
 
 # -------------------------------------------------------------------------------------------------------- faults
 
 
-def test_user_faults_are_one_line(checkpoint, tmp_path, capsys, monkeypatch):
+def test_user_errors_are_one_line(checkpoint, tmp_path, capsys, monkeypatch):
     taken = tmp_path / "taken"
     taken.write_text("a file")
     empty = tmp_path / "empty"
@@ -299,7 +305,7 @@ def test_user_faults_are_one_line(checkpoint, tmp_path, capsys, monkeypatch):
         ([str(checkpoint), *out, "--slots", "1"], "--slots: must be 2 to 1024"),
         ([str(checkpoint), *out, "--slots", "many"], "--slots"),
         ([str(checkpoint), *out, "--name", "a/b"], "--name a/b"),
-        ([str(checkpoint), *out, "--photos", str(empty)], "no photo in there"),
+        ([str(checkpoint), *out, "--photos", str(empty)], "contains no photos; pass files"),
         ([str(checkpoint), *out, "--photos", str(damaged)], "damaged.jpg: not an image"),
     ):
         assert to_onnx.main(flags) == 2, flags
@@ -311,7 +317,7 @@ def test_user_faults_are_one_line(checkpoint, tmp_path, capsys, monkeypatch):
     assert "pip install 'edgesam-jax[export]'" in capsys.readouterr().err
 
 
-def test_given_photos_are_what_is_verified_on(checkpoint, tmp_path, capsys):
+def test_the_gate_uses_the_photos_of_the_flags(checkpoint, tmp_path, capsys):
     folder = tmp_path / "photos"
     folder.mkdir()
     Image.fromarray(photos()[2][0][:90, :60]).save(folder / "mine.jpg")

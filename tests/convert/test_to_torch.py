@@ -1,4 +1,4 @@
-"""Files with the published names, written and read where torch is not installed."""
+"""Files with the published names, written and read without torch."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def no_torch(monkeypatch):
 
 @pytest.fixture(scope="module")
 def model():
-    """Sizes that no known model has, LoRA, and counts of batches."""
+    """A model with sizes of no known model, LoRA, and batch counts."""
     decoder = DecoderConfig(heads=2, mlp_dim=32, lora_rank=4)
     config = dataclasses.replace(MODELS["tiny_student"], image_size=64, decoder=decoder)
     variables, counts = names.to_tree(deterministic_weights.published(config))
     return Model(config, variables, {"source": "here", "score": "iou", "num_batches_tracked": counts})
 
 
-def test_there_and_back(no_torch, model, tmp_path, capsys):
-    """A .safetensors file of ours says which model it is: no --model, and any size."""
+def test_round_trip(no_torch, model, tmp_path, capsys):
+    """A .safetensors file of this project records its model: any size converts without --model."""
     checkpoint, file = str(save_model(tmp_path / "a", model)), str(tmp_path / "b.safetensors")
     assert to_torch.main([checkpoint, "--output", file]) == 0
     assert from_torch.main([file, "--output", str(tmp_path / "c")]) == 0
@@ -58,7 +58,7 @@ def test_a_damaged_header_is_one_line(model, tmp_path):
         read.load_published(tmp_path / "x.safetensors")
 
 
-def test_pth_without_torch_says_what_to_install(no_torch, model, tmp_path):
+def test_pth_without_torch_names_the_package(no_torch, model, tmp_path):
     path = tmp_path / "x.pth"
     with pytest.raises(UsageError, match="needs PyTorch: pip install"):
         to_torch.save_published(path, model)

@@ -51,8 +51,8 @@ def encode(config, variables, image, folded=False):
 @each
 def test_the_encoder_is_the_torch_twins(config):
     torch = pytest.importorskip("torch")
-    from convert.export import common
     from convert.export.encoder import ExportEncoder
+    from convert.torch_twin.loading import load_twin
     from edgesam_jax.checkpoints.model import Model
 
     model, image = Model(config, deterministic_weights.variables(config)), deterministic_weights.image(96)
@@ -60,7 +60,7 @@ def test_the_encoder_is_the_torch_twins(config):
     assert found.shape == (1, config.grid, config.grid, 16)
     planes = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
-        twin = common.torch_sam(model).encode_image(planes).numpy().transpose(0, 2, 3, 1)
+        twin = load_twin(model).encode_image(planes).numpy().transpose(0, 2, 3, 1)
         export = ExportEncoder(config, model.variables)(planes).numpy().transpose(0, 2, 3, 1)
     np.testing.assert_allclose(found, twin, atol=2e-5)
     np.testing.assert_allclose(export, twin, atol=2e-5)

@@ -230,7 +230,7 @@ def test_exports_select_the_models_proposals(model):
 @pytest.mark.parametrize("name", ["repvit", "conv"])
 def test_the_torch_twin_proposes_the_same(name):
     torch = pytest.importorskip("torch")
-    from convert.export import common
+    from convert.torch_twin.loading import load_twin
     from edgesam_jax.models.sam import Sam
 
     base = CONFIG if name == "repvit" else dataclasses.replace(tiny.CONV, proposals=CONFIG.proposals)
@@ -241,7 +241,7 @@ def test_the_torch_twin_proposes_the_same(name):
         ours = Sam(config).apply(own.variables, image, method="propose")
         planes = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())
         with torch.no_grad():
-            theirs = common.torch_sam(own).propose(planes)
+            theirs = load_twin(own).propose(planes)
         for a, b in zip(ours[1:], theirs[1:], strict=True):
             np.testing.assert_allclose(a, b.numpy(), atol=1e-4)
 
