@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.readers.coco import CocoSource
-from edgesam_jax.data.readers.records import whole
+from edgesam_jax.data.readers.records import is_integer
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.data.source import Source, left_out
+from edgesam_jax.data.source import Source, skipped_entries
 from edgesam_jax.eval.report.contact_sheet import Case, choose_cases, sheet
 from edgesam_jax.eval.report.plots import plots
 from edgesam_jax.eval.report.report import markdown
@@ -78,11 +78,11 @@ class Job:
         """
         self.source = source
         self.coco = source if isinstance(source, CocoSource) else None
-        self.left_out += left_out(source).rows
+        self.left_out += skipped_entries(source).rows
         if not source.annotated:
             raise UsageError(f"--data-root {self.data_root}: no photo there has annotations")
         if self.prompt == "detections" and self.coco is not None:
-            named = next((i for i in self.coco.image_ids() if not whole(i)), None)
+            named = next((i for i in self.coco.image_ids() if not is_integer(i)), None)
             if named is not None:
                 raise UsageError(f"{self.coco.annotation_file}: image id {named!r}: AP's tools want whole numbers")
         self.detections: dict[int | str, list[dict[str, Any]]] = defaultdict(list)

@@ -32,7 +32,7 @@ def ramp(height=24, width=32) -> np.ndarray:
 )
 def test_sides_are_rounded_half_up(size, expected):
     assert target_size(*size, 1024) == expected
-    assert target_size(1, 400, 32) == (1, 32)  # never nothing
+    assert target_size(1, 400, 32) == (1, 32)  # never empty
 
 
 @settings(deadline=None)
@@ -169,7 +169,7 @@ def test_low_res_masks_are_area_averages(data):
     image_size, mask_size = 60, 15
     new_hw = target_size(height, width, image_size)
     low = low_res_masks(mask, new_hw, image_size, mask_size)[0]
-    # By brute force: many sample points per cell, each read from the photo's pixel under it.
+    # Brute force: many sample points per cell, each read from the photo's pixel under it.
     fine = 40
     at = (np.arange(mask_size * fine) + 0.5) * (image_size / mask_size / fine)
     row, column = at * height / new_hw[0], at * width / new_hw[1]

@@ -14,7 +14,7 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.readers.records import REACH, fault_of, usable, whole
+from edgesam_jax.data.readers.records import REACH, annotation_fault, has_extent, is_integer
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.transforms import MAX_PIXELS, MAX_SIDE
 from edgesam_jax.eval.scoring.results import compressed
@@ -46,7 +46,8 @@ class GroundTruth:
 def read_ground_truth(path: Path, image_ids: Sequence[int | str] | None = None) -> GroundTruth:
     """Read a file, fill in what own files often lack (``iscrowd``, ``area``), and leave out what is damaged.
 
-    Damaged is what ``fault_of`` says is, and what has no mask that can be decoded.  Annotations are numbered anew,
+    Damaged is what ``annotation_fault`` says is, and what has no mask that can be decoded.  Annotations are numbered
+    anew,
     because pycocotools takes a match with number 0 for none and mixes up equal numbers.
 
     Args:
@@ -112,11 +113,11 @@ def _image_fault(path: Path, image: Any) -> str:
         return "not an object with fields"
     if isinstance(image.get("id"), str):
         raise _text_id(path, image["id"])
-    if not whole(image.get("id")):
+    if not is_integer(image.get("id")):
         return "its id is no whole number"
     height: Any = image.get("height")
     width: Any = image.get("width")
-    if not (whole(height) and whole(width) and 0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
+    if not (is_integer(height) and is_integer(width) and 0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
         return f"its height or width is not a whole number from 1 to {MAX_SIDE}"
     return f"more than {MAX_PIXELS} pixels" if height * width > MAX_PIXELS else ""
 
@@ -125,11 +126,13 @@ def _categories(path: Path, content: dict[str, Any], rows: list[tuple[str, str]]
     """The categories that the file lists; where it lists none, those of its annotations."""
     listed = content.get("categories")
     if not isinstance(listed, list) or not listed:
-        used = [a["category_id"] for a in content["annotations"] if isinstance(a, dict) and whole(a.get("category_id"))]
+        used = [
+            a["category_id"] for a in content["annotations"] if isinstance(a, dict) and is_integer(a.get("category_id"))
+        ]
         return [{"id": int(category), "name": str(int(category))} for category in sorted(set(used))]
     found: dict[int, dict[str, Any]] = {}
     for number, category in enumerate(listed):
-        if isinstance(category, dict) and whole(category.get("id")):
+        if isinstance(category, dict) and is_integer(category.get("id")):
             found.setdefault(int(category["id"]), {**category, "id": int(category["id"])})
         else:
             row = f"{path}: categories[{number}]: no id that is a whole number: {str(category)[:80]}"
@@ -142,12 +145,12 @@ def _fault(annotation: Any, sizes: Mapping[int, tuple[int, int]], categories: Co
     if not isinstance(annotation, dict):
         return "not an object with fields"
     image_id, category = annotation.get("image_id"), annotation.get("category_id")
-    if not whole(image_id) or image_id not in sizes:
+    if not is_integer(image_id) or image_id not in sizes:
         return "its image_id is none of the images'"
-    if not whole(category) or category not in categories:
+    if not is_integer(category) or category not in categories:
         return "its category_id is none of the categories'"
     # A box without extent beside a sound mask can't be a prompt, but COCO has a few, and the tools count them.
-    return fault_of(annotation) or ("" if usable({**annotation, "bbox": [0, 0, 1, 1]}) else "no inside")
+    return annotation_fault(annotation) or ("" if has_extent({**annotation, "bbox": [0, 0, 1, 1]}) else "no inside")
 
 
 def _complete(annotation: dict[str, Any], number: int, code: dict[str, Any]) -> dict[str, Any]:
