@@ -72,15 +72,15 @@ def pairs(photo, size, annotations):
 
 
 def images(root, photo, size, annotations):
-    for name, content, beside in pairs(photo, size, annotations):
+    for name, content, label in pairs(photo, size, annotations):
         (root / f"{name}.jpg").write_bytes(content)
-        (root / f"{name}.json").write_text(json.dumps(beside))
+        (root / f"{name}.json").write_text(json.dumps(label))
 
 
 def tars(root, photo, size, annotations):
     with tarfile.open(root / "sa_000000.tar", "w") as file:
-        for name, content, beside in pairs(photo, size, annotations):
-            for suffix, data in (("jpg", content), ("json", json.dumps(beside).encode())):
+        for name, content, label in pairs(photo, size, annotations):
+            for suffix, data in (("jpg", content), ("json", json.dumps(label).encode())):
                 member = tarfile.TarInfo(f"{name}.{suffix}")
                 member.size = len(data)
                 file.addfile(member, io.BytesIO(data))
@@ -305,8 +305,8 @@ def test_excessive_files_and_masks_are_rejected_before_reading(tmp_path, monkeyp
 
 def test_names_in_tars_lead_nowhere(tmp_path):
     with tarfile.open(tmp_path / "sa_000000.tar", "w") as file:
-        for name, content, beside in pairs(encode(), (H, W), [annotation()]):
-            for suffix, data in (("jpg", content), ("json", json.dumps(beside).encode())):
+        for name, content, label in pairs(encode(), (H, W), [annotation()]):
+            for suffix, data in (("jpg", content), ("json", json.dumps(label).encode())):
                 member = tarfile.TarInfo(f"../../{name}.{suffix}")
                 member.size = len(data)
                 file.addfile(member, io.BytesIO(data))

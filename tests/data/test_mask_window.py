@@ -17,9 +17,9 @@ def masks(height: int, width: int, seed: int) -> list[np.ndarray]:
 
 
 def pasted(window, shape) -> np.ndarray:
-    whole = np.zeros(shape, bool)
-    window.paste(whole)
-    return whole
+    mask = np.zeros(shape, bool)
+    window.paste(mask)
+    return mask
 
 
 @settings(max_examples=60, deadline=None)

@@ -157,10 +157,10 @@ def test_prompts_belong_to_their_image():
 @given(seed=st.integers(0, 999), start=st.integers(0, 50), shuffle=st.booleans(), size=st.integers(1, 4))
 def test_a_run_resumes_at_any_step(seed, start, shuffle, size):
     data = replace(DATA, seed=seed, shuffle=shuffle, batch_size=size, box_jitter=0.1)
-    whole = BatchSource(data, MODEL, [Part(Photos())])
+    full = BatchSource(data, MODEL, [Part(Photos())])
     resumed = batches(data, MODEL, start_step=start, parts=[Part(Photos())])
     for step, batch in zip(range(start, start + 2), resumed, strict=False):
-        assert all((getattr(batch, name) == array).all() for name, array in whole[step].arrays.items())
+        assert all((getattr(batch, name) == array).all() for name, array in full[step].arrays.items())
 
 
 @settings(max_examples=20, deadline=None)
@@ -203,7 +203,7 @@ def test_small_instances_are_dropped_even_if_none_is_left():
 @settings(max_examples=30, deadline=None)
 @given(height=st.integers(1, 100), width=st.integers(1, 100), n=st.integers(0, 6))
 def test_any_photo_fits_the_frame(height, width, n):
-    masks = np.ones((n, height, width), bool)  # the whole photo
+    masks = np.ones((n, height, width), bool)  # the entire photo
     boxes = np.tile(np.array([0, 0, width, height], np.float32), (n, 1))
     points = np.tile(np.array([width // 2, height // 2], np.float32), (n, 1))
     arrays = example_arrays(Example(np.full((height, width, 3), 9, np.uint8), masks, boxes, points), DATA, MODEL)
@@ -303,11 +303,11 @@ def test_photos_of_no_use_are_refused(height, width, scale):
 def test_processes_share_the_global_batch(seed, processes, step):
     data = replace(DATA, seed=seed, batch_size=6, box_jitter=0.1)
     parts = [Part(Photos(5, broken=(2,)))]
-    whole = BatchSource(data, MODEL, parts)[step]
+    full = BatchSource(data, MODEL, parts)[step]
     shares = [BatchSource(data, MODEL, parts, (i, processes))[step] for i in range(processes)]
-    assert [i for share in shares for i in share.ids] == whole.ids
-    assert [row for share in shares for row in share.skipped] == whole.skipped
-    for name, array in whole.arrays.items():
+    assert [i for share in shares for i in share.ids] == full.ids
+    assert [row for share in shares for row in share.skipped] == full.skipped
+    for name, array in full.arrays.items():
         assert (np.concatenate([share.arrays[name] for share in shares]) == array).all()
     with pytest.raises(UsageError, match="divide over 4 processes"):
         batches(data, MODEL, parts=parts, shard=(0, 4))

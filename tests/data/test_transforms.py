@@ -154,8 +154,8 @@ def test_missing_files_and_folders_are_named(tmp_path):
 @settings(max_examples=60, deadline=None)
 @given(data=st.binary(max_size=300), cut=st.integers(0, 400))
 def test_no_bytes_escape_as_another_error(data, cut):
-    whole = encode(Image.fromarray(ramp()), "JPEG")
-    for candidate in (data, whole[:cut] + data, whole[: cut + 100] + data[:8] + whole[cut + 108 :]):
+    intact = encode(Image.fromarray(ramp()), "JPEG")
+    for candidate in (data, intact[:cut] + data, intact[: cut + 100] + data[:8] + intact[cut + 108 :]):
         with contextlib.suppress(UsageError):
             assert load_image(candidate).dtype == np.uint8
 
@@ -211,7 +211,7 @@ def test_jitter_keeps_boxes_in_the_photo_and_not_empty(corners, std, seed):
         assert (noisy == boxes).all()
 
 
-def test_jitter_has_the_asked_spread():
+def test_jitter_has_the_requested_spread():
     boxes = np.tile(np.array([[300, 300, 360, 420]], np.float32), (4000, 1))
     noise = jitter_boxes(np.random.default_rng(0), boxes, (1000, 1000), 0.1) - boxes
     assert noise.std(0) == pytest.approx([6, 11.5, 6, 11.5], rel=0.06)  # 12 px, clipped at 20

@@ -83,10 +83,10 @@ class ImagesSource:
 
 def _annotations_of(photo: Path, root: Path) -> Path | None:
     """Find the JSON file or the masks of a photo, next to it or in the parallel tree."""
-    beside = photo.with_suffix(".json")
+    next_to_photo = photo.with_suffix(".json")
     parts = list(photo.relative_to(root).with_suffix("").parts)
     masks = photo.parent / MASKS / photo.stem
-    candidates = [beside, masks.with_name(f"{photo.stem}.png"), masks]
+    candidates = [next_to_photo, masks.with_name(f"{photo.stem}.png"), masks]
     if "images" in parts:
         level = parts.index("images")
         json_file, masks = (root.joinpath(*parts[:level], name, *parts[level + 1 :]) for name in ("annotations", MASKS))

@@ -92,7 +92,7 @@ def _draw_scene(rng: np.random.Generator, size: int, difficulty: float, index: i
         centres.append(tries[int(np.argmax(gaps))])
         objects.append(_object(canvas, centres[-1] * size, colours))
     pixels = canvas.pixels
-    if rng.random() < 0.6:  # light that changes over the whole scene
+    if rng.random() < 0.6:  # light that varies across the entire scene
         pixels *= (1 + np.float32(0.2 * rng.random()) * textures.gradient(rng, size, size))[..., None]
     grain = np.float32(1 + 5 * difficulty * rng.random())
     pixels += grain * rng.standard_normal((size, size, 1), dtype=np.float32)
