@@ -1,13 +1,13 @@
-"""Photos a second and core of the whole data pipeline against decoding and resizing alone.
+"""Throughput of the entire data pipeline against decoding and resizing alone, in photos per second and core.
 
     python -m benchmarks.data_pipeline --source coco --data-root DATA/coco [--annotations FILE] [--rounds 7]
     python -m benchmarks.data_pipeline --source images|tars|prepared --data-root DATA
 
-The pipeline is what a worker runs for each batch: reading, decoding, masks, prompts, the padded frame, stacking.  The
-limit is JPEG bytes in memory to pixels of the frame's size, nothing else, by each library that is installed (Pillow;
-maybe simplejpeg, OpenCV, torch), and how far its pixels are from the pipeline's.  Pillow itself may be pillow-simd.
-Every contender has one thread; they take turns, and processor time counts, so that other work disturbs little.
-Goal: 0.8 of the fastest limit that has the pipeline's pixels.
+The pipeline is everything a worker does for a batch: reading, decoding, masks, prompts, the padded frame, stacking.
+The limits only convert JPEG bytes in memory to pixels of the frame's size, one limit for each installed library
+(Pillow, optionally simplejpeg, OpenCV and torch); the table also shows how far their pixels are from the pipeline's.
+Pillow may be pillow-simd.  Every contender uses one thread.  Contenders take turns and are measured in processor time,
+so that other work disturbs little.  Goal: 0.8 of the fastest limit that has the pipeline's pixels.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from edgesam_jax.data.source import Keep, Part
 from edgesam_jax.models.sam import MODELS
 from edgesam_jax.portable.frame import target_size
 
-EPOCH = 110_000  # photos of 1 % of SA-1B: shuffling a handful takes longer than shuffling many
+EPOCH = 110_000  # photos in 1 % of SA-1B; per photo, shuffling a handful takes longer than shuffling many
 Decoder = Callable[[bytes], Any]
 
 
 class Repeated:
-    """A few photos as a data set of the usual length."""
+    """A few photos, repeated to a data set of realistic length."""
 
     annotated = true_masks = True
 
@@ -57,7 +57,7 @@ class Repeated:
 
 
 def limits(size: int) -> dict[str, Decoder]:
-    """JPEG bytes -> resized pixels, by what is installed."""
+    """Return the functions from JPEG bytes to resized pixels, for the libraries installed."""
 
     def target(height: int, width: int) -> tuple[int, int]:
         return target_size(height, width, size)[::-1]
@@ -67,14 +67,14 @@ def limits(size: int) -> dict[str, Decoder]:
 
     def opened(photo: bytes, draft: bool = False) -> Image.Image:
         image = Image.open(io.BytesIO(photo))
-        whole = target(image.height, image.width)
+        size = target(image.height, image.width)
         if draft:
-            image.draft("RGB", whole)
+            image.draft("RGB", size)
         image.load()
         rgb = image if image.mode == "RGB" else image.convert("RGB")
-        return rgb.resize(whole, Image.Resampling.BILINEAR)
+        return rgb.resize(size, Image.Resampling.BILINEAR)
 
-    found: dict[str, Decoder] = {
+    decoders: dict[str, Decoder] = {
         "Pillow": lambda photo: np.asarray(opened(photo)),
         "Pillow, reduced decoding": lambda photo: np.asarray(opened(photo, draft=True)),
     }
@@ -83,7 +83,7 @@ def limits(size: int) -> dict[str, Decoder]:
         try:
             modules[name] = importlib.import_module(name)
         except ImportError:
-            print(f"{name} is not installed: left out")
+            print(f"{name} is not installed: skipped")
     if "cv2" in modules:
         cv2 = modules["cv2"]
         cv2.setNumThreads(1)
@@ -93,12 +93,12 @@ def limits(size: int) -> dict[str, Decoder]:
             resized = cv2.resize(image, target(*image.shape[:2]), interpolation=filter_)
             return cv2.cvtColor(resized, cv2.COLOR_BGR2RGB, resized)
 
-        found["OpenCV, no antialiasing"] = lambda p: with_opencv(p, cv2.IMREAD_COLOR, cv2.INTER_LINEAR)
-        found["OpenCV, areas"] = lambda p: with_opencv(p, cv2.IMREAD_COLOR, cv2.INTER_AREA)
-        found["OpenCV, reduced decoding"] = lambda p: with_opencv(p, cv2.IMREAD_REDUCED_COLOR_2, cv2.INTER_LINEAR)
+        decoders["OpenCV, no antialiasing"] = lambda p: with_opencv(p, cv2.IMREAD_COLOR, cv2.INTER_LINEAR)
+        decoders["OpenCV, areas"] = lambda p: with_opencv(p, cv2.IMREAD_COLOR, cv2.INTER_AREA)
+        decoders["OpenCV, reduced decoding"] = lambda p: with_opencv(p, cv2.IMREAD_REDUCED_COLOR_2, cv2.INTER_LINEAR)
     if "simplejpeg" in modules:
         decode = modules["simplejpeg"].decode_jpeg
-        found["simplejpeg, then Pillow"] = lambda photo: with_pillow(Image.fromarray(decode(photo)))
+        decoders["simplejpeg, then Pillow"] = lambda photo: with_pillow(Image.fromarray(decode(photo)))
         if "torch" in modules:
             torch = modules["torch"]
             torch.set_num_threads(1)
@@ -109,18 +109,19 @@ def limits(size: int) -> dict[str, Decoder]:
                 resized = torch.nn.functional.interpolate(pixels, rows_columns, mode="bilinear", antialias=True)
                 return resized[0].permute(1, 2, 0).numpy()
 
-            found["simplejpeg, then torch"] = with_torch
-    return found
+            decoders["simplejpeg, then torch"] = with_torch
+    return decoders
 
 
 def processor_seconds(run: Callable[[], object]) -> float:
+    """Return the processor time that a call takes."""
     begin = time.process_time()
     run()
     return time.process_time() - begin
 
 
 def differences(frames: list[np.ndarray], photos: list[bytes], decode: Decoder) -> tuple[int, float]:
-    """Of a decoder's pixels from the pipeline's frames: the largest, and the share of values that differ."""
+    """Compare a decoder's pixels with the pipeline's frames: largest difference, and fraction of values that differ."""
     largest, differing, total = 0, 0, 0
     for frame, photo in zip(frames, photos, strict=True):
         pixels = decode(photo)
@@ -135,13 +136,15 @@ def differences(frames: list[np.ndarray], photos: list[bytes], decode: Decoder) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", choices=["coco", "images", "tars", "prepared"], required=True)
-    parser.add_argument("--data-root", required=True)
-    parser.add_argument("--annotations", default="")
+    parser.add_argument(
+        "--source", choices=["coco", "images", "tars", "prepared"], required=True, help="kind of the data set"
+    )
+    parser.add_argument("--data-root", required=True, help="folder of the data set")
+    parser.add_argument("--annotations", default="", help="coco: the JSON file; default: the only one in --data-root")
     parser.add_argument("--embeddings", nargs="*", default=(), help="stores to read the teacher's embeddings from")
-    parser.add_argument("--max-prompts", type=int, default=16)
-    parser.add_argument("--photos", type=int, default=32, help="the first so many; 0 for all")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--max-prompts", type=int, default=16, help="prompts per photo")
+    parser.add_argument("--photos", type=int, default=32, help="number of photos, from the first; 0 uses all")
+    parser.add_argument("--rounds", type=int, default=7, help="number of measurements of each contender")
     args = parser.parse_args()
 
     model: SamConfig = MODELS["edge_sam"]
@@ -154,16 +157,16 @@ def main() -> None:
     records = [repeated.record(i) for i in range(min(args.photos or len(source), len(source)))]
     photos = [record.photo for record in records]
     steps = BatchSource(data, model, [Part(repeated)])
-    # In the order of the photos, so that pixels can be compared.
+    # In the order of the photos, to compare pixels.
     frames = BatchSource(replace(data, shuffle=False), model, [Part(repeated)])
     expected = [frames[i].arrays["image"][0] for i in range(len(photos))]
     prompts = float(np.mean([frames[i].arrays["prompt_valid"].sum() for i in range(len(photos))]))
     size = sum(map(len, photos)) / len(photos)
     print(f"{len(photos)} photos of {size / 1e6:.2f} MB, {prompts:.1f} prompts each; Pillow {PIL.__version__}")
 
-    found = limits(model.image_size)
+    decoders = limits(model.image_size)
     contenders: dict[str, Callable[[int], object]] = {
-        name: (lambda _, decode=decode: [decode(photo) for photo in photos]) for name, decode in found.items()
+        name: (lambda _, decode=decode: [decode(photo) for photo in photos]) for name, decode in decoders.items()
     }  # type: ignore[misc]
     contenders["pipeline"] = lambda turn: [steps[turn * len(photos) + i] for i in range(len(photos))]
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -173,14 +176,16 @@ def main() -> None:
         for name, run in contenders.items():
             times[name].append(processor_seconds(lambda run=run, turn=turn: run(turn)) / len(photos))  # type: ignore[misc]
 
-    heading = f"{'processor time of one photo':30s} {'ms':>7s} {'1/s':>7s} {'of it':>6s} {'(range)':>14s}"
-    print(f"{heading}  pixels that differ: by at most, share")
+    heading = f"{'processor time of one photo':30s} {'ms':>7s} {'1/s':>7s} {'ratio':>6s} {'(range)':>14s}"
+    print(f"{heading}  pixel values that differ: by at most, fraction")
     for name in sorted(contenders, key=lambda n: median(times[n])):
-        ratios = [limit / own for limit, own in zip(times[name], times["pipeline"], strict=True)]
+        ratios = [limit / pipeline for limit, pipeline in zip(times[name], times["pipeline"], strict=True)]
         spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
-        note = "" if name == "pipeline" else "  {}, {:.1e}".format(*differences(expected, photos, found[name]))
-        own = median(times[name])
-        print(f"{name:30s} {own * 1e3:7.2f} {1 / own:7.1f} {median(ratios):6.2f} {spread:>14s}{note}", flush=True)
+        note = "" if name == "pipeline" else "  {}, {:.1e}".format(*differences(expected, photos, decoders[name]))
+        seconds = median(times[name])
+        print(
+            f"{name:30s} {seconds * 1e3:7.2f} {1 / seconds:7.1f} {median(ratios):6.2f} {spread:>14s}{note}", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""A run killed again and again against one left alone: ``python -m benchmarks.kill9 --kills 30 --output OUT``.
+"""Compare a run that is killed repeatedly with an uninterrupted one.
 
-Trains the quickstart's student with the prompt loop, once in peace and once killed by SIGKILL at random moments: while
-it starts, while it steps, and while a checkpoint is half written.  Each time the same command goes on.  At the end the
-two must be the same: the last checkpoint's hashes of parameters and optimiser, every row of the log but its times, the
-model.  Exit code 1 if anything differs.
+    python -m benchmarks.kill9 --kills 30 --output OUT
+
+Trains the quickstart's student with the prompt loop, once without interruption and once killed by SIGKILL at random
+moments: while it starts, while it steps, and while a checkpoint is half written.  After each kill the same command is
+run again to resume.  At the end both runs must agree: the last checkpoint's hashes of parameters and optimiser, every
+row of the logs except its times, the best checkpoint, the pictures and the model.  Exits with code 1 if anything
+differs.
 """
 
 from __future__ import annotations
@@ -33,24 +36,26 @@ SETTINGS = (
 
 
 def config(overrides: list[str]) -> Config:
-    """Stage 2 on scenes; saves come so often that many kills fall into one, and rows cover saves unevenly."""
+    """Return a stage-2 config on scenes, saving so often that many kills hit a save."""
+    # Rows come every 3 steps and saves every 2, so that rows don't always coincide with saves.
     base = load_config(ROOT / "configs" / "quickstart.py")
     return apply_overrides(dataclasses.replace(base, study=(), name="kill9"), [*SETTINGS, *overrides])
 
 
 def start(workdir: Path) -> subprocess.Popen[bytes]:
+    """Start or resume the run in ``workdir``."""
     command = [sys.executable, "-m", "edgesam_jax.train", "--config", str(workdir.parent / "config.json")]
     log = (workdir.parent / f"{workdir.name}.log").open("ab")
     return subprocess.Popen([*command, "--workdir", str(workdir)], cwd=ROOT, stdout=log, stderr=log)
 
 
 def steps(workdir: Path) -> int:
-    """Of the last row that the log has."""
+    """Return the step of the log's last row; 0 if there is none."""
     return max((int(row["step"]) for row in read_metrics(workdir / "metrics.jsonl")), default=0)
 
 
 def saved(workdir: Path) -> int:
-    """The newest complete checkpoint's step."""
+    """Return the step of the newest complete checkpoint; 0 if there is none."""
     folder = workdir / "checkpoints"
     return max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0) if folder.exists() else 0
 
@@ -65,11 +70,12 @@ def kill_once(workdir: Path, kind: str, rng: random.Random, start_seconds: float
     """Start the run and kill it at a moment of this kind.
 
     Returns:
-      The seconds until it logged its first new row, or those of its whole life; None if it ended before.
+      The seconds from the start to the first new row of the log, or ``start_seconds`` for a kill while starting; None
+      if the run ended before the kill.
     """
     process = start(workdir)
     began, first = time.monotonic(), steps(workdir)
-    # A save that was killed leaves its folder until the next start: only what appears after a row is a save of now.
+    # A killed save leaves its folder until the next start, so an unfinished folder counts only after a new row.
     if kind == "starting":
         until = began + rng.uniform(0.3, start_seconds)
         while process.poll() is None and time.monotonic() < until:
@@ -88,7 +94,7 @@ def kill_once(workdir: Path, kind: str, rng: random.Random, start_seconds: float
             time.sleep(rng.uniform(0, 0.05))
     if process.poll() is not None:
         if process.returncode:
-            raise SystemExit(f"the run failed by itself: see {workdir.parent / f'{workdir.name}.log'}")
+            raise SystemExit(f"the run failed before the kill: see {workdir.parent / f'{workdir.name}.log'}")
         return None
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -96,53 +102,53 @@ def kill_once(workdir: Path, kind: str, rng: random.Random, start_seconds: float
 
 
 def timeless(path: Path) -> list[dict[str, object]]:
-    """A log's rows without what depends on the machine's mood."""
+    """Return a log's rows without times and other values that differ from run to run."""
     return [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(path)]
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """Names of what is not the same."""
+    """Name the results in which two finished runs differ."""
     last = saved(one)
-    found = []
+    names = []
     if saved(other) != last:
         return [f"last checkpoint: {last} and {saved(other)}"]
     hashes = [
         json.loads((w / "checkpoints" / str(last) / "extra" / "metadata").read_text())["sha256"] for w in (one, other)
     ]
-    found += [f"hash of the {name}" for name in hashes[0] if hashes[0][name] != hashes[1][name]]
+    names += [f"hash of the {name}" for name in hashes[0] if hashes[0][name] != hashes[1][name]]
     for name in ("metrics.jsonl", "skipped.jsonl", "nonfinite.jsonl"):
         if timeless(one / name) != timeless(other / name):
-            found.append(name)
+            names.append(name)
     models = [json.loads((w / "model" / "config.json").read_text())["sha256"] for w in (one, other)]
     if models[0] != models[1]:
-        found.append("model")
+        names.append("model")
     best = [json.loads((w / "best.json").read_text()) for w in (one, other)]
     if best[0] != best[1]:
-        found.append("best.json")
+        names.append("best.json")
     pictures = [{p.name: p.read_bytes() for p in (w / "pictures").iterdir()} for w in (one, other)]
     if pictures[0] != pictures[1]:
-        found.append("pictures")
-    return found
+        names.append("pictures")
+    return names
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--kills", type=int, default=30, help="number of kills")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     parser.add_argument("--output", type=Path, required=True, help="a new folder for both runs")
-    parser.add_argument("--set", action="append", default=[], nargs="+", metavar="a.b=c")
+    parser.add_argument("--set", action="append", default=[], nargs="+", metavar="a.b=c", help="config overrides")
     args = parser.parse_args()
     args.output.mkdir(parents=True)
-    whole = config([text for texts in args.set for text in texts])
-    (args.output / "config.json").write_text(to_json(whole))
+    full_config = config([text for texts in args.set for text in texts])
+    (args.output / "config.json").write_text(to_json(full_config))
     began = time.monotonic()
-    if start(args.output / "peace").wait():
-        raise SystemExit(f"the run failed: see {args.output / 'peace.log'}")
-    print(f"in peace: {whole.train.steps} steps in {time.monotonic() - began:.0f} s", flush=True)
+    if start(args.output / "uninterrupted").wait():
+        raise SystemExit(f"the run failed: see {args.output / 'uninterrupted.log'}")
+    print(f"uninterrupted: {full_config.train.steps} steps in {time.monotonic() - began:.0f} s", flush=True)
 
     rng, killed, done = random.Random(args.seed), args.output / "killed", Counter[str]()
     lost: list[int] = []
-    start_seconds = 6.0  # until the first row; kills while starting fall in between
+    start_seconds = 6.0  # until the first row; kills while starting happen before it
     kinds = [KINDS[i % len(KINDS)] for i in range(args.kills)]
     rng.shuffle(kinds)
     for number, kind in enumerate(kinds, 1):
@@ -158,10 +164,14 @@ def main() -> int:
         raise SystemExit(f"the run failed: see {args.output / 'killed.log'}")
     rows = [[kind, str(done[kind])] for kind in KINDS]
     print(aligned_table(["killed while", "times"], rows))
-    found = differences(args.output / "peace", killed)
-    print(f"{sum(done.values())} kills, at most {max(lost, default=0)} logged steps done again")
-    print(f"different: {', '.join(found)}" if found else "the same: parameters, optimiser, log, best, pictures, model")
-    return 1 if found else 0
+    different = differences(args.output / "uninterrupted", killed)
+    print(f"{sum(done.values())} kills, at most {max(lost, default=0)} logged steps repeated")
+    print(
+        f"different: {', '.join(different)}"
+        if different
+        else "the same: parameters, optimiser, log, best, pictures, model"
+    )
+    return 1 if different else 0
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""Real photos from files to a scored model, stopped on the way: two stages, each on two processes over gloo.
+"""Both training stages on real photos, with interruptions, from files to a scored model; two processes over gloo.
 
     python -m benchmarks.real_run --coco DIR --sa1b-pair DIR --sa1b-photos DIR --output OUT
 
-Packs three data sets (COCO's format; SA-1B photos with their masks; photos without any, prompted by superpixels), fills
-stores of the tiny teacher's embeddings, and distils the tiny student on the mixture: encoder-only, then the prompt loop
-from there.  In each stage one process gets ``kill -9``, later the other one SIGTERM, and every time the same command
-goes on.  Each stage also runs once in peace, and the two must agree.  Then the models are scored on the COCO photos.
-The report is printed and written to ``OUT/report.md``; exit code 1 if anything was not as docs/reliability.md says.
+Prepares three data sets (COCO format; SA-1B photos with their masks; photos without masks, prompted by superpixels),
+stores the tiny teacher's embeddings, and distils the tiny student on the mixture: encoder-only, then with the prompt
+loop, starting from the first stage.  In each stage one process gets SIGKILL and later the other one SIGTERM; each time
+the same command is run again to resume.  Each stage also runs once uninterrupted, and the two runs must agree.  Then
+the models are scored on the COCO photos.  The report is printed and written to ``OUT/report.md``.  Exits with code 1
+if anything differs from docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -38,16 +39,19 @@ ROOT = Path(__file__).parents[1]
 PROCESSES = 2
 TEACHER = "tiny_teacher"
 WEIGHTS = {"coco": 6.0, "pair": 1.0, "photos": 1.0}
-LOG_EVERY, SAVE_EVERY = 4, 10  # rows of the log reach over saves, as they do in long runs
-WAIT = 600.0  # seconds that anything may take before it counts as hanging
+LOG_EVERY, SAVE_EVERY = 4, 10  # some log rows span a save, as in long runs
+WAIT = 600.0  # seconds until a wait counts as hanging
 REASONS = ("error: ", "Error: ", "stopped by signal", "Terminating process", " steps, ")
-GRACE = 15.0  # seconds that helpers of an ended process have to end too
+GRACE = 15.0  # seconds for the helpers of an ended process to end too
 
 # ------------------------------------------------------------------------------------------------------------- config
 
 
 def configs(output: Path, first: int, second: int) -> dict[str, Config]:
-    """The two stages, of ``first`` and ``second`` steps; the second starts from the first's stopped run."""
+    """Return the configs of the two stages, of ``first`` and ``second`` steps.
+
+    The second stage starts from the first stage's interrupted run.
+    """
     mixture = tuple(
         MixtureConfig(
             "prepared", root=str(output / "data" / name), weight=weight,
@@ -76,12 +80,12 @@ def configs(output: Path, first: int, second: int) -> dict[str, Config]:
 
 
 def environment(output: Path) -> dict[str, str]:
-    """On CPU, where several processes can share a machine; what one compiles the next one finds."""
+    """Return the environment of all processes: CPU, which several processes can share, and one compilation cache."""
     return os.environ | {"JAX_PLATFORMS": "cpu", "EDGESAM_JAX_CACHE": str(output / "cache")}
 
 
 def run(output: Path, *command: object) -> str:
-    """A command to its end; what it printed."""
+    """Run a command to its end; returns its output."""
     texts = [sys.executable, "-m", *map(str, command)]
     done = subprocess.run(texts, cwd=ROOT, env=environment(output), capture_output=True, text=True)
     if done.returncode:
@@ -90,31 +94,32 @@ def run(output: Path, *command: object) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return int(found.getsockname()[1])
+    """Return a port that is free now."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return int(listener.getsockname()[1])
 
 
 def shell_code(code: int) -> int:
-    """An exit code as a shell shows it: 128 and the signal's number where one ended the process."""
+    """Convert an exit code to a shell's: 128 plus the signal's number if a signal ended the process."""
     return code if code >= 0 else 128 - code
 
 
 def lines(log: Path) -> list[str]:
-    """A log's lines; a progress bar writes many into one."""
+    """Return a log's lines, splitting those that a progress bar overwrote."""
     return [line for line in log.read_text(errors="replace").replace("\r", "\n").splitlines() if line.strip()]
 
 
 def reason(log: Path) -> str:
-    """The line of a log that says why the process ended."""
-    found = [line for line in lines(log) if any(mark in line for mark in REASONS)]
-    return found[-1].strip()[:200] if found else ""
+    """Return the line of a log that gives the reason why the process ended."""
+    reasons = [line for line in lines(log) if any(mark in line for mark in REASONS)]
+    return reasons[-1].strip()[:200] if reasons else ""
 
 
 class Job:
-    """The processes of a run, each the leader of a group of its own, so that what it leaves behind can be found.
+    """The processes of a run, each the leader of its own process group, so that helpers it leaves behind can be found.
 
-    A context that ends everything which still runs.
+    The context manager kills everything still running.
     """
 
     def __init__(self, output: Path, workdir: Path, name: str) -> None:
@@ -144,7 +149,7 @@ class Job:
             time.sleep(0.02)
 
     def end(self) -> list[int]:
-        """Wait for all processes: their exit codes, as a shell shows them; one that hangs is a failure."""
+        """Wait for all processes and return their exit codes as a shell shows them; exits if one hangs."""
         until = time.monotonic() + WAIT
         for process in self.processes:
             try:
@@ -154,7 +159,7 @@ class Job:
         return [shell_code(process.returncode) for process in self.processes]
 
     def orphans(self) -> list[int]:
-        """Which of the processes, all ended, left others running."""
+        """Return the indices of the processes, all ended, that left helpers running."""
         until = time.monotonic() + GRACE
         while (left := [k for k, process in enumerate(self.processes) if _lives(process.pid)]) and (
             time.monotonic() < until
@@ -185,7 +190,7 @@ def _lives(group: int) -> bool:
 
 @dataclass
 class Started:
-    """One start of a stage: how it began, what ended it, and what was there then."""
+    """One start of a stage: its first line, how it was stopped, and its state at the end."""
 
     began: str
     stop: str
@@ -194,22 +199,26 @@ class Started:
     saved: int
     seconds: float
     ending: float  # seconds from the signal until all processes had ended
-    orphans: list[int]  # processes whose helpers lived on
-    said: list[str]
+    orphans: list[int]  # processes whose helpers kept running
+    reasons: list[str]  # of each process
 
 
 def start(output: Path, workdir: Path, name: str, stop: tuple[signal.Signals, int] | None, step: int) -> Started:
-    """Start a stage's processes; at a logged ``step`` a signal goes to one of them, or they run to the end."""
+    """Start a stage's processes; at a logged ``step`` send a signal to one of them, or let them run to the end.
+
+    Args:
+      stop: (signal, index of the process), or None for a run to the end.
+    """
     with Job(output, workdir, name) as job:
         if stop is not None:
             job.reach(workdir, step)
-            time.sleep(random.uniform(0, 0.5))  # not always right after a row
+            time.sleep(random.uniform(0, 0.5))  # so that the signal doesn't always follow a row at once
             job.processes[stop[1]].send_signal(stop[0])
         sent = time.monotonic()
         codes = job.end()
         ended = time.monotonic()
         orphans = job.orphans()
-    began = next((line for line in lines(job.logs[0]) if line.startswith("start: ")), "start: nothing was said")
+    began = next((line for line in lines(job.logs[0]) if line.startswith("start: ")), "start: nothing printed")
     words = f"{stop[0].name} to {stop[1]}" if stop else "-"
     return Started(
         began.removeprefix("start: ").split(",")[0], words, codes, steps(workdir), saved(workdir),
@@ -217,66 +226,73 @@ def start(output: Path, workdir: Path, name: str, stop: tuple[signal.Signals, in
     )  # fmt: skip
 
 
-def tell(name: str, started: Started) -> None:
-    """Progress, with what each process said at its end."""
+def print_progress(name: str, started: Started) -> None:
+    """Print how a start ended, with each process's reason."""
     print(f"{name}: {started.began}; exit codes {started.codes}; {started.seconds:.0f} s", flush=True)
-    for index, said in enumerate(started.said):
-        print(f"    process {index}: {said or 'nothing'}", flush=True)
+    for index, text in enumerate(started.reasons):
+        print(f"    process {index}: {text or 'nothing'}", flush=True)
 
 
 def expected_rows(config: Config) -> list[int]:
-    """Steps that a finished run's log has a row of."""
+    """Return the steps that a finished run's log has rows for."""
     every, last = config.train.log_every, config.train.steps
     return [step for step in range(1, last + 1) if step % every == 0 or step == last]
 
 
 def skipped(workdir: Path) -> Counter[str]:
-    """Photos that all processes together replaced, by kind."""
+    """Count the photos that all processes skipped, by kind."""
     return Counter(row["kind"] for path in sorted(workdir.glob("skipped*.jsonl")) for row in read_metrics(path))
 
 
 def loss_difference(one: Path, other: Path) -> float:
-    """The largest relative difference between two logs, over all numbers but times."""
+    """Return the largest relative difference between two logs, over all numbers except times."""
     pairs = zip(timeless(one / "metrics.jsonl"), timeless(other / "metrics.jsonl"), strict=True)
     values = [(float(str(a[name])), float(str(b[name]))) for a, b in pairs for name in a]
     return max((abs(x - y) / max(abs(x), 1e-12) for x, y in values), default=0.0)
 
 
 def parameter_difference(one: Path, other: Path) -> float:
-    """The largest difference between two runs' final weights and batch statistics."""
+    """Return the largest difference between two runs' final weights and batch statistics."""
     trees = [jax.tree.leaves(load_model(path / "model").variables) for path in (one, other)]
     return max(float(np.abs(a - b).max(initial=0)) for a, b in zip(*trees, strict=True))
 
 
 def resumed_at(began: str) -> int:
-    """The step that a first line names."""
+    """Return the step that a first line names; 0 for a fresh start."""
     return int(began.rsplit(" ", 1)[-1]) if began.startswith("resume") else 0
 
 
 def problems(config: Config, workdir: Path, starts: list[Started]) -> list[str]:
-    """What was not as it should be; empty if nothing."""
+    """List everything unexpected about a stage's starts."""
     killed, terminated, last = starts
-    found = []
+    wrong = []
     if killed.codes[int(killed.stop[-1])] != 128 + signal.SIGKILL or 0 in killed.codes:
-        found.append(f"kill -9: exit codes {killed.codes}")
+        wrong.append(f"kill -9: exit codes {killed.codes}")
     if terminated.codes != [128 + signal.SIGTERM] * PROCESSES:
-        found.append(f"SIGTERM: exit codes {terminated.codes}")
+        wrong.append(f"SIGTERM: exit codes {terminated.codes}")
     if last.codes != [0] * PROCESSES:
-        found.append(f"the last start: exit codes {last.codes}")
+        wrong.append(f"the last start: exit codes {last.codes}")
     for before, after in ((killed, terminated), (terminated, last)):
         if resumed_at(after.began) != before.saved:
-            found.append(f"{before.saved} saved, but then: {after.began}")
+            wrong.append(f"{before.saved} saved, but then: {after.began}")
     rows = [row["step"] for row in read_metrics(workdir / "metrics.jsonl")]
     if rows != expected_rows(config):
-        found.append(f"rows of the log: {rows}")
+        wrong.append(f"rows of the log: {rows}")
     for s in starts:
-        found += [f"{s.stop}: process {index} left its helpers running" for index in s.orphans]
-    return found
+        wrong += [f"{s.stop}: process {index} left its helpers running" for index in s.orphans]
+    return wrong
 
 
 def stage(output: Path, name: str, config: Config, kill: int) -> tuple[list[list[str]], list[str], list[str]]:
-    """Run a stage with stops and in peace: rows for the table of starts, one for that of stages, what was wrong."""
-    stopped, peace = output / name / "stopped", output / name / "peace"
+    """Run a stage with interruptions and once without.
+
+    Args:
+      kill: index of the process that gets SIGKILL; the other one gets SIGTERM.
+
+    Returns:
+      The rows for the table of starts, the row for the table of stages, and everything unexpected.
+    """
+    stopped, uninterrupted = output / name / "stopped", output / name / "uninterrupted"
     stopped.parent.mkdir(parents=True)
     (stopped.parent / "config.json").write_text(to_json(config))
     stops = ((signal.SIGKILL, kill), (signal.SIGTERM, 1 - kill), None)
@@ -284,20 +300,20 @@ def stage(output: Path, name: str, config: Config, kill: int) -> tuple[list[list
     for number, stop in enumerate(stops, 1):
         at = config.train.steps * number // len(stops)
         starts.append(start(output, stopped, f"{name}.start{number}", stop, at))
-        tell(f"{name}, start {number}", starts[-1])
-    alone = start(output, peace, f"{name}.peace", None, 0)
-    tell(f"{name}, in peace", alone)
+        print_progress(f"{name}, start {number}", starts[-1])
+    alone = start(output, uninterrupted, f"{name}.uninterrupted", None, 0)
+    print_progress(f"{name}, uninterrupted", alone)
     wrong = problems(config, stopped, starts)
     if alone.codes != [0] * PROCESSES:
-        raise SystemExit(f"the run in peace failed: {alone.codes}, see {output / 'logs'}")
-    # SIGTERM brings a checkpoint of its own, and without an evaluation the best is rated by the loss between two saves.
-    wrong += [what for what in differences(peace, stopped) if what != "best.json"]
+        raise SystemExit(f"the uninterrupted run failed: {alone.codes}, see {output / 'logs'}")
+    # SIGTERM saves an extra checkpoint, and without an evaluation the best is rated by the loss between two saves.
+    wrong += [text for text in differences(uninterrupted, stopped) if text != "best.json"]
     rows = [row for row in read_metrics(stopped / "metrics.jsonl") if "loss" in row]
     kinds = ", ".join(f"{kind} {count}" for kind, count in skipped(stopped).items()) or "none"
-    weights = parameter_difference(peace, stopped)
+    weights = parameter_difference(uninterrupted, stopped)
     row = [
         name, str(len(rows)), f"{rows[0]['loss']:.4f}", f"{rows[-1]['loss']:.4f}", kinds,
-        f"{loss_difference(peace, stopped):.1e}", "bit for bit" if weights == 0 else f"{weights:.1e}",
+        f"{loss_difference(uninterrupted, stopped):.1e}", "bit for bit" if weights == 0 else f"{weights:.1e}",
         f"{sum(s.seconds for s in starts):.0f}", f"{alone.seconds:.0f}",
     ]  # fmt: skip
     table = [
@@ -313,7 +329,7 @@ def stage(output: Path, name: str, config: Config, kill: int) -> tuple[list[list
 
 
 def pack(output: Path, roots: dict[str, Path]) -> list[list[str]]:
-    """Prepare and embed every data set; rows for the table."""
+    """Prepare and embed every data set; returns the rows of a table."""
     rows = []
     for name, root in roots.items():
         began = time.monotonic()
@@ -321,14 +337,15 @@ def pack(output: Path, roots: dict[str, Path]) -> list[list[str]]:
         source = "coco" if name == "coco" else "images"
         run(output, "edgesam_jax.prepare", "--source", source, "--root", root, "--output", data, "--workers", 2)
         run(output, "edgesam_jax.prepare", "--output", data, "--verify")
-        said = run(output, "edgesam_jax.embed", "--teacher", TEACHER, "--source", "prepared", "--root", data,
+        printed = run(output, "edgesam_jax.embed", "--teacher", TEACHER, "--source", "prepared", "--root", data,
                    "--output", store, "--batch-size", 4)  # fmt: skip
         manifest = json.loads((data / "prepared.json").read_text())
-        left = ", ".join(f"{kind} {count}" for kind, count in manifest["skipped"].items()) or "none"
+        skipped_photos = ", ".join(f"{kind} {count}" for kind, count in manifest["skipped"].items()) or "none"
         photos = open_source(DataConfig(source="prepared", root=str(data)), 0)
         masks = [len(photos.record(index).annotations) for index in range(len(photos))]  # type: ignore[attr-defined]
         rows.append(
-            [name, str(manifest["records"]), str(sum(masks)) if any(masks) else "superpixels", left, said.split()[0],
+            [name, str(manifest["records"]), str(sum(masks)) if any(masks) else "superpixels", skipped_photos,
+             printed.split()[0],
              f"{WEIGHTS[name]:g}", f"{time.monotonic() - began:.0f}"]
         )  # fmt: skip
     return rows
@@ -336,28 +353,28 @@ def pack(output: Path, roots: dict[str, Path]) -> list[list[str]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--coco", type=Path, required=True, help="photos with one COCO-format JSON")
-    parser.add_argument("--sa1b-pair", type=Path, required=True, help="SA-1B photos with their JSON beside them")
-    parser.add_argument("--sa1b-photos", type=Path, required=True, help="photos without annotations")
+    parser.add_argument("--coco", type=Path, required=True, help="folder of photos with one COCO-format JSON file")
+    parser.add_argument("--sa1b-pair", type=Path, required=True, help="folder of SA-1B photos with their JSON files")
+    parser.add_argument("--sa1b-photos", type=Path, required=True, help="folder of photos without annotations")
     parser.add_argument("--output", type=Path, required=True, help="a new folder")
-    parser.add_argument("--steps", type=int, nargs=2, default=(120, 60), metavar="N", help="of the two stages")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--steps", type=int, nargs=2, default=(120, 60), metavar="N", help="steps of the two stages")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     args = parser.parse_args()
     random.seed(args.seed)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # what it started ends with it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # ends the processes it started too
     output = args.output.resolve()
     output.mkdir(parents=True)
     roots = {"coco": args.coco, "pair": args.sa1b_pair, "photos": args.sa1b_photos}
     packed = pack(output, {name: root.resolve() for name, root in roots.items()})
-    report = [aligned_table(["data", "photos", "masks", "left out", "embedded", "weight", "seconds"], packed)]
+    report = [aligned_table(["data", "photos", "masks", "skipped", "embedded", "weight", "seconds"], packed)]
     print(report[0], flush=True)
 
     starts, stages, wrong = [], [], []
     for kill, (name, config) in enumerate(configs(output, *args.steps).items()):
-        table, row, found = stage(output, name, config, kill)
+        table, row, unexpected = stage(output, name, config, kill)
         starts += table
         stages.append(row)
-        wrong += found
+        wrong += unexpected
     report.append(
         aligned_table(
             ["start", "first line", "stopped by", "exit codes", "logged", "saved", "s to end", "helpers left by", "s"],
@@ -366,7 +383,17 @@ def main() -> int:
     )
     report.append(
         aligned_table(
-            ["", "rows, each once", "first loss", "last", "skipped", "log differs by", "weights", "s", "s in peace"],
+            [
+                "",
+                "rows, each once",
+                "first loss",
+                "last",
+                "skipped",
+                "log differs by",
+                "weights",
+                "s",
+                "s uninterrupted",
+            ],
             stages,
         )
     )
@@ -376,7 +403,7 @@ def main() -> int:
         roots["coco"].resolve(), "--prompt", "box", "--refine", 1, "--no-boundary", "--output", output / "eval.json",
     )  # fmt: skip
     report.append(scored.replace(str(output), "OUT"))
-    report.append("\n".join(f"wrong: {text}" for text in wrong) or "all as it should be")
+    report.append("\n".join(f"wrong: {text}" for text in wrong) or "all as expected")
     (output / "report.md").write_text("\n\n".join(report) + "\n")
     print("\n" + "\n\n".join(report[1:]))
     return 1 if wrong else 0

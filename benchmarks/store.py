@@ -1,11 +1,11 @@
-"""Rate of reading the store of teacher embeddings against the disk's sequential rate, in one run.
+"""Read rate of the store of teacher embeddings against the disk's sequential rate, measured in one run.
 
     python -m benchmarks.store --folder FOLDER [--rows 512] [--dtype float16] [--rounds 7] [--processes 1]
 
-Writes a store of random 64x64x256 embeddings under FOLDER by the store's own writer and removes it at the end.  Each
-contender reads all of it, with the page cache emptied of it before (posix_fadvise; Linux): the files in their order in
-pieces of 8 MB, which is the disk's sequential rate; the rows in their order, and as training reads them, in a random
-one.  Then again from the page cache, against the rate of copying.  Contenders take turns.  Goal: 0.8 of the sequential
+Writes a store of random 64x64x256 embeddings under FOLDER with the store's writer, and removes it at the end.  Each
+contender reads all of it, after dropping it from the page cache (posix_fadvise; Linux): the files in order in pieces of
+8 MB, which gives the disk's sequential rate; the rows in order; and the rows in random order, as training reads them.
+Then the same from the page cache, against the rate of copying.  Contenders take turns.  Goal: 0.8 of the sequential
 rate.
 """
 
@@ -39,11 +39,12 @@ AHEAD = 2
 
 
 def key(row: int) -> bytes:
+    """Return the key of a row of the random store."""
     return row.to_bytes(16, "little")
 
 
 def make(folder: Path, rows: int, dtype: StoredType) -> list[Path]:
-    """Write a store; returns its shards, which are on the disk then."""
+    """Write a store and flush it to the disk; returns its shards."""
     count = -(-rows // PER_SHARD)
     header = StoreHeader("random", "random", 1024, SHAPE, dtype, rows, count, "random")
     write_atomically(folder / STORE, json.dumps(asdict(header)))
@@ -59,14 +60,14 @@ def make(folder: Path, rows: int, dtype: StoredType) -> list[Path]:
 
 
 def forget(paths: list[Path]) -> None:
-    """Take the files out of the page cache."""
+    """Drop the files from the page cache."""
     for path in paths:
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def read_files(paths: list[Path]) -> int:
-    """The files in pieces, one after the other; returns their bytes."""
+    """Read the files in pieces, one after the other; returns the number of bytes."""
     buffer, total = bytearray(PIECE), 0
     for path in paths:
         with path.open("rb", buffering=0) as file:
@@ -76,7 +77,7 @@ def read_files(paths: list[Path]) -> int:
 
 
 def read_directly(paths: list[Path]) -> int:
-    """The same past the page cache, which needs aligned memory."""
+    """Read the files bypassing the page cache, which requires aligned memory."""
     buffer, total = mmap.mmap(-1, PIECE), 0
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
@@ -89,7 +90,7 @@ def read_directly(paths: list[Path]) -> int:
 
 
 def read_rows(folder: Path, rows: list[int]) -> None:
-    """Rows as the pipeline reads them: announced a while before (here two rows, there the decoding of a photo)."""
+    """Read rows as the pipeline does, each announced in advance (here by two rows, there before decoding a photo)."""
     store = EmbeddingStore(folder)
     for row, later in zip(rows, [*rows[AHEAD:], *rows[:AHEAD]], strict=True):
         store.expect(key(later))
@@ -98,11 +99,11 @@ def read_rows(folder: Path, rows: list[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="on the disk to be measured")
-    parser.add_argument("--rows", type=int, default=512)
-    parser.add_argument("--dtype", choices=get_args(StoredType), default="float16")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--processes", type=int, default=1, help="readers, each of its share of the rows or files")
+    parser.add_argument("--folder", type=Path, required=True, help="folder on the disk to measure")
+    parser.add_argument("--rows", type=int, default=512, help="number of embeddings")
+    parser.add_argument("--dtype", choices=get_args(StoredType), default="float16", help="stored type")
+    parser.add_argument("--rounds", type=int, default=7, help="number of measurements of each contender")
+    parser.add_argument("--processes", type=int, default=1, help="number of readers, which divide the rows or files")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="store-", dir=args.folder))
     try:
@@ -113,9 +114,12 @@ def main() -> None:
 
 
 def measure(folder: Path, paths: list[Path], rows: int, rounds: int, processes: int) -> None:
+    """Time all contenders from the disk and from the page cache, and print a table of each."""
     total = sum(path.stat().st_size for path in paths)
     shuffled = np.random.default_rng(1).permutation(rows).tolist()
-    with ProcessPoolExecutor(processes) as pool:  # processes of their own, so that processor time is the readers' own
+    with ProcessPoolExecutor(
+        processes
+    ) as pool:  # in separate processes, so that only the readers' processor time counts
         list(pool.map(time.sleep, [0.2] * processes))
 
         def processor_seconds(work: Callable[..., object], *shares: list[Any]) -> float:
@@ -130,7 +134,7 @@ def measure(folder: Path, paths: list[Path], rows: int, rounds: int, processes: 
 
         contenders = {
             FILES: of_files(read_files),
-            "files, past the page cache": of_files(read_directly),
+            "files, bypassing the cache": of_files(read_directly),
             "rows in order": of_rows(list(range(rows))),
             "rows in random order": of_rows(shuffled),
         }
@@ -150,8 +154,11 @@ def measure(folder: Path, paths: list[Path], rows: int, rounds: int, processes: 
                 ratios = [b / wall for b, (wall, _) in zip(base, runs, strict=True)]
                 rate, best = (total / of([wall for wall, _ in runs]) / 1e9 for of in (median, min))
                 spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
-                own = median(processor for _, processor in runs) / rows * 1e3
-                print(f"{name:26s} {rate:6.2f} {best:6.2f} {median(ratios):6.2f} {spread:>14s} {own:17.2f}", flush=True)
+                milliseconds = median(processor for _, processor in runs) / rows * 1e3
+                print(
+                    f"{name:26s} {rate:6.2f} {best:6.2f} {median(ratios):6.2f} {spread:>14s} {milliseconds:17.2f}",
+                    flush=True,
+                )
 
 
 def _processor_seconds(work: Callable[..., object], *arguments: object) -> float:

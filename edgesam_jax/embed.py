@@ -1,10 +1,10 @@
-"""Fill a store with a teacher's image embeddings, so that training need not run the teacher's encoder.
+"""Store a teacher's image embeddings, so that training doesn't have to run the teacher's encoder.
 
     python -m edgesam_jax.embed --teacher weights/sam_vit_h_4b8939.pth --source prepared --root DATA --output STORE
     ... --part 2/8     on the third of eight processes or hosts that share STORE's file system (the first is 0/8)
 
-Shards that are complete are kept: the same command, on any number of processes, goes on where it was stopped.  What
-could not be used is listed in ``STORE/skipped-2-of-8.jsonl``, one file for each part.
+Complete shards are kept: run the same command again to resume, on any number of processes.  Each part lists the photos
+it skipped in a file of its own, such as ``STORE/skipped-2-of-8.jsonl``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 from tqdm import tqdm
@@ -32,7 +32,7 @@ from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.readers.id_list import digest, read_ids
 from edgesam_jax.data.readers.records import decode_record
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.data.source import check_share, left_out
+from edgesam_jax.data.source import check_bad_share, skipped_entries
 from edgesam_jax.files import atomic_file, write_atomically
 from edgesam_jax.portable.frame import pad_to_square, resize_longest_side
 
@@ -41,28 +41,36 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a call did: photos embedded, kinds and messages of those left out, and shards still to be done by others."""
+class EmbedResult:
+    """The result of a call: photos embedded, kind and message of each photo skipped, and shards left to other parts."""
 
     embedded: int
     skipped: list[tuple[str, str]]
     remaining: int
 
 
-def framed(source: Any, index: int, size: int) -> tuple[bytes, np.ndarray, tuple[int, int]]:
-    """Key, padded frame (size size 3) and filled (rows, columns) of a photo, as the training pipeline frames it.
+class FramedPhoto(NamedTuple):
+    """A photo as the encoder takes it: its key, the padded frame (size size 3) and the (rows, columns) it fills."""
+
+    key: bytes
+    image: np.ndarray
+    filled: tuple[int, int]
+
+
+def read_framed(source: Any, index: int, size: int) -> FramedPhoto:
+    """Read a photo and resize and pad it as the training pipeline does.
 
     Raises:
-      BadExample: the photo can't be decoded.
+      BadExample: the photo can't be read or decoded.
     """
     record = source.record(index)
     example = decode_record(replace(record, annotations=()))
     resized, filled = resize_longest_side(example.image, size)
-    return photo_key(record.photo), pad_to_square(resized, size), filled
+    return FramedPhoto(photo_key(record.photo), pad_to_square(resized, size), filled)
 
 
 def header_of(teacher: Model, data: DataConfig, photos: int, dtype: StoredType, per_shard: int) -> StoreHeader:
-    """What a store of this teacher for this data set says of itself."""
+    """Return the header of a store of this teacher's embeddings for this data set."""
     from edgesam_jax.checkpoints.digest import encoder_digest
 
     config = teacher.config
@@ -85,12 +93,22 @@ def embed(
     batch_size: int = 1,
     part: tuple[int, int] = (0, 1),
     max_bad_share: float = 0.01,
-) -> Report:
-    """Write this part's shards that are not there yet, on all local devices.
+) -> EmbedResult:
+    """Write the missing shards of this part, using all local devices.
+
+    Args:
+      teacher: the model whose encoder is run.
+      data: the data set.
+      output: folder of the store.
+      dtype: stored type.
+      per_shard: photos per shard.
+      batch_size: photos encoded at a time on each device.
+      part: (index, number of parts); this call writes every ``part[1]``-th shard, starting with ``part[0]``.
+      max_bad_share: largest fraction of photos that may be skipped, checked from 1,000 photos on.
 
     Raises:
-      UsageError: the data set can't be opened; the folder holds another store, or can't be written; or more than
-        ``max_bad_share`` of 1,000 or more photos can't be used, or none can.
+      UsageError: the data set can't be opened, the folder contains another store or other files or can't be written,
+        too many photos can't be used, or none can.
     """
     import jax
 
@@ -98,43 +116,43 @@ def embed(
 
     source = open_source(data, teacher.config.image_size)
     if not len(source) or not hasattr(source, "record"):
-        raise UsageError(f"--source {data.source}: it has no photos to embed; train with the teacher online")
+        raise UsageError(f"--source {data.source}: no photo files to embed; train with the teacher online")
     header = header_of(teacher, data, len(source), dtype, per_shard)
     claim(output, header)
     names = [shard_name(number, header.shards) for number in range(header.shards)]
-    own = [n for n in range(part[0], header.shards, part[1]) if not (output / names[n]).is_file()]
-    ranges = {n: range(n * per_shard, min((n + 1) * per_shard, len(source))) for n in own}
-    devices = jax.local_devices() if own else []
-    folded = compiled.for_inference(teacher.config, teacher.variables) if own else None
+    pending = [n for n in range(part[0], header.shards, part[1]) if not (output / names[n]).is_file()]
+    ranges = {n: range(n * per_shard, min((n + 1) * per_shard, len(source))) for n in pending}
+    devices = jax.local_devices() if pending else []
+    folded = compiled.for_inference(teacher.config, teacher.variables) if pending else None
     variables = [jax.device_put(folded, device) for device in devices]
     encode = compiled.encoder(teacher.config)
     seen = 0
-    skipped = list(left_out(source).rows) if part[0] == 0 else []
+    skipped = list(skipped_entries(source).rows) if part[0] == 0 else []
     listed = output / f"skipped-{part[0]}-of-{part[1]}.jsonl"
     embedded = 0
     with tqdm(total=sum(map(len, ranges.values())), unit="photo", desc="embed", dynamic_ncols=True) as bar:
         for number, indices in ranges.items():
             keys: list[bytes] = []
             pieces = [np.zeros((0, *header.shape), np.float32)]
-            under_way: deque[tuple[Any, int]] = deque()  # a batch on each device
+            in_flight: deque[tuple[Any, int]] = deque()  # a batch on each device
 
-            def fetch(under_way: deque[tuple[Any, int]] = under_way, pieces: list[np.ndarray] = pieces) -> None:
-                made, count = under_way.popleft()
-                pieces.append(np.asarray(made, np.float32)[:count])
+            def fetch(in_flight: deque[tuple[Any, int]] = in_flight, pieces: list[np.ndarray] = pieces) -> None:
+                embeddings, count = in_flight.popleft()
+                pieces.append(np.asarray(embeddings, np.float32)[:count])
                 bar.update(count)
 
-            turn = itertools.cycle(zip(devices, variables, strict=True))
+            round_robin = itertools.cycle(zip(devices, variables, strict=True))
             for batch in _batches(source, indices, teacher.config.image_size, batch_size, skipped, len(devices)):
-                images = np.zeros((batch_size, *batch[0][1].shape), np.uint8)  # the last batch has empty places
+                images = np.zeros((batch_size, *batch[0].image.shape), np.uint8)  # the last batch may not be full
                 sizes = np.ones((batch_size, 2), np.int32)
-                for row, (_, image, filled) in enumerate(batch):
-                    images[row], sizes[row] = image, filled
-                device, own_variables = next(turn)
-                under_way.append((encode(own_variables, *jax.device_put((images, sizes), device)), len(batch)))
-                keys += [key for key, _, _ in batch]
-                if len(under_way) == len(devices):
+                for row, photo in enumerate(batch):
+                    images[row], sizes[row] = photo.image, photo.filled
+                device, device_variables = next(round_robin)
+                in_flight.append((encode(device_variables, *jax.device_put((images, sizes), device)), len(batch)))
+                keys += [photo.key for photo in batch]
+                if len(in_flight) == len(devices):
                     fetch()
-            while under_way:
+            while in_flight:
                 fetch()
             try:
                 list_skipped(listed, skipped)
@@ -142,49 +160,49 @@ def embed(
                     write_shard(path, header, keys, np.concatenate(pieces))
             except OSError as error:
                 raise UsageError(
-                    f"--output {output}: writing failed ({error.strerror or error}); complete shards stay: run the same"
-                    " command again"
+                    f"--output {output}: writing failed ({error.strerror or error}); complete shards are kept: run the"
+                    " same command again"
                 ) from None
             embedded += len(keys)
             seen += len(indices)
-            check_share(seen - embedded, seen, max_bad_share, "complete shards stay")
-    if len(own) == header.shards and not embedded:
+            check_bad_share(seen - embedded, seen, max_bad_share, "complete shards are kept")
+    if len(pending) == header.shards and not embedded:
         raise UsageError(f"--root {data.root}: none of the {seen} photos can be used: {skipped[-1][1]}")
     remaining = sum(not (output / name).is_file() for name in names)
-    return Report(embedded, skipped, remaining)
+    return EmbedResult(embedded, skipped, remaining)
 
 
 def list_skipped(path: Path, skipped: Sequence[tuple[str, str]]) -> None:
-    """Add to a list what is not in it yet; a shard that is done again adds nothing."""
+    """Add the rows to a file that are not in it yet, so that a shard written again adds nothing."""
     lines = [json.dumps({"kind": kind, "message": message}) for kind, message in skipped]
-    there = path.read_text().splitlines() if path.is_file() else []
-    if not set(lines) <= set(there):
-        write_atomically(path, "".join(f"{line}\n" for line in dict.fromkeys(there + lines)))
+    listed = path.read_text().splitlines() if path.is_file() else []
+    if not set(lines) <= set(listed):
+        write_atomically(path, "".join(f"{line}\n" for line in dict.fromkeys(listed + lines)))
 
 
 def _batches(
     source: Any, indices: Sequence[int], size: int, batch_size: int, skipped: list[tuple[str, str]], devices: int
-) -> Iterator[list[tuple[bytes, np.ndarray, tuple[int, int]]]]:
-    """Photos in batches, read by threads while the device works; what can't be used is noted."""
+) -> Iterator[list[FramedPhoto]]:
+    """Yield photos in batches, read by threads while the devices work; unusable ones are added to ``skipped``."""
 
-    def read(index: int) -> tuple[bytes, np.ndarray, tuple[int, int]] | BadExample:
+    def read(index: int) -> FramedPhoto | BadExample:
         try:
-            return framed(source, index, size)
+            return read_framed(source, index, size)
         except BadExample as error:
             return error
 
     ahead = (1 + devices) * batch_size + 2
     with ThreadPoolExecutor(4 * devices, thread_name_prefix="photos") as pool:
         waiting = [pool.submit(read, index) for index in indices[:ahead]]
-        batch = []
+        batch: list[FramedPhoto] = []
         for position in range(len(indices)):
-            found = waiting.pop(0).result()
+            photo = waiting.pop(0).result()
             if position + ahead < len(indices):
                 waiting.append(pool.submit(read, indices[position + ahead]))
-            if isinstance(found, BadExample):
-                skipped.append((found.kind, str(found)))
+            if isinstance(photo, BadExample):
+                skipped.append((photo.kind, str(photo)))
                 continue
-            batch.append(found)
+            batch.append(photo)
             if len(batch) == batch_size:
                 yield batch
                 batch = []
@@ -193,25 +211,27 @@ def _batches(
 
 
 def claim(output: Path, header: StoreHeader) -> None:
-    """Make the folder and note what is stored there; several processes may do so at once.
+    """Create the folder and write the store's header to it; several processes may do this at once.
 
     Raises:
-      UsageError: it holds another store or other files, or can't be written.
+      UsageError: the folder contains another store or other files, or can't be written.
     """
     try:
         if (output / STORE).is_file():
-            there = read_header(output)
-            if there != header:
-                differing = [k for k, v in asdict(there).items() if v != asdict(header)[k]]
-                raise UsageError(f"--output {output}: a store with another {', '.join(differing)}; name another folder")
+            existing = read_header(output)
+            if existing != header:
+                differing = [k for k, v in asdict(existing).items() if v != asdict(header)[k]]
+                raise UsageError(
+                    f"--output {output}: contains a store with another {', '.join(differing)}; choose another folder"
+                )
             return
         if output.exists() and any(not p.name.startswith((STORE, f".{STORE}.")) for p in output.iterdir()):
-            raise UsageError(f"--output {output}: it holds other files; name a new folder")
+            raise UsageError(f"--output {output}: already contains other files; choose a new folder")
         output.mkdir(parents=True, exist_ok=True)
         write_atomically(output / STORE, json.dumps(asdict(header), indent=1))
     except OSError as error:
         raise UsageError(
-            f"--output {output}: cannot be used ({error.strerror or error}); name another folder"
+            f"--output {output}: cannot be used ({error.strerror or error}); choose another folder"
         ) from None
 
 
@@ -220,53 +240,74 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m edgesam_jax.embed", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--teacher", required=True, help="checkpoint folder, or a published file")
-    parser.add_argument("--source", choices=[n for n in get_args(SourceName) if n != "scenes"], required=True)
+    parser.add_argument("--teacher", required=True, help="checkpoint folder or published file")
+    parser.add_argument(
+        "--source",
+        choices=[n for n in get_args(SourceName) if n != "scenes"],
+        required=True,
+        help="kind of the data set",
+    )
     parser.add_argument("--root", required=True, help="folder of the data set")
-    parser.add_argument("--annotations", default="", help="coco: the JSON file; found under the folder if not given")
-    parser.add_argument("--subset", nargs="+", default=(), help="tars: sa_000020, or sa_000020..sa_000029")
-    parser.add_argument("--split", default="", help="prepared: the split")
-    parser.add_argument("--limit", type=count, default=0, help="the first so many photos; all if not given")
-    parser.add_argument("--ids", default="", metavar="FILE", help="the photos of this list, one a line")
+    parser.add_argument("--annotations", default="", help="coco: the JSON file; default: the only one in --root")
+    parser.add_argument(
+        "--subset",
+        nargs="+",
+        default=(),
+        help="tars: names such as sa_000020, or ranges such as sa_000020..sa_000029; default: all",
+    )
+    parser.add_argument("--split", default="", help="prepared: name of the split")
+    parser.add_argument("--limit", type=count, default=0, metavar="N", help="use only the first N photos; default: all")
+    parser.add_argument("--ids", default="", metavar="FILE", help="use the photos of this list of ids, one per line")
     parser.add_argument("--output", type=Path, required=True, help="folder of the store")
-    parser.add_argument("--dtype", choices=get_args(StoredType), default="float16")
-    parser.add_argument("--photos-per-shard", type=count, default=256)
-    parser.add_argument("--batch-size", type=count, default=1, help="photos encoded at a time on a device")
-    parser.add_argument("--max-bad-share", type=share, default=0.01, help="of 1,000 or more photos; beyond it: stop")
-    parser.add_argument("--part", type=part, default=(0, 1), metavar="I/N", help="this process of so many, from 0/N")
+    parser.add_argument(
+        "--dtype", choices=get_args(StoredType), default="float16", help="stored type; default: float16"
+    )
+    parser.add_argument(
+        "--photos-per-shard", type=count, default=256, metavar="N", help="photos per shard; default: 256"
+    )
+    parser.add_argument(
+        "--batch-size", type=count, default=1, metavar="N", help="photos encoded at a time on each device; default: 1"
+    )
+    parser.add_argument(
+        "--max-bad-share", type=share, default=0.01, metavar="FRACTION",
+        help="stop when a larger fraction of the photos can't be used, checked from 1,000 photos on; default: 0.01",
+    )  # fmt: skip
+    parser.add_argument(
+        "--part", type=part, default=(0, 1), metavar="I/N", help="write part I of N, from 0/N to N-1/N; default: 0/1"
+    )
     return parser
 
 
-def run(given: argparse.Namespace) -> str:
-    """Embed; returns what to say.
+def run(arguments: argparse.Namespace) -> str:
+    """Embed a data set; returns the line to print.
 
     Raises:
       UsageError: see ``embed``.
     """
-    # Imported late, so that a wrong flag is answered at once.
+    # Imported here because they load JAX, which a wrong flag or --help shouldn't have to wait for.
     from edgesam_jax.checkpoints.load import load_model
     from edgesam_jax.cli import compile_cache
 
     compile_cache.enable()
     data = DataConfig(
-        source=given.source, root=given.root, annotations=given.annotations, subset=tuple(given.subset),
-        split=given.split, limit=given.limit, ids=given.ids,
+        source=arguments.source, root=arguments.root, annotations=arguments.annotations, subset=tuple(arguments.subset),
+        split=arguments.split, limit=arguments.limit, ids=arguments.ids,
     )  # fmt: skip
     report = embed(
-        load_model(given.teacher),
+        load_model(arguments.teacher),
         data,
-        given.output,
-        given.dtype,
-        given.photos_per_shard,
-        given.batch_size,
-        given.part,
-        given.max_bad_share,
+        arguments.output,
+        dtype=arguments.dtype,
+        per_shard=arguments.photos_per_shard,
+        batch_size=arguments.batch_size,
+        part=arguments.part,
+        max_bad_share=arguments.max_bad_share,
     )
     if report.skipped:
-        found = ", ".join(f"{kind} {count}" for kind, count in Counter(kind for kind, _ in report.skipped).items())
-        print(f"note: left out: {found}; {given.output}/skipped-*.jsonl list them", file=sys.stderr)
+        kinds = ", ".join(f"{kind} {count}" for kind, count in Counter(kind for kind, _ in report.skipped).items())
+        print(f"note: skipped: {kinds}; see {arguments.output}/skipped-*.jsonl", file=sys.stderr)
     rest = f"; {report.remaining} shards remain for other parts" if report.remaining else ""
-    return f"{report.embedded} photos embedded in {given.output}, {len(report.skipped)} left out{rest}"
+    return f"{report.embedded} photos embedded in {arguments.output}, {len(report.skipped)} skipped{rest}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,12 +1,12 @@
-"""Any data set as sharded ArrayRecord in TFDS's layout, with the photos' bytes untouched.
+"""Convert any data set to sharded ArrayRecord files in TFDS's layout, leaving the photos' bytes unchanged.
 
     python -m edgesam_jax.prepare --source tars --root DIR --output DIR [--subset sa_000020..sa_000029] [--workers N]
 
-Every photo and mask is decoded once on the way: what can't be used is left out, counted by kind and listed in
-``OUTPUT/prepared.json``.  The same command goes on where it was stopped; shards that are complete are kept.
+Every photo and mask is decoded once as a check.  Photos that can't be used are skipped, counted by kind and listed in
+``OUTPUT/prepared.json``.  Run the same command again to resume; complete shards are kept.
 
-``--sample 1000 --seed 0`` takes so many photos at random and writes which to ``OUTPUT/ids.txt``; ``--ids FILE``, and
-``data.ids=FILE`` in training, take those of such a list.
+``--sample 1000 --seed 0`` draws 1,000 photos at random and lists them in ``OUTPUT/ids.txt``.  ``--ids FILE``, or
+``data.ids=FILE`` in training, uses the photos of such a list.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from edgesam_jax.data.readers.id_list import digest, draw, ids_text, photo_ids, 
 from edgesam_jax.data.readers.prepared import FORMAT, MANIFEST, encode, features, load_tfds
 from edgesam_jax.data.readers.records import Record, area_of, decode_record
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.data.source import check_share, left_out
+from edgesam_jax.data.source import check_bad_share, skipped_entries
 from edgesam_jax.files import atomic_file, sha256_of, write_atomically
 
-IDS = "ids.txt"  # which photos were drawn
-NOTES = ".shards"  # what is known of the shards while not all are there
+IDS = "ids.txt"  # list of the photos drawn by --sample
+NOTES = ".shards"  # folder with the settings and a note on each complete shard, until all are complete
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file to write: photos ``first`` to ``last`` of the source."""
+    """One file to write: photos ``first`` to ``last`` (exclusive) of the source."""
 
     file: str
     first: int
@@ -55,7 +55,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Written:
-    """A complete shard: its checksum, its records, and the kinds and messages of what was left out."""
+    """A complete shard: its checksum, its number of records, and the kind and message of each photo skipped."""
 
     file: str
     sha256: str
@@ -65,17 +65,17 @@ class Written:
 
 
 def complete(record: Record) -> Record:
-    """The record with everything its photo and masks have to say: size, run-length codes, areas, points.
+    """Return the record with size, run-length codes, areas and points filled in from its photo and masks.
 
     Raises:
-      BadExample: the photo or a mask can't be decoded, or the photo is of no use.
+      BadExample: the photo or a mask can't be decoded, or the photo is too large or too thin.
     """
     example = decode_record(record)
     check_size(example)
     height, width = example.image.shape[:2]
     annotations = []
     for k, annotation in enumerate(record.annotations):
-        found = {
+        completed = {
             **annotation,
             "id": int(example.annotation_ids[k]),
             "area": area_of(annotation),
@@ -83,13 +83,13 @@ def complete(record: Record) -> Record:
         }
         if "segmentation" in annotation:
             code = coco_mask.encode(np.asfortranarray(example.masks[k].view(np.uint8)))
-            found["segmentation"] = {"counts": code["counts"].decode(), "size": [height, width]}
-        annotations.append(found)
+            completed["segmentation"] = {"counts": code["counts"].decode(), "size": [height, width]}
+        annotations.append(completed)
     return dataclasses.replace(record, annotations=annotations, size=(height, width))
 
 
 def write_shard(data: DataConfig, output: Path, shard: Shard) -> Written:
-    """Write one shard beside and rename it; what a worker does."""
+    """Write one shard, in a worker: to a temporary file, renamed when complete."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     source = _source(data)
@@ -102,7 +102,7 @@ def write_shard(data: DataConfig, output: Path, shard: Shard) -> Written:
                 try:
                     record = source.record(index)
                     if source.annotated and not record.annotations:
-                        raise BadExample("no annotations", f"{record.where}: none that can be used; remove the photo")
+                        raise BadExample("no annotations", f"{record.where}: no usable annotation; remove the photo")
                     record = complete(record)
                 except BadExample as error:
                     skipped.append((error.kind, str(error)))
@@ -120,14 +120,14 @@ _opened: dict[DataConfig, Any] = {}
 
 
 def _source(data: DataConfig) -> Any:
-    """The source, opened once in each worker."""
+    """Return the source, opened once per worker."""
     if data not in _opened:
         _opened[data] = open_source(data, 1024)
     return _opened[data]
 
 
 def shards_of(photos: int, per_shard: int, name: str, split: str) -> list[Shard]:
-    """The source cut into files of TFDS's names."""
+    """Split the photos into shards with TFDS's file names."""
     count = -(-photos // per_shard)
     return [
         Shard(f"{name}-{split}.array_record-{k:05d}-of-{count:05d}", k * per_shard, min((k + 1) * per_shard, photos))
@@ -136,7 +136,7 @@ def shards_of(photos: int, per_shard: int, name: str, split: str) -> list[Shard]
 
 
 def finished(output: Path, shard: Shard) -> Written | None:
-    """What a shard holds if it is there, complete."""
+    """Return the note on a complete shard; None if the shard is missing or incomplete."""
     try:
         note = json.loads((output / NOTES / f"{shard.file}.json").read_text())
         written = Written(**{**note, "skipped": [(kind, message) for kind, message in note["skipped"]]})
@@ -156,15 +156,25 @@ def prepare(
     seed: int = 0,
     max_bad_share: float = 0.01,
 ) -> dict[str, Any]:
-    """Write the data set, or ``sample`` of its photos drawn by ``seed``; returns the manifest.
+    """Write the data set, or ``sample`` of its photos drawn with ``seed``; returns the manifest.
+
+    Args:
+      data: the source.
+      output: folder to write; one that an interrupted call left is completed.
+      name, split: names of the data set and of its split in TFDS.
+      per_shard: photos per shard.
+      workers: number of processes.
+      sample: number of photos to draw; 0 takes all.
+      seed: seed of the draw.
+      max_bad_share: largest fraction of photos that may be skipped, checked from 1,000 photos on.
 
     Raises:
-      UsageError: the source can't be opened, the folder holds something else or can't be written, more than
-        ``max_bad_share`` of 1,000 or more photos can't be used, or none can.
+      UsageError: the source can't be opened, the folder contains other files or can't be written, too many photos can't
+        be used, or none can.
     """
     source = _source(data)
     if not len(source) or not hasattr(source, "record"):
-        raise UsageError(f"--source {data.source}: it has no photos to prepare; train on it as it is")
+        raise UsageError(f"--source {data.source}: no photo files to prepare; train on it directly")
     settings = {
         "data": {k: getattr(data, k) for k in ("source", "root", "annotations", "subset", "limit")},
         "name": name, "split": split, "photos_per_shard": per_shard, "photos": len(source),
@@ -178,14 +188,14 @@ def prepare(
     if (manifest := _claim(output, settings)) is not None:
         return manifest
     if sample:
-        about = f"source: {' '.join([data.source, *data.subset])}", f"drawn: {sample} of {len(source)}, seed {seed}"
-        write_atomically(output / IDS, ids_text(ids, about))
+        comments = f"source: {' '.join([data.source, *data.subset])}", f"drawn: {sample} of {len(source)}, seed {seed}"
+        write_atomically(output / IDS, ids_text(ids, comments))
         data = dataclasses.replace(data, ids=str(output / IDS))
         source = _source(data)
     shards = shards_of(len(source), per_shard, name, split)
     done = {shard: written for shard in shards if (written := finished(output, shard)) is not None}
     if done:
-        print(f"going on: {len(done)} of {len(shards)} shards are complete", file=sys.stderr)
+        print(f"resuming: {len(done)} of {len(shards)} shards are complete", file=sys.stderr)
     with tqdm(total=len(source), unit="photo", desc="prepare", dynamic_ncols=True) as bar:
         bar.update(sum(shard.last - shard.first for shard in done))
         for shard, written in _write(data, output, [s for s in shards if s not in done], workers):
@@ -193,34 +203,36 @@ def prepare(
             bar.update(shard.last - shard.first)
             bad = sum(len(w.skipped) for w in done.values())
             bar.set_postfix(skipped=bad)
-            check_share(bad, sum(s.last - s.first for s in done), max_bad_share, "the shards that are complete stay")
+            check_bad_share(bad, sum(s.last - s.first for s in done), max_bad_share, "complete shards are kept")
     return _finish(source, output, settings, [done[shard] for shard in shards])
 
 
 def _claim(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Make the folder and note what is prepared there; the manifest if that is done already.
+    """Create the folder and save the settings in it; returns the manifest if the data set is already complete.
 
     Raises:
-      UsageError: it holds something else, or can't be written.
+      UsageError: the folder contains another data set or other files, or can't be written.
     """
     started, manifest = output / NOTES / "settings.json", output / MANIFEST
     try:
         for path, read in ((manifest, lambda text: json.loads(text)["settings"]), (started, json.loads)):
             if path.is_file():
                 if read(path.read_text()) != settings:
-                    raise UsageError(f"--output {output}: it holds another preparation; name another folder")
+                    raise UsageError(
+                        f"--output {output}: already contains a data set with other settings; choose another folder"
+                    )
                 return json.loads(path.read_text()) if path is manifest else None
         if output.exists() and any(output.iterdir()):
-            raise UsageError(f"--output {output}: it holds other files; name a new folder")
+            raise UsageError(f"--output {output}: already contains other files; choose a new folder")
         started.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(started, json.dumps(settings))
     except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"--output {output}: cannot be used ({error}); name another folder") from None
+        raise UsageError(f"--output {output}: cannot be used ({error}); choose another folder") from None
     return None
 
 
 def _write(data: DataConfig, output: Path, shards: list[Shard], workers: int) -> Iterator[tuple[Shard, Written]]:
-    """Write shards, several at a time; each as it is done."""
+    """Write shards, ``workers`` at a time; yields each when it is complete."""
     try:
         if workers <= 1:
             for shard in shards:
@@ -237,28 +249,28 @@ def _write(data: DataConfig, output: Path, shards: list[Shard], workers: int) ->
                 pool.shutdown(wait=True, cancel_futures=True)
     except BrokenExecutor:
         raise UsageError(
-            f"--workers {workers}: a worker process was ended from outside, as when memory runs out; complete shards"
-            " stay: run the same command again, with fewer workers"
+            f"--workers {workers}: a worker process was killed, maybe because memory ran out; complete shards are kept:"
+            " run the same command again with fewer workers"
         ) from None
     except OSError as error:
         raise UsageError(
-            f"--output {output}: writing failed ({error.strerror or error}); the shards that are complete stay:"
+            f"--output {output}: writing failed ({error.strerror or error}); complete shards are kept:"
             " run the same command again"
         ) from None
 
 
 def _finish(source: Any, output: Path, settings: dict[str, Any], done: list[Written]) -> dict[str, Any]:
-    """Write TFDS's metadata and, last, the manifest.
+    """Write TFDS's metadata and then the manifest.
 
     Raises:
-      UsageError: nothing could be used.
+      UsageError: no photo could be used.
     """
     tfds = load_tfds()
     records = sum(written.records for written in done)
     skipped = [row for written in done for row in written.skipped]
     if not records:
         raise UsageError(f"none of the {len(source)} photos can be used: {skipped[0][1]}")
-    skipped = left_out(source).rows + skipped
+    skipped = skipped_entries(source).rows + skipped
     template = tfds.core.ShardedFileTemplate(
         dataset_name=settings["name"], split=settings["split"], filetype_suffix="array_record", data_dir=output
     )
@@ -290,16 +302,16 @@ def _finish(source: Any, output: Path, settings: dict[str, Any], done: list[Writ
 
 
 def verify(output: Path) -> list[str]:
-    """Names of the shards that are missing or whose checksum is another than the manifest's.
+    """Return the names of the shards that are missing or don't match the manifest's checksum.
 
     Raises:
-      UsageError: no manifest there, or a damaged one.
+      UsageError: the manifest is missing or damaged.
     """
     from edgesam_jax.data.readers.prepared import read_manifest
 
     manifest = read_manifest(output)
     if not manifest:
-        raise UsageError(f"--verify {output}: no {MANIFEST} in it; give a folder that prepare wrote")
+        raise UsageError(f"--verify {output}: no {MANIFEST} in it; pass a folder written by edgesam_jax.prepare")
     try:
         shards = [(str(shard["file"]), str(shard["sha256"])) for shard in manifest["shards"]]
     except (KeyError, TypeError):
@@ -314,61 +326,73 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     kinds = [name for name in get_args(SourceName) if name != "scenes"]
-    parser.add_argument("--source", choices=kinds, help="what the data set is")
-    parser.add_argument("--root", default="", help="its folder")
-    parser.add_argument("--annotations", default="", help="coco: the JSON file; found under the folder if not given")
-    parser.add_argument("--subset", nargs="+", default=(), help="tars: sa_000020, or sa_000020..sa_000029")
-    parser.add_argument("--limit", type=count, default=0, help="the first so many photos; all if not given")
-    parser.add_argument("--ids", default="", metavar="FILE", help="the photos of this list, one a line")
+    parser.add_argument("--source", choices=kinds, help="kind of the data set; required unless --verify")
+    parser.add_argument("--root", default="", help="folder of the data set")
+    parser.add_argument("--annotations", default="", help="coco: the JSON file; default: the only one in --root")
     parser.add_argument(
-        "--sample", type=count, default=0, metavar="N", help="N photos at random; OUTPUT/ids.txt says which"
+        "--subset",
+        nargs="+",
+        default=(),
+        help="tars: names such as sa_000020, or ranges such as sa_000020..sa_000029; default: all",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of --sample")
+    parser.add_argument("--limit", type=count, default=0, metavar="N", help="use only the first N photos; default: all")
+    parser.add_argument("--ids", default="", metavar="FILE", help="use the photos of this list of ids, one per line")
+    parser.add_argument(
+        "--sample", type=count, default=0, metavar="N", help="use N photos drawn at random; OUTPUT/ids.txt lists them"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of --sample")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--name", default="photos", help="name of the data set in TFDS's file names")
     parser.add_argument("--split", default="train", help="name of the split")
-    parser.add_argument("--photos-per-shard", type=count, default=256)
-    parser.add_argument("--workers", type=count, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument("--max-bad-share", type=share, default=0.01, help="of 1,000 or more photos; beyond it: stop")
-    parser.add_argument("--verify", action="store_true", help="check the checksums of OUTPUT and do nothing else")
+    parser.add_argument(
+        "--photos-per-shard", type=count, default=256, metavar="N", help="photos per shard; default: 256"
+    )
+    parser.add_argument("--workers", type=count, default=os.cpu_count() or 1, metavar="N", help="number of processes")
+    parser.add_argument(
+        "--max-bad-share", type=share, default=0.01, metavar="FRACTION",
+        help="stop when a larger fraction of the photos can't be used, checked from 1,000 photos on; default: 0.01",
+    )  # fmt: skip
+    parser.add_argument("--verify", action="store_true", help="only check the shards of OUTPUT against their checksums")
     return parser
 
 
-def run(given: argparse.Namespace) -> str:
-    """Prepare or verify; returns what to say.
+def run(arguments: argparse.Namespace) -> str:
+    """Prepare or verify; returns the line to print.
 
     Raises:
-      UsageError: see ``prepare`` and ``verify``; or a flag that does not fit.
+      UsageError: see ``prepare`` and ``verify``; or a flag is missing or invalid.
     """
-    if given.verify:
-        damaged = verify(given.output)
+    if arguments.verify:
+        damaged = verify(arguments.output)
         if damaged:
-            raise UsageError(f"{given.output}: damaged or missing: {', '.join(damaged)}; prepare it again")
-        return f"{given.output}: all shards are as they were written"
-    if not given.source:
-        raise UsageError("--source: say what the data set is, or --verify")
-    if not (given.name.isidentifier() and given.split.isidentifier()):
-        raise UsageError(f"--name {given.name} --split {given.split}: use letters, digits and _ alone")
+            raise UsageError(f"{arguments.output}: damaged or missing: {', '.join(damaged)}; prepare it again")
+        return f"{arguments.output}: all shards are as they were written"
+    if not arguments.source:
+        raise UsageError("--source: required; pass the kind of the data set, or --verify")
+    if not (arguments.name.isidentifier() and arguments.split.isidentifier()):
+        raise UsageError(
+            f"--name {arguments.name} --split {arguments.split}: use only letters, digits and _, and no digit first"
+        )
     data = DataConfig(
-        source=given.source, root=given.root, annotations=given.annotations, subset=tuple(given.subset),
-        limit=given.limit, ids=given.ids,
+        source=arguments.source, root=arguments.root, annotations=arguments.annotations, subset=tuple(arguments.subset),
+        limit=arguments.limit, ids=arguments.ids,
     )  # fmt: skip
     manifest = prepare(
         data,
-        given.output,
-        given.name,
-        given.split,
-        given.photos_per_shard,
-        given.workers,
-        given.sample,
-        given.seed,
-        given.max_bad_share,
+        arguments.output,
+        name=arguments.name,
+        split=arguments.split,
+        per_shard=arguments.photos_per_shard,
+        workers=arguments.workers,
+        sample=arguments.sample,
+        seed=arguments.seed,
+        max_bad_share=arguments.max_bad_share,
     )
-    left = ", ".join(f"{kind} {count}" for kind, count in manifest["skipped"].items())
+    skipped = ", ".join(f"{kind} {count}" for kind, count in manifest["skipped"].items())
     size = sum(shard["bytes"] for shard in manifest["shards"]) / 1e9
     return (
-        f"{manifest['records']} photos, {size:.2f} GB in {len(manifest['shards'])} shards in {given.output};"
-        f" left out: {left or 'none'}"
+        f"{manifest['records']} photos, {size:.2f} GB in {len(manifest['shards'])} shards in {arguments.output};"
+        f" skipped: {skipped or 'none'}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Small data sets on disk: a folder in COCO's format, and tars in SA-1B's."""
+"""Small data sets on disk for tests: a COCO-format folder and SA-1B tars."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 
 
 def coco_folder(folder: Path, photos: int = 5) -> Path:
-    """A COCO-format data set: polygons, both run-length codes, a crowd, and PNG beside JPEG."""
+    """Write a COCO-format data set with polygons, both run-length codes, and PNG as well as JPEG photos."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     images, annotations = [], []
@@ -40,12 +40,14 @@ def coco_folder(folder: Path, photos: int = 5) -> Path:
 
 
 def photo(number: int) -> bytes:
+    """Return a plain grey 40x30 JPEG."""
     file = io.BytesIO()
     Image.fromarray(np.full((30, 40, 3), number * 10, np.uint8)).save(file, "JPEG")
     return file.getvalue()
 
 
 def annotation(number: int, masks: int = 2) -> bytes:
+    """Return SA-1B's JSON file for ``photo(number)``."""
     annotations = []
     for k in range(masks):
         mask = np.zeros((30, 40), np.uint8, order="F")
@@ -66,6 +68,7 @@ def annotation(number: int, masks: int = 2) -> bytes:
 
 
 def write_tar(path, numbers, prefix="", leave_out=()):
+    """Write a tar of SA-1B photos and JSON files, except members whose names end as in ``leave_out``."""
     with tarfile.open(path, "w") as file:
         for number in numbers:
             for suffix, content in (("json", annotation(number)), ("jpg", photo(number))):

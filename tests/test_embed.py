@@ -1,4 +1,4 @@
-"""The store of teacher embeddings: what is read is what was written, and nothing else is taken for it."""
+"""The store of teacher embeddings: reads return what was written, and never another photo's or teacher's embedding."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def data(photos):
     return DataConfig(source="coco", root=str(photos), batch_size=2, max_prompts=3)
 
 
-def own(teacher, image):
+def embedding_of(teacher, image):
     """The embedding, computed for this photo alone."""
     framed, size = into_frame(image, teacher.config.image_size)
     variables = for_inference(teacher.config, teacher.variables)
@@ -80,20 +80,20 @@ def test_numbers_survive_storing(seed, spread):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 1e-3), ("bfloat16", 8e-3), ("int8", 2e-2)])
-def test_training_reads_what_the_teacher_says(tmp_path, teacher, data, dtype, tolerance):
+def test_training_reads_the_teachers_embeddings(tmp_path, teacher, data, dtype, tolerance):
     report = embed.embed(teacher, data, tmp_path / "store", dtype, per_shard=3, batch_size=2)
     assert (report.embedded, report.skipped, report.remaining) == (7, [], 0)
     model = dataclasses.replace(REPVIT, image_size=CONV.image_size)
     stream = batches(dataclasses.replace(data, embeddings=(str(tmp_path / "store"),)), model)
     source = open_source(data, 64)
-    by_id = {source.record(i).image_id: own(teacher, source.load(i).image) for i in range(7)}
+    by_id = {source.record(i).image_id: embedding_of(teacher, source.load(i).image) for i in range(7)}
     seen = set()
     for _ in range(5):
         batch = next(stream)
         for image_id, embedding in zip(stream.ids, batch.teacher_embedding, strict=True):
-            wanted = by_id[image_id]
-            assert embedding.shape == wanted.shape == (CONV.grid, CONV.grid, CONV.embed_dim)
-            assert np.abs(embedding - wanted).max() <= tolerance * np.abs(wanted).max()
+            expected = by_id[image_id]
+            assert embedding.shape == expected.shape == (CONV.grid, CONV.grid, CONV.embed_dim)
+            assert np.abs(embedding - expected).max() <= tolerance * np.abs(expected).max()
             seen.add(image_id)
     assert seen == set(by_id)
 
@@ -108,17 +108,17 @@ def test_a_run_from_a_store_is_the_run_with_the_teacher_online(tmp_path, teacher
         train=TrainConfig(steps=3, log_every=1, picture_every=0, devices=1),
     )  # fmt: skip
     losses = []
-    for name, given_store in (("online", ()), ("stored", (str(store),))):
-        own_data = dataclasses.replace(data, embeddings=given_store)
-        fit(dataclasses.replace(config, data=own_data), tmp_path / name, quiet=True)
+    for name, stores in (("online", ()), ("stored", (str(store),))):
+        changed = dataclasses.replace(config, data=dataclasses.replace(data, embeddings=stores))
+        fit(changed, tmp_path / name, quiet=True)
         rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         losses.append([json.loads(row)["loss"] for row in rows])
     assert len(losses[0]) == 3 and np.allclose(*losses, rtol=2e-3)
 
 
 def test_parts_share_the_work_and_the_result_is_the_same(tmp_path, teacher, data):
-    whole, shared = tmp_path / "whole", tmp_path / "shared"
-    embed.embed(teacher, data, whole, per_shard=2)
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    embed.embed(teacher, data, alone, per_shard=2)
     first = embed.embed(teacher, data, shared, per_shard=2, part=(1, 3))
     assert first.embedded == 2 and first.remaining == 3
     with pytest.raises(UsageError, match="3 of 4 shards are missing"):
@@ -126,10 +126,10 @@ def test_parts_share_the_work_and_the_result_is_the_same(tmp_path, teacher, data
     embed.embed(teacher, data, shared, per_shard=2, part=(0, 2))
     assert embed.embed(teacher, data, shared, per_shard=2).remaining == 0
     for number in range(4):
-        assert (shared / shard_name(number, 4)).read_bytes() == (whole / shard_name(number, 4)).read_bytes()
+        assert (shared / shard_name(number, 4)).read_bytes() == (alone / shard_name(number, 4)).read_bytes()
 
 
-def test_a_killed_call_goes_on(tmp_path, teacher, photos):
+def test_a_killed_call_resumes(tmp_path, teacher, photos):
     save_model_file(tmp_path / "teacher.msgpack", teacher)
     store = tmp_path / "store"
     command = [
@@ -144,24 +144,26 @@ def test_a_killed_call_goes_on(tmp_path, teacher, photos):
     process.wait()
     there = {p: p.stat().st_mtime_ns for p in store.glob("*.safetensors")}
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
-    assert done.returncode == 0 and "0 left out" in done.stdout, done.stderr
+    assert done.returncode == 0 and "0 skipped" in done.stdout, done.stderr
     assert len(there) >= 2 and all(p.stat().st_mtime_ns == when for p, when in there.items())
     assert len(EmbeddingStore(store)) == 7 and not list(store.glob(".*"))
 
 
-def test_bad_photos_are_left_out_and_replaced_in_training(tmp_path, teacher):
+def test_bad_photos_are_skipped_and_replaced_in_training(tmp_path, teacher):
     root = coco_folder(tmp_path / "coco", 5)
     (root / "003.jpg").write_bytes(b"")
     data = DataConfig(source="coco", root=str(root), batch_size=5, shuffle=False, embeddings=(str(tmp_path / "store"),))
     report = embed.embed(teacher, data, tmp_path / "store", per_shard=2)
     assert report.embedded == 4 and [kind for kind, _ in report.skipped] == ["photo damaged"]
-    (tmp_path / "store" / shard_name(1, 3)).unlink()  # done again, it is listed once
+    (tmp_path / "store" / shard_name(1, 3)).unlink()  # embedded again, the photo is listed only once
     assert embed.embed(teacher, data, tmp_path / "store", per_shard=2).embedded == 1
     (row,) = (tmp_path / "store/skipped-0-of-1.jsonl").read_text().splitlines()
     assert json.loads(row)["kind"] == "photo damaged" and "003.jpg" in row
     store = pickle.loads(pickle.dumps(EmbeddingStore(tmp_path / "store")))
     assert len(store) == 4 and photo_key(b"") not in store
-    (root / "004.jpg").write_bytes((root / "001.jpg").read_bytes())  # other photo, other size: not the one embedded
+    (root / "004.jpg").write_bytes(
+        (root / "001.jpg").read_bytes()
+    )  # another photo of another size, not the one embedded
     (root / "005.jpg").write_bytes((root / "005.jpg").read_bytes() + b"\0")
     stream = batches(data, REPVIT)
     next(stream)
@@ -199,7 +201,7 @@ def test_all_devices_make_the_same_store(tmp_path, teacher, photos):
 
 
 def test_a_mixture_reads_from_several_stores(tmp_path, teacher):
-    """Each photo is found wherever it is stored, by what it is."""
+    """Each photo's embedding is found by its key, in whichever store holds it."""
     roots = [coco_folder(tmp_path / name, count) for name, count in (("a", 2), ("b", 5))]
     stores = []
     for root in roots:
@@ -218,7 +220,7 @@ def test_damage_is_named(tmp_path, teacher, data):
     keys = [photo_key(open_source(data, 64).record(i).photo) for i in range(7)]
     path = store_path / shard_name(1, 2)
     content = bytearray(path.read_bytes())
-    whole = bytes(content)
+    intact = bytes(content)
     start_of_data = 8 + int.from_bytes(content[:8], "little")
     content[start_of_data + 100] ^= 0x40
     path.write_bytes(content)
@@ -237,10 +239,10 @@ def test_damage_is_named(tmp_path, teacher, data):
     store.expect(keys[4])
     with pytest.raises(BadExample, match=path.name):
         store.read(keys[4])
-    path.write_bytes(whole[: start_of_data + 10])
+    path.write_bytes(intact[: start_of_data + 10])
     with pytest.raises(BadExample, match="damaged"):
         store.read(keys[4])
-    path.write_bytes(whole[: len(whole) // 2])
+    path.write_bytes(intact[: len(intact) // 2])
     with pytest.raises(UsageError, match=path.name):
         EmbeddingStore(store_path)
     path.write_bytes((store_path / shard_name(0, 2)).read_bytes().replace(b"photos", b"phonos"))
@@ -267,7 +269,7 @@ def test_a_store_of_something_else_is_refused(tmp_path, teacher, data):
     ):
         with pytest.raises(UsageError, match=message):
             inputs.check_store(dataclasses.replace(config, data=other), teacher)
-    with pytest.raises(UsageError, match="there is no teacher"):
+    with pytest.raises(UsageError, match="the run has no teacher"):
         inputs.check_store(config, None)
     for changes, message in (
         ({"dtype": "int8"}, "another dtype"),
@@ -275,22 +277,22 @@ def test_a_store_of_something_else_is_refused(tmp_path, teacher, data):
         ({"teacher": Model(CONV, changed)}, "another teacher"),
         ({"data": dataclasses.replace(data, limit=3)}, "another photos"),
     ):
-        given = {"teacher": teacher, "data": data, "output": store} | changes
+        arguments = {"teacher": teacher, "data": data, "output": store} | changes
         with pytest.raises(UsageError, match=message):
-            embed.embed(**given)
+            embed.embed(**arguments)
     (store / "store.json").write_text((store / "store.json").read_text().replace("bilinear", "bicubic"))
     with pytest.raises(UsageError, match="other preprocessing"):
         read_header(store)
 
 
-def test_wrong_use_is_one_line(tmp_path, capsys, photos):
+def test_wrong_usage_gives_a_one_line_error(tmp_path, capsys, photos):
     base = ["--teacher", "tiny_teacher", "--source", "coco", "--root", photos, "--output", tmp_path / "out"]
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("")
     for arguments, message in (
         ([*base, "--part", "3/3"], "--part"),
         ([*base, "--dtype", "int4"], "--dtype"),
-        ([*base[:-1], tmp_path / "full"], "holds other files"),
+        ([*base[:-1], tmp_path / "full"], "already contains other files"),
         (["--teacher", tmp_path / "none", *base[2:]], "no such file"),
         ([*base[:5], tmp_path / "nowhere", *base[6:]], "no such folder"),
     ):

@@ -1,4 +1,4 @@
-"""Any source as ArrayRecord in TFDS's layout, and back."""
+"""Conversion of any source to ArrayRecord in TFDS's layout, and reading it back."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_tfds_reads_it_by_itself(tmp_path):
     assert len(first["annotations"]["id"]) == 3 and "tensorflow" not in sys.modules
 
 
-def test_what_can_not_be_used_is_left_out_and_listed(tmp_path, capsys):
+def test_photos_that_can_not_be_used_are_skipped_and_listed(tmp_path, capsys):
     root, output = coco_folder(tmp_path / "coco", 8), tmp_path / "out"
     (root / "001.jpg").write_bytes((root / "001.jpg").read_bytes()[:300])
     (root / "003.jpg").write_bytes(b"")
@@ -97,35 +97,35 @@ def test_too_many_bad_photos_stop_it(tmp_path, capsys, monkeypatch):
     assert run(*flags, "--max-bad-share", "0.2") == 2
     assert "1 of the first 4 photos can't be used, more than --max-bad-share 0.2" in capsys.readouterr().err
     assert not (output / "prepared.json").exists()
-    assert run(*flags, "--max-bad-share", "0.25") == 0  # goes on with the first shard
+    assert run(*flags, "--max-bad-share", "0.25") == 0  # resumes after the first shard
 
 
-def end_of_a_worker(*unused: object) -> None:
-    os._exit(1)  # as the system ends a process when memory runs out
+def killed_worker(*unused: object) -> None:
+    os._exit(1)  # as the system kills a process when memory runs out
 
 
-def test_a_worker_that_is_ended_is_one_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(prepare, "write_shard", end_of_a_worker)
+def test_a_killed_worker_gives_a_one_line_error(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(prepare, "write_shard", killed_worker)
     root = coco_folder(tmp_path / "coco", 4)
     flags = ["--source", "coco", "--root", root, "--output", tmp_path / "out", "--photos-per-shard", 1]
     assert run(*flags, "--workers", 2) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "error: --workers 2: a worker process was ended" in last
+    assert "error: --workers 2: a worker process was killed" in last
 
 
-def test_what_was_prepared_is_a_source_too(tmp_path):
+def test_prepared_data_can_be_prepared_again(tmp_path):
     root, first, second = coco_folder(tmp_path / "coco", 6), tmp_path / "first", tmp_path / "second"
     assert run("--source", "coco", "--root", root, "--output", first) == 0
     assert run("--source", "prepared", "--root", first, "--output", second, "--sample", 3, "--seed", 1) == 0
-    whole, drawn = PreparedSource(first), PreparedSource(second)
+    full, drawn = PreparedSource(first), PreparedSource(second)
     assert len(drawn) == 3
-    by_id = {whole.load(i).image_id: whole.load(i) for i in range(6)}
+    by_id = {full.load(i).image_id: full.load(i) for i in range(6)}
     for i in range(3):
-        found = drawn.load(i)
-        assert all((getattr(found, name) == getattr(by_id[found.image_id], name)).all() for name in FIELDS)
+        example = drawn.load(i)
+        assert all((getattr(example, name) == getattr(by_id[example.image_id], name)).all() for name in FIELDS)
 
 
-def test_a_preparation_goes_on_where_it_was_killed(tmp_path):
+def test_a_killed_preparation_resumes(tmp_path):
     root, output = coco_folder(tmp_path / "coco", 60), tmp_path / "out"
     arguments = ["--source", "coco", "--root", root, "--output", output, "--photos-per-shard", 3, "--workers", 2]
     command = [sys.executable, "-m", "edgesam_jax.prepare", *map(str, arguments)]
@@ -136,18 +136,18 @@ def test_a_preparation_goes_on_where_it_was_killed(tmp_path):
             time.sleep(0.005)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        with pytest.raises(UsageError, match="has not ended: run the same command again"):
+        with pytest.raises(UsageError, match="not finished: run the same command again"):
             PreparedSource(output)
     kept = {p: p.stat().st_mtime_ns for p in output.glob("photos-*")}
     assert 9 <= len(kept) < 20
     assert run(*arguments) == 0
     noted = [p for p, when in kept.items() if p.stat().st_mtime_ns == when]
-    assert len(noted) >= len(kept) - 4  # renamed but not noted yet: at most one of each worker and kill
+    assert len(noted) >= len(kept) - 4  # renamed but without a note yet: at most one per worker and kill
     assert run("--output", output, "--verify") == 0
     assert not list(output.glob(".*"))
     stored = PreparedSource(output)
     assert [stored.record(i).image_id for i in range(60)] == list(range(1, 61))
-    assert run(*arguments) == 0  # and once more does nothing
+    assert run(*arguments) == 0  # does nothing
 
 
 def test_damage_is_found(tmp_path, capsys):
@@ -178,7 +178,7 @@ def test_damage_is_found(tmp_path, capsys):
         PreparedSource(output).load(2)
 
 
-def test_wrong_use_is_one_line(tmp_path, capsys):
+def test_wrong_usage_gives_a_one_line_error(tmp_path, capsys):
     root, output = coco_folder(tmp_path / "coco"), tmp_path / "out"
     base = ["--source", "coco", "--root", root, "--output", output]
     assert run(*base) == 0
@@ -189,9 +189,9 @@ def test_wrong_use_is_one_line(tmp_path, capsys):
     (tmp_path / "none_good" / "001.jpg").write_bytes(b"")
     capsys.readouterr()
     for arguments, message in (
-        ([*base, "--limit", "2"], "holds another preparation"),
-        ([*base[:-1], tmp_path / "full"], "holds other files"),
-        (["--output", output], "--source: say what"),
+        ([*base, "--limit", "2"], "already contains a data set with other settings"),
+        ([*base[:-1], tmp_path / "full"], "already contains other files"),
+        (["--output", output], "--source: required"),
         ([*base, "--name", "a-b"], "letters, digits"),
         ([*base, "--workers", "0"], "--workers"),
         (["--source", "films", "--output", output], "invalid choice"),

@@ -1,4 +1,4 @@
-"""Changes of a photo with its masks, boxes and points, before it is resized."""
+"""Augmentation of a photo together with its masks, boxes and points, before resizing."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from edgesam_jax.config import AugmentConfig
 from edgesam_jax.data.schema import Example, boxes_of
 from edgesam_jax.data.transforms import interior_point
 
-VISIBLE = 0.5  # share of an instance inside the window below which it is dropped
+VISIBLE = 0.5  # an instance is dropped when a smaller fraction of its pixels lies inside the window
 
 
 def augment(example: Example, config: AugmentConfig, rng: np.random.Generator) -> Example:
-    """The example with what ``config`` asks for; what is off draws no random number."""
+    """Apply the augmentations that ``config`` enables; a disabled one draws no random number."""
     if config.scale:
         example = zoom(example, rng.uniform(1 - config.scale, 1 + config.scale), rng)
     if config.flip and rng.random() < config.flip:
@@ -26,7 +26,7 @@ def augment(example: Example, config: AugmentConfig, rng: np.random.Generator) -
 
 
 def mirror(example: Example) -> Example:
-    """Left and right exchanged."""
+    """Flip an example horizontally."""
     width = example.image.shape[1]
     boxes, points = example.boxes.copy(), example.points.copy()
     boxes[:, [0, 2]] = width - example.boxes[:, [2, 0]]
@@ -35,10 +35,10 @@ def mirror(example: Example) -> Example:
 
 
 def zoom(example: Example, scale: float, rng: np.random.Generator) -> Example:
-    """The photo at ``scale`` times its size in the frame: a window of it, or itself with black around it.
+    """Scale the content of a photo by ``scale``: crop a random window, or pad with black at a random position.
 
-    Instances of which the window shows less than half are dropped; boxes become those of what is seen, and a point
-    that is out of sight is drawn anew.
+    A crop drops instances of which less than half remains visible and recomputes boxes from the visible pixels.  A
+    point outside the window is drawn again from the visible mask.
     """
     height, width = example.image.shape[:2]
     rows, columns = max(1, round(height / scale)), max(1, round(width / scale))
@@ -66,7 +66,7 @@ def zoom(example: Example, scale: float, rng: np.random.Generator) -> Example:
 
 
 def recolour(example: Example, factors: np.ndarray) -> Example:
-    """Brightness, contrast and saturation multiplied by ``factors`` (3)."""
+    """Multiply brightness, contrast and saturation by ``factors`` (3)."""
     photo = Image.fromarray(np.ascontiguousarray(example.image))
     for change, factor in zip(
         (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), factors, strict=True

@@ -1,10 +1,10 @@
-"""A store of teacher embeddings: one safetensors file a shard, each photo found by the hash of its file's bytes.
+"""A store of teacher embeddings: one safetensors file per shard, indexed by the hash of each photo's file.
 
-    ROOT/store.json                          what every shard is of: teacher, preprocessing, shape, dtype, photos
+    ROOT/store.json                          the header of all shards: teacher, preprocessing, shape, dtype, photos
     ROOT/embeddings-00003-of-00430.safetensors
 
 A shard holds ``embedding`` (n g g c), ``scale`` (n c) for int8, ``key`` (n 16) uint8 and ``crc32`` (n) of each row's
-bytes; its header repeats ``store.json``, so that a stray shard says what it is.
+bytes.  Its metadata repeat ``store.json``, so that a shard of another store is recognised.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ PREPROCESSING = "sam: longest side to image_size, Pillow bilinear on uint8, norm
 StoredType = Literal["float16", "bfloat16", "int8"]
 KEY_BYTES = 16
 _NUMPY = {"float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}
-_PIECE = 1 << 18  # bytes of a row that are read at a time: as much as a core's cache holds well
+_PIECE = 1 << 18  # bytes read at a time, so that the checksum finds them in the core's cache
 
 
 @dataclass(frozen=True)
 class StoreHeader:
-    """What a store holds.  ``teacher`` is the SHA-256 of the encoder's weights, ``source`` a name for people."""
+    """The contents of a store.  ``teacher`` is the SHA-256 of the encoder's weights, ``source`` its readable name."""
 
     teacher: str
     source: str
@@ -50,21 +50,27 @@ class StoreHeader:
 
 
 def photo_key(photo: bytes) -> bytes:
-    """The key of a photo: of its file's bytes, so that no other photo's embedding can be taken for its own."""
+    """Return a photo's key, a hash of its file, so that an embedding is never paired with a different photo."""
     return hashlib.sha256(photo).digest()[:KEY_BYTES]
 
 
 def shard_name(number: int, count: int) -> str:
+    """Return the file name of shard ``number`` of ``count``."""
     return f"embeddings-{number:05d}-of-{count:05d}.safetensors"
 
 
-# ------------------------------------------------------------------------------------------------------------ numbers
+# -------------------------------------------------------------------------------------------------------- quantisation
 
 
 def quantise(embedding: np.ndarray, dtype: StoredType) -> tuple[np.ndarray, np.ndarray | None]:
-    """float32 (n g g c) as it is stored, and for int8 the scales (n c): the largest magnitude of a channel is 127."""
+    """Convert float32 embeddings (n g g c) to the stored type.
+
+    Returns:
+      The stored array, and for int8 the float32 scales (n c), which map the largest magnitude of a channel to 127;
+      None for the other types.
+    """
     if dtype == "float16":
-        largest = np.finfo(np.float16).max  # SAM's embeddings stay far below; a broken teacher's need not
+        largest = np.finfo(np.float16).max  # SAM's embeddings stay far below this; a broken teacher's may not
         return np.clip(embedding, -largest, largest).astype(np.float16), None
     if dtype == "bfloat16":
         bits = np.ascontiguousarray(embedding, np.float32).view(np.uint32)
@@ -75,7 +81,7 @@ def quantise(embedding: np.ndarray, dtype: StoredType) -> tuple[np.ndarray, np.n
 
 
 def dequantise(stored: np.ndarray, scale: np.ndarray | None, dtype: StoredType) -> np.ndarray:
-    """One row (g g c) as it goes to the step: float16 as it is, else float32."""
+    """Convert one stored row (g g c) for the training step: float16 stays as it is, other types become float32."""
     if dtype == "float16":
         return stored
     if dtype == "bfloat16":
@@ -88,7 +94,7 @@ def dequantise(stored: np.ndarray, scale: np.ndarray | None, dtype: StoredType) 
 
 
 def write_shard(path: Path, header: StoreHeader, keys: list[bytes], embedding: np.ndarray) -> None:
-    """Write a shard of ``embedding`` (n g g c) float32 to a file."""
+    """Write a shard of ``keys`` and ``embedding`` (n g g c) float32 to a file."""
     from safetensors.numpy import save_file
 
     stored, scale = quantise(embedding, header.dtype)
@@ -106,14 +112,14 @@ def write_shard(path: Path, header: StoreHeader, keys: list[bytes], embedding: n
 
 
 def read_header(root: Path) -> StoreHeader:
-    """The header of a store.
+    """Read the header of a store.
 
     Raises:
-      UsageError: no store there, or one that is damaged or of another version.
+      UsageError: ``root`` holds no store, or its header is damaged or of another version.
     """
     path = root / STORE
     if not path.is_file():
-        raise UsageError(f"embeddings {root}: no {STORE} in it; name a folder that edgesam_jax.embed wrote")
+        raise UsageError(f"embeddings {root}: no {STORE} in this folder; pass a folder written by edgesam_jax.embed")
     return _header(path.read_text(), path)
 
 
@@ -122,15 +128,17 @@ def _header(text: str, path: Path) -> StoreHeader:
         values = json.loads(text)
         header = StoreHeader(**{**values, "shape": tuple(values["shape"])})
     except (ValueError, KeyError, TypeError):
-        raise UsageError(f"embeddings {path}: its header is damaged; embed again") from None
+        raise UsageError(f"embeddings {path}: damaged header; run edgesam_jax.embed again") from None
     if (header.format, header.preprocessing) != (FORMAT, PREPROCESSING):
-        raise UsageError(f"embeddings {path}: made by another version, with other preprocessing; embed again")
+        raise UsageError(
+            f"embeddings {path}: written by another version, with other preprocessing; run edgesam_jax.embed again"
+        )
     return header
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """Where a shard's rows lie: byte offsets of the first embedding and of the first scale, and each row's checksum."""
+    """Layout of a shard: byte offsets of the first embedding and of the first scale, and the checksum of each row."""
 
     path: Path
     embedding: int
@@ -139,10 +147,10 @@ class _Shard:
 
 
 class EmbeddingStore:
-    """Reads a complete store.  Pickles, and holds no open files.
+    """Reader of a complete store.  Can be pickled, and holds no open files.
 
     Raises:
-      UsageError: no store there, shards that are missing or of another store, or a damaged one, named.
+      UsageError: ``root`` holds no store, or a shard is missing, damaged or of another store; the message names it.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -163,24 +171,27 @@ class EmbeddingStore:
             self._rows.update((bytes(key), (number, row)) for row, key in enumerate(keys))
 
     def _open(self, path: Path) -> tuple[_Shard, np.ndarray]:
-        """A shard's places and its keys, having checked that it is one of this store."""
+        """Return a shard's layout and its keys, after checking that it belongs to this store."""
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(path, "np") as file:
                 text = (file.metadata() or {}).get("edgesam_jax", "")
                 keys, crc32 = file.get_tensor("key"), file.get_tensor("crc32")
-            # Rows are read by ourselves: safetensors maps the file, and the kernel reads a mapped file in small pieces.
+            # Rows are read with plain reads: safetensors maps the file, and the kernel reads mapped files in small
+            # pieces.
             with path.open("rb") as file:
                 size = int.from_bytes(file.read(8), "little")
-                places = json.loads(file.read(size))
+                tensors = json.loads(file.read(size))
             embedding, scale = (
-                8 + size + places[name]["data_offsets"][0] if name in places else 0 for name in ("embedding", "scale")
+                8 + size + tensors[name]["data_offsets"][0] if name in tensors else 0 for name in ("embedding", "scale")
             )
         except (SafetensorError, OSError, ValueError, KeyError) as error:
-            raise UsageError(f"embeddings {path}: damaged shard ({error}); remove it and embed again") from None
+            raise UsageError(
+                f"embeddings {path}: damaged shard ({error}); remove it and run edgesam_jax.embed again"
+            ) from None
         if _header(text, path) != self.header:
-            raise UsageError(f"embeddings {path}: a shard of another store; remove it and embed again")
+            raise UsageError(f"embeddings {path}: belongs to another store; remove it and run edgesam_jax.embed again")
         return _Shard(path, embedding, scale, crc32), keys
 
     def __len__(self) -> int:
@@ -190,23 +201,31 @@ class EmbeddingStore:
         return key in self._rows
 
     def expect(self, key: bytes) -> None:
-        """Have the disk read a photo's embedding, if it is there, while the caller does something else."""
+        """Start reading a photo's embedding, if stored, into the page cache while the caller does other work."""
         place = self._rows.get(key)
         if place is not None and hasattr(os, "posix_fadvise"):
             shard, row = self._shards[place[0]], place[1]
             size = int(np.prod(self.header.shape)) * np.dtype(_NUMPY[self.header.dtype]).itemsize
-            with contextlib.suppress(OSError), shard.path.open("rb", buffering=0) as file:  # reading will tell
+            with contextlib.suppress(OSError), shard.path.open("rb", buffering=0) as file:  # ``read`` reports errors
                 os.posix_fadvise(file.fileno(), shard.embedding + row * size, size, os.POSIX_FADV_WILLNEED)
 
     def read(self, key: bytes, name: object = "") -> np.ndarray:
-        """The embedding (g g c) of a photo: float16, or float32 from the other types.
+        """Read the embedding (g g c) of a photo: float16, or float32 from the other types.
+
+        Args:
+          key: the photo's ``photo_key``.
+          name: name of the photo in error messages.
 
         Raises:
-          BadExample: the store hasn't it, or its bytes are not those that were written; the shard is named.
+          BadExample: the store has no such embedding, or its bytes are not those that were written; the message names
+            the shard.
         """
         place = self._rows.get(key)
         if place is None:
-            raise BadExample("embedding missing", f"photo {name}: not in the store {self._root}; embed this data set")
+            raise BadExample(
+                "embedding missing",
+                f"photo {name}: not in the store {self._root}; run edgesam_jax.embed on its data set",
+            )
         shard, row = self._shards[place[0]], place[1]
         stored = np.empty(self.header.shape, _NUMPY[self.header.dtype])
         scale = np.empty(self.header.shape[-1], np.float32) if self.header.dtype == "int8" else None
@@ -219,13 +238,13 @@ class EmbeddingStore:
             message = f"embeddings {shard.path}: {error.strerror or error}; check the file"
             raise BadExample("embedding unreadable", message) from None
         if crc32 != int(shard.crc32[row]):
-            message = f"embeddings {shard.path}: row {row} is damaged; remove it and embed again"
+            message = f"embeddings {shard.path}: row {row} is damaged; remove this file and run edgesam_jax.embed again"
             raise BadExample("embedding damaged", message)
         return dequantise(stored, scale, self.header.dtype)
 
 
 def _read(file: io.FileIO, offset: int, array: np.ndarray) -> int:
-    """Fill an array from an offset of a file, as far as that goes; returns the checksum of what was read."""
+    """Fill an array from a file, up to the file's end; returns the CRC-32 of the bytes read."""
     file.seek(offset)
     rest, crc32 = array.reshape(-1).view(np.uint8).data, 0
     while rest and (size := file.readinto(rest[:_PIECE])):

@@ -1,4 +1,4 @@
-"""Which photo stands at which place of a run: a pure function of the place."""
+"""The order in which a run visits the photos: a pure function of the position."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _ENDLESS = 1 << 40  # steps; longer than any run
 
 
 def order(parts: list[Part], data: DataConfig) -> Callable[[int], tuple[int, int]]:
-    """Position in the endless sequence -> (part, index of its example).
+    """Return the function that maps a position in the endless sequence to (part, index of the example in the part).
 
-    Every part goes round in epochs of its own, each in its own order; parts take turns by their weights.
+    Every part repeats in its own epochs, each in a new order; parts alternate in proportion to their weights.
     """
     import grain
 
     def positions(number: int, part: Part) -> grain.MapDataset:
         size = len(part.source)
         if size and data.shuffle and data.shuffle_window:
-            windows = Windows(size, data.shuffle_window, data.seed + 7919 * number)
+            windows = ShuffleWindows(size, data.shuffle_window, data.seed + 7919 * number)
             return grain.MapDataset.range(_ENDLESS).map(lambda position: (number, windows[int(position)]))
         dataset = grain.MapDataset.range(size or _ENDLESS)
         if size and data.shuffle:
@@ -35,11 +35,11 @@ def order(parts: list[Part], data: DataConfig) -> Callable[[int], tuple[int, int
     return grain.MapDataset.mix(endless, [part.weight for part in parts]).__getitem__
 
 
-class Windows:
-    """An endless order that stays in one part of the data for a while: windows of neighbours, shuffled in themselves.
+class ShuffleWindows:
+    """An endless order that shuffles windows of neighbouring examples, and the examples within each window.
 
-    A disk or a file system that is slow at random places then reads nearly in sequence, and all processes of a job read
-    in the same window.  Each epoch takes the windows in another order, each window in another order of its own.
+    Reads stay close together, which suits disks and file systems that are slow at random access, and all processes of a
+    job read in the same window.  Each epoch draws a new order of the windows and a new order within each of them.
     """
 
     def __init__(self, size: int, window: int, seed: int) -> None:

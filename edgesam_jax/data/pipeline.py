@@ -1,8 +1,8 @@
-"""Batches of fixed shape, the same for the same (seed, step) whatever the number of workers or processes.
+"""Batches of fixed shape that depend on (seed, step) alone, not on the number of workers or processes.
 
-There is no iterator state to save: a run resumes by its step number.  Which photo stands where is a pure function of
-the step, also over the ends of epochs and for mixtures; a photo that can't be used is replaced by another one, drawn by
-its place, and reported.
+There is no iterator state to save: a run resumes by its step number.  The photos of a batch are a pure function of the
+step, across epochs and for mixtures too.  A photo that can't be used is reported and replaced by another one, drawn as
+a function of its position.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from edgesam_jax.data.opening import open_parts
 from edgesam_jax.data.order import _ENDLESS, order
 from edgesam_jax.data.readers.records import decode
 from edgesam_jax.data.schema import BadExample, Example
-from edgesam_jax.data.source import Part, Source, Split, left_out
+from edgesam_jax.data.source import Part, Source, Split, skipped_entries
 from edgesam_jax.data.transforms import MAX_SIDE, jitter_boxes, low_res_windows, suppress_masks
 from edgesam_jax.portable.frame import pad_to_square, resize_longest_side, scale_coords, target_size
 
-if TYPE_CHECKING:  # workers import this module, and must not start JAX
+if TYPE_CHECKING:  # workers import this module and must not start JAX
     from edgesam_jax.types import Batch
 
 Arrays = dict[str, np.ndarray]
 _AHEAD = 2  # batches prepared while a step runs
-_TRIES = 20  # photos drawn in place of one that can't be used, before the run is given up
-MAX_RATIO = 64  # of the sides: beyond it the shorter one is less than a cell of the embedding
+_TRIES = 20  # photos tried for one place of a batch before the run stops
+MAX_RATIO = 64  # of the longer to the shorter side; beyond it the shorter is less than a cell of the embedding
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A photo that was replaced by another: in which batch, why, and what the message would have been.
+    """A photo that was replaced by another: the step of its batch, the kind of fault, and the message.
 
-    Also what the data set could not give when it was opened, as of batch 0.
+    Entries that the data set skipped on opening are reported the same way, under step 0.
     """
 
     step: int
@@ -55,9 +55,9 @@ class Skipped:
 
 @dataclass
 class Loaded:
-    """A batch with what the step doesn't need: the ids of its photos, and what was skipped.
+    """The arrays of a batch, with the ids of its photos and the photos skipped.
 
-    It also hides the arrays from grain, which would put them in shared memory and leave some there when a run ends
+    Wrapping the arrays also keeps grain from moving them to shared memory, where some would remain when a run ends
     early.
     """
 
@@ -67,7 +67,11 @@ class Loaded:
 
 
 class Batches(Iterator["Batch"]):
-    """Endless batches; ``ids`` are those of the last one's photos, ``counts`` what was skipped so far, by kind."""
+    """An endless iterator of batches.
+
+    ``ids`` are the ids of the last batch's photos; ``counts`` is the number of skipped photos so far, by kind; ``used``
+    is the number of photos in all batches so far.
+    """
 
     def __init__(self, loaded: Iterator[Loaded], skipped: Sequence[Skipped] = ()) -> None:
         self._loaded = loaded
@@ -86,12 +90,12 @@ class Batches(Iterator["Batch"]):
         return Batch(**cast(dict[str, Any], loaded.arrays))
 
     def take_skipped(self) -> list[Skipped]:
-        """What was skipped since the last call."""
+        """Return the photos skipped since the last call."""
         new, self._new = self._new, []
         return new
 
     def close(self) -> None:
-        """End the background thread or the workers."""
+        """Stop the background thread or the workers."""
         self._loaded.close()  # type: ignore[attr-defined]
 
 
@@ -103,37 +107,43 @@ def batches(
     parts: list[Part] | None = None,
     shard: tuple[int, int] = (0, 1),
 ) -> Batches:
-    """Endless batches of numpy arrays, from ``start_step`` on.
+    """Return endless batches of NumPy arrays, starting with ``start_step``.
 
-    Each epoch has its own order by ``data.seed``; batches run on across the ends of epochs.  With ``data.workers`` > 0
-    grain runs so many processes; otherwise one background thread prepares the next batches.
+    Each epoch has its own order, drawn from ``data.seed``; a batch may span two epochs.  With ``data.workers`` > 0
+    grain runs this many processes; otherwise one background thread prepares the next batches.
 
     Args:
       data, model: the configs; ``model`` gives the size of the frame and of the mask targets.
+      start_step: step of the first batch.
       split: "heldout" draws scenes that training never sees.
-      parts: use these instead of those that ``data`` names.
-      shard: (this process, processes): each reads its own rows of the global batch, and nothing else.
+      parts: data sets to use instead of those that ``data`` describes.
+      shard: (index of this process, number of processes); each reads only its own rows of the global batch.
 
     Raises:
-      UsageError: the source can't be opened (at once), or too many photos in a row can't be used (when they are due).
+      UsageError: on the call, the source can't be opened or the batch size doesn't fit; on iteration, too many photos
+        in a row can't be used.
     """
     if data.batch_size < 1 or data.max_prompts < 1:
         raise UsageError("data.batch_size and data.max_prompts must be at least 1")
     if data.batch_size % shard[1]:
-        raise UsageError(f"data.batch_size={data.batch_size} does not divide over {shard[1]} processes")
+        raise UsageError(
+            f"data.batch_size={data.batch_size} does not divide over {shard[1]} processes; use a multiple of {shard[1]}"
+        )
     parts = parts or open_parts(data, model.image_size, split)
     steps = BatchSource(data, model, parts, shard)
     loaded = _in_processes(steps, start_step, data.workers) if data.workers else _in_thread(steps, start_step)
-    rows = [row for part in parts for row in left_out(part.source).rows] if (start_step, shard[0]) == (0, 0) else []
+    rows = (
+        [row for part in parts for row in skipped_entries(part.source).rows] if (start_step, shard[0]) == (0, 0) else []
+    )
     return Batches(loaded, [Skipped(0, *row) for row in rows])
 
 
 def example_arrays(
     example: Example, data: DataConfig, model: SamConfig, rng: np.random.Generator | None = None
 ) -> Arrays:
-    """One example as the arrays of a ``Batch`` without the leading ``b``, padded to ``max_prompts`` prompts.
+    """Convert one example to the arrays of a ``Batch`` without the leading ``b``, padded to ``max_prompts`` prompts.
 
-    Takes the first ``max_prompts`` instances: choosing them is ``BatchSource``'s.  ``rng`` is for box jitter.
+    Uses the first ``max_prompts`` instances; ``BatchSource`` selects them.  ``rng`` is for box jitter.
     """
     n = min(len(example), data.max_prompts)
     masks = [crop(mask) for mask in example.masks[:n]]
@@ -162,7 +172,7 @@ def _arrays(
         "prompt_valid": np.zeros(data.max_prompts, bool),
         "masks": np.zeros((data.max_prompts, model.mask_size, model.mask_size), bool),
     }
-    arrays["prompt_valid"][:n] = [bool(mask) for mask in masks]  # an empty mask is nothing to learn from
+    arrays["prompt_valid"][:n] = [bool(mask) for mask in masks]  # an empty mask gives no training signal
     arrays["boxes"][:n] = scale_coords(boxes, old, new)
     arrays["points"][:n] = scale_coords(points, old, new)
     arrays["masks"][:n] = low_res_windows(masks, old, new, model.image_size, model.mask_size)
@@ -170,11 +180,11 @@ def _arrays(
 
 
 class BatchSource:
-    """Random access to batches by step; what workers carry."""
+    """Random access to batches by step; sent to the workers."""
 
     def __init__(self, data: DataConfig, model: SamConfig, parts: list[Part], shard: tuple[int, int] = (0, 1)) -> None:
         self._data, self._model, self._parts, self._shard = data, model, parts, shard
-        # Made where they are used: grain brings JAX along, and a store's index is larger than its path.
+        # Created on first use, in the worker: grain imports JAX, and a store's index is larger to pickle than its path.
         self._order: Callable[[int], tuple[int, int]] | None = None
         self._stores: list[EmbeddingStore] = []
 
@@ -182,26 +192,26 @@ class BatchSource:
         return _ENDLESS
 
     def __getitem__(self, step: int) -> Loaded:
-        step, own = int(step), self._data.batch_size // self._shard[1]
-        first = step * self._data.batch_size + self._shard[0] * own
+        step, local_size = int(step), self._data.batch_size // self._shard[1]
+        first = step * self._data.batch_size + self._shard[0] * local_size
         skipped: list[Skipped] = []
-        ids, samples = zip(*(self._sample(first + k, step, skipped) for k in range(own)), strict=True)
+        ids, samples = zip(*(self._sample(first + k, step, skipped) for k in range(local_size)), strict=True)
         return Loaded({name: np.stack([sample[name] for sample in samples]) for name in samples[0]}, [*ids], skipped)
 
     def _sample(self, position: int, step: int, skipped: list[Skipped]) -> tuple[int | str, Arrays]:
-        """The example at a position of the endless sequence, or another in its place."""
+        """Return the example at a position of the endless sequence, or a replacement."""
         if self._order is None:
             self._order = order(self._parts, self._data)
-        which, index = self._order(position)
-        source = self._parts[which].source
-        others = np.random.default_rng([self._data.seed, 2, position])
+        part, index = self._order(position)
+        source = self._parts[part].source
+        replacements = np.random.default_rng([self._data.seed, 2, position])
         for _ in range(_TRIES):
             try:
                 return self._read(source, index, position)
             except BadExample as error:
                 skipped.append(Skipped(step, error.kind, str(error)))
-            index = int(others.integers(len(source) or _ENDLESS))
-        raise UsageError(f"{skipped[-1].message} ({_TRIES} photos in a row could not be used; see the data set)")
+            index = int(replacements.integers(len(source) or _ENDLESS))
+        raise UsageError(f"{skipped[-1].message} ({_TRIES} photos in a row could not be used; check the data set)")
 
     def _read(self, source: Source, index: int, position: int) -> tuple[int | str, Arrays]:
         data, model = self._data, self._model
@@ -211,39 +221,39 @@ class BatchSource:
 
         def check_annotations(name: int | str) -> None:
             if not annotated:
-                raise BadExample("no annotations", f"photo {name}: it has none that can be used; remove it")
+                raise BadExample("no annotations", f"photo {name}: no usable annotation; remove the photo")
 
         def keep(areas: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
             nonlocal annotated
             annotated = len(areas) > 0 or not source.annotated
             rows, columns = target_size(*hw, model.image_size)
             large = np.flatnonzero(areas * (rows / hw[0]) * (columns / hw[1]) >= data.min_area)
-            # Which masks cover which is known only when all are decoded.
-            few = len(large) <= data.max_prompts or data.mask_nms < 1
-            return large if few else rng.permutation(large)[: data.max_prompts]
+            # Suppression by overlap needs all masks decoded, so the selection has to wait.
+            keep_all = len(large) <= data.max_prompts or data.mask_nms < 1
+            return large if keep_all else rng.permutation(large)[: data.max_prompts]
 
         record = getattr(source, "record", None)
         if record is not None and data.mask_nms >= 1 and data.augment == AugmentConfig():
-            # Nothing needs the photo as an array or whole masks, which take longer than the rest together.
-            found = record(index)
-            key = photo_key(found.photo) if data.embeddings else b""
+            # Skips the photo as an array and the full-size masks, which would take longer than everything else.
+            stored = record(index)
+            key = photo_key(stored.photo) if data.embeddings else b""
             for store in self._open_stores():
                 store.expect(key)
-            decoded = decode(found, keep)
-            check_annotations(found.image_id)
-            check_sides(found.image_id, *decoded.size)
+            decoded = decode(stored, keep)
+            check_annotations(stored.image_id)
+            check_sides(stored.image_id, *decoded.size)
             n = data.max_prompts
             arrays = _arrays(decoded.photo, decoded.masks[:n], decoded.boxes[:n], decoded.points[:n], data, model, rng)
-            image_id = found.image_id
+            image_id = stored.image_id
         else:
             example = source.load(index, keep)
             check_annotations(example.image_id)
             check_size(example)
             if data.mask_nms < 1:
-                chosen = suppress_masks(example.masks, data.mask_nms)
-                if len(chosen) > data.max_prompts:
-                    chosen = rng.permutation(chosen)[: data.max_prompts]
-                example = example.take(chosen)
+                selected = suppress_masks(example.masks, data.mask_nms)
+                if len(selected) > data.max_prompts:
+                    selected = rng.permutation(selected)[: data.max_prompts]
+                example = example.take(selected)
             example = augment(example, data.augment, rng)
             arrays, image_id, key = example_arrays(example, data, model, rng), example.image_id, example.key
         if data.embeddings:
@@ -258,15 +268,15 @@ class BatchSource:
 
 
 def check_size(example: Example) -> None:
-    """``check_sides`` of an example's photo."""
+    """Apply ``check_sides`` to an example's photo."""
     check_sides(example.image_id, *example.image.shape[:2])
 
 
 def check_sides(image_id: int | str, height: int, width: int) -> None:
-    """Refuse photos that leave nothing to see, or that only a mistake makes so large.
+    """Reject photos that are too thin to show anything in the frame, or so large that they must be a mistake.
 
     Raises:
-      BadExample: a side of more than ``MAX_SIDE`` pixels, or sides that differ by more than ``MAX_RATIO``.
+      BadExample: a side is longer than ``MAX_SIDE`` pixels, or more than ``MAX_RATIO`` times as long as the other.
     """
     if max(height, width) > MAX_SIDE:
         raise BadExample("photo too large", f"photo {image_id}: {width}x{height} pixels; shrink it first")
@@ -288,8 +298,8 @@ def _in_thread(steps: BatchSource, start: int) -> Iterator[Loaded]:
         executor.shutdown(wait=False, cancel_futures=True)
 
 
-class _From:
-    """Batches from a step on, as grain numbers them."""
+class _OffsetBatches:
+    """The batches from a step on, indexed from 0 for grain."""
 
     def __init__(self, steps: BatchSource, start: int) -> None:
         self._steps, self._start = steps, start
@@ -305,10 +315,10 @@ def _in_processes(steps: BatchSource, start: int, workers: int) -> Iterator[Load
     import grain
     from absl import flags
 
-    if not flags.FLAGS.is_parsed():  # grain reads flags, which only absl's own main functions parse
+    if not flags.FLAGS.is_parsed():  # grain reads absl flags, which are parsed only under absl.app.run
         flags.FLAGS.mark_as_parsed()
     reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD)
-    dataset = grain.MapDataset.source(_From(steps, start)).to_iter_dataset(reading)
+    dataset = grain.MapDataset.source(_OffsetBatches(steps, start)).to_iter_dataset(reading)
     processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD)
     prefetched = iter(dataset.mp_prefetch(processes, worker_init_fn=_begin_worker))
     try:
@@ -318,10 +328,10 @@ def _in_processes(steps: BatchSource, start: int, workers: int) -> Iterator[Load
 
 
 def _begin_worker(index: int, count: int) -> None:
-    """Leave the ending of a worker to the process that started it.
+    """Tie a worker's life to the process that started it.
 
-    A signal to the whole group (Ctrl-C, a scheduler's SIGTERM) must not take the data away from a run that still has to
-    save; and a run that was killed must not leave its workers behind.
+    A signal to the entire process group (Ctrl-C, a scheduler's SIGTERM) must not end the workers of a run that still
+    has to save, and a run that was killed must not leave its workers behind.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""One annotated photo, as every source hands it to the transforms."""
+"""One annotated photo, as every source returns it and the transforms take it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ OBJECT, PART = 0, 1
 
 
 class BadExample(UsageError):
-    """A photo or annotation that can't be used.  ``kind`` is what a run that skips it counts it under."""
+    """A photo or annotation that can't be used.  A run that skips it counts it under ``kind``."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
 
-    def __reduce__(self) -> tuple[type[BadExample], tuple[str, str]]:  # an exception pickles by one argument only
+    def __reduce__(
+        self,
+    ) -> tuple[type[BadExample], tuple[str, str]]:  # by default exceptions pickle with one argument only
         return BadExample, (self.kind, str(self))
 
 
 @dataclass
 class Example:
-    """An image and its ``n`` instances, in pixels of the photo as a person sees it (EXIF orientation applied).
+    """A photo and its ``n`` instances, in pixels of the upright photo (EXIF orientation applied).
 
     ``image`` (h w 3) uint8 RGB; ``masks`` (n h w) bool; ``boxes`` (n 4) float32 XYXY with continuous edges: a mask of
     one pixel at the origin has the box 0 0 1 1; ``points`` (n 2) float32 XY, one inside each instance, in pixel indices
     as SAM counts them (its prompt encoder adds the half pixel); ``annotation_ids`` (n) int64; ``granularity`` (n) int8:
-    0 a whole object, 1 a part of one.  ``key`` finds the photo's embedding in a store; empty where there is no file.
+    0 an entire object, 1 a part of one.  ``key`` is the photo's key in a store of embeddings, empty for examples that
+    don't come from a file.
     """
 
     image: np.ndarray
@@ -44,20 +47,20 @@ class Example:
     def __len__(self) -> int:
         return len(self.masks)
 
-    def take(self, chosen: np.ndarray) -> Example:
-        """The same photo with these instances, in this order."""
+    def take(self, indices: np.ndarray) -> Example:
+        """Return the same photo with the instances at ``indices``, in this order."""
         return replace(
             self,
-            masks=self.masks[chosen],
-            boxes=self.boxes[chosen],
-            points=self.points[chosen],
-            annotation_ids=self.annotation_ids[chosen],
-            granularity=self.granularity[chosen],
+            masks=self.masks[indices],
+            boxes=self.boxes[indices],
+            points=self.points[indices],
+            annotation_ids=self.annotation_ids[indices],
+            granularity=self.granularity[indices],
         )
 
 
 def boxes_of(masks: np.ndarray) -> np.ndarray:
-    """Tight boxes (n 4) float32 XYXY of masks (n h w); zeros for an empty mask."""
+    """Return the tight boxes (n 4) float32 XYXY of masks (n h w); an empty mask gives zeros."""
     boxes = np.zeros((len(masks), 4), np.float32)
     for box, mask in zip(boxes, masks, strict=True):
         columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))

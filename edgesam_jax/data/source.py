@@ -1,4 +1,4 @@
-"""What a data set has to offer: the protocol of every reader, and what a reader left out."""
+"""The protocol that every data set implements, and the record of entries that a data set had to skip."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ import numpy as np
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.schema import Example
 
-ENOUGH_TO_JUDGE = 1000  # photos seen before the share of bad ones is asked
+ENOUGH_TO_JUDGE = 1000  # photos seen before the fraction of bad ones is checked
 Split = Literal["train", "heldout"]
 Keep = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
-"""Areas (n) in pixels of the photo and its (rows, columns) -> indices of the instances wanted, in their order."""
+"""Areas (n) in pixels of the photo and its (rows, columns) -> indices of the instances to load, in this order."""
 
 
 class Source(Protocol):
-    """Random access to examples.  Sources pickle, so that workers can have them, and hold no open files.
+    """Random access to examples.  Sources can be pickled, to be sent to workers, and hold no open files.
 
-    ``annotated`` says whether examples have instances to prompt with, ``true_masks`` whether their masks are ground
-    truth rather than the inside of a box or a guess.
+    ``annotated`` is whether examples have instances to prompt with; ``true_masks`` is whether their masks are ground
+    truth rather than filled boxes or generated regions.
     """
 
     annotated: bool
     true_masks: bool
 
     def __len__(self) -> int:
-        """How many examples make an epoch; 0 if they never end."""
+        """The number of examples in an epoch; 0 for an endless source."""
         ...
 
     def load(self, index: int, keep: Keep | None = None) -> Example:
-        """Read one example; ``keep`` chooses instances before their masks are decoded.
+        """Read one example; ``keep`` selects instances before their masks are decoded.
 
         Raises:
-          BadExample: a photo or an annotation that can't be read; it is named.
+          BadExample: the photo or an annotation can't be read; the message names it.
         """
         ...
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """What a data set lists but can't give, as found when it was opened.
+class SkippedEntries:
+    """Entries that a data set lists but can't provide, as found on opening.
 
-    ``rows`` the kind and the message of each; ``listed`` the photos that the data set lists, ``damaged`` those of them
-    that are lost, or poorer by an annotation, because an entry is wrong.  A photo that is not there, or that has no
-    annotations, is no damage: people keep parts of data sets.
+    ``rows`` holds the kind and the message of each.  ``listed`` is the number of photos that the data set lists, and
+    ``damaged`` the number of photos that are lost, or lose an annotation, because an entry is wrong.  A photo that is
+    missing or has no annotations doesn't count as damaged: people keep parts of data sets.
     """
 
     rows: list[tuple[str, str]] = field(default_factory=list)
@@ -56,35 +56,37 @@ class LeftOut:
 
     @property
     def note(self) -> str:
-        """How many of each kind, and the first."""
+        """The count of each kind, and the first message."""
         kinds = ", ".join(f"{kind} {count}" for kind, count in Counter(kind for kind, _ in self.rows).most_common())
-        return f"{len(self.rows)} entries of the data set are left out ({kinds}), the first: {self.rows[0][1]}"
+        return f"{len(self.rows)} entries of the data set are skipped ({kinds}), the first: {self.rows[0][1]}"
 
 
-def left_out(source: Source) -> LeftOut:
-    """What a source left out when it was opened; nothing where it can't know yet."""
-    found: LeftOut = getattr(source, "left_out", LeftOut())
-    return found
+def skipped_entries(source: Source) -> SkippedEntries:
+    """Return the entries that a source skipped on opening; none if it only finds them on loading."""
+    entries: SkippedEntries = getattr(source, "skipped_entries", SkippedEntries())
+    return entries
 
 
-def check_share(bad: int, seen: int, most: float, done: str) -> None:
-    """Refuse to go on with a data set of which too much can't be used, once enough of it was seen.
+def check_bad_share(bad: int, seen: int, most: float, progress: str) -> None:
+    """Stop when too large a fraction of a data set can't be used, once ``ENOUGH_TO_JUDGE`` photos were seen.
 
     Args:
-      done: what becomes of what was done so far.
+      bad, seen: number of photos.
+      most: largest fraction allowed.
+      progress: says in the message what happens to the work done so far.
 
     Raises:
       UsageError: more than ``most`` of the photos seen are bad.
     """
     if seen >= ENOUGH_TO_JUDGE and bad > most * seen:
         raise UsageError(
-            f"{bad} of the first {seen} photos can't be used, more than --max-bad-share {most:g} allows: mend the data"
-            f" set or raise the share; {done}"
+            f"{bad} of the first {seen} photos can't be used, more than --max-bad-share {most:g} allows: fix the data"
+            f" set or raise --max-bad-share; {progress}"
         )
 
 
 def select(example: Example, keep: Keep | None) -> Example:
-    """The example with the instances that ``keep`` wants."""
+    """Return the example with the instances that ``keep`` selects."""
     if keep is None:
         return example
     return example.take(keep(example.masks.sum((1, 2)), (example.image.shape[0], example.image.shape[1])))

@@ -1,4 +1,4 @@
-"""Reading photos, and masks and points in the model's square frame (``portable/frame.py``)."""
+"""Decoding of photos, and conversion of masks, boxes and points to the model's square frame (``portable/frame.py``)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from edgesam_jax.config import UsageError
 from edgesam_jax.data.mask_window import Window
 from edgesam_jax.data.schema import BadExample
 
-if TYPE_CHECKING:  # scipy is loaded where it is used: predict starts half a second sooner without it
+if TYPE_CHECKING:  # scipy is imported where it is used: predict starts half a second sooner without it
     from scipy import sparse
 
-_ORIENTATION = 0x0112  # EXIF's tag
+_ORIENTATION = 0x0112  # EXIF tag
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-# Not all that Pillow knows: some formats start other programs.  "JPEG" opens phones' two-picture files too.
+# Not every format of Pillow: some of them start other programs.  "JPEG" opens phones' two-picture files (MPO) too.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "PPM")
-MAX_SIDE, MAX_PIXELS = 16384, 1 << 27  # of a photo in a data set; decoding takes six to nine bytes a pixel at its peak
+MAX_SIDE, MAX_PIXELS = 16384, 1 << 27  # of a photo in a data set; decoding peaks at six to nine bytes per pixel
 
 
 def load_image(source: str | Path | bytes, name: str = "") -> np.ndarray:
-    """``load_photo`` as an array (h w 3) uint8 RGB.
+    """Read a photo as an array (h w 3) uint8 RGB; see ``load_photo``.
 
     Raises:
       BadExample: see ``load_photo``.
@@ -37,18 +37,19 @@ def load_image(source: str | Path | bytes, name: str = "") -> np.ndarray:
 
 
 def load_photo(source: str | Path | bytes, name: str = "", orient: bool = True, limited: bool = False) -> Image.Image:
-    """Read a photo as a person sees it: RGB, 8 bits.
+    """Read a photo as upright 8-bit RGB.
 
-    EXIF orientation is applied unless ``orient`` is False.  Grey, palette, CMYK and 16-bit pictures are converted;
-    alpha is dropped, not composited; 16-bit values are divided by 257.  An animation gives its first picture.
+    Grey, palette, CMYK and 16-bit pictures are converted; alpha is dropped, not composited; 16-bit values are divided
+    by 257.  An animation gives its first picture.
 
     Args:
       source: a path, or the bytes of a file.
-      name: what to call the photo in an error; the path by default.
-      limited: refuse more than ``MAX_SIDE`` or ``MAX_PIXELS``, by the header, before anything is decoded.
+      name: name of the photo in error messages; the path by default.
+      orient: apply the EXIF orientation.
+      limited: reject photos beyond ``MAX_SIDE`` or ``MAX_PIXELS`` by their header, before decoding.
 
     Raises:
-      BadExample: no such file, not an image, damaged or cut short, or too large to be decoded safely.
+      BadExample: the file is missing, not an image, damaged, truncated, or too large to be decoded safely.
     """
     with _opened(source, name, limited) as image:
         image.load()
@@ -56,10 +57,10 @@ def load_photo(source: str | Path | bytes, name: str = "", orient: bool = True, 
 
 
 def stored_size(photo: bytes, name: str) -> tuple[int, int]:
-    """(rows, columns) of a data set's photo as it is stored, from its header alone.
+    """Return the (rows, columns) of a data set's photo before EXIF orientation, from its header alone.
 
     Raises:
-      BadExample: as ``load_photo`` with ``limited``, so far as the header tells.
+      BadExample: as ``load_photo`` with ``limited``, for faults that the header shows.
     """
     with _opened(photo, name, limited=True) as image:
         return image.height, image.width
@@ -67,7 +68,7 @@ def stored_size(photo: bytes, name: str) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _opened(source: str | Path | bytes, name: str, limited: bool) -> Iterator[Image.Image]:
-    """An image of which the header is read; whatever goes wrong with it, also in decoding, is a ``BadExample``."""
+    """Open an image and read its header; any failure, including later in decoding, becomes a ``BadExample``."""
     name = name or ("image" if isinstance(source, bytes) else str(source))
     if not isinstance(source, bytes):
         path = Path(source)
@@ -77,11 +78,11 @@ def _opened(source: str | Path | bytes, name: str, limited: bool) -> Iterator[Im
             raise BadExample("file missing", f"{name}: not a file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # photos of 90 to 180 megapixels are large, but fine
+            warnings.simplefilter("ignore")  # Pillow warns from 90 megapixels on; those photos are fine
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else path, formats=FORMATS) as image:
                 if limited and (max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS):
                     size = f"{image.width}x{image.height}"
-                    raise BadExample("photo too large", f"{name}: {size} pixels; shrink it first")
+                    raise BadExample("photo too large", f"{name}: {size} pixels is too large; shrink it first")
                 yield image
     except BadExample:
         raise
@@ -91,28 +92,30 @@ def _opened(source: str | Path | bytes, name: str, limited: bool) -> Iterator[Im
     except MemoryError:
         raise BadExample("photo too large", f"{name}: too large for this machine's memory; shrink it first") from None
     except PermissionError:
-        raise BadExample("file unreadable", f"{name}: not allowed to read it; change its permissions") from None
-    except Exception as error:  # each decoder has its own: OSError, SyntaxError, ValueError, struct.error, zlib.error
-        reason = "not an image that can be read" if "cannot identify" in str(error) else f"damaged image ({error})"
+        raise BadExample("file unreadable", f"{name}: permission denied; change its permissions") from None
+    except (
+        Exception
+    ) as error:  # each decoder raises its own: OSError, SyntaxError, ValueError, struct.error, zlib.error
+        reason = "not an image in a supported format" if "cannot identify" in str(error) else f"damaged image ({error})"
         message = f"{name}: {reason}; use a JPEG, PNG, WebP, BMP or TIFF file"
         raise BadExample("photo damaged", message) from None
 
 
 def _oriented(image: Image.Image) -> Image.Image:
     try:
-        if image.getexif().get(_ORIENTATION, 1) == 1:  # most photos, which exif_transpose would copy
+        if image.getexif().get(_ORIENTATION, 1) == 1:  # true of most photos; exif_transpose would copy them
             return image
         return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF says nothing about the orientation; the pixels are fine
+    except Exception:  # damaged EXIF gives no orientation; the pixels are fine
         return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":  # which convert would copy
+    if image.mode == "RGB":  # ``convert`` would copy it
         return image
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed range")
-    if image.mode.startswith("I"):  # 16 bits, and what Pillow widens to 32
+    if image.mode.startswith("I"):  # 16 bits, which Pillow widens to 32 for some formats
         grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
         return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
@@ -122,7 +125,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 @functools.lru_cache(maxsize=64)
 def _area_weights(old: int, new: int, frame: int, cells: int) -> sparse.csr_array:
-    """Weights (cells old): the share of each cell of the padded frame that each pixel of the photo covers."""
+    """Return weights (cells old): the fraction of each cell of the padded frame that each pixel of the photo covers."""
     from scipy import sparse
 
     edges = np.arange(cells + 1) * (frame / cells) * (old / new)
@@ -139,11 +142,17 @@ def _area_weights(old: int, new: int, frame: int, cells: int) -> sparse.csr_arra
 
 
 def _touched(weights: sparse.csr_array, start: int, length: int) -> tuple[int, slice, sparse.csr_array]:
-    """Of all weights, those of the cells that some pixels lie in: the cells' first pixel, the cells, their weights."""
+    """Restrict ``weights`` to the cells that overlap ``length`` pixels from ``start`` on.
+
+    Returns:
+      The first pixel of these cells, the slice of cells, and their weights.
+    """
     from scipy import sparse
 
     pixels = weights.indices
-    places = weights.indptr[: np.searchsorted(weights.indptr, len(pixels)) + 1]  # cells beyond the photo have none
+    places = weights.indptr[
+        : np.searchsorted(weights.indptr, len(pixels)) + 1
+    ]  # cells beyond the photo have no entries
     first = np.searchsorted(pixels[places[1:] - 1], start)
     last = np.searchsorted(pixels[places[:-1]], start + length)
     low, high = places[first], places[last]
@@ -155,10 +164,15 @@ def _touched(weights: sparse.csr_array, start: int, length: int) -> tuple[int, s
 def low_res_windows(
     masks: Sequence[Window], hw: tuple[int, int], new_hw: tuple[int, int], image_size: int, mask_size: int
 ) -> np.ndarray:
-    """Masks of a photo of ``hw`` pixels as training targets in the padded square frame: (n mask_size mask_size) bool.
+    """Resize masks to training targets in the padded square frame: (n mask_size mask_size) bool.
 
-    A cell is set where more than half of its area is mask.  A mask too small for that keeps the cells that hold more
-    than half of what its fullest cell holds, so that no instance vanishes.
+    A cell is set if the mask covers more than half of its area.  A mask too small to cover half of any cell sets the
+    cells that it covers more than half as much as its fullest cell, so that no instance vanishes.
+
+    Args:
+      masks: masks of a photo.
+      hw, new_hw: (rows, columns) of the photo, and of the part of the frame that it fills.
+      image_size, mask_size: sides of the frame in pixels and of the targets in cells.
     """
     out = np.zeros((len(masks), mask_size, mask_size), bool)
     down = _area_weights(hw[0], new_hw[0], image_size, mask_size)
@@ -166,22 +180,22 @@ def low_res_windows(
     for target, mask in zip(out, masks, strict=True):
         if not mask:
             continue
-        # Only the cells that the window touches, with all of their pixels: these sums are those of the whole mask.
+        # The cells that the window touches, with all of their pixels, give the same sums as the full-size mask.
         rows, columns = mask.pixels.shape
         y, y_cells, y_weights = _touched(down, mask.top, rows)
         x, x_cells, x_weights = _touched(across, mask.left, columns)
         pixels = np.zeros((y_weights.shape[1], x_weights.shape[1]), np.float32)
         pixels[mask.top - y :, mask.left - x :][:rows, :columns] = mask.pixels
-        share = (x_weights @ (y_weights @ pixels).T).T
-        target[y_cells, x_cells] = share > min(0.5, float(share.max()) / 2)
+        covered = (x_weights @ (y_weights @ pixels).T).T
+        target[y_cells, x_cells] = covered > min(0.5, float(covered.max()) / 2)
     return out
 
 
 def suppress_masks(masks: np.ndarray, share: float) -> np.ndarray:
-    """Indices, in their order, of the masks (n h w) that larger ones leave visible.
+    """Return the sorted indices of the masks (n h w) that are not covered by larger ones.
 
-    From large to small; a mask goes if more than ``share`` of it is covered by those that stayed.  Source: the
-    published training option MASK_NMS.
+    Masks are visited from large to small; one is dropped if more than the fraction ``share`` of it is covered by masks
+    already kept.  Source: the published training option MASK_NMS.
     """
     areas = masks.sum((1, 2))
     covered = np.zeros(masks.shape[1:], bool)
@@ -194,9 +208,10 @@ def suppress_masks(masks: np.ndarray, share: float) -> np.ndarray:
 
 
 def jitter_boxes(rng: np.random.Generator, boxes: np.ndarray, hw: tuple[int, int], std: float) -> np.ndarray:
-    """Boxes (n 4) XYXY with noise on every corner: N(0, std * side) clipped to 20 px, kept in the photo and not empty.
+    """Add noise N(0, std * side), clipped to 20 px, to every coordinate of boxes (n 4) XYXY.
 
-    Source: the published training option BOX_JITTER (std 0.1), applied to the photo before it is resized.
+    Boxes are clipped to the photo of ``hw`` pixels; one that would become less than a pixel wide or high stays as it
+    was.  Source: the published training option BOX_JITTER (std 0.1), applied to the photo before resizing.
     """
     side = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
     noisy = boxes + np.clip(rng.standard_normal(boxes.shape) * std * side, -20, 20)
@@ -206,9 +221,9 @@ def jitter_boxes(rng: np.random.Generator, boxes: np.ndarray, hw: tuple[int, int
 
 
 def interior_point(rng: np.random.Generator, mask: np.ndarray) -> tuple[float, float]:
-    """A random pixel (x, y) from the thick regions of a mask (h w) bool; (0, 0) if it is empty.
+    """Draw a random pixel (x, y) well inside a mask (h w) bool; (0, 0) if the mask is empty.
 
-    Thick: at least 0.6 of the greatest distance from the background.
+    The pixel is at least 0.6 times as far from the background as the deepest one.
     """
     from scipy import ndimage
 
@@ -217,7 +232,7 @@ def interior_point(rng: np.random.Generator, mask: np.ndarray) -> tuple[float, f
         return 0.0, 0.0
     x0, y0 = columns[0], rows[0]
     window = mask[y0 : rows[-1] + 1, x0 : columns[-1] + 1]
-    step = -(-max(window.shape) // 256)  # a coarse distance will do for large masks
+    step = -(-max(window.shape) // 256)  # a coarse distance is enough for large masks
     if step > 1 and window[::step, ::step].any():
         window = window[::step, ::step]
     else:
@@ -231,12 +246,15 @@ def interior_point(rng: np.random.Generator, mask: np.ndarray) -> tuple[float, f
 
 
 def center_point(mask: np.ndarray, protocol: str = "exact") -> tuple[float, float]:
-    """The pixel (x, y) of a mask (h w) bool that is deepest inside it; (0, 0) if it is empty.
+    """Return the pixel (x, y) deepest inside a mask (h w) bool; (0, 0) if the mask is empty.
 
-    "exact" takes the Euclidean distance from the background, what lies beyond the border included.  "published" follows
-    the approximate transform of the published evaluation (kornia's, kernel 3, h 0.35): rings of 8-neighbours are filled
-    from outside, and within the last one the pixel wins that has the fewest and farthest filled neighbours.  Ties go to
-    the first in row-major order.
+    "exact" uses the Euclidean distance from the background; beyond the photo's border everything is background.
+    "published" follows the approximate transform of the published evaluation (kornia's, kernel 3, h 0.35): rings of
+    8-neighbours are filled from outside, and within the last ring the pixel with the fewest and farthest filled
+    neighbours is taken.  Ties go to the first pixel in row-major order.
+
+    Raises:
+      UsageError: an unknown ``protocol``.
     """
     if not mask.any():
         return 0.0, 0.0
@@ -247,7 +265,7 @@ def center_point(mask: np.ndarray, protocol: str = "exact") -> tuple[float, floa
         depth = ndimage.distance_transform_edt(padded)
     elif protocol == "published":
         ring = ndimage.distance_transform_cdt(padded, metric="chessboard")
-        # Rings grow by floor(1.5 i) and a pixel's own term is below 1.5, so the winner always lies in the last ring.
+        # Rings grow by floor(1.5 i) and a pixel's own term is below 1.5, so the maximum always lies in the last ring.
         rows, columns = np.nonzero(ring == ring.max())
         total = np.zeros(len(rows), np.float32)
         for dy in (-1, 0, 1):

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.readers.coco import CocoSource
-from edgesam_jax.data.readers.records import whole
+from edgesam_jax.data.readers.records import is_integer
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.data.source import Source, left_out
+from edgesam_jax.data.source import Source, skipped_entries
 from edgesam_jax.eval.report.contact_sheet import Case, choose_cases, sheet
 from edgesam_jax.eval.report.plots import plots
 from edgesam_jax.eval.report.report import markdown
@@ -93,11 +93,11 @@ class Job:
         """
         self.source = source
         self.coco = source if isinstance(source, CocoSource) else None
-        self.skipped += left_out(source).rows
+        self.skipped += skipped_entries(source).rows
         if not source.annotated:
             raise UsageError(f"--data-root {self.data_root}: no photo has annotations")
         if self.prompt == "detections" and self.coco is not None:
-            unsupported = next((i for i in self.coco.image_ids() if not whole(i)), None)
+            unsupported = next((i for i in self.coco.image_ids() if not is_integer(i)), None)
             if unsupported is not None:
                 raise UsageError(
                     f"{self.coco.annotation_file}: image id {unsupported!r} is not a whole number, as average precision"

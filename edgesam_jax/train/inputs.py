@@ -13,7 +13,7 @@ from edgesam_jax.config import AugmentConfig, Config, UsageError
 from edgesam_jax.data.embeddings import EmbeddingStore
 from edgesam_jax.data.opening import open_parts
 from edgesam_jax.data.pipeline import Batches, batches
-from edgesam_jax.data.source import ENOUGH_TO_JUDGE, Part, left_out
+from edgesam_jax.data.source import ENOUGH_TO_JUDGE, Part, skipped_entries
 from edgesam_jax.learning.checks import check_teacher
 from edgesam_jax.learning.objectives import objective_of
 
@@ -35,7 +35,7 @@ def check_data(config: Config, parts: Sequence[Part]) -> None:
             )
         if objective.needs_true_masks(config) and not part.source.true_masks:
             raise UsageError(f"{where}: has no ground-truth masks, which distill.targets=ground_truth needs")
-        found, most = left_out(part.source), config.data.max_bad_share
+        found, most = skipped_entries(part.source), config.data.max_bad_share
         if found.listed >= ENOUGH_TO_JUDGE and found.damaged > most * found.listed:
             raise UsageError(
                 f"{where}: {found.damaged} of its {found.listed} photos have damaged entries, more than"
@@ -88,7 +88,7 @@ def open_data(config: Config, step: int, notes: list[str] | None = None) -> Batc
     parts = open_parts(config.data, config.model.image_size)
     check_data(config, parts)
     for part in parts if step == 0 else ():
-        if notes is not None and (found := left_out(part.source)).rows:
+        if notes is not None and (found := skipped_entries(part.source)).rows:
             notes.append(f"note: {found.note}; skipped.jsonl lists them")
     shard = jax.process_index(), jax.process_count()
     return batches(config.data, config.model, step, parts=parts, shard=shard)

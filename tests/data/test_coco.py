@@ -35,7 +35,7 @@ def uncompressed(mask: np.ndarray) -> dict:
 
 
 def photo(index: int) -> tuple[np.ndarray, np.ndarray]:
-    """A picture (H W 3) and masks (n H W) of what is seen in it."""
+    """A picture (H W 3) and the non-empty masks (n H W) of its instances."""
     example = scene(0, index, W)
     masks = example.masks[:, :H]
     return example.image[:H], masks[masks.any((1, 2))]
@@ -49,7 +49,7 @@ def annotation(mask: np.ndarray, image_id: int, number: int, **more) -> dict:
 
 
 def write_coco(root, count=3, folder="images", change=None):
-    """A data set of ``count`` photos; image ``i`` has id ``10 + i``."""
+    """Write a data set of ``count`` photos; image ``i`` has id ``10 + i``."""
     content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "thing"}]}
     (root / folder).mkdir(parents=True, exist_ok=True)
     for i in range(count):
@@ -65,14 +65,14 @@ def write_coco(root, count=3, folder="images", change=None):
 
 
 def kinds(source) -> dict[str, int]:
-    return dict(Counter(kind for kind, _ in source.left_out.rows))
+    return dict(Counter(kind for kind, _ in source.skipped_entries.rows))
 
 
 @pytest.mark.parametrize("folder", ["", "images", "train2017", "val2017"])
 def test_photos_are_found_and_read(tmp_path, folder):
     content = write_coco(tmp_path, folder=folder)
     source = pickle.loads(pickle.dumps(CocoSource(tmp_path)))  # workers get a copy
-    assert len(source) == 3 and source.left_out.rows == [] and source.categories == {1: "thing"}
+    assert len(source) == 3 and source.skipped_entries.rows == [] and source.categories == {1: "thing"}
     for i in range(3):
         pixels, masks = photo(i)
         example = source.load(i)
@@ -106,7 +106,7 @@ def test_keep_chooses_before_masks_are_decoded(tmp_path):
         source.load(0)
 
 
-def test_crowds_and_useless_annotations_are_left_out(tmp_path):
+def test_crowds_and_empty_annotations_are_skipped(tmp_path):
     def change(content):
         of = [[a for a in content["annotations"] if a["image_id"] == 10 + i] for i in range(3)]
         of[0][0]["iscrowd"] = 1
@@ -119,15 +119,15 @@ def test_crowds_and_useless_annotations_are_left_out(tmp_path):
     write_coco(tmp_path, change=change)
     source = CocoSource(tmp_path)
     assert len(source) == 1 and len(source.load(0)) == len(photo(0)[1]) - 3
-    assert kinds(source) == {"annotation empty": 2, "no annotations": 2} and source.left_out.damaged == 1
+    assert kinds(source) == {"annotation empty": 2, "no annotations": 2} and source.skipped_entries.damaged == 1
 
 
 def test_missing_photos_are_counted_and_named(tmp_path):
     write_coco(tmp_path)
     (tmp_path / "images" / "1.png").unlink()
     source = CocoSource(tmp_path)
-    assert len(source) == 2 and kinds(source) == {"file missing": 1} and not source.left_out.damaged
-    assert "1 entries" in source.left_out.note and "1.png" in source.left_out.note
+    assert len(source) == 2 and kinds(source) == {"file missing": 1} and not source.skipped_entries.damaged
+    assert "1 entries" in source.skipped_entries.note and "1.png" in source.skipped_entries.note
     for i in (0, 2):
         (tmp_path / "images" / f"{i}.png").unlink()
     with pytest.raises(UsageError, match=r"none of the 3 photos .*0\.png"):
@@ -151,7 +151,7 @@ def test_lvis_names_photos_by_address(tmp_path):
     assert len(CocoSource(tmp_path)) == 3
 
 
-def test_annotations_are_found_or_the_choice_is_left_to_the_user(tmp_path):
+def test_the_only_annotation_file_is_found(tmp_path):
     with pytest.raises(UsageError, match="no annotations"):
         find_annotations(tmp_path)
     (tmp_path / "annotations").mkdir()
@@ -200,7 +200,7 @@ def test_missing_roots_and_files_are_named(tmp_path):
         CocoSource(tmp_path, tmp_path / "gone.json")
 
 
-def test_size_decides_whether_orientation_was_heeded(tmp_path):
+def test_the_annotated_size_decides_whether_orientation_is_applied(tmp_path):
     content = write_coco(tmp_path, count=1)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -234,7 +234,9 @@ def test_polygons_are_united():
     polygons = [[0, 0, 4, 0, 4, 4, 0, 4], [6, 6, 9, 6, 9, 9, 6, 9]]
     mask = decode_mask(polygons, 10, 10, "")
     assert mask[:4, :4].all() and mask[6:9, 6:9].all() and mask.sum() == 25
-    assert (decode_mask([*polygons, [0, 0, 9, 9]], 10, 10, "") == mask).all()  # a line, which is no box either
+    assert (
+        decode_mask([*polygons, [0, 0, 9, 9]], 10, 10, "") == mask
+    ).all()  # a line encloses nothing, and four numbers are not a box
     assert not decode_mask([[0, 0, 9, 9]], 10, 10, "").any()
 
 
@@ -246,7 +248,7 @@ def test_polygons_are_united():
         {"size": [4, 4], "counts": [99]},
         {"size": [4, 4], "counts": [20, -8, 4]},
         {"size": [4, 4], "counts": ""},
-        {"size": [4, 4], "counts": "P"},  # a digit that says more follow
+        {"size": [4, 4], "counts": "P"},  # a digit that announces more
         {"size": [4, 4], "counts": "\x7f"},
         {"size": [4, 4], "counts": "PPPPPPPPP0"},
         {"size": [4, 4], "counts": "TTT0"},
@@ -275,7 +277,7 @@ def test_photos_with_annotations_beside_them(tmp_path):
     write_sa1b(tmp_path, ["sa_1", "sa_2"])
     Image.fromarray(photo(3)[0]).save(tmp_path / "other.jpg")
     source = ImagesSource(tmp_path)
-    assert len(source) == 2 and kinds(source) == {"no annotations": 1} and "other.jpg" in source.left_out.note
+    assert len(source) == 2 and kinds(source) == {"no annotations": 1} and "other.jpg" in source.skipped_entries.note
     example = source.load(1)
     assert example.image_id == 71 and (example.masks == photo(1)[1]).all()
     assert example.points[:2].tolist() == [[1.5, 2.5], [2.5, 2.5]]

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a photo or its annotations: skipped, counted by kind, and never paid for in memory."""
+"""Faulty photos and annotations are skipped and counted by kind, and never take more memory than good ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from edgesam_jax.data.pipeline import BatchSource
 from edgesam_jax.data.readers import records
 from edgesam_jax.data.readers.images import ImagesSource
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.data.source import Part, left_out
+from edgesam_jax.data.source import Part, skipped_entries
 
 H, W = 40, 60
 NAN = float("nan")
@@ -39,7 +39,7 @@ def encode(height=H, width=W, form="PNG"):
 
 
 def bomb(width, height):
-    """A PNG of some hundred bytes that says it is as large as this."""
+    """A PNG of about a hundred bytes whose header claims this size."""
 
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -49,8 +49,8 @@ def bomb(width, height):
 
 
 def annotation(**changes):
-    whole = {"id": 7, "image_id": 1, "bbox": [3.0, 4.0, 27.0, 29.0], "area": 300.0, "segmentation": TRIANGLE} | changes
-    return {name: value for name, value in whole.items() if value != "absent"}
+    fields = {"id": 7, "image_id": 1, "bbox": [3.0, 4.0, 27.0, 29.0], "area": 300.0, "segmentation": TRIANGLE} | changes
+    return {name: value for name, value in fields.items() if value != "absent"}
 
 
 def coco(root, photo, size, annotations):
@@ -72,15 +72,15 @@ def pairs(photo, size, annotations):
 
 
 def images(root, photo, size, annotations):
-    for name, content, beside in pairs(photo, size, annotations):
+    for name, content, label in pairs(photo, size, annotations):
         (root / f"{name}.jpg").write_bytes(content)
-        (root / f"{name}.json").write_text(json.dumps(beside))
+        (root / f"{name}.json").write_text(json.dumps(label))
 
 
 def tars(root, photo, size, annotations):
     with tarfile.open(root / "sa_000000.tar", "w") as file:
-        for name, content, beside in pairs(photo, size, annotations):
-            for suffix, data in (("jpg", content), ("json", json.dumps(beside).encode())):
+        for name, content, label in pairs(photo, size, annotations):
+            for suffix, data in (("jpg", content), ("json", json.dumps(label).encode())):
                 member = tarfile.TarInfo(f"{name}.{suffix}")
                 member.size = len(data)
                 file.addfile(member, io.BytesIO(data))
@@ -109,7 +109,7 @@ RLE = {
     "a corner that is no number": [[0, 0, NAN, 0, 1, 1]],
     "corners that are texts": [["a"] * 6],
 }
-# COCO's entries are judged one by one when the file is opened, the other formats' when the photo is due.
+# COCO's entries are checked one by one when the file is opened, the other formats' when the photo is loaded.
 WRONG = {
     "no fields": {},
     "a list": [],
@@ -133,7 +133,7 @@ EMPTY = {
 
 
 def kinds_found(root, name):
-    """Kinds skipped while three batches are made of the two photos; and of what opening left out, with counts."""
+    """Return the kinds skipped in three batches of the two photos, and those skipped on opening, with counts."""
     source = open_source(DataConfig(source=name, root=str(root)), 64)
     steps = BatchSource(
         DataConfig(batch_size=2, max_prompts=2, shuffle=False), SamConfig(image_size=64), [Part(source)]
@@ -141,7 +141,7 @@ def kinds_found(root, name):
     loaded = [steps[k] for k in range(3)]
     assert {i for batch in loaded for i in batch.ids} == {2}
     assert all("bad" in row.message or "photo 1" in row.message for batch in loaded for row in batch.skipped)
-    opening = Counter(kind for kind, _ in left_out(source).rows)
+    opening = Counter(kind for kind, _ in skipped_entries(source).rows)
     return {row.kind for batch in loaded for row in batch.skipped}, opening
 
 
@@ -159,7 +159,7 @@ def test_bad_photos(tmp_path, monkeypatch, source, fault):
         load = ImageFile.ImageFile.load
 
         def refuse(self):
-            assert self.width == W, "decoded"  # would be another kind: the photo was touched beyond its header
+            assert self.width == W, "decoded"  # decoding beyond the header would give another kind
             return load(self)
 
         monkeypatch.setattr(ImageFile.ImageFile, "load", refuse)
@@ -180,7 +180,9 @@ def test_bad_annotations(tmp_path, source, fault):
     SOURCES[source](tmp_path, encode(), (H, W), [wrong])
     if source == "coco":
         assert kinds_found(tmp_path, source) == (set(), {"annotation damaged": 1, "no annotations": 1})
-        SOURCES[source](tmp_path, encode(), (H, W), [wrong, annotation()])  # the others of the photo are still good
+        SOURCES[source](
+            tmp_path, encode(), (H, W), [wrong, annotation()]
+        )  # the photo's other annotations can still be used
         assert len(open_source(DataConfig(source=source, root=str(tmp_path)), 64).load(0)) == 1
     else:
         assert kinds_found(tmp_path, source) == ({"annotations damaged"}, {})
@@ -228,7 +230,7 @@ def test_bad_image_entries_of_coco(tmp_path, changes, kind):
     (root / "instances.json").write_text(json.dumps(content))
     found, opening = kinds_found(root, "coco")
     assert (found, opening) == (set(), {kind: 1, "annotation damaged": 1})
-    left = open_source(DataConfig(source="coco", root=str(root)), 64).left_out
+    left = open_source(DataConfig(source="coco", root=str(root)), 64).skipped_entries
     assert (left.listed, left.damaged) == (2, 1 + (kind != "file missing"))
 
 
@@ -238,7 +240,7 @@ def test_numbers_as_tables_export_them_are_fine(tmp_path):
 
 
 def kinds_in(root):
-    return [kind for kind, _ in open_source(DataConfig(source="coco", root=str(root)), 64).left_out.rows]
+    return [kind for kind, _ in open_source(DataConfig(source="coco", root=str(root)), 64).skipped_entries.rows]
 
 
 def test_a_file_of_nothing_but_bad_entries_is_one_error(tmp_path):
@@ -271,7 +273,7 @@ def test_labelme_and_mask_pictures_can_not_take_memory(tmp_path):
     assert kind_of(labelme(far)) == kind_of(labelme(circle)) == "annotations damaged"
     assert kind_of("[" * 100_000) == "annotations damaged"
     (tmp_path / "a.json").write_text(labelme())
-    assert len(ImagesSource(tmp_path).load(0)) == 1  # imagePath leads out of the folder, and is not followed
+    assert len(ImagesSource(tmp_path).load(0)) == 1  # imagePath leads out of the folder and is not followed
 
     (tmp_path / "a.json").unlink()
     (tmp_path / "masks").mkdir()
@@ -289,7 +291,7 @@ def test_no_polygon_corrupts_memory(polygons):
         assert decode_mask(polygons, 20, 30, "").shape == (20, 30)
 
 
-def test_what_no_photo_needs_is_refused_before_it_is_read(tmp_path, monkeypatch):
+def test_excessive_files_and_masks_are_rejected_before_reading(tmp_path, monkeypatch):
     images(tmp_path, encode(), (H, W), [annotation(), annotation(id=9)])
     monkeypatch.setattr(records, "MAX_MASKS", 2 * H * W - 1)
     with pytest.raises(BadExample, match="2 masks") as caught:
@@ -303,8 +305,8 @@ def test_what_no_photo_needs_is_refused_before_it_is_read(tmp_path, monkeypatch)
 
 def test_names_in_tars_lead_nowhere(tmp_path):
     with tarfile.open(tmp_path / "sa_000000.tar", "w") as file:
-        for name, content, beside in pairs(encode(), (H, W), [annotation()]):
-            for suffix, data in (("jpg", content), ("json", json.dumps(beside).encode())):
+        for name, content, label in pairs(encode(), (H, W), [annotation()]):
+            for suffix, data in (("jpg", content), ("json", json.dumps(label).encode())):
                 member = tarfile.TarInfo(f"../../{name}.{suffix}")
                 member.size = len(data)
                 file.addfile(member, io.BytesIO(data))
@@ -327,7 +329,7 @@ def test_links_in_the_data_root_are_followed(tmp_path):
     assert len(open_source(DataConfig(source="coco", root=str(root)), 64)) == 2
 
 
-def test_prepare_lists_what_it_leaves_out(tmp_path, capsys):
+def test_prepare_lists_skipped_photos(tmp_path, capsys):
     root, output = tmp_path / "data", tmp_path / "out"
     root.mkdir()
     images(root, encode(), (H, W), [])
@@ -336,7 +338,7 @@ def test_prepare_lists_what_it_leaves_out(tmp_path, capsys):
     manifest = json.loads((output / "prepared.json").read_text())
     assert manifest["records"] == 1 and manifest["skipped"] == {"no annotations": 2}
     assert [message for _, message in manifest["skipped_photos"]] == [
-        f"{root}/bare.jpg: neither a JSON nor masks beside it",
-        f"{root}/bad.json: none that can be used; remove the photo",
+        f"{root}/bare.jpg: no JSON file and no masks",
+        f"{root}/bad.json: no usable annotation; remove the photo",
     ]
     assert "no annotations 2" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Lists of photos, drawn and read back."""
+"""Lists of photo ids: drawing, writing, reading, and selecting photos by them."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ def image_ids(**data):
 @given(ids=NAMES, seed=st.integers(0, 9), given_data=st.data())
 def test_a_draw_is_of_the_ids_and_not_of_their_order(ids, seed, given_data):
     count = given_data.draw(st.integers(1, len(ids)))
-    chosen = draw(ids, count, seed)
-    assert len(set(chosen)) == count and [i for i in ids if i in chosen] == chosen
-    assert set(draw(given_data.draw(st.permutations(ids)), count, seed)) == set(chosen)
-    without = [i for i in ids if i != chosen[0]]
-    if count < len(ids):  # one that goes missing is replaced, the others stay
-        assert set(draw(without, count, seed)) > set(chosen[1:])
+    drawn = draw(ids, count, seed)
+    assert len(set(drawn)) == count and [i for i in ids if i in drawn] == drawn
+    assert set(draw(given_data.draw(st.permutations(ids)), count, seed)) == set(drawn)
+    without = [i for i in ids if i != drawn[0]]
+    if count < len(ids):  # a missing photo is replaced, the others stay
+        assert set(draw(without, count, seed)) > set(drawn[1:])
     with pytest.raises(UsageError, match="--sample"):
         draw(ids, len(ids) + 1, seed)
 
 
 def test_a_draw_never_changes():
-    """Published figures hang on it."""
+    """Published figures depend on it."""
     assert draw([f"sa_{i}" for i in range(1000)], 4, 0) == ["sa_671", "sa_832", "sa_848", "sa_960"]
     few = [draw([f"sa_{i}" for i in range(1000)], 100, seed) for seed in range(20)]
     hits = [sum(f"sa_{i}" in set(d) for d in few) for i in range(1000)]
-    assert 0.5 < sum(hits) / len(hits) / 2 <= 1 and max(hits) < 12  # every id has its chance
+    assert 0.5 < sum(hits) / len(hits) / 2 <= 1 and max(hits) < 12  # every id can be drawn
 
 
 def test_one_list_serves_tars_folders_and_prepared_data(tmp_path, capsys):
-    tars, folder, output, whole = (tmp_path / name for name in ("tars", "folder", "sa1k", "whole"))
+    tars, folder, output, full = (tmp_path / name for name in ("tars", "folder", "sa1k", "full"))
     tars.mkdir()
     (folder / "deep").mkdir(parents=True)
     for number in range(3):
@@ -75,14 +75,19 @@ def test_one_list_serves_tars_folders_and_prepared_data(tmp_path, capsys):
     assert len(set(numbers)) == 5 and set(numbers) <= set(range(4, 12)) and numbers == sorted(numbers)
     assert image_ids(source="prepared", root=str(output)) == numbers
     assert run(*command) == 0  # done already
-    assert run(*command[:-6], "--sample", 5, "--seed", 4) == 2 and "another preparation" in capsys.readouterr().err
+    assert (
+        run(*command[:-6], "--sample", 5, "--seed", 4) == 2
+        and "a data set with other settings" in capsys.readouterr().err
+    )
 
-    assert run("--source", "tars", "--root", tars, "--output", whole) == 0
-    for source, root in (("tars", tars), ("images", folder), ("prepared", whole)):
+    assert run("--source", "tars", "--root", tars, "--output", full) == 0
+    for source, root in (("tars", tars), ("images", folder), ("prepared", full)):
         data = {"source": source, "root": str(root), "ids": str(output / "ids.txt")}
         assert sorted(image_ids(**data)) == numbers and len(image_ids(**data, limit=2)) == 2
-    chosen = MixtureConfig("tars", root=str(tars), ids=str(output / "ids.txt"))
-    sizes = [len(p.source) for p in open_parts(DataConfig(mixture=(chosen, MixtureConfig("tars", root=str(tars)))), 64)]
+    selected = MixtureConfig("tars", root=str(tars), ids=str(output / "ids.txt"))
+    sizes = [
+        len(p.source) for p in open_parts(DataConfig(mixture=(selected, MixtureConfig("tars", root=str(tars)))), 64)
+    ]
     assert sizes == [5, 12]
     again = tmp_path / "again"
     assert run("--source", "images", "--root", folder, "--ids", output / "ids.txt", "--output", again) == 0
@@ -105,8 +110,8 @@ def test_names_of_several_folders(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text.replace("002", "003"), "not the list that was written"),
-        (lambda text: text + "001\n", "a photo comes twice"),
+        (lambda text: text.replace("002", "003"), "changed since it was written"),
+        (lambda text: text + "001\n", "a photo is listed twice"),
         (lambda text: "# nothing\n\n", "no photo in it"),
         (lambda text: "001\n900\n901\n", "2 of its 3 photos are not in coco .*: 900"),
         (lambda text: None, "cannot be read"),
@@ -127,5 +132,5 @@ def test_lists_that_do_not_fit_are_named(tmp_path, change, message):
 def test_scenes_have_no_names(tmp_path):
     (tmp_path / "ids.txt").write_text(ids_text(["1"], []))
     config = apply_overrides(Config(), [f"data.ids={tmp_path / 'ids.txt'}"])
-    with pytest.raises(UsageError, match="no names to choose by"):
+    with pytest.raises(UsageError, match="no names to select by"):
         open_source(config.data, 64)

@@ -1,4 +1,4 @@
-"""Annotations of one's own (labelme, instance PNGs), and photos that have none."""
+"""Your own annotations (labelme, instance PNGs), and generated prompts for photos without annotations."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_folder_of_masks_is_one_photo(tmp_path):
         mask[k * 5 : k * 5 + 8, 10:20] = 255 * (k != 1)
         Image.fromarray(mask).save(tmp_path / f"masks/a/{k}.png")
     source = ImagesSource(tmp_path)
-    assert len(source) == 1 and len(source.left_out.rows) == 1
+    assert len(source) == 1 and len(source.skipped_entries.rows) == 1
     assert source.load(0).annotation_ids.tolist() == [0, 2]  # one is empty
     Image.fromarray(np.zeros((3, 3), np.uint8)).save(tmp_path / "masks/a/3.png")
     with pytest.raises(BadExample, match=r"a\.jpg: it has 40x30 pixels but .*3\.png says 3x3"):

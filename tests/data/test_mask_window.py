@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from edgesam_jax.data.mask_window import NOTHING, crop, from_runs
+from edgesam_jax.data.mask_window import EMPTY_WINDOW, crop, from_runs
 from edgesam_jax.data.readers.records import decode_window
 from edgesam_jax.data.schema import boxes_of
 
@@ -17,9 +17,9 @@ def masks(height: int, width: int, seed: int) -> list[np.ndarray]:
 
 
 def pasted(window, shape) -> np.ndarray:
-    whole = np.zeros(shape, bool)
-    window.paste(whole)
-    return whole
+    mask = np.zeros(shape, bool)
+    window.paste(mask)
+    return mask
 
 
 @settings(max_examples=60, deadline=None)
@@ -39,4 +39,4 @@ def test_runs_may_be_empty_and_go_on_in_the_next_column():
     window = from_runs(np.array([2, 1, 0, 2, 7]), 4)
     expected = np.array([[0, 1, 0], [0, 0, 0], [1, 0, 0], [1, 0, 0]], bool)
     assert (pasted(window, (4, 3)) == expected).all()
-    assert from_runs(np.array([12]), 4) is NOTHING and from_runs(np.array([5, 0, 7]), 4) is NOTHING
+    assert from_runs(np.array([12]), 4) is EMPTY_WINDOW and from_runs(np.array([5, 0, 7]), 4) is EMPTY_WINDOW

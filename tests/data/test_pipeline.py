@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from edgesam_jax.config import AugmentConfig, DataConfig, MixtureConfig, RepVitConfig, SamConfig, UsageError
 from edgesam_jax.data.augment import augment, mirror, recolour, zoom
 from edgesam_jax.data.opening import open_parts, open_source
-from edgesam_jax.data.order import Windows, order
+from edgesam_jax.data.order import ShuffleWindows, order
 from edgesam_jax.data.pipeline import BatchSource, batches, check_size, example_arrays
 from edgesam_jax.data.readers.records import Record, decode_record
 from edgesam_jax.data.scenes.scene import scene
@@ -33,7 +33,7 @@ FIELDS = ("image", "valid_size", "boxes", "points", "prompt_valid", "masks")
 
 
 class Photos:
-    """A small data set of odd sizes, whose images tell their number; the workers of a test import it."""
+    """A small data set of odd sizes whose pixels give the photo's number; test workers import this class."""
 
     annotated = true_masks = True
 
@@ -60,7 +60,7 @@ def same(a, b) -> bool:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 70), st.integers(0, 9))
 def test_windows_are_epochs_of_neighbours(size, window, seed):
-    windows = Windows(size, window, seed)
+    windows = ShuffleWindows(size, window, seed)
     orders = [[windows[size * epoch + place] for place in range(size)] for epoch in range(3)]
     for found in orders:
         assert sorted(found) == list(range(size))
@@ -68,7 +68,9 @@ def test_windows_are_epochs_of_neighbours(size, window, seed):
         assert sum(a != b for a, b in pairwise(blocks)) == -(-size // window) - 1
     if size > 20:
         assert orders[0] != orders[1] != orders[2]
-    assert Windows(size, window, seed)[size + size // 2] == orders[1][size // 2]  # whatever was asked before
+    assert (
+        ShuffleWindows(size, window, seed)[size + size // 2] == orders[1][size // 2]
+    )  # independent of earlier accesses
 
 
 def test_a_window_changes_the_order_and_nothing_else():
@@ -95,7 +97,7 @@ if __name__ == "__main__":
 
 
 def test_workers_outlive_signals_to_the_group_and_not_their_parent(tmp_path):
-    """Ctrl-C and schedulers signal all processes of a group; a run that saves then still needs its data."""
+    """Ctrl-C and schedulers signal all processes of a group; a run that then saves still needs its data."""
     script = tmp_path / "child.py"
     script.write_text(CHILD)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -105,7 +107,7 @@ def test_workers_outlive_signals_to_the_group_and_not_their_parent(tmp_path):
     ) as process:  # fmt: skip
         assert process.stdout and process.stdout.readline() == "batch\n"
         os.killpg(process.pid, signal.SIGTERM)
-        for _ in range(30):  # more than was ready
+        for _ in range(30):  # more than were prepared
             assert process.stdout.readline() == "batch\n"
         process.kill()
         process.wait()
@@ -155,10 +157,10 @@ def test_prompts_belong_to_their_image():
 @given(seed=st.integers(0, 999), start=st.integers(0, 50), shuffle=st.booleans(), size=st.integers(1, 4))
 def test_a_run_resumes_at_any_step(seed, start, shuffle, size):
     data = replace(DATA, seed=seed, shuffle=shuffle, batch_size=size, box_jitter=0.1)
-    whole = BatchSource(data, MODEL, [Part(Photos())])
+    full = BatchSource(data, MODEL, [Part(Photos())])
     resumed = batches(data, MODEL, start_step=start, parts=[Part(Photos())])
     for step, batch in zip(range(start, start + 2), resumed, strict=False):
-        assert all((getattr(batch, name) == array).all() for name, array in whole[step].arrays.items())
+        assert all((getattr(batch, name) == array).all() for name, array in full[step].arrays.items())
 
 
 @settings(max_examples=20, deadline=None)
@@ -201,7 +203,7 @@ def test_small_instances_are_dropped_even_if_none_is_left():
 @settings(max_examples=30, deadline=None)
 @given(height=st.integers(1, 100), width=st.integers(1, 100), n=st.integers(0, 6))
 def test_any_photo_fits_the_frame(height, width, n):
-    masks = np.ones((n, height, width), bool)  # the whole photo
+    masks = np.ones((n, height, width), bool)  # the entire photo
     boxes = np.tile(np.array([0, 0, width, height], np.float32), (n, 1))
     points = np.tile(np.array([width // 2, height // 2], np.float32), (n, 1))
     arrays = example_arrays(Example(np.full((height, width, 3), 9, np.uint8), masks, boxes, points), DATA, MODEL)
@@ -301,11 +303,11 @@ def test_photos_of_no_use_are_refused(height, width, scale):
 def test_processes_share_the_global_batch(seed, processes, step):
     data = replace(DATA, seed=seed, batch_size=6, box_jitter=0.1)
     parts = [Part(Photos(5, broken=(2,)))]
-    whole = BatchSource(data, MODEL, parts)[step]
+    full = BatchSource(data, MODEL, parts)[step]
     shares = [BatchSource(data, MODEL, parts, (i, processes))[step] for i in range(processes)]
-    assert [i for share in shares for i in share.ids] == whole.ids
-    assert [row for share in shares for row in share.skipped] == whole.skipped
-    for name, array in whole.arrays.items():
+    assert [i for share in shares for i in share.ids] == full.ids
+    assert [row for share in shares for row in share.skipped] == full.skipped
+    for name, array in full.arrays.items():
         assert (np.concatenate([share.arrays[name] for share in shares]) == array).all()
     with pytest.raises(UsageError, match="divide over 4 processes"):
         batches(data, MODEL, parts=parts, shard=(0, 4))
@@ -335,7 +337,7 @@ def test_a_mixture_is_opened_from_its_config(tmp_path):
 
 def test_covered_masks_are_dropped():
     masks = np.zeros((4, 8, 8), bool)
-    masks[0, 2:4, 2:4] = True  # wholly inside the second
+    masks[0, 2:4, 2:4] = True  # entirely inside the second
     masks[1, 1:7, 1:7] = True
     masks[2, 0, :4] = True  # apart
     masks[3, 6:8, 1:7] = True  # half of it inside the second
@@ -413,7 +415,7 @@ def test_workers_need_no_jax():
 
 
 class Records:
-    """A data set of files: only their records, so that ``load`` has whole masks and a batch has windows."""
+    """A data set of records only, from which a batch decodes windows rather than full-size masks."""
 
     annotated = true_masks = True
 

@@ -47,7 +47,7 @@ def test_a_scene_depends_on_seed_and_index_alone(seed, index):
 
 
 def test_scenes_stay_what_the_shipped_teacher_was_trained_on():
-    # Tolerances leave room for the last bit of a sine, or another release of the drawing library.
+    # Tolerances allow for the last bit of a sine, or another release of the drawing library.
     expected = {
         0: (138.77, [2040, 162, 1484, 554, 394, 2104, 1062, 1042, 1787, 216, 670, 296]),
         7: (113.83, [2233, 1105, 1128, 1853, 206, 154, 270, 666]),
@@ -62,7 +62,7 @@ def test_parts_lie_inside_one_object(examples):
     parts = 0
     for example in examples:
         objects = example.masks[example.granularity == OBJECT]
-        assert objects.sum(0).max() <= 1  # objects don't overlap where they are seen
+        assert objects.sum(0).max() <= 1  # visible masks of objects don't overlap
         for part in example.masks[example.granularity == PART]:
             inside = [(part & ~whole).sum() == 0 for whole in objects]
             assert sum(inside) == 1
@@ -78,7 +78,7 @@ def test_a_box_alone_does_not_give_the_masks_away(examples):
 
 
 def test_a_click_is_ambiguous_and_a_box_is_not(examples):
-    """At the deepest pixel of a mask others lie too, mostly quite different ones; their boxes are told apart."""
+    """Other masks, mostly quite different ones, also cover a mask's deepest pixel, while their boxes differ."""
     overlap = []
     for example in examples:
         for mask in example.masks:

@@ -1,4 +1,4 @@
-"""SA-1B's tars read in place."""
+"""Reading SA-1B's tars without unpacking."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_photos_and_masks_come_out_of_the_tars(tmp_path):
     write_tar(tmp_path / "sa_000000.tar", [1, 2])
     source = pickle.loads(pickle.dumps(open_source(DataConfig(source="tars", root=str(tmp_path)), 64)))
     assert len(source) == 4
-    for index, number in enumerate((1, 2, 3, 4)):  # by the names of the tars, then as they lie there
+    for index, number in enumerate((1, 2, 3, 4)):  # sorted by tar, then in the order of the members
         assert source.record(index).photo == photo(number)
         example = source.load(index)
         assert example.image_id == number and example.annotation_ids.tolist() == [100 * number, 100 * number + 1]
@@ -39,8 +39,8 @@ def test_subsets_and_limits(tmp_path):
     for number in range(4):
         write_tar(tmp_path / f"sa_{number:06d}.tar", [2 * number + 1, 2 * number + 2])
 
-    def ids(**given):
-        source = TarsSource(tmp_path, **given)
+    def ids(**arguments):
+        source = TarsSource(tmp_path, **arguments)
         return [source.record(i).image_id for i in range(len(source))]
 
     assert ids(subset=["sa_000001..sa_000002"]) == [3, 4, 5, 6]
@@ -101,24 +101,24 @@ def check_cached(tmp_path):
         folder.chmod(0o700)
 
 
-def test_photos_without_their_pair_are_left_out(tmp_path):
+def test_photos_without_their_pair_are_skipped(tmp_path):
     write_tar(tmp_path / "sa_000000.tar", [1, 2, 3], leave_out=("2.json", "3.jpg"))
     source = TarsSource(tmp_path)
-    assert len(source) == 1 and source.left_out.listed == 2
-    assert source.left_out.rows == [("no annotations", f"{tmp_path}/sa_000000.tar/sa_2.jpg: no sa_2.json")]
+    assert len(source) == 1 and source.skipped_entries.listed == 2
+    assert source.skipped_entries.rows == [("no annotations", f"{tmp_path}/sa_000000.tar/sa_2.jpg: no sa_2.json")]
 
 
 def test_bad_tars_are_named(tmp_path):
-    for give, message in ((tmp_path / "none", "no such"), (tmp_path, r"no \*\.tar")):
+    for root, message in ((tmp_path / "none", "no such"), (tmp_path, r"no \*\.tar")):
         with pytest.raises(UsageError, match=message):
-            TarsSource(give)
+            TarsSource(root)
     bad = tmp_path / "sa_000000.tar"
     bad.write_bytes(b"<html>link expired</html>" * 100)
     with pytest.raises(UsageError, match=r"sa_000000\.tar: not a tar"):
         TarsSource(tmp_path)
-    whole = write_tar(tmp_path / "sa_000001.tar", [1, 2]).read_bytes()
-    bad.write_bytes(whole[: len(photo(1)) + len(annotation(1)) + 1800])
-    with pytest.raises(UsageError, match=r"sa_000000\.tar: (cut short|not a tar)"):
+    intact = write_tar(tmp_path / "sa_000001.tar", [1, 2]).read_bytes()
+    bad.write_bytes(intact[: len(photo(1)) + len(annotation(1)) + 1800])
+    with pytest.raises(UsageError, match=r"sa_000000\.tar: (truncated|not a tar)"):
         TarsSource(bad)
     write_tar(bad, [1], leave_out=("1.json",))
     with pytest.raises(UsageError, match="no photo with annotations"):

@@ -45,7 +45,7 @@ def write_tfds(folder, features, examples, split="train"):
 
 
 def share(x, y, w, h):
-    """XYWH in pixels as TFDS has it."""
+    """Convert XYWH in pixels to TFDS's box."""
     return F.BBox(ymin=y / H, xmin=x / W, ymax=(y + h) / H, xmax=(x + w) / W)
 
 
@@ -91,7 +91,7 @@ LVIS = PHOTO | {
 
 
 def test_segment_anything_is_read(tmp_path):
-    """Other numbers than prepared data has, and boxes as shares of the sides."""
+    """Integer types differ from prepared data's, and boxes are fractions of the sides."""
     features = {
         "image": {
             "content": F.Image(shape=(None, None, 3), encoding_format="jpeg"),
@@ -153,7 +153,7 @@ def test_panoptic_pictures_become_masks_of_things(tmp_path):
     for number, box in zip(numbers, boxes, strict=True):
         colours[rectangle(*box)] = number & 255, number >> 8 & 255, number >> 16
     rows = [
-        row(number, box, crowd=k == 2, label=120 if k == 3 else k)  # a crowd, and a label of stuff
+        row(number, box, crowd=k == 2, label=120 if k == 3 else k)  # a crowd, and a stuff label
         for k, (number, box) in enumerate(zip(numbers, boxes, strict=True))
     ]
     example = {
@@ -196,7 +196,7 @@ def test_lvis_gives_a_mask_for_each_object(tmp_path):
 
 def test_other_layouts_are_named(tmp_path):
     folder = write_tfds(tmp_path / "digits", {"image": F.Image(), "label": np.int64}, [{"image": photo(0), "label": 1}])
-    with pytest.raises(UsageError, match=r"features \(image, label\) are not those"):
+    with pytest.raises(UsageError, match=r"features \(image, label\) not supported"):
         PreparedSource(folder)
 
 

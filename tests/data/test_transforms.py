@@ -33,7 +33,7 @@ def ramp(height=24, width=32) -> np.ndarray:
 )
 def test_sides_are_rounded_half_up(size, expected):
     assert target_size(*size, 1024) == expected
-    assert target_size(1, 400, 32) == (1, 32)  # never nothing
+    assert target_size(1, 400, 32) == (1, 32)  # never empty
 
 
 @settings(deadline=None)
@@ -155,8 +155,8 @@ def test_missing_files_and_folders_are_named(tmp_path):
 @settings(max_examples=60, deadline=None)
 @given(data=st.binary(max_size=300), cut=st.integers(0, 400))
 def test_no_bytes_escape_as_another_error(data, cut):
-    whole = encode(Image.fromarray(ramp()), "JPEG")
-    for candidate in (data, whole[:cut] + data, whole[: cut + 100] + data[:8] + whole[cut + 108 :]):
+    intact = encode(Image.fromarray(ramp()), "JPEG")
+    for candidate in (data, intact[:cut] + data, intact[: cut + 100] + data[:8] + intact[cut + 108 :]):
         with contextlib.suppress(UsageError):
             assert load_image(candidate).dtype == np.uint8
 
@@ -170,7 +170,7 @@ def test_low_res_masks_are_area_averages(data):
     image_size, mask_size = 60, 15
     new_hw = target_size(height, width, image_size)
     low = low_res_masks(mask, new_hw, image_size, mask_size)[0]
-    # By brute force: many sample points per cell, each read from the photo's pixel under it.
+    # Brute force: many sample points per cell, each read from the photo's pixel under it.
     fine = 40
     at = (np.arange(mask_size * fine) + 0.5) * (image_size / mask_size / fine)
     row, column = at * height / new_hw[0], at * width / new_hw[1]
@@ -212,7 +212,7 @@ def test_jitter_keeps_boxes_in_the_photo_and_not_empty(corners, std, seed):
         assert (noisy == boxes).all()
 
 
-def test_jitter_has_the_asked_spread():
+def test_jitter_has_the_requested_spread():
     boxes = np.tile(np.array([[300, 300, 360, 420]], np.float32), (4000, 1))
     noise = jitter_boxes(np.random.default_rng(0), boxes, (1000, 1000), 0.1) - boxes
     assert noise.std(0) == pytest.approx([6, 11.5, 6, 11.5], rel=0.06)  # 12 px, clipped at 20

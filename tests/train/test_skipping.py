@@ -49,7 +49,7 @@ def test_what_is_skipped_is_listed_once_also_by_a_resumed_run(tmp_path, config, 
     output = capsys.readouterr().err.splitlines()
     assert output[0].startswith("start: ")  # before anything else
     notes = [line for line in output if line.startswith("note: ")]
-    assert notes[0].startswith("note: 2 entries of the data set are left out (annotation damaged 1, file missing 1)")
+    assert notes[0].startswith("note: 2 entries of the data set are skipped (annotation damaged 1, file missing 1)")
     assert notes[1].startswith(f"note: {len(due)} photos were skipped (photo damaged {len(due)})")
     assert rows(tmp_path / "whole/metrics.jsonl")[-1]["skipped"] == len(due)
 

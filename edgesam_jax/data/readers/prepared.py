@@ -1,10 +1,10 @@
-"""Prepared data sets: ArrayRecord shards in TFDS's layout, photos as the bytes they came in.
+"""Prepared data sets: ArrayRecord shards in TFDS's layout, with photos as the bytes of their original files.
 
-    ROOT/NAME-SPLIT.array_record-00000-of-00010    records, read one by one at random
-    ROOT/features.json, ROOT/dataset_info.json     what TFDS needs: ``tfds.builder_from_directory(ROOT)`` reads it too
-    ROOT/prepared.json                             where it came from, checksums, what was left out
+    ROOT/NAME-SPLIT.array_record-00000-of-00010    records, with random access
+    ROOT/features.json, ROOT/dataset_info.json     TFDS's metadata, for ``tfds.builder_from_directory(ROOT)``
+    ROOT/prepared.json                             the origin, checksums and skipped photos
 
-Reads and writes without TensorFlow.  Some of TFDS's own data sets are read as well: see ``layouts``.
+Reads and writes without TensorFlow.  Some of TFDS's own data sets can be read as well: see ``tfds_layouts``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FORMAT = 1
 
 
 def load_tfds() -> Any:
-    """The ``tensorflow_datasets`` module; imported where it is used, since it takes half a second."""
+    """Import and return ``tensorflow_datasets``, which takes half a second and is therefore imported on use."""
     import tensorflow_datasets
 
     return tensorflow_datasets
@@ -37,7 +37,10 @@ def load_tfds() -> Any:
 
 @functools.cache
 def features() -> Any:
-    """The schema of a record.  ``image_id`` is JSON (a number or a text); ``counts`` is empty without a mask."""
+    """Return the TFDS features of a record.
+
+    ``image_id`` is JSON (a number or a string); ``counts`` is empty for an instance without a mask.
+    """
     tfds = load_tfds()
     f = tfds.features
     return f.FeaturesDict(
@@ -64,7 +67,7 @@ def features() -> Any:
 
 
 def encode(record: Record) -> bytes:
-    """A record with complete annotations (``prepare.complete``) as the bytes of a ``tf.train.Example``."""
+    """Serialise a record with complete annotations (``prepare.complete``) as a ``tf.train.Example``."""
     assert record.size is not None
     height, width = record.size
     annotations = [
@@ -99,39 +102,39 @@ def _serializer() -> Any:
 
 
 class PreparedSource:
-    """A data set that ``edgesam_jax.prepare`` or TFDS wrote.
+    """A data set written by ``edgesam_jax.prepare`` or TFDS.
 
     Args:
       root: the folder with ``dataset_info.json``.
-      split: the split's name, or empty where there is only one.
-      limit: keep the first so many photos; 0 for all.
+      split: name of the split; if empty, the only split, or "train" of several.
+      limit: keep only the first ``limit`` photos; 0 keeps all.
 
     Raises:
-      UsageError: no such folder, one that TFDS can't read, or shards that are missing.
+      UsageError: the folder is missing or TFDS can't read it, the split doesn't exist, or shards are missing.
     """
 
     def __init__(self, root: str | Path, split: str = "", limit: int = 0) -> None:
         folder = Path(root)
         if not root or not folder.is_dir():
-            raise UsageError(f"data root {str(root)!r}: no such folder; give the folder that prepare wrote")
+            raise UsageError(f"data root {str(root)!r}: no such folder; pass a folder written by edgesam_jax.prepare")
         if not (folder / "dataset_info.json").is_file():
             unfinished = (
-                "its preparation has not ended: run the same command again" if any(folder.iterdir()) else "empty"
+                "preparation not finished: run the same command again to resume" if any(folder.iterdir()) else "empty"
             )
-            raise UsageError(f"{folder}: no dataset_info.json in it; {unfinished}, or name another folder")
+            raise UsageError(f"{folder}: no dataset_info.json in it; {unfinished}, or pass another folder")
         self._root, self._split = str(root), split
         manifest = read_manifest(folder)
         self._data: Any = None
         self._layout: Layout
-        whole = len(self._open())
+        total = len(self._open())
         self.annotated = bool(manifest.get("annotated", True))
         self.true_masks = bool(manifest.get("true_masks", self._layout.true_masks))
-        self._length = min(limit or whole, whole)
+        self._length = min(limit or total, total)
         if not self._length:
-            raise UsageError(f"{folder}: no record in it")
+            raise UsageError(f"{folder}: no record in it; prepare the data set again")
 
     def _open(self) -> Any:
-        """The records, opened once in each process."""
+        """Return the records, opened once per process."""
         if self._data is None:
             tfds = load_tfds()
             try:
@@ -144,16 +147,16 @@ class PreparedSource:
                 if layout is None:
                     names = ", ".join(sorted(builder.info.features))
                     raise UsageError(
-                        f"{self._root}: its features ({names}) are not those of a data set that is read here:"
-                        " segment_anything, coco, lvis or what prepare wrote"
+                        f"{self._root}: features ({names}) not supported; use segment_anything, coco, lvis or a data"
+                        " set written by edgesam_jax.prepare"
                     )
                 self._layout = layout
                 self._data = builder.as_data_source(split=split, decoders=decoders(layout, tfds))
             except UsageError:
                 raise
-            except Exception as error:  # TFDS's and ArrayRecord's are many
+            except Exception as error:  # TFDS and ArrayRecord raise many types
                 first = (str(error).splitlines() or [""])[0][:200]
-                raise UsageError(f"{self._root}: not a data set that can be read ({first}); prepare it again") from None
+                raise UsageError(f"{self._root}: the data set can't be read ({first}); prepare it again") from None
         return self._data
 
     def __getstate__(self) -> dict[str, Any]:
@@ -166,40 +169,41 @@ class PreparedSource:
         return decode_record(self.record(index), keep)
 
     def record(self, index: int) -> Record:
+        """Read a photo's file and its annotations."""
         stored, name = self._stored(index)
         where = f"{self._root}: record {index} ({name})"
         try:
             return self._layout.record(stored, where)
         except BadExample:
             raise
-        except Exception as error:  # what TFDS gives is not what its features say; a damaged PNG
+        except Exception as error:  # content that doesn't match the features, or a damaged PNG
             raise _damaged(self._root, index, error) from None
 
     def names(self) -> list[str]:
-        """The photos' files.  They are inside the records, so that all of these are read."""
+        """Return the photos' file names.  Reads every record, since the names are stored inside."""
         bar = tqdm(range(self._length), f"names in {self._root}", unit="record", leave=False, disable=None)
         return [self._stored(index)[1] for index in bar]
 
     def _stored(self, index: int) -> tuple[Any, str]:
-        """What TFDS gives for a record, and the name of its photo."""
+        """Return a record as TFDS decodes it, and the name of its photo."""
         data = self._open()
         try:
             stored = data[index]
             return stored, self._layout.name(stored)
-        except Exception as error:  # a damaged shard: ArrayRecord's, protobuf's and TFDS's errors
+        except Exception as error:  # a damaged shard raises errors of ArrayRecord, protobuf or TFDS
             raise _damaged(self._root, index, error) from None
 
 
 def _damaged(root: str, index: int, error: Exception) -> BadExample:
     first = (str(error).splitlines() or [""])[0][:120]
-    return BadExample("record damaged", f"{root}: record {index} is damaged ({first})")
+    return BadExample("record damaged", f"{root}: record {index} is damaged ({first}); prepare the data set again")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """``prepared.json``; empty for a data set that TFDS wrote.
+    """Read ``prepared.json``; empty for a data set that TFDS wrote.
 
     Raises:
-      UsageError: it is damaged, or of a later version.
+      UsageError: the file is damaged or of another format version.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -210,5 +214,5 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"{path}: damaged; prepare the data set again") from None
     if version != FORMAT:
-        raise UsageError(f"{path}: of format {version}, this version reads {FORMAT}; prepare the data set again")
+        raise UsageError(f"{path}: format {version} instead of {FORMAT}; prepare the data set again")
     return manifest

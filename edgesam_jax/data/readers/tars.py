@@ -1,7 +1,7 @@
-"""SA-1B's tars, read in place: ``sa_1.jpg`` and ``sa_1.json`` are members, found by an index that is made once.
+"""SA-1B's tars, read without unpacking: an index, built once, locates the members ``sa_1.jpg`` and ``sa_1.json``.
 
-The index of ``sa_000020.tar`` is ``sa_000020.tar.index.npz`` beside it, or in the cache folder where that can't be
-written.  It holds where each pair lies in the tar, so that reading one photo is two reads of the file.
+The index of ``sa_000020.tar`` is ``sa_000020.tar.index.npz`` next to the tar, or a file in the cache folder if that
+can't be written.  It holds the offsets of each pair, so that reading one photo takes two reads of the tar.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edgesam_jax.config import UsageError
 from edgesam_jax.data.readers.images import json_record
 from edgesam_jax.data.readers.records import MAX_BYTES, Record, decode_record
 from edgesam_jax.data.schema import BadExample, Example
-from edgesam_jax.data.source import Keep, LeftOut
+from edgesam_jax.data.source import Keep, SkippedEntries
 from edgesam_jax.files import atomic_file
 
 FORMAT = 1
@@ -30,26 +30,30 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class TarIndex:
-    """Where the photos of a tar lie: ``names`` (n) without suffix; ``places`` (n 4) int64: offset and size of the
-    photo, and of its JSON (size 0: it has none)."""
+    """The positions of the photos in a tar.
+
+    ``names`` (n) have no suffix; ``places`` (n 4) int64 are the offset and size of the photo and of its JSON file, with
+    size 0 for a missing JSON file.
+    """
 
     names: np.ndarray
     places: np.ndarray
 
 
 class TarsSource:
-    """Photos with annotations in SA-1B's tars, tar by tar in the order of their names.
+    """Annotated photos in SA-1B's tars, tar by tar.
 
-    Nothing is unpacked: a member's name is only the photo's, whatever path it gives.  ``left_out`` lists the photos
-    without annotations.
+    Nothing is unpacked, and of a member's name only the last part is used, so its path can't lead anywhere.
+    ``skipped_entries`` lists the photos without annotations.
 
     Args:
       root: folder of the tars, or one tar.
-      subset: names of the tars, ``sa_000020`` or ``sa_000020.tar``; a range is ``sa_000020..sa_000029``.  Empty: all.
-      limit: keep the first so many photos; 0 for all.
+      subset: names of the tars to read, as ``sa_000020``, ``sa_000020.tar`` or a range ``sa_000020..sa_000029``, in
+        this order; all tars, sorted by name, if empty.
+      limit: keep only the first ``limit`` photos; 0 keeps all.
 
     Raises:
-      UsageError: no such folder or tar, a tar that is damaged or cut short, or nothing left to read.
+      UsageError: the folder or a tar is missing, a tar is damaged or truncated, or no photo has annotations.
     """
 
     annotated = true_masks = True
@@ -66,7 +70,7 @@ class TarsSource:
             bare += [f"{self._tars[number]}/{name}.jpg: no {name}.json" for name in index.names[~annotated]]
         self._places, self._names = np.concatenate(places), np.concatenate(names)
         listed = sum(len(index.names) for index in indices)
-        self.left_out = LeftOut([("no annotations", message) for message in bare], listed)
+        self.skipped_entries = SkippedEntries([("no annotations", message) for message in bare], listed)
         if limit:
             self._places, self._names = self._places[:limit], self._names[:limit]
         if not len(self._names):
@@ -76,17 +80,18 @@ class TarsSource:
         return len(self._names)
 
     def names(self) -> list[str]:
-        """The photos' files, without the folders that tars put them in."""
+        """Return the photos' file names, without their folders in the tar."""
         return [f"{name}.jpg" for name in self._names.tolist()]
 
     def load(self, index: int, keep: Keep | None = None) -> Example:
         return decode_record(self.record(index), keep)
 
     def record(self, index: int) -> Record:
+        """Read a photo's file and its JSON file."""
         number, *places = self._places[index].tolist()
         tar, name = self._tars[number], str(self._names[index])
         if max(places[1::2]) > MAX_BYTES:
-            raise BadExample("file too large", f"{tar}/{name}: more than a gigabyte")
+            raise BadExample("file too large", f"{tar}/{name}: more than a gigabyte; remove it")
         try:
             with tar.open("rb", buffering=0) as file:
                 photo, annotations = (_read(file.fileno(), *places[k : k + 2]) for k in (0, 2))
@@ -97,7 +102,7 @@ class TarsSource:
 
 
 def _read(descriptor: int, offset: int, size: int) -> bytes:
-    """So many bytes from an offset; what is beyond the file's end is missing."""
+    """Read ``size`` bytes from an offset, or fewer at the end of the file."""
     pieces = []
     while size and (piece := os.pread(descriptor, size, offset)):
         pieces.append(piece)
@@ -106,35 +111,35 @@ def _read(descriptor: int, offset: int, size: int) -> bytes:
 
 
 def find_tars(root: Path, subset: Sequence[str]) -> list[Path]:
-    """The tars of a folder that ``subset`` names, in the order of their names.
+    """Return the tars of a folder that ``subset`` names, in its order; all tars sorted by name if it is empty.
 
     Raises:
-      UsageError: no tar, or not all that are named.
+      UsageError: the folder has no tar, or lacks some of the subset.
     """
     if root.is_file():
-        found = [root]
+        tars = [root]
     elif root.is_dir():
-        found = sorted(root.glob("*.tar"))
+        tars = sorted(root.glob("*.tar"))
     else:
-        raise UsageError(f"data root {str(root)!r}: no such file or folder; give the folder of the tars")
-    if not found:
-        raise UsageError(f"{root}: no *.tar in it")
+        raise UsageError(f"data root {str(root)!r}: no such file or folder; pass the folder of the tars")
+    if not tars:
+        raise UsageError(f"{root}: no *.tar in it; pass the folder of the tars")
     if not subset:
-        return found
-    by_name = {path.stem: path for path in found}
-    wanted = [name for entry in subset for name in tar_names(entry)]
-    absent = [name for name in wanted if name not in by_name]
+        return tars
+    by_name = {path.stem: path for path in tars}
+    names = [name for entry in subset for name in tar_names(entry)]
+    absent = [name for name in names if name not in by_name]
     if absent:
         more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
-        raise UsageError(f"{root}: these tars of the subset are not there: {', '.join(absent[:3])}{more}")
-    return [by_name[name] for name in wanted]
+        raise UsageError(f"{root}: tars of the subset not found: {', '.join(absent[:3])}{more}")
+    return [by_name[name] for name in names]
 
 
 def tar_names(entry: str) -> list[str]:
-    """``sa_000020..sa_000029`` -> the ten names; any other entry is one name.
+    """Expand a range such as ``sa_000020..sa_000029`` to its ten names; any other entry is one name.
 
     Raises:
-      UsageError: a range that is none.
+      UsageError: an invalid range.
     """
     first, dots, last = entry.partition("..")
     if not dots:
@@ -147,19 +152,19 @@ def tar_names(entry: str) -> list[str]:
 
 
 def open_index(tar: Path) -> TarIndex:
-    """Read the index of a tar, or make it: one pass over the tar's headers.
+    """Read the index of a tar; build and save it if it is missing, damaged, or of another state of the tar.
 
     Raises:
-      UsageError: not a tar, or one that is cut short.
+      UsageError: the file is not a tar, or is truncated.
     """
     status = tar.stat()
     state = f"{FORMAT} {status.st_size} {status.st_mtime_ns}"
     places = [tar.with_name(f"{tar.name}.index.npz"), _cache_folder() / f"{_digest(tar)}.npz"]
     for path in places:
         try:
-            with np.load(path, allow_pickle=False) as kept:
-                if str(kept["state"]) == state:
-                    return TarIndex(kept["names"], kept["places"])
+            with np.load(path, allow_pickle=False) as cached:
+                if str(cached["state"]) == state:
+                    return TarIndex(cached["names"], cached["places"])
         except (OSError, ValueError, KeyError, EOFError):
             continue
     index = make_index(tar)
@@ -175,10 +180,10 @@ def open_index(tar: Path) -> TarIndex:
 
 
 def make_index(tar: Path) -> TarIndex:
-    """Go over a tar's headers; members are matched by the last part of their names.
+    """Build the index in one pass over a tar's headers; members are paired by the last part of their names.
 
     Raises:
-      UsageError: not a tar, or one that is cut short.
+      UsageError: the file is not a tar, or is truncated.
     """
     photos: dict[str, tuple[int, int]] = {}
     annotations: dict[str, tuple[int, int]] = {}
@@ -187,16 +192,16 @@ def make_index(tar: Path) -> TarIndex:
             bar = tqdm(file, f"indexing {tar.name}", unit="file", leave=False, disable=None, file=sys.stderr)
             for member in bar:
                 name = PurePosixPath(member.name)
-                kind = {".jpg": photos, ".jpeg": photos, ".json": annotations}.get(name.suffix.lower())
-                if member.isfile() and not member.issparse() and kind is not None and not name.name.startswith("."):
-                    kind[name.stem] = member.offset_data, member.size
+                group = {".jpg": photos, ".jpeg": photos, ".json": annotations}.get(name.suffix.lower())
+                if member.isfile() and not member.issparse() and group is not None and not name.name.startswith("."):
+                    group[name.stem] = member.offset_data, member.size
             assert file.fileobj is not None
             file.fileobj.seek(file.offset)
             ended = file.fileobj.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)  # a tar ends with empty blocks
     except (tarfile.TarError, OSError) as error:
-        raise UsageError(f"{tar}: not a tar that can be read ({error}); download it again") from None
+        raise UsageError(f"{tar}: not a tar, or a damaged one ({error}); download it again") from None
     if not ended:
-        raise UsageError(f"{tar}: cut short; download it again")
+        raise UsageError(f"{tar}: truncated; download it again")
     names = sorted(photos, key=lambda name: photos[name])
     places = [(*photos[name], *annotations.get(name, (0, 0))) for name in names]
     return TarIndex(np.array(names, np.str_), np.array(places, np.int64).reshape(-1, 4))

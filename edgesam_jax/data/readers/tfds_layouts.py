@@ -1,10 +1,10 @@
-"""Records as ``edgesam_jax.prepare`` writes them and as TFDS's own data sets have them.
+"""Layouts of the records written by ``edgesam_jax.prepare`` and of TFDS's own data sets.
 
 prepared             photo, instances with run-length codes and points
-segment_anything     the same, with boxes as shares of the sides
+segment_anything     the same, with boxes as fractions of the sides
 coco                 2014 and 2017: boxes only, crowds marked
-coco/2017_panoptic   a PNG whose colours tell segments apart; things are instances, stuff (sky, grass) is left out
-lvis                 a PNG for each instance, drawn by TFDS with corners cut to whole pixels
+coco/2017_panoptic   a PNG whose colours identify segments; things are instances, stuff (sky, grass) is ignored
+lvis                 a PNG per instance, drawn by TFDS with corners truncated to integer pixels
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from pycocotools import mask as coco_mask
 from edgesam_jax.data.readers.records import Record, check_annotated
 from edgesam_jax.data.transforms import stored_size
 
-THINGS = 80  # the first so many of the panoptic labels; the others are stuff
+THINGS = 80  # number of thing classes, the first of the panoptic labels; the others are stuff
 Annotation = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the records of a data set are read.
+    """How to read the records of a data set.
 
-    ``undecoded`` the paths of its pictures, which are wanted as bytes; ``name`` a photo's file name; ``record`` makes a
-    record of what TFDS gives and of what errors call it.
+    ``undecoded`` lists the feature paths of its pictures, which are read as bytes.  ``name`` returns a photo's file
+    name.  ``record`` converts what TFDS returns, given the record's name for error messages.
     """
 
     undecoded: tuple[str, ...]
@@ -41,7 +41,7 @@ class Layout:
 
 
 def layout_of(features: Any) -> Layout | None:
-    """The layout with these features (a ``tfds.features.FeaturesDict``); None if it is none of them."""
+    """Return the layout that matches a ``tfds.features.FeaturesDict``; None if none does."""
     names = set(features)
     if {"image", "annotations"} <= names:
         return INSTANCES
@@ -55,26 +55,26 @@ def layout_of(features: Any) -> Layout | None:
 
 
 def decoders(layout: Layout, tfds: Any) -> dict[str, Any]:
-    """TFDS's nested ``decoders`` that leave a layout's pictures as bytes."""
+    """Return TFDS's nested ``decoders`` that leave a layout's pictures as bytes."""
 
     class Undecoded(tfds.decode.SkipDecoding):  # type: ignore[misc, name-defined]
-        """TFDS's own has no method for the elements of a sequence."""
+        """TFDS's class lacks a method for the elements of a sequence."""
 
         def decode_batch_example_np(self, serialized_example: Any) -> Any:
             return serialized_example
 
-    found: dict[str, Any] = {}
+    nested: dict[str, Any] = {}
     for path in layout.undecoded:
         *outer, last = path.split(".")
-        place = found
+        level = nested
         for name in outer:
-            place = place.setdefault(name, {})
-        place[last] = Undecoded()
-    return found
+            level = level.setdefault(name, {})
+        level[last] = Undecoded()
+    return nested
 
 
 def rows(columns: Any, count: int) -> list[Any]:
-    """A sequence of features, stored as columns, as one dict for each element."""
+    """Convert a sequence of features, stored as columns, to one dict per element."""
     if isinstance(columns, Mapping):
         inner = {name: rows(column, count) for name, column in columns.items()}
         return [{name: column[i] for name, column in inner.items()} for i in range(count)]
@@ -88,8 +88,8 @@ def _instances(stored: Mapping[str, Any], where: str) -> Record:
     image, columns = stored["image"], stored["annotations"]
     size = int(image["height"]), int(image["width"])
     annotations = [_instance(row, size) for row in rows(columns, len(columns["id"]))]
-    given = image["image_id"]
-    image_id = json.loads(given) if isinstance(given, bytes) else int(given)
+    stored_id = image["image_id"]
+    image_id = json.loads(stored_id) if isinstance(stored_id, bytes) else int(stored_id)
     return Record(bytes(image["content"]), where, image_id, annotations, where, size)
 
 
@@ -100,16 +100,16 @@ def _instance(row: Mapping[str, Any], size: tuple[int, int]) -> Annotation:
     else:
         bbox = _bbox(row["bbox"], size)
     points = np.asarray(row["point_coords"], np.float64).reshape(-1, 2).tolist()
-    found = {"id": int(row["id"]), "area": float(row["area"]), "bbox": bbox, "point_coords": points}
+    annotation = {"id": int(row["id"]), "area": float(row["area"]), "bbox": bbox, "point_coords": points}
     counts = row["segmentation"]["counts"].decode()
     if counts:
-        found["segmentation"] = {"counts": counts, "size": [int(v) for v in row["segmentation"]["size"]]}
-    return found
+        annotation["segmentation"] = {"counts": counts, "size": [int(v) for v in row["segmentation"]["size"]]}
+    return annotation
 
 
-def _bbox(shares: Any, size: tuple[int, int]) -> list[float]:
-    """TFDS's ymin xmin ymax xmax, shares of the sides -> XYWH in pixels."""
-    y0, x0, y1, x1 = (round(float(v) * side, 3) for v, side in zip(shares, (*size, *size), strict=True))
+def _bbox(fractions: Any, size: tuple[int, int]) -> list[float]:
+    """Convert TFDS's ymin xmin ymax xmax, as fractions of the sides, to XYWH in pixels."""
+    y0, x0, y1, x1 = (round(float(v) * side, 3) for v, side in zip(fractions, (*size, *size), strict=True))
     return [x0, y0, x1 - x0, y1 - y0]
 
 
@@ -163,7 +163,7 @@ def _masked(row: Mapping[str, Any], size: tuple[int, int], mask: np.ndarray) -> 
 
 
 def _picture(content: bytes, photo: bytes, where: str, mode: str) -> np.ndarray:
-    """A PNG of a photo's size, (h w) or (h w 3) uint8."""
+    """Decode a PNG and check that it has the photo's size; (h w) or (h w 3) uint8."""
     with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
         check_annotated((picture.height, picture.width), photo, where, f"a mask in {where}")
         return np.asarray(picture.convert(mode))

@@ -1,4 +1,4 @@
-"""Prompts for photos that nobody has annotated: the teacher gives the masks, so a guess of where things are will do."""
+"""Prompts for photos without annotations: the teacher provides the masks, so a guess of where objects are is enough."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WORKING_SIDE = 192  # px: superpixels are found on a small copy
 
 
 class GuessedSource:
-    """A source without annotations, with instances from a grid or from superpixels, the same whenever they are read."""
+    """A source without annotations, plus instances from a grid or from superpixels, the same on every read."""
 
     annotated, true_masks = True, False
 
@@ -36,15 +36,15 @@ class GuessedSource:
         rng = np.random.default_rng(index)
         points = np.array([interior_point(rng, mask) for mask in masks], np.float32).reshape(-1, 2)
         ids = np.arange(len(masks))
-        found = replace(
+        prompted = replace(
             example, masks=masks, boxes=boxes_of(masks), points=points, annotation_ids=ids,
             granularity=np.full(len(masks), OBJECT, np.int8),
         )  # fmt: skip
-        return select(found, keep)
+        return select(prompted, keep)
 
 
 def grid(height: int, width: int) -> np.ndarray:
-    """The cells of a coarse and of a fine grid, nearly square, as masks (n h w)."""
+    """Return the nearly square cells of a coarse and a fine grid as masks (n h w)."""
     masks = []
     for cells in GRID:
         side = min(height, width) / cells
@@ -63,7 +63,7 @@ def grid(height: int, width: int) -> np.ndarray:
 
 
 def superpixels(image: np.ndarray) -> np.ndarray:
-    """SLIC superpixels of a photo (h w 3) at two scales, as masks (n h w)."""
+    """Return the SLIC superpixels of a photo (h w 3) at two scales as masks (n h w)."""
     from skimage.segmentation import slic
 
     height, width = image.shape[:2]
@@ -72,9 +72,9 @@ def superpixels(image: np.ndarray) -> np.ndarray:
     masks = []
     for segments in SEGMENTS:
         labels = slic(small, n_segments=segments, compactness=10.0, sigma=1.0, start_label=0)
-        whole = np.asarray(
+        full_size = np.asarray(
             Image.fromarray(labels.astype(np.int32), mode="I").resize((width, height), Image.Resampling.NEAREST)
         )
-        masks += [whole == label for label in range(labels.max() + 1)]
+        masks += [full_size == label for label in range(labels.max() + 1)]
     kept = np.array(masks)
     return kept[kept.any((1, 2))]

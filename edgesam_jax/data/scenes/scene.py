@@ -1,12 +1,13 @@
-"""The procedural data set: textured scenes of occluding objects made of parts, infinite and deterministic.
+"""Scenes of the procedural data set: textured, overlapping objects made of parts; endless and deterministic.
 
-Scenes stand in for photographs where no annotated data can be assumed (the embedded teacher, the quickstart, tests).
-A scene depends on (seed, index) alone: each has its own PCG64 stream.
+Scenes replace photographs where no annotated data can be assumed (the bundled teacher, the quickstart, tests).  Apart
+from the settings, a scene depends on (seed, index) alone: each has its own PCG64 stream.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
@@ -15,12 +16,12 @@ from edgesam_jax.data.scenes import shapes, textures
 from edgesam_jax.data.schema import OBJECT, PART, Example, boxes_of
 from edgesam_jax.data.transforms import interior_point
 
-MIN_AREA = 150  # visible pixels at 128 px, 1 % of the picture; smaller instances are not annotated
+MIN_AREA = 150  # visible pixels of a 128 px scene, 1 % of it; smaller instances are not annotated
 _HELD_OUT = 1 << 40
 
 
 def held_out_seed(seed: int) -> int:
-    """The seed whose scenes are kept for evaluation; never equal to a training seed below 2**40."""
+    """Return the seed of the scenes reserved for evaluation, which never equals a training seed below 2**40."""
     return seed + _HELD_OUT
 
 
@@ -30,7 +31,7 @@ class _Canvas:
     size: int
     difficulty: float
     pixels: np.ndarray  # (size size 3) float32
-    labels: np.ndarray  # (size size) int16: which surface is seen; 0 the background
+    labels: np.ndarray  # (size size) int16: number of the visible surface; 0 is the background
     surfaces: int = 0
 
     @property
@@ -38,7 +39,7 @@ class _Canvas:
         return self.size / 128
 
     def paint(self, window: shapes.Window, drawn: Image.Image, colour: np.ndarray, light: float) -> int:
-        """Put one textured surface on top; returns its label."""
+        """Paint one textured surface on top; returns its label."""
         x0, y0, x1, y1 = window
         height, width = y1 - y0, x1 - x0
         rng = self.rng
@@ -53,7 +54,7 @@ class _Canvas:
         return self.surfaces
 
     def shade(self, window: shapes.Window, drawn: Image.Image) -> None:
-        """A soft contact shadow around a shape about to be painted."""
+        """Darken the surroundings of a shape about to be painted, like a soft contact shadow."""
         x0, y0, x1, y1 = window
         alpha = drawn.reduce(shapes.OVERSAMPLE).filter(ImageFilter.BoxBlur(1.5 * self.unit))
         region = self.pixels[y0:y1, x0:x1]
@@ -64,13 +65,13 @@ def scene(seed: int, index: int, size: int = 128, difficulty: float = 1.0) -> Ex
     """Draw one scene.
 
     Args:
-      seed, index: what the scene depends on; any non-negative integers.
+      seed, index: any non-negative integers; they determine the scene.
       size: side of the square picture in pixels.
       difficulty: 0 (two to four flat objects of distinct colours) to 1 (two to six, more hollow shapes, texture).
 
     Returns:
-      An ``Example`` with an instance for each visible whole object and each sufficiently visible part
-      (``granularity``); always at least one.
+      An ``Example`` with an instance for each visible object and each sufficiently visible part (``granularity``);
+      always at least one.
     """
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, index])))
     while True:
@@ -91,7 +92,7 @@ def _draw_scene(rng: np.random.Generator, size: int, difficulty: float, index: i
         centres.append(tries[int(np.argmax(gaps))])
         objects.append(_object(canvas, centres[-1] * size, colours))
     pixels = canvas.pixels
-    if rng.random() < 0.6:  # light that changes over the whole scene
+    if rng.random() < 0.6:  # light that varies across the entire scene
         pixels *= (1 + np.float32(0.2 * rng.random()) * textures.gradient(rng, size, size))[..., None]
     grain = np.float32(1 + 5 * difficulty * rng.random())
     pixels += grain * rng.standard_normal((size, size, 1), dtype=np.float32)
@@ -102,7 +103,7 @@ def _draw_scene(rng: np.random.Generator, size: int, difficulty: float, index: i
 
 
 def _background(rng: np.random.Generator, size: int, difficulty: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (size size 3) float32 and their mean colour."""
+    """Draw a background; returns its pixels (size size 3) float32 and their mean colour."""
     if rng.random() < 0.25 + 0.25 * difficulty:
         crop = textures.photo_crop(rng, size, size)
         mean = crop.mean((0, 1))
@@ -115,7 +116,7 @@ def _background(rng: np.random.Generator, size: int, difficulty: float) -> tuple
 
 
 def _hues(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Random colours (n 3) float32: any lightness, from grey to saturated."""
+    """Draw random colours (n 3) float32 of any lightness, from grey to saturated."""
     colours = rng.random((n, 3), dtype=np.float32)
     grey = colours.mean(1, keepdims=True)
     vivid = np.float32(0.3) + np.float32(1.2) * rng.random((n, 1), dtype=np.float32)
@@ -123,13 +124,24 @@ def _hues(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def _contrasting(rng: np.random.Generator, near: list[np.ndarray], difficulty: float) -> np.ndarray:
-    """The one of a few random colours that is farthest from its neighbours'."""
+    """Return the one of a few random colours that is farthest from the colours in ``near``."""
     tries = _hues(rng, 8 - round(3 * difficulty))
     gaps = np.abs(tries[:, None] - np.stack(near)).sum(-1).min(1)
     return tries[int(np.argmax(gaps))]
 
 
 _Parts = list[list[int]]  # labels of the surfaces of each part of an object; together they are the object
+
+
+class _Body(NamedTuple):
+    """A painted shape that markings and inserts are placed on."""
+
+    matrix: np.ndarray  # (2 2), from the shape's coordinates to pixels
+    centre: np.ndarray  # (2), in pixels
+    window: shapes.Window
+    drawn: Image.Image  # the shape over ``window``; see ``shapes.draw``
+    colour: np.ndarray
+    light: float
 
 
 def _object(canvas: _Canvas, centre: np.ndarray, colours: list[np.ndarray]) -> _Parts:
@@ -145,24 +157,25 @@ def _object(canvas: _Canvas, centre: np.ndarray, colours: list[np.ndarray]) -> _
     colours.append(colour)
     light = 0.1 + 0.2 * rng.random()
     kind = rng.random()
-    if not hollow and kind < 0.45:  # a head, a wheel, a handle: sticks out, behind the body or before it
+    if not hollow and kind < 0.45:  # such as a head, a wheel or a handle: sticks out, behind or in front of the body
         return _attachments(canvas, body, matrix, centre, colour, light)
     window = shapes.window_of(body, matrix, centre, size)
-    if window[2] <= window[0] or window[3] <= window[1]:
+    if window.empty:
         return []
     drawn = shapes.draw(body, matrix, centre, window)
     canvas.shade(window, drawn)
     parts = [[canvas.paint(window, drawn, colour, light)]]
+    painted = _Body(matrix, centre, window, drawn, colour, light)
     if hollow or 0.45 <= kind < 0.6:
         if kind < 0.85:
-            parts.append([_marking(canvas, matrix, centre, window, drawn, colour, light, hollow)])
+            parts.append([_marking(canvas, painted, hollow)])
     else:
-        parts += _inserts(canvas, matrix, centre, window, drawn, colour, light)
+        parts += _inserts(canvas, painted)
     return parts
 
 
 def _angle(rng: np.random.Generator) -> float:
-    """Any angle, with upright ones more likely, as in photographs."""
+    """Draw an angle; multiples of 90 degrees are more likely, as in photographs."""
     return (
         float(rng.normal(0, 0.15)) + np.pi / 2 * int(rng.integers(4)) if rng.random() < 0.3 else rng.random() * 6.2832
     )
@@ -171,7 +184,7 @@ def _angle(rng: np.random.Generator) -> float:
 def _attachments(
     canvas: _Canvas, body: shapes.Shape, matrix: np.ndarray, centre: np.ndarray, colour: np.ndarray, light: float
 ) -> _Parts:
-    """A body with one or two smaller shapes at its contour, and perhaps others within."""
+    """Draw a body with one or two smaller shapes at its contour, and maybe others inside."""
     rng = canvas.rng
     layers = [(body, matrix, centre, colour)]
     contour = body[0][1] @ matrix + centre
@@ -187,32 +200,25 @@ def _attachments(
     parts: _Parts = []
     for shape, frame, place, tint in layers:
         window = shapes.window_of(shape, frame, place, canvas.size)
-        if window[2] > window[0] and window[3] > window[1]:
+        if not window.empty:
             drawn = shapes.draw(shape, frame, place, window)
             canvas.shade(window, drawn)
-            own = [canvas.paint(window, drawn, tint, light)]
-            within = []
+            labels = [canvas.paint(window, drawn, tint, light)]
+            inserts = []
             if shape is body and rng.random() < 0.75:
-                within = _inserts(canvas, frame, place, window, drawn, tint, light)
-            parts += [own + [label for part in within[:1] for label in part], *within]
+                inserts = _inserts(canvas, _Body(frame, place, window, drawn, tint, light))
+            parts += [labels + [label for part in inserts[:1] for label in part], *inserts]
     return parts
 
 
-def _inserts(
-    canvas: _Canvas,
-    matrix: np.ndarray,
-    centre: np.ndarray,
-    window: shapes.Window,
-    drawn: Image.Image,
-    colour: np.ndarray,
-    light: float,
-) -> _Parts:
-    """One or two smaller shapes one within the other, at the middle of a body: a hub in a wheel, a pane in a window.
+def _inserts(canvas: _Canvas, body: _Body) -> _Parts:
+    """Draw one or two nested smaller shapes at the middle of a body, like a hub in a wheel or a pane in a window.
 
-    A click there may mean each of them or the whole, while their boxes differ: what makes points ambiguous in
-    photographs (SAM section 3).  The first part includes the second.
+    A click there may refer to each of them or to the entire object, while their boxes differ, as points are ambiguous
+    in photographs (SAM section 3).  The first part includes the second.
     """
     rng = canvas.rng
+    matrix, centre, window, drawn, colour, light = body
     parts: _Parts = []
     for _ in range(1 + int(rng.random() < 0.5)):
         scale = 0.45 + 0.2 * rng.random()
@@ -228,25 +234,17 @@ def _inserts(
     return parts
 
 
-def _marking(
-    canvas: _Canvas,
-    matrix: np.ndarray,
-    centre: np.ndarray,
-    window: shapes.Window,
-    drawn: Image.Image,
-    colour: np.ndarray,
-    light: float,
-    hollow: bool,
-) -> int:
-    """A band, a patch or another half, clipped to the body; returns its label."""
+def _marking(canvas: _Canvas, body: _Body, hollow: bool) -> int:
+    """Paint a band, a patch or a half of another colour, clipped to the body; returns its label."""
     rng = canvas.rng
+    matrix, centre, window, drawn, colour, light = body
     draw = rng.random()
     if hollow or draw < 0.35:  # everything on one side of a line
-        mark: shapes.Shape = [("fill", np.array([(-3, -3), (3, -3), (3, 0), (-3, 0)]) * 1.0, 0, True)]
+        mark: shapes.Shape = [shapes.Stroke("fill", np.array([(-3, -3), (3, -3), (3, 0), (-3, 0)]) * 1.0)]
         shift, scale = 0.25 * (rng.random(2) - 0.5), 1.0
     elif draw < 0.65:
         half = 0.16 + 0.16 * rng.random()
-        mark = [("fill", np.array([(-3, -half), (3, -half), (3, half), (-3, half)]), 0, True)]
+        mark = [shapes.Stroke("fill", np.array([(-3, -half), (3, -half), (3, half), (-3, half)]))]
         shift, scale = 0.7 * (rng.random(2) - 0.5), 1.0
     else:
         mark = shapes.COMPACT[rng.integers(len(shapes.COMPACT))](rng)
@@ -257,7 +255,7 @@ def _marking(
 
 
 def _annotate(image: np.ndarray, canvas: _Canvas, objects: list[_Parts], index: int) -> Example:
-    """Masks of the visible objects and parts."""
+    """Return the example with masks of the visible objects and parts."""
     smallest = MIN_AREA * canvas.unit**2
     masks: list[np.ndarray] = []
     granularity: list[int] = []
@@ -266,7 +264,7 @@ def _annotate(image: np.ndarray, canvas: _Canvas, objects: list[_Parts], index: 
         labels = sorted({label for part in parts for label in part})
         if not labels or areas[labels].sum() < smallest:
             continue
-        # Labels of one object are consecutive: they were painted one after the other.
+        # An object's labels are consecutive, since its surfaces were painted one after the other.
         whole = (canvas.labels >= labels[0]) & (canvas.labels <= labels[-1])
         masks.append(whole)
         granularity.append(OBJECT)
@@ -293,7 +291,7 @@ def _annotate(image: np.ndarray, canvas: _Canvas, objects: list[_Parts], index: 
 
 
 def _alike(part: np.ndarray, whole: np.ndarray) -> bool:
-    """The part is nearly the whole, or its box nearly the whole's: the box would not say which is meant."""
+    """Whether a part or its box nearly equals the whole's, so that a box prompt couldn't tell them apart."""
     if (part & ~whole).any():
         return False
     if part.sum() > 0.8 * whole.sum():

@@ -1,17 +1,43 @@
-"""Random shapes of the procedural scenes, and how they are drawn.
+"""Random shapes of the procedural scenes, and their rasterisation.
 
-A shape is a list of strokes in its own frame, about the unit disc: ``(kind, points, width, add)`` where ``kind`` is
-"fill" (a polygon) or "line" (a stroke of a width), and ``add`` False cuts out of what was drawn before.
+A shape is a list of strokes in its own coordinates, approximately within the unit disc.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-Stroke = tuple[str, np.ndarray, float, bool]
+
+class Stroke(NamedTuple):
+    """A polygon ("fill") or polyline of a width ("line") through ``points`` (n 2).
+
+    With ``add`` False, it erases what earlier strokes drew.
+    """
+
+    kind: Literal["fill", "line"]
+    points: np.ndarray
+    width: float = 0
+    add: bool = True
+
+
+class Window(NamedTuple):
+    """A rectangle of pixels of a scene; ``x1`` and ``y1`` are exclusive."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+
+    @property
+    def empty(self) -> bool:
+        """Whether it contains no pixel."""
+        return self.x1 <= self.x0 or self.y1 <= self.y0
+
+
 Shape = list[Stroke]
 OVERSAMPLE = 4
 _TURN = np.linspace(0, 2 * np.pi, 49)[:-1]
@@ -19,30 +45,30 @@ _CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], -1)
 
 
 def ellipse(rng: np.random.Generator) -> Shape:
-    return [("fill", _CIRCLE * (1, 0.45 + 0.55 * rng.random()), 0, True)]
+    return [Stroke("fill", _CIRCLE * (1, 0.45 + 0.55 * rng.random()))]
 
 
 def rectangle(rng: np.random.Generator) -> Shape:
-    """With corners from sharp to round (a superellipse)."""
+    """Draw a rectangle with sharp to round corners (a superellipse)."""
     power = 0.12 + 0.5 * rng.random()
     points = np.sign(_CIRCLE) * np.abs(_CIRCLE) ** power
-    return [("fill", points * (0.95, 0.3 + 0.6 * rng.random()), 0, True)]
+    return [Stroke("fill", points * (0.95, 0.3 + 0.6 * rng.random()))]
 
 
 def polygon(rng: np.random.Generator) -> Shape:
     n = int(rng.integers(3, 8))
     angle = (np.arange(n) + 0.55 * (rng.random(n) - 0.5)) * (2 * np.pi / n)
     radius = 0.75 + 0.35 * rng.random(n)
-    return [("fill", np.stack([np.cos(angle), np.sin(angle)], -1) * radius[:, None], 0, True)]
+    return [Stroke("fill", np.stack([np.cos(angle), np.sin(angle)], -1) * radius[:, None])]
 
 
 def blob(rng: np.random.Generator, wild: float = 0.25) -> Shape:
-    """A rounded contour from a few Fourier terms."""
+    """Draw a rounded contour from a few Fourier terms."""
     k = np.arange(2, 6)
     weight = wild * rng.random(4) * (1.6, 1.4, 1.0, 0.7)
     radius = 1 + (weight * np.cos(_TURN[:, None] * k + rng.random(4) * 2 * np.pi)).sum(-1)
     points = _CIRCLE * radius[:, None]
-    return [("fill", points / np.abs(points).max(), 0, True)]
+    return [Stroke("fill", points / np.abs(points).max())]
 
 
 def wild_blob(rng: np.random.Generator) -> Shape:
@@ -53,25 +79,25 @@ def star(rng: np.random.Generator) -> Shape:
     n = int(rng.integers(3, 8))
     angle = np.arange(2 * n) * (np.pi / n)
     radius = np.where(np.arange(2 * n) % 2, 0.32 + 0.3 * rng.random(), 1.0)
-    return [("fill", np.stack([np.cos(angle), np.sin(angle)], -1) * radius[:, None] * 1.1, 0, True)]
+    return [Stroke("fill", np.stack([np.cos(angle), np.sin(angle)], -1) * radius[:, None] * 1.1)]
 
 
 def ring(rng: np.random.Generator) -> Shape:
     hole = 0.45 + 0.2 * rng.random()
-    return [("fill", _CIRCLE, 0, True), ("fill", _CIRCLE * hole, 0, False)]
+    return [Stroke("fill", _CIRCLE), Stroke("fill", _CIRCLE * hole, add=False)]
 
 
 def crescent(rng: np.random.Generator) -> Shape:
     cut = _CIRCLE * (0.7 + 0.2 * rng.random()) + (0.4 + 0.25 * rng.random(), 0)
-    return [("fill", _CIRCLE, 0, True), ("fill", cut, 0, False)]
+    return [Stroke("fill", _CIRCLE), Stroke("fill", cut, add=False)]
 
 
 def curve(rng: np.random.Generator) -> Shape:
-    """An elongated stroke along a quadratic or S-shaped curve."""
+    """Draw an elongated stroke along a quadratic or S-shaped curve."""
     t = np.linspace(-1, 1, 17)
     bend, twist = 1.6 * (rng.random() - 0.5), 2.2 * (rng.random() - 0.5)
     points = np.stack([t, bend * (t * t - 0.5) + twist * (t**3 - 0.6 * t)], -1)
-    return [("line", points, 0.42 + 0.24 * rng.random(), True)]
+    return [Stroke("line", points, 0.42 + 0.24 * rng.random())]
 
 
 _LETTERS: dict[str, list[list[tuple[float, float]]]] = {
@@ -91,7 +117,7 @@ _LETTERS: dict[str, list[list[tuple[float, float]]]] = {
 def letter(rng: np.random.Generator) -> Shape:
     strokes = list(_LETTERS.values())[int(rng.integers(len(_LETTERS)))]
     width = 0.4 + 0.2 * rng.random()
-    return [("line", np.array(points), width, True) for points in strokes]
+    return [Stroke("line", np.array(points), width) for points in strokes]
 
 
 COMPACT: tuple[Callable[[np.random.Generator], Shape], ...] = (ellipse, rectangle, polygon, blob)
@@ -99,16 +125,13 @@ HOLLOW: tuple[Callable[[np.random.Generator], Shape], ...] = (wild_blob, star, r
 
 
 def rotation(angle: float, scale_x: float, scale_y: float) -> np.ndarray:
-    """Matrix (2 2) for ``points @ matrix``: scale along the axes, then turn."""
+    """Return the matrix (2 2) that scales along the axes and then rotates by ``angle``, for ``points @ matrix``."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c * scale_x, s * scale_x], [-s * scale_y, c * scale_y]])
 
 
-Window = tuple[int, int, int, int]
-
-
 def window_of(shape: Shape, matrix: np.ndarray, centre: np.ndarray, size: int) -> Window:
-    """The pixels x0 y0 x1 y1 of a frame of side ``size`` that the drawn shape can touch; may be empty."""
+    """Return the pixels of a scene of side ``size`` that the drawn shape can touch; may be empty."""
     low, high = np.full(2, np.inf), np.full(2, -np.inf)
     scale = float(np.sqrt(abs(np.linalg.det(matrix))))
     for _, points, width, add in shape:
@@ -118,11 +141,11 @@ def window_of(shape: Shape, matrix: np.ndarray, centre: np.ndarray, size: int) -
             high = np.maximum(high, placed.max(0) + width * scale / 2)
     x0, y0 = np.clip(np.floor(low) - 2, 0, size).astype(int)
     x1, y1 = np.clip(np.ceil(high) + 2, 0, size).astype(int)
-    return int(x0), int(y0), int(x1), int(y1)
+    return Window(int(x0), int(y0), int(x1), int(y1))
 
 
 def draw(shape: Shape, matrix: np.ndarray, centre: np.ndarray, window: Window) -> Image.Image:
-    """The shape drawn over a window, 255 inside and 0 outside, at ``OVERSAMPLE`` times the window's size."""
+    """Rasterise a shape over a window, 255 inside and 0 outside, at ``OVERSAMPLE`` times the window's size."""
     x0, y0, x1, y1 = window
     image = Image.new("L", ((x1 - x0) * OVERSAMPLE, (y1 - y0) * OVERSAMPLE), 0)
     pen = ImageDraw.Draw(image)

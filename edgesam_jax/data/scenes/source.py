@@ -1,4 +1,4 @@
-"""The scenes as a data set."""
+"""The procedural scenes as a ``Source``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,20 @@ from edgesam_jax.data.scenes.scene import held_out_seed, scene
 from edgesam_jax.data.schema import OBJECT, PART, Example
 from edgesam_jax.data.source import Keep, Split, select
 
-_OTHERS = 1 << 32  # scenes beyond any index, for those that can't be used
+_REPLACEMENTS = 1 << 32  # offset beyond any index; replaces scenes without an instance of the granularity
 
 
 class ScenesSource:
-    """The procedural scenes; ``heldout`` ones come from seeds that training never uses."""
+    """The procedural scenes; the split "heldout" uses seeds that training never does.
+
+    Args:
+      seed: any non-negative integer below 2**40.
+      size: side of the scenes in pixels.
+      difficulty: see ``scene``.
+      split: "train" or "heldout".
+      limit: number of scenes in an epoch; 0 for an endless source.
+      granularity: keep all instances, only entire objects, or only parts.
+    """
 
     annotated = true_masks = True
 
@@ -30,9 +39,9 @@ class ScenesSource:
     def load(self, index: int, keep: Keep | None = None) -> Example:
         example = scene(self._seed, index, self._size, self._difficulty)
         if self._granularity != "all":
-            wanted, attempt = (OBJECT if self._granularity == "objects" else PART), 0
-            while not (example.granularity == wanted).any():  # a scene without parts: another in its place
+            level, attempt = (OBJECT if self._granularity == "objects" else PART), 0
+            while not (example.granularity == level).any():  # a scene without parts is replaced
                 attempt += 1
-                example = scene(self._seed, index + attempt * _OTHERS, self._size, self._difficulty)
-            example = replace(example.take(example.granularity == wanted), image_id=index)
+                example = scene(self._seed, index + attempt * _REPLACEMENTS, self._size, self._difficulty)
+            example = replace(example.take(example.granularity == level), image_id=index)
         return select(example, keep)

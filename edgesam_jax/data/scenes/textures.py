@@ -1,7 +1,7 @@
 """Textures of the procedural scenes: noise, gradients, stripes, dots, and crops of real photographs.
 
-The photographs are those that lie inside scikit-image's wheel under free terms (CC0 or public domain).  Only PNG files
-are used, whose decoding is exact, so that a scene is the same on every machine.
+The photographs are those of scikit-image's wheel that are CC0 or in the public domain.  Only PNG files are used: their
+decoding is exact, so a scene is the same on every machine.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ import numpy as np
 from PIL import Image
 
 _PHOTOS = ("astronaut", "chelsea", "coffee", "motorcycle_left", "brick", "grass", "gravel", "camera")
-_SMALLEST = 160  # px: the shorter side of the coarsest level of a photograph
+_SMALLEST = 160  # px: lower bound of the shorter side of a photograph's coarsest level
 
 
 @functools.cache
 def photos() -> tuple[tuple[np.ndarray, ...], ...]:
-    """The photographs, each as levels (h w 3) uint8 of halving size."""
+    """Return the photographs, each as a pyramid of levels (h w 3) uint8, each half the size of the one before.
+
+    Raises:
+      ModuleNotFoundError: scikit-image is not installed.
+    """
     spec = importlib.util.find_spec("skimage")  # does not import it
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("the scenes need scikit-image's photographs: pip install scikit-image")
+        raise ModuleNotFoundError("the scenes use scikit-image's photographs; pip install scikit-image")
     folder = Path(spec.submodule_search_locations[0]) / "data"
     pyramids = []
     for name in _PHOTOS:
@@ -36,7 +40,7 @@ def photos() -> tuple[tuple[np.ndarray, ...], ...]:
 
 
 def photo_crop(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A random, maybe mirrored window (height width 3) float32 of a random photograph."""
+    """Crop a random window (height width 3) float32 of a random photograph, mirrored half of the time."""
     levels = photos()[rng.integers(len(_PHOTOS))]
     fitting = [level for level in levels if level.shape[0] >= height and level.shape[1] >= width]
     if fitting:
@@ -50,7 +54,10 @@ def photo_crop(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def noise(rng: np.random.Generator, height: int, width: int, cell: float) -> np.ndarray:
-    """Two octaves of smooth noise (height width), about unit deviation; ``cell`` is the coarse period in pixels."""
+    """Draw two octaves of smooth noise (height width) of about unit deviation.
+
+    ``cell`` is the period of the coarse octave in pixels.
+    """
     total = np.zeros((height, width), np.float32)
     for octave, weight in ((1.0, 1.0), (2.5, 0.55)):
         rows, columns = (max(2, round(side * octave / cell) + 1) for side in (height, width))
@@ -60,7 +67,7 @@ def noise(rng: np.random.Generator, height: int, width: int, cell: float) -> np.
 
 
 def _waves(rng: np.random.Generator, height: int, width: int, period: float) -> np.ndarray:
-    """Stripes, or dots where two of them cross."""
+    """Draw stripes, or dots from two crossing sets of stripes."""
     angle = rng.random() * np.pi
     y = np.arange(height, dtype=np.float32)[:, None]
     x = np.arange(width, dtype=np.float32)[None]
@@ -74,9 +81,9 @@ def _waves(rng: np.random.Generator, height: int, width: int, period: float) -> 
 
 
 def residual(rng: np.random.Generator, height: int, width: int, unit: float, photo: float = 0.35) -> np.ndarray:
-    """A texture around zero, about unit deviation: (height width 1 or 3) float32.
+    """Draw a random texture (height width 1 or 3) float32 around zero, of about unit deviation.
 
-    ``unit`` is the pixels that a length of 1 px at 128 px covers; ``photo`` is the chance of a photograph's crop.
+    ``unit`` is the number of pixels per pixel of a 128 px scene; ``photo`` is the probability of a photograph's crop.
     """
     draw = rng.random()
     if draw < photo:
@@ -91,7 +98,7 @@ def residual(rng: np.random.Generator, height: int, width: int, unit: float, pho
 
 
 def gradient(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A linear ramp (height width) in a random direction, from -1 to 1 along its longest way."""
+    """Draw a linear ramp (height width) in a random direction, with values within -1 to 1."""
     angle = rng.random() * 2 * np.pi
     x, y = _ramp(width)[None], _ramp(height)[:, None]
     return (np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y) / np.float32(1.42)

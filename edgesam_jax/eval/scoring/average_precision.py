@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.readers.records import whole
+from edgesam_jax.data.readers.records import is_integer
 from edgesam_jax.eval.scoring.boundary import RATIO
 from edgesam_jax.eval.scoring.ground_truth import GroundTruth, read_ground_truth
 from edgesam_jax.eval.scoring.results import compressed, top_per_image
@@ -126,7 +126,7 @@ def _require_lvis(truth: GroundTruth) -> None:
     for image in truth.images:
         for name in ("neg_category_ids", "not_exhaustive_category_ids"):
             ids = image.get(name)
-            if not (isinstance(ids, list) and all(whole(i) for i in ids)):
+            if not (isinstance(ids, list) and all(is_integer(i) for i in ids)):
                 where = f"annotations {truth.path}: image {image['id']}"
                 raise UsageError(f"{where} has no {name!r} list of whole numbers; {remedy}")
 

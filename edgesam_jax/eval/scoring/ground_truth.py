@@ -14,7 +14,7 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.readers.records import REACH, fault_of, usable, whole
+from edgesam_jax.data.readers.records import REACH, annotation_fault, has_extent, is_integer
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.transforms import MAX_PIXELS, MAX_SIDE
 from edgesam_jax.eval.scoring.results import compressed
@@ -50,8 +50,8 @@ class GroundTruth:
 def read_ground_truth(path: Path, image_ids: Sequence[int | str] | None = None) -> GroundTruth:
     """Read a file, fill in fields that custom files often lack (``iscrowd``, ``area``), and skip damaged entries.
 
-    An annotation is damaged if ``fault_of`` reports a fault or its mask can't be decoded.  Annotations are renumbered,
-    because pycocotools treats a match with id 0 as no match and confuses equal ids.
+    An annotation is damaged if ``annotation_fault`` reports a fault or its mask can't be decoded.  Annotations are
+    renumbered, because pycocotools treats a match with id 0 as no match and confuses equal ids.
 
     Args:
       image_ids: the photos whose annotations are read; None for all.
@@ -117,11 +117,11 @@ def _image_fault(path: Path, image: Any) -> str:
         return "not a JSON object"
     if isinstance(image.get("id"), str):
         raise _string_id(path, image["id"])
-    if not whole(image.get("id")):
+    if not is_integer(image.get("id")):
         return "its id is not a whole number"
     height: Any = image.get("height")
     width: Any = image.get("width")
-    if not (whole(height) and whole(width) and 0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
+    if not (is_integer(height) and is_integer(width) and 0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
         return f"its height or width is not a whole number from 1 to {MAX_SIDE}"
     return f"more than {MAX_PIXELS} pixels" if height * width > MAX_PIXELS else ""
 
@@ -130,11 +130,13 @@ def _categories(path: Path, content: dict[str, Any], rows: list[tuple[str, str]]
     """The categories that the file lists, or those of its annotations if it lists none."""
     listed = content.get("categories")
     if not isinstance(listed, list) or not listed:
-        used = [a["category_id"] for a in content["annotations"] if isinstance(a, dict) and whole(a.get("category_id"))]
+        used = [
+            a["category_id"] for a in content["annotations"] if isinstance(a, dict) and is_integer(a.get("category_id"))
+        ]
         return [{"id": int(category), "name": str(int(category))} for category in sorted(set(used))]
     categories: dict[int, dict[str, Any]] = {}
     for number, category in enumerate(listed):
-        if isinstance(category, dict) and whole(category.get("id")):
+        if isinstance(category, dict) and is_integer(category.get("id")):
             categories.setdefault(int(category["id"]), {**category, "id": int(category["id"])})
         else:
             row = f"{path}: categories[{number}]: its id is not a whole number: {str(category)[:80]}"
@@ -147,12 +149,14 @@ def _fault(annotation: Any, sizes: Mapping[int, tuple[int, int]], categories: Co
     if not isinstance(annotation, dict):
         return "not a JSON object"
     image_id, category = annotation.get("image_id"), annotation.get("category_id")
-    if not whole(image_id) or image_id not in sizes:
+    if not is_integer(image_id) or image_id not in sizes:
         return "its image_id is not among the images"
-    if not whole(category) or category not in categories:
+    if not is_integer(category) or category not in categories:
         return "its category_id is not among the categories"
     # A valid mask with an empty box can't be prompted with, but COCO has a few of them, and the tools count them.
-    return fault_of(annotation) or ("" if usable({**annotation, "bbox": [0, 0, 1, 1]}) else "its mask is empty")
+    return annotation_fault(annotation) or (
+        "" if has_extent({**annotation, "bbox": [0, 0, 1, 1]}) else "its mask is empty"
+    )
 
 
 def _complete(annotation: dict[str, Any], number: int, code: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from edgesam_jax.data.mask_window import NOTHING, Window, crop
+from edgesam_jax.data.mask_window import EMPTY_WINDOW, Window, crop
 from edgesam_jax.data.transforms import center_point, jitter_boxes, low_res_windows
 from edgesam_jax.eval.scoring.photos import Photo
 from edgesam_jax.portable.frame import scale_coords
@@ -180,7 +180,7 @@ def resize_enlarged(mask: Window, old: tuple[int, int], new: tuple[int, int]) ->
     left, right = mask.left, mask.left + mask.pixels.shape[1]
     columns = [np.flatnonzero((tap >= left) & (tap < right)) for tap in _taps(old[1], new[1])]
     if not any(map(len, rows)) or not any(map(len, columns)):  # too thin: no target pixel reads it
-        return NOTHING
+        return EMPTY_WINDOW
     y0, y1 = min(r[0] for r in rows if len(r)), max(r[-1] for r in rows if len(r)) + 1
     x0, x1 = min(c[0] for c in columns if len(c)), max(c[-1] for c in columns if len(c)) + 1
     out = np.zeros((y1 - y0, x1 - x0), bool)

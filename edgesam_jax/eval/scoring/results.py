@@ -16,7 +16,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.readers.records import decode_window, encode_polygons, numbers, whole
+from edgesam_jax.data.readers.records import decode_window, encode_polygons, is_integer, is_number_list
 from edgesam_jax.data.schema import BadExample
 
 BINARY = (".pth", ".pkl")
@@ -88,22 +88,22 @@ def _fault(
         return "result damaged", "not a JSON object"
     image_id: Any = entry.get("image_id")
     category, score = entry.get("category_id"), entry.get("score")
-    if not (whole(image_id) or isinstance(image_id, str)):
+    if not (is_integer(image_id) or isinstance(image_id, str)):
         return "result damaged", "its image_id is missing or not a whole number or string"
     if image_id not in image_sizes:
         return "photo unknown", f"no photo has the id {image_id!r}"
-    if category_ids is not None and not whole(category):
+    if category_ids is not None and not is_integer(category):
         return "result damaged", "its category_id is missing or not a whole number"
     if category_ids is not None and category not in category_ids:
         return "category unknown", f"no category has the id {category!r}"
-    if not (whole(score) or (isinstance(score, float) and math.isfinite(score))):
+    if not (is_integer(score) or (isinstance(score, float) and math.isfinite(score))):
         return "score missing", "its score is missing or not a finite number"
     check = _box_fault if need == "bbox" else _mask_fault
     return check(entry.get(need), *image_sizes[image_id])
 
 
 def _box_fault(box: Any, height: int, width: int) -> tuple[str, str] | None:
-    if not numbers(box, 4):
+    if not is_number_list(box, 4):
         return "box damaged", "its bbox is not four finite numbers"
     x, y, w, h = box
     if not (w > 0 and h > 0):
