@@ -34,7 +34,7 @@ srun --kill-on-bad-exit=0 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
   --set data.source=prepared "data.root=$DATA" "data.embeddings=$STORE" "teacher=$TEACHER"
 code=$?
 
-# 143 is 128 + SIGTERM: saved, and the same command goes on from there.  A job that someone cancelled gets the same signal,
+# 143 is 128 + SIGTERM: everything is saved, and the same command resumes.  A job that someone cancelled gets the same signal,
 # but SLURM no longer calls it running.
 if [ "$code" -eq 143 ] && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
   echo "saved and left at $(date); queued again"

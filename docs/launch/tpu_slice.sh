@@ -5,7 +5,7 @@
 # that all have mounted at the same place (Filestore, or a bucket by Cloud Storage FUSE).  The first time, on all hosts:
 #   git clone REPOSITORY-URL edgesam_jax && cd edgesam_jax && python3 -m venv .venv
 #   .venv/bin/python -m pip install -e . && .venv/bin/python -m pip install -U 'jax[tpu]'
-# Start it where the connection lasts (tmux).  If it breaks or the slice was preempted, start it again: it goes on.
+# Start it in a session that survives disconnection (tmux).  After a failure or preemption run it again to resume.
 set -euo pipefail
 : "${TPU:?the name of the slice}" "${ZONE:?the zone of the slice}"
 CODE=${CODE:-edgesam_jax}       # folder of the repository on every host

@@ -1,11 +1,11 @@
 """``python -m edgesam_jax.train --config FILE --workdir DIR [--set a.b=c ...]``: train, resume, or run a study.
 
-``--dry-run`` in place of ``--workdir`` says what the run would need (docs/scale.md).
+``--dry-run`` in place of ``--workdir`` prints the memory, work and time that the run would need (docs/scale.md).
 
-The same command on the same folder goes on where the last one stopped.  On several hosts or processes that share the
-folder, start it once in each: SLURM and TPU slices are recognised, elsewhere ``--coordinator HOST:PORT --processes N
---process I`` say who is who.  Exit codes: 0 done; 1 the loss or a gradient was not finite; 2 wrong usage, or a full
-disk; 143 or 130 (128 + the signal's number) if SIGTERM or SIGINT asked it to save and leave.
+Run the same command on the same folder again to resume.  On several hosts or processes that share the folder, start the
+command once in each: SLURM and TPU slices are detected; elsewhere pass ``--coordinator HOST:PORT --processes N --process
+I``.  Exit codes: 0 done; 1 the loss or a gradient was not finite; 2 wrong usage, or a full disk; 143 or 130 (128 + the
+signal's number) after SIGTERM or SIGINT, with everything saved.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ from edgesam_jax.planning import dry_run
 
 @dataclass(frozen=True)
 class Command:
-    """What is asked for: ``job`` is for ``parallel.start_processes``; ``replay`` a step; ``planned`` a dry run."""
+    """The command line, read.
+
+    ``job`` holds the arguments of ``parallel.start_processes``; ``replay`` is the step to run again, None to train;
+    ``planned`` is set for a dry run.
+    """
 
     config: Config
     workdir: Path
@@ -48,14 +52,21 @@ def parse(argv: Sequence[str] | None) -> Command:
         metavar="FILE[:name=value,...]",
         help="a Python file with get_config(), its arguments after a colon; or a saved config.json",
     )
-    parser.add_argument("--workdir", type=Path, help="folder of the run; an earlier run there goes on")
+    parser.add_argument("--workdir", type=Path, help="folder of the run; a run that is already there is resumed")
     parser.add_argument(
         "--set", action="append", default=[], nargs="+", metavar="a.b=c", help="change a field of the config"
     )
-    parser.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of the first process of several")
-    parser.add_argument("--processes", type=int, default=0, metavar="N", help="how many there are")
-    parser.add_argument("--process", type=int, default=-1, metavar="I", help="which of them this is, from 0")
-    parser.add_argument("--replay", type=int, metavar="STEP", help="run the batch again that nonfinite.jsonl names")
+    parser.add_argument(
+        "--coordinator", default="", metavar="HOST:PORT", help="address of the first process of a multi-process job"
+    )
+    parser.add_argument("--processes", type=int, default=0, metavar="N", help="number of processes in the job")
+    parser.add_argument("--process", type=int, default=-1, metavar="I", help="index of this process, from 0")
+    parser.add_argument(
+        "--replay",
+        type=int,
+        metavar="STEP",
+        help="run a step listed in nonfinite.jsonl again and print each photo's loss",
+    )
     dry_run.add_flags(parser)
     args = parser.parse_args(argv)
     setup = dry_run.setup_of(args)
@@ -68,17 +79,17 @@ def parse(argv: Sequence[str] | None) -> Command:
 
 
 def run(command: Command) -> int:
-    """Train (or run the config's study) and report, replay a step, or only plan; returns the exit code.
+    """Train (or run the config's study) and report, replay a step, or only plan; return the exit code.
 
     Raises:
-      UsageError: see ``trainer.fit``.
+      UsageError: see ``train.run.fit``.
       FloatingPointError: the loss or a gradient was NaN or infinite.
     """
     config, workdir = command.config, command.workdir
     if command.planned:
         print(dry_run.report(config, command.planned))
         return 0
-    # Imported late, so that a wrong flag is answered at once.
+    # Imported here, so that a wrong flag is reported at once.
     from edgesam_jax.cli import compile_cache
     from edgesam_jax.train import parallel
 
@@ -102,8 +113,8 @@ def run(command: Command) -> int:
         else:
             report = study.single(config, workdir, stop=asked_to_stop)
     if report is None:
-        number = signals.received or signal.SIGTERM  # JAX's preemption service hears that one alone
-        print(f"stopped by signal {number:d}, saved; the same command goes on from there", file=sys.stderr)
+        number = signals.received or signal.SIGTERM  # the only signal that JAX's preemption service handles
+        print(f"stopped by signal {number:d}, saved; run the same command again to resume", file=sys.stderr)
         return 128 + number
     if parallel.is_first():
         print(report)

@@ -46,7 +46,7 @@ def backbone_of(name):
 
 
 def to_timm_repvit(name):
-    """Written as the facts have it, from features to timm."""
+    """Written from docs/published_code.md, from features to timm."""
     match = re.match(r"features\.(\d+)\.", name)
     at, rest = int(match[1]), name[match.end() :]
     if at == 0:

@@ -1,4 +1,4 @@
-"""Schedules against formulas written from the facts, the decay mask, clipping and freezing."""
+"""Schedules against the published formulas, the decay mask, clipping and freezing."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def names(tree, wanted):
 
 
 def formula(t, kind, base, low, start, warmup, steps):
-    """The rate at step t in plain Python, as section 6 of the facts states it."""
+    """The rate at step t in plain Python (docs/published_code.md, "Optimiser and schedules")."""
     if t < warmup:
         return start + t * (base - start) / warmup
     t = min(t, steps)

@@ -140,7 +140,7 @@ def test_workdir_notes_its_config_and_names_differences(tmp_path):
             pass
 
     config = Config(name="a")
-    claim(Config(name="mended"))  # nothing there to go on from
+    claim(Config(name="fixed"))  # no checkpoint to resume from
     claim(config)
     (tmp_path / "new" / "checkpoints" / "1").mkdir(parents=True)
     claim(dataclasses.replace(config, train=TrainConfig(log_every=1, devices=2)))

@@ -83,7 +83,7 @@ def test_scripts_are_sound(script):
             assert match[2] is None if form is None else re.fullmatch(form, match[2] or ""), line
             options[match[1]] = match[2]
     if script.name.startswith("slurm"):
-        assert "requeue" in options and options["open-mode"] == "append", "a job that goes on keeps its log"
+        assert "requeue" in options and options["open-mode"] == "append", "a requeued job keeps its log"
     if script.name == "slurm.sh":
         assert options["ntasks-per-node"] == options["gpus-per-node"], "JAX gives each task under SLURM one device"
         assert options["signal"].startswith("TERM@"), "the tasks get it, not the script"

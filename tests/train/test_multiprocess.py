@@ -104,7 +104,7 @@ def test_however_a_job_is_cut_it_computes_the_same(folder, whole, processes, dev
 def test_a_run_goes_on_with_other_processes_and_devices(folder, whole):
     workdir, again = folder / "resumed", folder / "resumed4"
     codes, errors = job(workdir, 2, 2, terminate=1)  # the one that writes nothing hears it
-    assert codes == [143, 143] and all("saved; the same command goes on" in text for text in errors), errors
+    assert codes == [143, 143] and all("saved; run the same command again to resume" in text for text in errors), errors
     (saved,) = (int(p.name) for p in (workdir / "checkpoints").iterdir() if int(p.name) % 2 or int(p.name) < STEPS)
     assert not (workdir / "model").exists()
     shutil.copytree(workdir, again)

@@ -346,7 +346,7 @@ def test_sigterm_saves_and_leaves(config_file, tmp_path):
         os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: the worker hears it too
         error = process.communicate(timeout=120)[1]
     assert process.returncode == 128 + signal.SIGTERM, error
-    assert "saved; the same command goes on from there" in error and "Traceback" not in error
+    assert "saved; run the same command again to resume" in error and "Traceback" not in error
     assert kept_steps(workdir) == [read_metrics(workdir / "metrics.jsonl")[-1]["step"]]
     assert json.loads((workdir / "config.json").read_text())["train"]["steps"] == 100_000
 
