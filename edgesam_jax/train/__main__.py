@@ -2,9 +2,9 @@
 
 ``--dry-run`` in place of ``--workdir`` prints the memory, work and time that the run would need (docs/scale.md).
 
-Run the same command on the same folder again to resume.  On several hosts or processes that share the folder, start the
-command once in each: SLURM and TPU slices are detected; elsewhere pass ``--coordinator HOST:PORT --processes N --process
-I``.  Exit codes: 0 done; 1 the loss or a gradient was not finite; 2 wrong usage, or a full disk; 143 or 130 (128 + the
+Run the same command on the same folder again to resume.  On several hosts or processes that share the folder, start
+the command once in each: SLURM and TPU slices are detected; elsewhere pass ``--coordinator HOST:PORT --processes N
+--process I``.  Exit codes: 0 done; 1 the loss or a gradient was not finite; 2 wrong usage, or a full disk; 143 or 130 (128 + the
 signal's number) after SIGTERM or SIGINT, with everything saved.
 """
 
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from edgesam_jax.cli import allocator
 from edgesam_jax.cli.command import run_command
@@ -24,17 +25,24 @@ from edgesam_jax.config.rules import check_counts
 from edgesam_jax.planning import dry_run
 
 
+class Job(NamedTuple):
+    """The arguments of ``parallel.start_processes``."""
+
+    coordinator: str = ""
+    processes: int = 0
+    process: int = -1
+
+
 @dataclass(frozen=True)
 class Command:
     """The command line, read.
 
-    ``job`` holds the arguments of ``parallel.start_processes``; ``replay`` is the step to run again, None to train;
-    ``planned`` is set for a dry run.
+    ``replay`` is the step to run again, None to train; ``planned`` is set for a dry run.
     """
 
     config: Config
     workdir: Path
-    job: tuple[str, int, int] = ("", 0, -1)
+    job: Job = Job()
     replay: int | None = None
     planned: dry_run.Setup | None = None
 
@@ -74,7 +82,7 @@ def parse(argv: Sequence[str] | None) -> Command:
         parser.error("the following arguments are required: --workdir")
     config = apply_overrides(load_config(args.config), [text for texts in args.set for text in texts])
     check_counts(config)
-    job = args.coordinator, args.processes, args.process
+    job = Job(args.coordinator, args.processes, args.process)
     return Command(config, args.workdir, job, args.replay, setup if args.dry_run else None)
 
 
