@@ -4,7 +4,9 @@
 
 Run the same command on the same folder again to resume.  On several hosts or processes that share the folder, start
 the command once in each: SLURM and TPU slices are detected; elsewhere pass ``--coordinator HOST:PORT --processes N
---process I``.  Exit codes: 0 done; 1 the loss or a gradient was not finite; 2 wrong usage, or a full disk; 143 or 130 (128 + the
+--process I``.
+
+Exit codes: 0 done; 1 the loss or a gradient was not finite; 2 wrong usage, or a full disk; 143 or 130 (128 + the
 signal's number) after SIGTERM or SIGINT, with everything saved.
 """
 
@@ -42,7 +44,7 @@ class Command:
 
     config: Config
     workdir: Path
-    job: Job = Job()
+    job: Job
     replay: int | None = None
     planned: dry_run.Setup | None = None
 
