@@ -103,7 +103,7 @@ def test_a_run_from_a_store_is_the_run_with_the_teacher_online(tmp_path, teacher
     store = tmp_path / "store"
     embed.embed(teacher, data, store, "float16")
     config = Config(
-        model=dataclasses.replace(REPVIT, image_size=CONV.image_size), teacher=str(tmp_path / "teacher.msgpack"),
+        model=CONV, teacher=str(tmp_path / "teacher.msgpack"),
         data=data, distill=DistillConfig(mode="encoder_only"),
         train=TrainConfig(steps=3, log_every=1, picture_every=0, devices=1),
     )  # fmt: skip

@@ -318,10 +318,10 @@ def test_processes_share_the_global_batch(seed, processes, step):
 def test_a_mixture_keeps_its_weights_and_the_epochs_of_its_parts(seed, first, counts):
     parts = [Part(Photos(counts[0]), first), Part(Photos(counts[1]), 1.0)]
     draw = order(parts, replace(DATA, seed=seed))
-    drawn = [draw(position) for position in range(600)]
+    drawn = [draw(position) for position in range(240)]
     for number, count in enumerate(counts):
         own = [index for part, index in drawn if part == number]
-        assert len(own) == pytest.approx(600 * (first, 1.0)[number] / (first + 1), abs=2)
+        assert len(own) == pytest.approx(240 * (first, 1.0)[number] / (first + 1), abs=2)
         for epoch in range(len(own) // count):
             assert sorted(own[epoch * count : (epoch + 1) * count]) == list(range(count))
 

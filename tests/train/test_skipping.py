@@ -7,7 +7,7 @@ import json
 
 import pytest
 from small_data import coco_folder
-from tiny import REPVIT
+from tiny import CONV
 
 from edgesam_jax.config import Config, DataConfig, DistillConfig, TrainConfig, UsageError
 from edgesam_jax.train import inputs
@@ -28,7 +28,7 @@ def config(tmp_path):
     content["annotations"][3]["bbox"] = "none"
     (root / "instances.json").write_text(json.dumps(content))
     return Config(
-        model=REPVIT,
+        model=CONV,
         data=DataConfig(source="coco", root=str(root), batch_size=3, max_prompts=2),
         distill=DistillConfig(targets="ground_truth", rounds=0, start="box"),
         train=TrainConfig(steps=4, log_every=1, picture_every=0, checkpoint_every=2, devices=1),
