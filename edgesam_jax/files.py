@@ -48,8 +48,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder to write into; rename it to ``path`` when the block succeeds.
 
     An earlier folder at ``path`` is replaced as a whole, together with any files that the block didn't write. Parents
-    are created.
+    are created.  If ``path`` is a link, the folder it points to is replaced.
     """
+    path = path.resolve()
     temporary = _temporary(path)
     try:
         temporary.mkdir(parents=True)
@@ -57,7 +58,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             old = temporary.with_suffix(".old")
             path.rename(old)
-            temporary.rename(path)
+            try:
+                temporary.rename(path)
+            except OSError:
+                old.rename(path)
+                raise
             shutil.rmtree(old)
         else:
             temporary.rename(path)

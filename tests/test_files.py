@@ -72,3 +72,13 @@ def test_staged_files_join_those_of_the_folder(tmp_path: Path) -> None:
         (folder / "sub").mkdir()
         (folder / "sub" / "new").write_text("new")
     assert contents(tmp_path) == {"x/a2": "new", "x/b1": "old", "x/sub/new": "new"}
+
+
+def test_a_link_to_a_folder_keeps_pointing_to_it(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "old").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    with atomic_folder(tmp_path / "link") as folder:
+        (folder / "new").write_text("new")
+    assert (tmp_path / "link").is_symlink() and [p.name for p in (tmp_path / "real").iterdir()] == ["new"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"]

@@ -8,6 +8,8 @@ One shape serves 1 to ``slots`` points and box corners. Slots with the label -2 
 unused: a bias on their keys keeps them out of every softmax, and they don't change the result. The decoder adds SAM's
 learned padding token exactly where the predictor does: to prompts without a box, unless they already contain a point
 with label -1.
+
+Names of submodules and buffers become names of weights in the exported files, and so they stay as they are.
 """
 
 from __future__ import annotations
@@ -76,7 +78,7 @@ class Layer(nn.Module):
     def __init__(self, source: TwoWayLayer) -> None:
         super().__init__()
         self.first = source.first
-        self.self_attention = Attend(source.self_attn)
+        self.own = Attend(source.self_attn)
         self.to_image = Attend(source.cross_attn_token_to_image)
         self.from_image = Attend(source.cross_attn_image_to_token)
         self.norm1, self.norm2, self.norm3, self.norm4 = (
@@ -88,10 +90,10 @@ class Layer(nn.Module):
         self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor, row: Tensor, column: Tensor
     ) -> tuple[Tensor, Tensor]:
         if self.first:
-            tokens = self.self_attention(tokens, tokens, tokens, row)
+            tokens = self.own(tokens, tokens, tokens, row)
         else:
             positioned = tokens + token_pe
-            tokens = tokens + self.self_attention(positioned, positioned, tokens, row)
+            tokens = tokens + self.own(positioned, positioned, tokens, row)
         tokens = self.norm1(tokens)
         keys = image + image_pe
         tokens = self.norm2(tokens + self.to_image(tokens + token_pe, keys, image, None))
@@ -116,17 +118,17 @@ class Slots(nn.Module):
         self.phase.weight.data = (matrix.T * (2 / source.image_size))[:, :, None, None]
         self.phase.bias.data = matrix.sum(0) * (1 / source.image_size - 1)
         vectors = [*(cast(nn.Embedding, e).weight for e in source.point_embeddings), source.not_a_point_embed.weight]
-        self.label_embedding = nn.Conv2d(len(LABELS), c, 1, bias=False)
-        self.label_embedding.weight.data = torch.cat(vectors).T[:, :, None, None].detach().clone()
+        self.kind = nn.Conv2d(len(LABELS), c, 1, bias=False)
+        self.kind.weight.data = torch.cat(vectors).T[:, :, None, None].detach().clone()
         self.register_buffer("padding", vectors[-1].T[None, :, None].detach().clone(), persistent=False)
-        self.register_buffer("known", torch.tensor(LABELS, dtype=torch.float32)[None, :, None, None], persistent=False)
+        self.register_buffer("kinds", torch.tensor(LABELS, dtype=torch.float32)[None, :, None, None], persistent=False)
 
     def forward(self, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         phase = self.phase(coords.transpose(1, 2)[:, :, None])
         position = torch.cat([phase.sin(), phase.cos()], dim=1)
-        one_hot = (labels.float().reshape(1, 1, 1, -1) == cast(Tensor, self.known)).float()  # (1 5 1 n)
+        one_hot = (labels.float().reshape(1, 1, 1, -1) == cast(Tensor, self.kinds)).float()  # (1 5 1 n)
         position = position * (1 - one_hot[:, 4:])  # the learned padding has no position
-        tokens = torch.cat([position + self.label_embedding(one_hot), cast(Tensor, self.padding)], dim=3)
+        tokens = torch.cat([position + self.kind(one_hot), cast(Tensor, self.padding)], dim=3)
         pads = 1 - one_hot[:, 2:].amax(dim=(1, 3), keepdim=True)  # 1 for prompts without corners and padding
         return tokens, torch.cat([one_hot.sum(dim=1, keepdim=True), pads], dim=3)
 
@@ -170,8 +172,8 @@ class ExportDecoder(nn.Module):
         self.slots = Slots(prompt)
         self.count = decoder.mask_tokens.num_embeddings
         output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).T[None, :, None]
-        self.register_buffer("output_tokens", output_tokens.detach().clone(), persistent=False)
-        self.register_buffer("output_used", torch.ones(1, 1, 1, 1 + self.count), persistent=False)
+        self.register_buffer("own", output_tokens.detach().clone(), persistent=False)
+        self.register_buffer("always", torch.ones(1, 1, 1, 1 + self.count), persistent=False)
         self.register_buffer("image_pe", prompt.dense_position()[None].detach().clone(), persistent=False)
         self.register_buffer(
             "no_mask", prompt.no_mask_embed.weight[:, :, None, None].detach().clone(), persistent=False
@@ -194,7 +196,7 @@ class ExportDecoder(nn.Module):
         mask_input: Tensor | None = None,
         has_mask_input: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        output_tokens, image_pe, dense = (cast(Tensor, x) for x in (self.output_tokens, self.image_pe, self.no_mask))
+        output_tokens, image_pe, dense = (cast(Tensor, x) for x in (self.own, self.image_pe, self.no_mask))
         if self.takes_mask:
             assert mask_input is not None and has_mask_input is not None and self.mask_downscaling is not None
             use_mask = has_mask_input.reshape(1, 1, 1, 1)
@@ -203,7 +205,7 @@ class ExportDecoder(nn.Module):
         image = image_embeddings + dense
         prompt, used = self.slots(point_coords, point_labels)
         tokens = torch.cat([output_tokens, prompt], dim=3)
-        bias = (torch.cat([cast(Tensor, self.output_used), used], dim=3) - 1) * MASKED
+        bias = (torch.cat([cast(Tensor, self.always), used], dim=3) - 1) * MASKED
         row, column = bias[0], bias.reshape(1, -1, 1)
         token_pe = tokens
         for layer in self.layers:

@@ -184,3 +184,10 @@ def test_other_frames_keep_the_grid_of_the_encoder():
     assert model.config.grid == 8
     with torch.no_grad():
         assert ExportEncoder(model.config, model.variables)(torch.zeros(1, 3, 64, 64)).shape == (1, 64, 8, 8)
+
+
+def test_weights_of_the_decoder_keep_their_names():
+    """They become names in exported files, by which tools that quantise or edit a graph address them."""
+    decoder = ExportDecoder(load_twin(model_of(REPVIT)), "iou", True)
+    names = {name for name, _ in [*decoder.named_parameters(), *decoder.named_buffers()]}
+    assert {"own", "always", "slots.kinds", "slots.kind.weight", "layers.0.own.out.weight"} <= names
