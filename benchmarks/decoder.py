@@ -80,6 +80,7 @@ def onnx_run(model: TorchSam, *inputs: torch.Tensor) -> Callable[[], object]:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--prompts", type=int, nargs="+", default=[1, 64], help="numbers of prompts to time; 1 is a box"

@@ -312,7 +312,7 @@ class DistillConfig:
     point_start_masks: Literal["all", "best"] = "all"
     loss_over_rounds: Literal["mean", "sum"] = "mean"  # mean: published code; sum: the paper's algorithm
     loss_over_prompts: Literal["pooled", "image"] = "pooled"  # equal weight for each prompt, or for each image
-    # where points are drawn in the disagreement of the masks: see models.prompts.sample_disagreement
+    # where points are drawn in the disagreement of the masks: see learning.sampling.sample_disagreement
     sampling: Literal["uniform", "side", "interior"] = "uniform"
     min_disagreement: int = 10  # no point is drawn if the masks differ in fewer pixels
     teacher_mask: Literal["hard", "soft"] = "hard"  # targets: thresholded masks, or sigmoid(logits / temperature)

@@ -67,7 +67,7 @@ def start_processes(coordinator: str = "", processes: int = 0, process: int = -1
 
 
 def in_cluster(environment: Mapping[str, str]) -> bool:
-    """Whether SLURM or a TPU slice started this process beside others."""
+    """Whether SLURM or a TPU slice started this process as one of several."""
     slurm = "SLURM_PROCID" in environment and environment.get("SLURM_NTASKS", "1") not in ("", "1")
     return slurm or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
 
@@ -164,7 +164,9 @@ def check_batch(batch_size: int, devices: Sequence[jax.Device], accumulate: int 
         pieces, fields = f"{total} devices", "train.devices"
         if accumulate > 1:
             pieces, fields = f"{pieces} x {accumulate} micro-batches", f"{fields} or train.accumulate"
-        raise UsageError(f"data.batch_size={batch_size} is not divisible by {pieces}: change it or {fields}")
+        raise UsageError(
+            f"data.batch_size={batch_size} is not divisible by {pieces}: change the batch size or {fields}"
+        )
     return batch_size // (total * accumulate)
 
 

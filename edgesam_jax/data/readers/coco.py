@@ -103,6 +103,7 @@ class CocoSource:
         return self._entries[index][2]
 
     def load(self, index: int, keep: Keep | None = None) -> Example:
+        """Read one example; see ``Source.load``."""
         return decode_record(self.record(index), keep)
 
     def record(self, index: int) -> Record:
