@@ -30,8 +30,8 @@ def flops_per_prompt(config: SamConfig, tokens: int, moved: bool) -> float:
 
     Args:
       tokens: of output and prompt.
-      moved: the image's projections are applied to the tokens instead (``models/transformer.py``); otherwise each
-        prompt projects the image again, as in the published code.
+      moved: the image's projections are applied to the tokens instead (``models/decoder/transformer.py``); otherwise
+        each prompt projects the image again, as in the published code.
     """
     c, s, d = config.embed_dim, config.grid**2, config.decoder
     inner = c // d.attention_downsample

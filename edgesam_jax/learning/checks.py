@@ -25,7 +25,7 @@ def check_distillation(config: Config) -> None:
     milestones = bool(optim.milestones) and all(0 < milestone < 1 for milestone in optim.milestones)
     refuse(
         {
-            "model.proposals: this encoder has no maps of three sizes; it needs model.encoder.fuse=true": (
+            "model.proposals: this encoder has no maps of three sizes; set model.encoder.fuse=true": (
                 not pyramid and config.model.proposals is not None
             ),
             "optim.schedule=step: optim.milestones must be fractions of the run between 0 and 1": (
@@ -80,5 +80,5 @@ def check_teacher(config: Config, teacher: SamConfig) -> None:
         mine, theirs = operator.attrgetter(name)(student), operator.attrgetter(name)(teacher)
         if mine != theirs:
             raise UsageError(
-                f"teacher={config.teacher}: its {name} is {theirs}, the model's is {mine}; they must agree"
+                f"teacher={config.teacher}: its {name} is {theirs}, the model's is {mine}; they must be equal"
             )

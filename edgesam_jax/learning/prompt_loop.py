@@ -339,12 +339,12 @@ def _mean_over(values: Array, active: Array) -> Array:
 def _teacher_terms(student: Any, teacher: Any, valid: Array, single: Array, cfg: DistillConfig) -> dict[str, Array]:
     """Loss terms (b p) against the teacher's masks; for ``single`` prompts only mask token 0 counts."""
     active = _active(single, student.logits.shape[2])
-    own = student.logits / cfg.temperature
+    logits = student.logits / cfg.temperature
     target = jax.nn.sigmoid(teacher.logits / cfg.temperature) if cfg.teacher_mask == "soft" else teacher.logits > 0
     target = target.astype(jnp.float32)
     return {
-        "bce": _mean_over(losses.binary_cross_entropy(own, target, valid), active),
-        "dice": _mean_over(losses.dice(own, target, valid), active),
+        "bce": _mean_over(losses.binary_cross_entropy(logits, target, valid), active),
+        "dice": _mean_over(losses.dice(logits, target, valid), active),
         "iou": _mean_over(jnp.square(student.iou - teacher.iou), active),
     }
 

@@ -113,13 +113,13 @@ def meet(name: str) -> None:
 
 def gather(numbers: Sequence[int]) -> np.ndarray:
     """Gather the numbers (n) of every process: (processes n) int64."""
-    own = np.asarray(numbers, np.int64)
+    local = np.asarray(numbers, np.int64)
     if jax.process_count() == 1:
-        return own[None]
+        return local[None]
     from jax.experimental import multihost_utils
 
     meet("gathering")
-    halves = own.view(np.int32)  # JAX has no int64 by default
+    halves = local.view(np.int32)  # JAX has no int64 by default
     return np.asarray(multihost_utils.process_allgather(halves)).view(np.int64)
 
 

@@ -20,7 +20,7 @@ def check(config: Config) -> None:
     """Check that the targets are boxes, and that the model has a proposal network."""
     refuse(
         {
-            f"{MODE}: set distill.targets=ground_truth; it learns from boxes, not from a teacher": (
+            f"{MODE}: set distill.targets=ground_truth; proposals are learned from boxes, not from a teacher": (
                 config.distill.targets != "ground_truth"
             ),
             f"{MODE}: the model has no proposal network; set model.proposals={{}}": config.model.proposals is None,
