@@ -28,6 +28,7 @@ ANYTHING = gate.Tolerance(np.inf, np.inf, 0.0, np.inf)
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("--photos", action="append", default=[], help="folder of photos; may be repeated")

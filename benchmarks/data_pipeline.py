@@ -50,9 +50,11 @@ class Repeated:
         return EPOCH // self._photos * self._photos
 
     def record(self, index: int) -> Record:
+        """Read a photo's file and annotations; see ``records.Record``."""
         return self._source.record(index % self._photos)
 
     def load(self, index: int, keep: Keep | None = None) -> Example:
+        """Read one example; see ``Source.load``."""
         return self._source.load(index % self._photos, keep)
 
 
@@ -135,6 +137,7 @@ def differences(frames: list[np.ndarray], photos: list[bytes], decode: Decoder) 
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--source", choices=["coco", "images", "tars", "prepared"], required=True, help="kind of the data set"

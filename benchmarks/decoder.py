@@ -30,8 +30,8 @@ def flops_per_prompt(config: SamConfig, tokens: int, moved: bool) -> float:
 
     Args:
       tokens: of output and prompt.
-      moved: the image's projections are applied to the tokens instead (``models/transformer.py``); otherwise each
-        prompt projects the image again, as in the published code.
+      moved: the image's projections are applied to the tokens instead (``models/decoder/transformer.py``); otherwise
+        each prompt projects the image again, as in the published code.
     """
     c, s, d = config.embed_dim, config.grid**2, config.decoder
     inner = c // d.attention_downsample
@@ -80,6 +80,7 @@ def onnx_run(model: TorchSam, *inputs: torch.Tensor) -> Callable[[], object]:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--prompts", type=int, nargs="+", default=[1, 64], help="numbers of prompts to time; 1 is a box"

@@ -49,6 +49,7 @@ def activations(config: SamConfig, variables: Any) -> int:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=STUDENTS, choices=STUDENTS)
     parser.add_argument("--size", type=int, default=1024, help="image size in pixels")

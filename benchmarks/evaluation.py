@@ -91,6 +91,7 @@ def torch_loop(model: TorchSam, photo: Photo, settings: Settings) -> np.ndarray:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--instances", type=int, default=20, help="instances per photo")
     parser.add_argument("--photos", type=int, default=3, help="photos per round")

@@ -713,6 +713,7 @@ def blocks(rows: Sequence[Row], output: Path) -> str:
 
 
 def main() -> int:
+    """Run the check; exits with code 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="a new folder")
     parser.add_argument("--no-mount", action="store_true", help="limit the file size instead of mounting a tmpfs")

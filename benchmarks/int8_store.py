@@ -65,6 +65,7 @@ class Decoding:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", default="tiny_teacher", help="checkpoint folder or published file")
     parser.add_argument("--student", default="", help="stage-1 checkpoint distilled from this teacher")

@@ -132,6 +132,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def main() -> int:
+    """Run the check; exits with code 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30, help="number of kills")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")

@@ -153,6 +153,7 @@ def products(jaxpr: Any) -> float:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--only", nargs="*", default=[], help="only rows whose stage and name contain one of these strings"

@@ -17,6 +17,7 @@ import time
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", required=True, metavar="PHOTO")
     parser.add_argument("--box", required=True, metavar="X0,Y0,X1,Y1")

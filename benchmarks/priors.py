@@ -60,6 +60,7 @@ def table(models: dict[str, Model], targets: dict[str, list[Example]]) -> str:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--objects", type=Path, required=True, metavar="DIR", help="run with proposals for objects")
     parser.add_argument("--parts", type=Path, required=True, metavar="DIR", help="run with proposals for parts")

@@ -93,6 +93,7 @@ def arrays(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("side", choices=("jax", "torch"), help="framework to time")
     parser.add_argument("--size", type=int, default=1024, help="image size in pixels")

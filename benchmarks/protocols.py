@@ -34,6 +34,7 @@ CHANGES = {
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", required=True, help="folder of a COCO-format data set")
     parser.add_argument("--annotations", default="", help="COCO-format JSON file; default: the one under --data-root")

@@ -352,6 +352,7 @@ def pack(output: Path, roots: dict[str, Path]) -> list[list[str]]:
 
 
 def main() -> int:
+    """Run the check; exits with code 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--coco", type=Path, required=True, help="folder of photos with one COCO-format JSON file")
     parser.add_argument("--sa1b-pair", type=Path, required=True, help="folder of SA-1B photos with their JSON files")

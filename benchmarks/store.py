@@ -98,6 +98,7 @@ def read_rows(folder: Path, rows: list[int]) -> None:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="folder on the disk to measure")
     parser.add_argument("--rows", type=int, default=512, help="number of embeddings")

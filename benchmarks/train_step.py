@@ -159,6 +159,7 @@ def contend(run: Callable[[], float]) -> None:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", type=int, choices=(1, 2), required=True)
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each contender")

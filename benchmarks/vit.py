@@ -39,6 +39,7 @@ def flops(config: SamConfig) -> float:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="sam_vit_b", choices=[n for n in MODELS if n.startswith("sam_vit")])
     parser.add_argument("--rounds", type=int, default=3, help="timed calls of each contender")

@@ -24,7 +24,7 @@ STEPS_PER_EPOCH = 110_000 // BATCH  # of 1 %
 
 
 def get_config(percent: Literal[1, 3, 10] = 1) -> Config:
-    """Published stage 1.  With more photos the epochs stay, so steps and warm-up grow with ``percent``."""
+    """Published stage 1.  The number of epochs is the same for every ``percent``, so steps and warm-up grow with it."""
     base = load_config(Path(__file__).with_name("base.py"), percent=percent)
     return replace(
         base,

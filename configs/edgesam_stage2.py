@@ -7,7 +7,7 @@
 
 5 epochs of 1 % of SA-1B at batch 16 (``percent``: 1, 3 or 10), 16 prompts per image, one box or point and one
 refinement point, learning rate from 3.2e-3 * 16 / 512 = 1e-4 to 1e-5, gradients clipped at 0.01.  The run starts from
-the finished stage 1 of the same share in ``runs/edgesam_stage1`` (``_3pct``, ``_10pct``); name another with
+the finished stage 1 of the same percentage in ``runs/edgesam_stage1`` (``_3pct``, ``_10pct``); name another with
 ``--set train.init_from=RUN``.
 
 Expected (the paper's Table 5a, mIoU in percent on SA-1K): 83.0 with a box and 67.5 with a centre click; 84.1 and 79.0
@@ -25,7 +25,7 @@ STEPS_PER_EPOCH = 110_000 // BATCH  # of 1 %
 
 
 def get_config(percent: Literal[1, 3, 10] = 1) -> Config:
-    """Published stage 2.  With more photos the epochs stay, so steps grow with ``percent``."""
+    """Published stage 2.  The number of epochs is the same for every ``percent``, so steps grow with it."""
     base = load_config(Path(__file__).with_name("base.py"), percent=percent)
     share = "" if percent == 1 else f"_{percent}pct"
     return replace(

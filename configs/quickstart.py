@@ -1,4 +1,4 @@
-"""The paper's Tables 5a and 5g in miniature: distil the embedded tiny teacher into a tiny RepViT, four ways.
+"""The paper's Tables 5a and 5g in miniature: distil the bundled tiny teacher into a tiny RepViT, four ways.
 
 ::
 

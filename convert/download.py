@@ -180,7 +180,8 @@ def _continue(url: str, part: Path, have: int, size: int, bar: tqdm) -> None:
         if start != (have if resumed else 0) or (total is not None and total != size):
             expected = have if resumed else 0
             raise UsageError(
-                f"{url}: the server offers {total} bytes from {start}, must be {size} from {expected}; refused"
+                f"{url}: the server offers {total} bytes from byte {start}, expected {size} from byte"
+                f" {expected}; refused"
             )
         if not resumed and have:  # the server doesn't support Range: start from the beginning
             bar.n = 0

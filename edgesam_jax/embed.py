@@ -4,7 +4,7 @@
     ... --part 2/8     on the third of eight processes or hosts that share STORE's file system (the first is 0/8)
 
 Complete shards are kept: run the same command again to resume, on any number of processes.  Each part lists the photos
-it skipped in a file of its own, such as ``STORE/skipped-2-of-8.jsonl``.
+it skipped in a separate file, such as ``STORE/skipped-2-of-8.jsonl``.
 """
 
 from __future__ import annotations

@@ -249,7 +249,7 @@ def _write(data: DataConfig, output: Path, shards: list[Shard], workers: int) ->
                 pool.shutdown(wait=True, cancel_futures=True)
     except BrokenExecutor:
         raise UsageError(
-            f"--workers {workers}: a worker process was killed, maybe because memory ran out; complete shards are kept:"
+            f"--workers {workers}: a worker process was killed, possibly out of memory; complete shards are kept:"
             " run the same command again with fewer workers"
         ) from None
     except OSError as error:

@@ -54,12 +54,15 @@ class Arguments:
         return self.get(name)
 
     def many(self, name: str) -> list[Tensor]:
+        """Return the tensors of a list input."""
         return [self._values[id(var)] for var in self.op.inputs[name]]
 
     def numbers(self, name: str) -> list[Any]:
+        """Return the values of a tensor as a flat list."""
         return self[name].flatten().tolist()
 
     def one(self, name: str) -> Any:
+        """Return the value of a tensor with one element."""
         return self[name].item()
 
 

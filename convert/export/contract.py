@@ -25,7 +25,7 @@ def contract(job: ExportJob, image_input: str) -> dict[str, Any]:
         },
         "image": {
             "shape": [1, 3, side, side], "type": "image",
-            "values": "RGB from 0 to 255; to the right of the photo and below, the colour 124, 116, 104: it becomes 0",
+            "values": "RGB from 0 to 255; to the right of the photo and below, the colour 124, 116, 104 (becomes 0)",
         },
         "photo": {
             "shape": [1, 3, "height", "width"], "type": "uint8",

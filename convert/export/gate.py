@@ -2,7 +2,7 @@
 
 The encoder must reproduce the model's embedding. The decoder must reproduce the model's logits and masks, once from the
 model's embedding and once from the exported encoder's. Stability scores are compared with those of the exported logits
-and must not be NaN. Every format has its tolerances, and a failure names the worst offender.
+and must not be NaN. Every format has its tolerances, and a failure names the worst comparison.
 """
 
 from __future__ import annotations

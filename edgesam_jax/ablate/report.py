@@ -102,11 +102,11 @@ def _agreement(paper: float | None, differences: Sequence[float]) -> str:
     level = paper is not None and abs(paper) <= NEAR
     one_sign = all(d > 0 for d in differences) or all(d < 0 for d in differences)
     if len(differences) < 3:
-        return "can't be told from fewer than three seeds"
+        return "inconclusive: fewer than three seeds"
     if level and abs(float(np.mean(differences))) <= 2 * NEAR:
         return "agrees: nearly level" if one_sign else "agrees: level"
     if not one_sign:
-        return "can't be told: the seeds have both signs"
+        return "inconclusive: the seeds differ in sign"
     if level:
         return "disagrees"
     return "agrees" if (differences[0] > 0) == (paper is None or paper > 0) else "disagrees"

@@ -98,7 +98,7 @@ def tables(arms: Sequence[str]) -> tuple[Table, ...]:
             cost=True,
         ),
         Table(
-            "5d", "data", "Amount of training data, epochs alike (both stages)",
+            "5d", "data", "Amount of training data, at equal epochs (both stages)",
             tuple(Row(name) for name in data),
             tuple(Claim(later, earlier, column) for earlier, later in itertools.pairwise(data)
                   for column in (BOX, CENTRE)),
@@ -141,12 +141,12 @@ def tables(arms: Sequence[str]) -> tuple[Table, ...]:
             scores=True,
         ),
         Table(
-            "5i", "prompts", "Prompts an image",
+            "5i", "prompts", "Prompts per image",
             (Row("prompts_few"), Row("loop1", "as published"), Row("prompts_many")),
             (Claim("loop1", "prompts_few", BOX, 0.0), Claim("prompts_many", "loop1", BOX, 0.0)),
         ),
         Table(
-            "6a", "frozen", "What learns in stage 2",
+            "6a", "frozen", "Parts trained in stage 2",
             (
                 Row("frozen_encoder", paper=_paper(82.3, 65.7)),
                 Row("frozen_decoder", paper=_paper(83.5, 67.7)),

@@ -33,7 +33,7 @@ def load_model(path: str | Path) -> Model:
 
     Args:
       path: an inference checkpoint folder; a training workdir (its newest checkpoint is loaded) or one of its
-        checkpoints; a .msgpack file; a published .pth or .safetensors file; or "tiny_teacher", the built-in model.
+        checkpoints; a .msgpack file; a published .pth or .safetensors file; or "tiny_teacher", the bundled model.
 
     Raises:
       UsageError: no such file, another kind of file, a damaged file, or only a model's backbone.

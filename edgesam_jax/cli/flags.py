@@ -15,6 +15,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
+        """Raise the error instead of printing the usage and exiting.
+
+        Raises:
+          UsageError: always.
+        """
         raise UsageError(f"{message} (--help shows the flags)")
 
 

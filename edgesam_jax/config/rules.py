@@ -25,8 +25,8 @@ def check_counts(config: Config) -> None:
     }  # fmt: skip
     for name, value in least.items():
         part, field = name.split(".")
-        if (given := getattr(getattr(config, part), field)) < value:
-            raise UsageError(f"{name}={given}: must be at least {value}")
+        if (count := getattr(getattr(config, part), field)) < value:
+            raise UsageError(f"{name}={count}: must be at least {value}")
 
 
 # Fields that change how a run is monitored or where it runs, but not its result.

@@ -127,7 +127,7 @@ def batches(
         raise UsageError("data.batch_size and data.max_prompts must be at least 1")
     if data.batch_size % shard[1]:
         raise UsageError(
-            f"data.batch_size={data.batch_size} does not divide over {shard[1]} processes; use a multiple of {shard[1]}"
+            f"data.batch_size={data.batch_size} is not divisible by {shard[1]} processes; use a multiple of {shard[1]}"
         )
     parts = parts or open_parts(data, model.image_size, split)
     steps = BatchSource(data, model, parts, shard)

@@ -47,7 +47,7 @@ class SkippedEntries:
 
     ``rows`` holds the kind and the message of each.  ``listed`` is the number of photos that the data set lists, and
     ``damaged`` the number of photos that are lost, or lose an annotation, because an entry is wrong.  A photo that is
-    missing or has no annotations doesn't count as damaged: people keep parts of data sets.
+    missing or has no annotations doesn't count as damaged: it is common to keep only part of a data set.
     """
 
     rows: list[tuple[str, str]] = field(default_factory=list)

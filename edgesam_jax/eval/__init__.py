@@ -16,7 +16,7 @@ scoring/     photos in, results out
   average_precision, boundary, ground_truth, results      COCO and LVIS metrics and file formats
   rows               results on disk, photo by photo, so that a stopped run can resume
 
-report/      what people read
+report/      pages, charts and pictures for people
   summary                        aggregates of a report
   report, settings               the Markdown page and the terminal output
   plots, contact_sheet           charts, and pictures of the worst and of typical cases

@@ -35,13 +35,13 @@ SCENES = 200  # held-out scenes without --limit
 
 
 def _non_negative(text: str) -> int:
-    """The type of flags that are a whole number of at least 0."""
+    """Parse an integer of at least 0."""
     try:
         value = int(text)
     except ValueError:
         value = -1
     if value < 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 0, not {text!r}")
     return value
 
 
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint",
         nargs="+",
         default=[],
-        help="checkpoint folders or files; default without another system: tiny_teacher, which is bundled",
+        help="checkpoint folders or files; default without another system: tiny_teacher, the bundled model",
     )
     system.add_argument(
         "--onnx", nargs=2, action="append", default=[], metavar=("ENCODER", "DECODER"), help="a pair of exported files"

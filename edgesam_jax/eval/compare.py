@@ -103,10 +103,10 @@ class Comparison:
         header = ("in %", "instances", "photos", "A", "B", "B - A", "95 % interval", "p", "verdict")
         lines += ["", aligned_table(header, rows), ""]
         lines.append(
-            f"Means are over paired instances. Interval and p: bootstrap with {self.samples:,} resamples of whole "
-            f"photos (seed {self.seed}), because instances in one photo are not independent. p: twice the fraction of "
-            f'resamples on the other side of 0. "{SIGNIFICANT}": the interval excludes 0; for equally good systems, '
-            "about 1 row in 20 is called significant by chance."
+            f"Means are over paired instances. Interval and p: bootstrap with {self.samples:,} resamples of "
+            f"entire photos (seed {self.seed}), because instances in one photo are not independent. p: twice the "
+            f'fraction of resamples on the other side of 0. "{SIGNIFICANT}": the interval excludes 0; for equally '
+            "good systems, about 1 row in 20 is called significant by chance."
         )
         for name, ids in (("A", self.unpaired_a), ("B", self.unpaired_b)):
             if ids:

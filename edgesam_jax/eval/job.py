@@ -100,7 +100,7 @@ class Job:
             unsupported = next((i for i in self.coco.image_ids() if not is_integer(i)), None)
             if unsupported is not None:
                 raise UsageError(
-                    f"{self.coco.annotation_file}: image id {unsupported!r} is not a whole number, as average precision"
+                    f"{self.coco.annotation_file}: image id {unsupported!r} is not an integer, as average precision"
                     " needs; renumber the images"
                 )
         self.detections = defaultdict(list)

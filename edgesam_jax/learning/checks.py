@@ -1,4 +1,4 @@
-"""Whether a config can be learnt from at all: checked before data or devices are touched."""
+"""Checks that a config can be trained, before data is read or a device initialised."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from edgesam_jax.learning.objectives import objective_of
 
 
 def check_distillation(config: Config) -> None:
-    """Refuse what can't be computed, or what would silently have no effect.
+    """Check that the objective can be computed, and that no setting would silently have no effect.
 
     Raises:
-      UsageError: the field at fault, and why.
+      UsageError: a field has an unusable value; the message names the field.
     """
     check_counts(config)
     objective_of(config).check(config)
@@ -25,7 +25,7 @@ def check_distillation(config: Config) -> None:
     milestones = bool(optim.milestones) and all(0 < milestone < 1 for milestone in optim.milestones)
     refuse(
         {
-            "model.proposals: this encoder has no maps of three sizes; it needs model.encoder.fuse=true": (
+            "model.proposals: this encoder has no maps of three sizes; set model.encoder.fuse=true": (
                 not pyramid and config.model.proposals is not None
             ),
             "optim.schedule=step: optim.milestones must be fractions of the run between 0 and 1": (
@@ -42,16 +42,17 @@ def check_distillation(config: Config) -> None:
             "distill.rounds must be at least 0": distill.rounds < 0,
             "distill.points_per_round must be at least 1": distill.points_per_round < 1,
             "distill.temperature must be above 0": distill.temperature <= 0,
-            "distill.mask_feedback is a probability, 0 to 1": not 0 <= distill.mask_feedback <= 1,
+            "distill.mask_feedback must be a probability, 0 to 1": not 0 <= distill.mask_feedback <= 1,
         }
     )
 
 
 def check_arms(config: Config) -> None:
-    """Refuse a study at once if one of its arms would fail after hours.
+    """Check every arm of a study, so that none fails after hours of training.
 
     Raises:
-      UsageError: a name that isn't a valid identifier or isn't unique, a wrong order, or a wrong override.
+      UsageError: an arm's name isn't a valid identifier or isn't unique, an arm precedes one that it needs, or an
+        override is wrong.
     """
     seen: dict[str, Length] = {}
     for arm in config.study:
@@ -64,7 +65,7 @@ def check_arms(config: Config) -> None:
 
 
 def check_teacher(config: Config, teacher: SamConfig) -> None:
-    """A teacher must see the same frame as the student and give masks and embeddings of the same size.
+    """Check that teacher and student have the same input frame, and masks and embeddings of the same size.
 
     Raises:
       UsageError: image, embedding or mask sizes differ.
@@ -79,5 +80,5 @@ def check_teacher(config: Config, teacher: SamConfig) -> None:
         mine, theirs = operator.attrgetter(name)(student), operator.attrgetter(name)(teacher)
         if mine != theirs:
             raise UsageError(
-                f"teacher={config.teacher}: its {name} is {theirs}, the model's is {mine}; they must agree"
+                f"teacher={config.teacher}: its {name} is {theirs}, the model's is {mine}; they must be equal"
             )

@@ -12,7 +12,7 @@ from edgesam_jax.types import Batch
 
 
 def check_terms(loss: LossConfig) -> None:
-    """At least one of the feature terms has a weight.
+    """Check that at least one feature term has a weight above 0.
 
     Raises:
       UsageError: all of them are 0.

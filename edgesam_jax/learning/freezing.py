@@ -1,4 +1,4 @@
-"""Which parameters learn, as labels over the parameter tree, and the tree without the gradients of the others."""
+"""Frozen parameters: labels over the parameter tree, and ``stop_gradient`` on the frozen leaves."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from edgesam_jax.config import Config
 
 TRAINED, FROZEN = "trained", "frozen"
 Rule = Callable[[tuple[str, ...], Config], bool]
-"""Path of a parameter, such as ("mask_decoder", "iou_token", "embedding"), and the config -> whether it learns."""
+"""Whether the parameter at a path, such as ("mask_decoder", "iou_token", "embedding"), is trained under a config."""
 
 
 def label(params: Any, learns: Rule, config: Config) -> Any:
-    """``"trained"`` or ``"frozen"`` for every leaf of ``params``."""
+    """Label every leaf of ``params`` ``"trained"`` or ``"frozen"``."""
 
     def of(path: tuple[Any, ...], _: Any) -> str:
         return TRAINED if learns(tuple(str(key.key) for key in path), config) else FROZEN

@@ -1,4 +1,4 @@
-"""The functions that every module of ``learning/objectives/`` has, the types they exchange, and code they share."""
+"""The interface of the modules in ``learning/objectives/``, the types they exchange, and code they share."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from edgesam_jax.types import Batch
 
 @struct.dataclass
 class Share:
-    """Some images of the global batch, with the quantities that depend on the whole of it.
+    """Some images of the global batch, with quantities computed from the entire batch.
 
     Every leaf starts with (b).  ``keys`` (b) are random keys by the images' places in the global batch.  ``weights`` is
-    each term's share in the loss: summed, and averaged over all pieces of the batch, they give 1.  They are (b p) for
-    prompts, (b) for proposals, None where every image weighs the same.  ``targets`` is the objective's own.
+    each term's weight in the loss: their sum, averaged over all pieces of the batch, is 1.  They are (b p) for
+    prompts, (b) for proposals, None if all images have equal weight.  ``targets`` is specific to the objective.
     """
 
     batch: Batch
@@ -32,7 +32,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is static in a step.  ``axis_name`` is the mapped axis of the devices, None on a single device."""
+    """The static arguments of a step.  ``axis_name`` is the mapped axis of the devices, None on a single device."""
 
     config: Config
     teacher: SamConfig | None = None
@@ -55,11 +55,15 @@ class Objective(Protocol):
     """The functions of an objective's module; ``distill.mode`` is the module's name."""
 
     def check(self, config: Config) -> None:
-        """Raise ``UsageError`` if the objective can't be computed from this config."""
+        """Check that the objective can be computed from this config.
+
+        Raises:
+          UsageError: it can't; the message names the field.
+        """
         ...
 
     def needs_annotations(self, config: Config) -> bool:
-        """Whether photos without annotated instances are of no use."""
+        """Whether only photos with annotated instances can be used."""
         ...
 
     def needs_true_masks(self, config: Config) -> bool:
@@ -71,7 +75,7 @@ class Objective(Protocol):
         ...
 
     def keeps_decoder(self, config: Config) -> bool:
-        """Whether prompt encoder and decoder stay as they start, so that the teacher's must fit the student."""
+        """Whether the student keeps the teacher's prompt encoder and mask decoder, which must then fit."""
         ...
 
     def decodes(self, config: Config) -> int:
@@ -79,7 +83,7 @@ class Objective(Protocol):
         ...
 
     def learns(self, path: tuple[str, ...], config: Config) -> bool:
-        """Whether the parameter at this path learns; see ``freezing.Rule``."""
+        """Whether the parameter at this path is trained; see ``freezing.Rule``."""
         ...
 
     def share(self, batch: Batch, keys: Array, config: Config, total: Callable[[Array], Array]) -> Share:
@@ -101,15 +105,15 @@ class Objective(Protocol):
         ...
 
     def statistics(self, before: Any, after: Any, config: Config) -> Any:
-        """The batch statistics to keep after a step: those of frozen parts stay as they were before it."""
+        """The batch statistics to keep after a step; those of frozen parts keep their values from ``before``."""
         ...
 
 
 def refuse(faults: Mapping[str, bool]) -> None:
-    """Raise for the first message whose condition is true.
+    """Raise an error with the first message whose condition is true.
 
     Raises:
-      UsageError: that message.
+      UsageError: a condition is true.
     """
     for message, wrong in faults.items():
         if wrong:
@@ -124,7 +128,7 @@ def balance(counted: Array, config: Config) -> Array:
 
 
 def student_model(setting: Setting) -> Sam:
-    """The student, with batch norm over all devices or each by itself (``train.batch_norm``)."""
+    """The student, with batch norm over all devices or per device (``train.batch_norm``)."""
     return Sam(
         setting.config.model, axis_name=setting.axis_name if setting.config.train.batch_norm == "global" else None
     )
@@ -140,7 +144,7 @@ def student_embedding(variables: Mapping[str, Any], images: Array, setting: Sett
 
 
 def teacher_embedding(teacher: Any, batch: Batch, images: Array, setting: Setting) -> Array:
-    """The teacher's embedding (b g g c) float32 without a gradient: the store's where the batch carries it."""
+    """The teacher's embedding (b g g c) float32 without a gradient: the batch's if it has one, else computed."""
     assert setting.teacher is not None and teacher is not None
     embedding: Any = batch.teacher_embedding
     if embedding is None:

@@ -31,7 +31,7 @@ def make_schedule(optim: OptimConfig, batch_size: int, steps: int) -> optax.Sche
     ``cosine`` falls from the end of the warm-up to ``steps``.  ``cosine_unshifted`` is the published stage 1: its
     cosine runs over all steps, warm-up included, and takes over at its own value, so that with a warm-up of half the
     run the rate climbs to the base rate and then halves at once.  ``linear`` falls in a straight line; ``constant``
-    stays; ``step`` falls to a tenth at each of ``milestones``, shares of the run.
+    stays; ``step`` falls to a tenth at each of ``milestones``, fractions of the run.
     """
     base, low, start = scaled_rates(optim, batch_size)
     warmup, kind = optim.warmup_steps, optim.schedule
@@ -61,7 +61,7 @@ def decay_mask(params: Any) -> Any:
 
 
 def labels(params: Any, config: Config) -> Any:
-    """``"trained"`` or ``"frozen"`` for every leaf of the parameters."""
+    """Label every leaf of ``params`` ``"trained"`` or ``"frozen"``, as the objective requires."""
     return label(params, objective_of(config).learns, config)
 
 

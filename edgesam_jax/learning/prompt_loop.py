@@ -71,8 +71,8 @@ class LoopInputs:
 
 
 @struct.dataclass
-class Asked:
-    """The prompts of one round and their weights; every leaf starts with (b p)."""
+class RoundInputs:
+    """The prompts of one round, their weights and their ground-truth masks; every leaf starts with (b p)."""
 
     prompts: Prompts
     previous: Array | None
@@ -83,12 +83,12 @@ class Asked:
 
 
 @struct.dataclass
-class Answer:
+class RoundOutputs:
     """Loss terms (b p), and the compared masks (b p s s): the student's logits and the target."""
 
     terms: dict[str, Array]
-    own: Array
-    want: Array
+    logits: Array
+    target: Array
 
 
 def start_prompts(key: Array, keys: Array, batch: Batch, config: DistillConfig, slots: int) -> tuple[Prompts, Array]:
@@ -129,9 +129,9 @@ def _interior_points(keys: Array, masks: Array, boxes_frame: int) -> Array:
 
 
 def learns(path: tuple[str, ...], config: Config) -> bool:
-    """Whether the parameter at this path learns in stage 2.
+    """Whether the parameter at this path is trained in stage 2.
 
-    With LoRA only ``lora_A`` and ``lora_B`` learn in the decoder (EdgeSAM Table 6).
+    With LoRA only ``lora_A`` and ``lora_B`` are trained in the decoder (EdgeSAM Table 6).
     """
     part, distill = path[0], config.distill
     if part == "proposals":
@@ -219,50 +219,50 @@ def _rounds(
     feedback = jax.vmap(lambda k: jax.random.bernoulli(k, cfg.mask_feedback, (p,)))(keys[:, 1])
     learning = decoder, embedding
 
-    def compare(learning: tuple[Any, Array], asked: Asked, i: Array | int) -> tuple[Array, Answer]:
+    def compare(learning: tuple[Any, Array], round_inputs: RoundInputs, i: Array | int) -> tuple[Array, RoundOutputs]:
         """Decode with student and teacher in round i: the prompts' part of the loss, and its terms."""
         params, seen = hold_frozen(learning[0], learns, config), learning[1]
         if cfg.freeze_image_encoder:
             seen = lax.stop_gradient(seen)
-        drawn = asked.prompts, asked.previous, asked.previous_valid
+        drawn = round_inputs.prompts, round_inputs.previous, round_inputs.previous_valid
         student = decode(model, {"params": params, "constants": constants}, seen, *drawn, targets=bool(matched))
         if teacher is None:
-            assert asked.masks is not None
-            target, chosen = asked.masks[:, :, None], jnp.zeros(asked.single.shape, jnp.int32)
-            terms = _ground_truth_terms(student, target, valid, inside, asked.single, i == 0, cfg)
-            want = asked.masks
+            assert round_inputs.masks is not None
+            target, chosen = round_inputs.masks[:, :, None], jnp.zeros(round_inputs.single.shape, jnp.int32)
+            terms = _ground_truth_terms(student, target, valid, inside, round_inputs.single, i == 0, cfg)
+            target_masks = round_inputs.masks
         else:
             assert teacher_config is not None
             answer = decode(teacher_config, teacher.variables, teacher.embedding, *drawn, targets=bool(matched))
-            chosen = jnp.where(asked.single, 0, answer.iou.argmax(axis=-1))
-            terms = _teacher_terms(student, answer, valid, asked.single, cfg)
+            chosen = jnp.where(round_inputs.single, 0, answer.iou.argmax(axis=-1))
+            terms = _teacher_terms(student, answer, valid, round_inputs.single, cfg)
             if matched:
-                found = _matched_terms(student, answer, asked, valid, cells)
+                found = _matched_terms(student, answer, round_inputs, valid, cells)
                 terms |= {name: found[name] for name in matched}
-            want = _pick(answer.logits > 0, chosen)
-        totals = {name: jnp.sum(asked.weights * v.astype(jnp.float32)) for name, v in terms.items()}
-        return scale * _total(totals, cfg), Answer(terms, _pick(student.logits, chosen), want)
+            target_masks = _pick(answer.logits > 0, chosen)
+        totals = {name: jnp.sum(round_inputs.weights * v.astype(jnp.float32)) for name, v in terms.items()}
+        return scale * _total(totals, cfg), RoundOutputs(terms, _pick(student.logits, chosen), target_masks)
 
     def one_round(i: Array | int, carry: LoopCarry) -> LoopCarry:
         previous, previous_valid = (carry.previous, carry.previous_valid) if cfg.mask_feedback else (None, None)
-        asked = Asked(carry.prompts, previous, previous_valid, single, weights, batch.masks)
-        gradient, answer = _in_chunks(
-            functools.partial(compare, i=i), learning, asked, config.train.prompt_chunk, carry.gradient
+        round_inputs = RoundInputs(carry.prompts, previous, previous_valid, single, weights, batch.masks)
+        gradient, outputs = _in_chunks(
+            functools.partial(compare, i=i), learning, round_inputs, config.train.prompt_chunk, carry.gradient
         )
-        own, want = answer.own, answer.want
-        agreement = losses.measured_iou((own > 0)[:, :, None], want[:, :, None], inside)[:, :, 0]
+        logits, target = outputs.logits, outputs.target
+        agreement = losses.measured_iou((logits > 0)[:, :, None], target[:, :, None], inside)[:, :, 0]
         round_keys = jax.vmap(lambda k: jax.random.fold_in(k, i))(keys[:, 2])
         coords, labels, drawn = sampling.sample_disagreement(
             round_keys,
-            own > 0,
-            want,
+            logits > 0,
+            target,
             inside,
             cell=cell,
             count=cfg.points_per_round,
             min_disagreement=cfg.min_disagreement,
             law=cfg.sampling,
         )
-        terms = answer.terms | {"agreement": agreement, "drawn": drawn.mean(axis=-1)}
+        terms = outputs.terms | {"agreement": agreement, "drawn": drawn.mean(axis=-1)}
         found = {name: jnp.sum(weights * lax.convert_element_type(v, jnp.float32)) for name, v in terms.items()}
         totals = {name: carry.terms[name] + value for name, value in found.items()}
         shown = {"loss": _total(found, cfg), "agreement": found["agreement"]}
@@ -273,8 +273,8 @@ def _rounds(
             slot = prompts.BOX_SLOTS + POINT_SLOTS_AT_START + jnp.minimum(i, cfg.rounds - 1) * cfg.points_per_round
             more = prompts.append(carry.prompts, slot, coords, labels, drawn)
             following = jax.tree.map(lambda new, old: jnp.where(i < cfg.rounds, new, old), more, carry.prompts)
-        trace = Trace(carry.prompts, own > 0, want, ((own > 0) != want) & inside[:, None])
-        return LoopCarry(following, own, feedback, totals, by_round, gradient, trace)
+        trace = Trace(carry.prompts, logits > 0, target, ((logits > 0) != target) & inside[:, None])
+        return LoopCarry(following, logits, feedback, totals, by_round, gradient, trace)
 
     blank = jnp.zeros((b, p, size, size), bool)
     names = [*MASK_TERMS, *matched, "agreement", "drawn"]
@@ -303,23 +303,27 @@ def _total(terms: dict[str, Array], cfg: DistillConfig) -> Array:
 
 
 def _in_chunks(
-    f: Callable[[Any, Any], tuple[Array, Answer]], learning: Any, asked: Asked, chunk: int, gradient: Any
-) -> tuple[Any, Answer]:
-    """``gradient`` plus the gradient of f by ``learning``, and f's answer, ``chunk`` prompts at a time (0: all).
+    f: Callable[[Any, Any], tuple[Array, RoundOutputs]],
+    learning: Any,
+    round_inputs: RoundInputs,
+    chunk: int,
+    gradient: Any,
+) -> tuple[Any, RoundOutputs]:
+    """``gradient`` plus the gradient of f by ``learning``, and f's outputs, ``chunk`` prompts at a time (0: all).
 
     With ``gradient`` None no gradient is computed."""
 
-    def one(gradient: Any, piece: Asked) -> tuple[Any, Answer]:
+    def one(gradient: Any, piece: RoundInputs) -> tuple[Any, RoundOutputs]:
         if gradient is None:
             return None, f(learning, piece)[1]
-        more, answer = jax.grad(f, has_aux=True)(learning, piece)
-        return jax.tree.map(jnp.add, gradient, more), answer
+        more, outputs = jax.grad(f, has_aux=True)(learning, piece)
+        return jax.tree.map(jnp.add, gradient, more), outputs
 
-    p = asked.single.shape[1]
+    p = round_inputs.single.shape[1]
     if not chunk or chunk >= p:
-        return one(gradient, asked)
-    gradient, answers = lax.scan(one, gradient, split_prompts(asked, chunk))
-    return gradient, cast(Answer, join_prompts(answers, p))
+        return one(gradient, round_inputs)
+    gradient, outputs = lax.scan(one, gradient, split_prompts(round_inputs, chunk))
+    return gradient, cast(RoundOutputs, join_prompts(outputs, p))
 
 
 def _pick(masks: Array, chosen: Array) -> Array:
@@ -335,12 +339,12 @@ def _mean_over(values: Array, active: Array) -> Array:
 def _teacher_terms(student: Any, teacher: Any, valid: Array, single: Array, cfg: DistillConfig) -> dict[str, Array]:
     """Loss terms (b p) against the teacher's masks; for ``single`` prompts only mask token 0 counts."""
     active = _active(single, student.logits.shape[2])
-    own = student.logits / cfg.temperature
+    logits = student.logits / cfg.temperature
     target = jax.nn.sigmoid(teacher.logits / cfg.temperature) if cfg.teacher_mask == "soft" else teacher.logits > 0
     target = target.astype(jnp.float32)
     return {
-        "bce": _mean_over(losses.binary_cross_entropy(own, target, valid), active),
-        "dice": _mean_over(losses.dice(own, target, valid), active),
+        "bce": _mean_over(losses.binary_cross_entropy(logits, target, valid), active),
+        "dice": _mean_over(losses.dice(logits, target, valid), active),
         "iou": _mean_over(jnp.square(student.iou - teacher.iou), active),
     }
 
@@ -350,15 +354,17 @@ def _active(single: Array, masks: int) -> Array:
     return jnp.where(single[..., None], jnp.arange(masks) == 0, True).astype(jnp.float32)
 
 
-def _matched_terms(student: Any, teacher: Any, asked: Asked, valid: Array, cells: Array) -> dict[str, Array]:
+def _matched_terms(
+    student: Any, teacher: Any, round_inputs: RoundInputs, valid: Array, cells: Array
+) -> dict[str, Array]:
     """Errors (b p) between the internals of the two decoders; see ``LossConfig``.
 
     ``valid`` (b s s) weights of mask pixels, ``cells`` (b g g) bool of the embedding.  Slots without a prompt and cells
-    without a photo are left out of the attention maps.
+    without a photo are excluded from the attention maps.
     """
     mine, theirs = student.targets, teacher.targets
-    own = mine["t2t_0"].shape[-1] - asked.prompts.valid.shape[-1]  # the IoU token and the mask tokens are always valid
-    tokens = jnp.pad(asked.prompts.valid, ((0, 0), (0, 0), (own, 0)), constant_values=True)
+    fixed = mine["t2t_0"].shape[-1] - round_inputs.prompts.valid.shape[-1]  # IoU and mask tokens, always valid
+    tokens = jnp.pad(round_inputs.prompts.valid, ((0, 0), (0, 0), (fixed, 0)), constant_values=True)
     image = cells.reshape(len(cells), 1, -1)
     sides = {"t": tokens, "i": image}
     maps = [name for name in mine if name not in ("query", "feat")]
@@ -367,7 +373,7 @@ def _matched_terms(student: Any, teacher: Any, asked: Asked, valid: Array, cells
     return {
         "attention": jnp.stack(attention).mean(axis=0),
         "features": losses.upscaled_error(mine["feat"], theirs["feat"], valid),
-        "query": _mean_over(query, _active(asked.single, query.shape[-1])),
+        "query": _mean_over(query, _active(round_inputs.single, query.shape[-1])),
     }
 
 
@@ -376,7 +382,7 @@ def _ground_truth_terms(
 ) -> dict[str, Array]:
     """Loss terms (b p) against ground truth (b p 1 h w): token 0 always, in the first round the other tokens too.
 
-    Of ``single`` prompts token 0 alone counts.  With ``point_start_masks = best`` only the best of the other tokens
+    For ``single`` prompts only token 0 counts.  With ``point_start_masks = best`` only the best of the other tokens
     counts (SAM section 3: a point is ambiguous).
     """
     soft = jnp.broadcast_to(target, student.logits.shape).astype(jnp.float32)

@@ -47,7 +47,7 @@ def proposal_loss(
     """Loss of scores (b n) and codes (b n 4), and its parts.
 
     Args:
-      weight: one over the number of positive anchors in the whole batch.
+      weight: one over the number of positive anchors in the entire batch.
     """
     positive = targets.kind == 1
     focal = losses.focal(logits, positive, config.focal_alpha, config.focal_gamma)

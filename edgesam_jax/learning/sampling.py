@@ -51,7 +51,7 @@ def sample_disagreement(
       keys: (b) random keys, one per image, so that the points don't depend on how images are distributed over devices.
       student, teacher: (b p h w) bool.  valid: (b h w) bool.
       cell: pixels of the input frame per mask pixel.
-      law: ``uniform`` over the whole disagreement (the published code); ``side``: a fair coin between missed and
+      law: ``uniform`` over the entire disagreement (the published code); ``side``: a fair coin between missed and
         surplus pixels where both exist (the paper's wording); ``interior``: only pixels whose entire 3x3
         neighbourhood differs, if there are ``count`` of them.
 
@@ -83,7 +83,7 @@ def sample_disagreement(
 
 
 def _erode(area: Array) -> Array:
-    """Pixels whose whole 3x3 neighbourhood is set."""
+    """Pixels whose entire 3x3 neighbourhood is set."""
     h, w = area.shape
     padded = jnp.pad(area, 1)
     shifts = [padded[i : i + h, j : j + w] for i in range(3) for j in range(3)]

@@ -134,7 +134,7 @@ def _variables(state: TrainState, params: Any) -> dict[str, Any]:
     return {"params": params, "batch_stats": state.batch_stats, "constants": state.constants}
 
 
-def of_teacher_needed(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
+def needed_teacher_variables(config: Config, variables: Mapping[str, Any]) -> dict[str, Any]:
     """The teacher's variables that a step reads: without the image encoder's if a store provides the embeddings."""
     unread = ("image_encoder",) if config.data.embeddings else ()
     return {name: {k: v for k, v in parts.items() if k not in unread} for name, parts in variables.items()}

@@ -1,6 +1,6 @@
 """The cost of a model counted as papers do: layer by layer, in the arrangement of the published code.
 
-``planning.cost`` counts the products that this program computes.  A count of layers differs: it includes every
+``planning.jaxpr_cost`` counts the products that this program computes.  A count of layers differs: it includes every
 convolution and linear layer at the full size of its output (taps on padding included, windows of a ViT padded), no
 product of two activations (attention, relative positions, masks), and the decoder's projections as in the published
 code.  The former is the work done here; the latter compares with the tables of papers.

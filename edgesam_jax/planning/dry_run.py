@@ -291,7 +291,7 @@ def _times(plan: Plan, setup: Setup) -> str:
     if not setup.achieved_tflops:
         rate = (
             f"{setup.utilisation:.0%} of the published {config.model.compute_dtype} peak, which is an"
-            " assumption:\nmeasure a run's own share (MFU) and give it as --utilisation, or --achieved-tflops."
+            " assumption:\nmeasure the MFU of a run and pass it as --utilisation, or pass --achieved-tflops."
         )
     store = ["store GB/s"] if config.data.embeddings else []
     header = ["estimate of time", "hosts", "TFLOP/s", "s a step", "photos/s", *store, "run", "device-hours"]

@@ -29,7 +29,7 @@ from edgesam_jax.learning.freezing import TRAINED
 from edgesam_jax.learning.objectives import objective_of
 from edgesam_jax.learning.optim import labels, make_optimizer
 from edgesam_jax.learning.prompt_loop import POINT_SLOTS_AT_START
-from edgesam_jax.learning.step import AXIS, of_teacher_needed, train_step
+from edgesam_jax.learning.step import AXIS, needed_teacher_variables, train_step
 from edgesam_jax.models import prompts
 from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.kernels import ops
@@ -227,7 +227,7 @@ def plan(config: Config, teacher: SamConfig | None, devices: int) -> Plan:
     if config.data.batch_size % (devices * pieces):
         cut = f" in {pieces} micro-batches" if pieces > 1 else ""
         batch = config.data.batch_size
-        raise UsageError(f"data.batch_size={batch} does not divide over {devices} devices{cut}: change it")
+        raise UsageError(f"data.batch_size={batch} is not divisible by {devices} devices{cut}: use a multiple")
     images = config.data.batch_size // devices
     heaviest = phase(config, max(0, config.train.steps - 1))
     program = trace_step(heaviest, teacher, images, devices)
@@ -237,7 +237,7 @@ def plan(config: Config, teacher: SamConfig | None, devices: int) -> Plan:
     learns = sum(
         jaxpr_cost.size_of(leaf) for leaf, yes in zip(jax.tree.leaves(state.params), trained, strict=True) if yes
     )
-    variables = _bytes(of_teacher_needed(config, _variables(teacher))) if teacher else 0
+    variables = _bytes(needed_teacher_variables(config, _variables(teacher))) if teacher else 0
     kept = _bytes((state.batch_stats, state.constants))
     memory = {
         "parameters": _bytes(state.params),

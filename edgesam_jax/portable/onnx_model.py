@@ -188,7 +188,7 @@ def _session(path: Path, providers: Sequence[str]) -> Any:
         return onnxruntime.InferenceSession(
             str(path), providers=list(providers) or onnxruntime.get_available_providers()
         )
-    except Exception as error:  # onnxruntime raises exceptions of its own types
+    except Exception as error:  # onnxruntime raises its own exception types
         raise UsageError(
             f"{path}: not an ONNX model that ONNX Runtime can run ({str(error).splitlines()[0]})"
         ) from None

@@ -1,4 +1,4 @@
-"""The base class of predictors, with method names that SAM's users know."""
+"""The base class of predictors, with the method names of SAM's predictor."""
 
 from __future__ import annotations
 

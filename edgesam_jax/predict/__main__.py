@@ -42,10 +42,12 @@ class _Parser(Parser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m edgesam_jax.predict", description="Segment the objects that boxes or points on a photo mark."
+        prog="python -m edgesam_jax.predict", description="Segment the objects marked by boxes or points on a photo."
     )
     parser.add_argument(
-        "--checkpoint", default="tiny_teacher", help="checkpoint folder or file; default: the built-in tiny model"
+        "--checkpoint",
+        default="tiny_teacher",
+        help="checkpoint folder or file; default: tiny_teacher, the bundled model",
     )
     parser.add_argument("--image", required=True, help="the photo")
     parser.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1", help="a prompt; may be repeated")

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Sequence
 
 
 def gigabytes(size: float) -> str:
+    """Format a number of bytes in GB, with fewer decimals from 10 GB on."""
     return f"{size / 1e9:,.3f}" if size < 10e9 else f"{size / 1e9:,.1f}"
 
 
 def hours(seconds: float) -> str:
+    """Format seconds as minutes, hours or, from 72 hours on, days."""
     if seconds < 3600:
         return f"{seconds / 60:.1f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 72 * 3600 else f"{seconds / 86400:.1f} days"

@@ -37,7 +37,7 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class Command:
-    """The command line, read.
+    """The parsed command line.
 
     ``replay`` is the step to run again, None to train; ``planned`` is set for a dry run.
     """
@@ -50,7 +50,7 @@ class Command:
 
 
 def parse(argv: Sequence[str] | None) -> Command:
-    """Read the flags, and the config with its overrides.
+    """Parse the flags, and load the config with its overrides.
 
     Raises:
       UsageError: see ``load_config`` and ``apply_overrides``.
@@ -99,7 +99,7 @@ def run(command: Command) -> int:
     if command.planned:
         print(dry_run.report(config, command.planned))
         return 0
-    # Imported here, so that a wrong flag is reported at once.
+    # Imported here, so that a wrong flag is reported without waiting for JAX.
     from edgesam_jax.cli import compile_cache
     from edgesam_jax.train import parallel
 

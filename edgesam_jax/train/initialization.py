@@ -26,7 +26,7 @@ from edgesam_jax.train.state import Position
 from edgesam_jax.types import TrainState
 
 DECODER_PARTS = ("prompt_encoder", "mask_decoder")
-ENCODER_END = ("fuse_stage", "neck_")  # modules of repvit.embed
+ENCODER_END = ("fuse_stage", "neck_")  # modules of models.encoders.neck.embed
 LORA_LEAVES = ("lora_A", "lora_B")  # initialised if a checkpoint lacks them
 
 
@@ -116,7 +116,7 @@ def _completed(target: Mapping[str, Any], backbone: Mapping[str, Any]) -> dict[s
 class InitialState:
     """The train state that a run starts or resumes from.
 
-    ``position`` is where the run stood (zeros for a new one).  ``description`` and ``notes`` are for the user: where
+    ``position`` is the run's position (zeros for a new run).  ``description`` and ``notes`` are for the user: where
     the state comes from, and which of its weights were not taken from there.
     """
 

@@ -22,7 +22,7 @@ def check_data(config: Config, parts: Sequence[Part]) -> None:
     """Check that the data sets have the annotations that the objective needs, and few damaged entries.
 
     Raises:
-      UsageError: a data set without them, named by its field.
+      UsageError: a data set lacks annotations or has too many damaged entries; the message names its field.
     """
     objective = objective_of(config)
     roots = [f"data.mixture[{i}].root={m.root}" for i, m in enumerate(config.data.mixture)]
@@ -30,7 +30,7 @@ def check_data(config: Config, parts: Sequence[Part]) -> None:
         if objective.needs_annotations(config) and not part.source.annotated:
             raise UsageError(
                 f"{where}: no photo in it has annotations, so there is nothing to prompt with: set"
-                " data.unlabelled=superpixels (or grid), put annotations beside the photos, use data.source=coco, or"
+                " data.unlabelled=superpixels (or grid), put annotations next to the photos, use data.source=coco, or"
                 " distill.mode=encoder_only"
             )
         if objective.needs_true_masks(config) and not part.source.true_masks:

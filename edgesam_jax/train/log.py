@@ -44,7 +44,7 @@ class RowLog:
 class Board:
     """A TensorBoard event file, written in the calling thread.
 
-    tensorboardX's own writer uses a thread of its own; a full disk kills that thread with a traceback, and the run may
+    tensorboardX's writer uses a separate thread; a full disk kills that thread with a traceback, and the run may
     then wait for it forever.  Here a full disk raises ``OSError`` in the caller.
 
     Args:

@@ -45,13 +45,13 @@ class PendingStep:
 
 
 class Loop:
-    """Draws batches, dispatches their steps, and calls the watchers at their turns.
+    """Draws batches, dispatches their steps, and calls the watchers when they are due.
 
     Steps run asynchronously: while a step runs, the metrics of the one before are read and the next batch is drawn.
 
     Args:
       checkpointer: writes the checkpoints.
-      position: where the run stood at the start.
+      position: the run's position at the start.
       start: finished steps at the start.
       quiet: no progress bar.
     """
@@ -125,7 +125,7 @@ class Loop:
         return batch, getattr(data, "ids", []), waited
 
     def _step_of(self, done: int, arguments: StepArguments) -> parallel.TrainStep:
-        """The step to take after ``done`` steps; where a new phase of the run starts, one that has to be compiled."""
+        """The step to take after ``done`` steps; a new phase of the run needs a new one, which has to be compiled."""
         current = phase(self.setup.config, done)
         step = self.setup.step_for(current)
         if current != self.phase:
@@ -179,7 +179,7 @@ class Loop:
 
     @property
     def position(self) -> Position:
-        """Where the run stands, as far as the metrics of its steps have been read."""
+        """The run's position, as of the last step whose metrics have been read."""
         return Position(
             seconds=self.progress.seconds,
             window=self.progress.window,

@@ -67,7 +67,7 @@ def start_processes(coordinator: str = "", processes: int = 0, process: int = -1
 
 
 def in_cluster(environment: Mapping[str, str]) -> bool:
-    """Whether SLURM or a TPU slice started this process beside others."""
+    """Whether SLURM or a TPU slice started this process as one of several."""
     slurm = "SLURM_PROCID" in environment and environment.get("SLURM_NTASKS", "1") not in ("", "1")
     return slurm or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
 
@@ -113,13 +113,13 @@ def meet(name: str) -> None:
 
 def gather(numbers: Sequence[int]) -> np.ndarray:
     """Gather the numbers (n) of every process: (processes n) int64."""
-    own = np.asarray(numbers, np.int64)
+    local = np.asarray(numbers, np.int64)
     if jax.process_count() == 1:
-        return own[None]
+        return local[None]
     from jax.experimental import multihost_utils
 
     meet("gathering")
-    halves = own.view(np.int32)  # JAX has no int64 by default
+    halves = local.view(np.int32)  # JAX has no int64 by default
     return np.asarray(multihost_utils.process_allgather(halves)).view(np.int64)
 
 
@@ -164,7 +164,9 @@ def check_batch(batch_size: int, devices: Sequence[jax.Device], accumulate: int 
         pieces, fields = f"{total} devices", "train.devices"
         if accumulate > 1:
             pieces, fields = f"{pieces} x {accumulate} micro-batches", f"{fields} or train.accumulate"
-        raise UsageError(f"data.batch_size={batch_size} is not divisible by {pieces}: change it or {fields}")
+        raise UsageError(
+            f"data.batch_size={batch_size} is not divisible by {pieces}: change the batch size or {fields}"
+        )
     return batch_size // (total * accumulate)
 
 

@@ -10,7 +10,7 @@ import jax
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import Config
 from edgesam_jax.learning.optim import make_optimizer
-from edgesam_jax.learning.step import of_teacher_needed
+from edgesam_jax.learning.step import needed_teacher_variables
 from edgesam_jax.train import parallel
 from edgesam_jax.types import Batch, TrainState
 
@@ -43,7 +43,7 @@ class TrainSetup:
         self.config, self.teacher, self.devices = config, teacher, devices
         self.teacher_config = teacher.config if teacher else None
         self._optimizer, self.schedule = make_optimizer(config, params)
-        self.teacher_variables = of_teacher_needed(config, teacher.variables) if teacher else None
+        self.teacher_variables = needed_teacher_variables(config, teacher.variables) if teacher else None
         self.key = jax.random.key(config.train.seed)
         self._everywhere = parallel.replicate((self.teacher_variables, self.key), devices)
         self._compiled = functools.cache(self._make_step)

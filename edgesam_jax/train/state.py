@@ -1,4 +1,4 @@
-"""Where a run stands besides its train state, and the model inside that state."""
+"""The position of a run, and the model inside its train state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgesam_jax.types import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """What a checkpoint holds besides the train state, so that a resumed run's log equals that of an unbroken run.
+    """The data that a checkpoint holds in addition to the train state, so that resuming doesn't change the log.
 
     ``seconds`` is the time spent in steps.  ``window`` holds the metrics of the steps that no row of the log covers
     yet.  ``skipped`` (by kind) and ``used`` count the photos of the first process.  ``evaluated`` is the step of the

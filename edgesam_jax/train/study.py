@@ -74,7 +74,7 @@ class HeldOut:
         return [Row("", name, {"box": [value]}) for name, value in baselines.items()]
 
     def table(self, rows: list[Row]) -> str:
-        """The table of these rows."""
+        """Format these rows as a table."""
         return table(self.config, rows, len(self.examples), sum(map(len, self.examples)))
 
 
@@ -88,7 +88,7 @@ def run(config: Config, workdir: Path, stop: Callable[[], bool] = lambda: False)
       The table as text, or None if the study was stopped before its end.
 
     Raises:
-      UsageError: see ``config.derive.check_arms`` and ``train.run.fit``.
+      UsageError: see ``learning.checks.check_arms`` and ``train.run.fit``.
       FloatingPointError: an arm's loss or gradient norm was NaN or infinite.
     """
     check_arms(config)

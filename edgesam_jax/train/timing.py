@@ -13,7 +13,7 @@ TIMES = ("seconds", "step_seconds", "device_seconds", "data_seconds", "photos_pe
 
 
 class StepTimer:
-    """Times steps that run asynchronously: a thread waits for each, which leaves the loop free to go on."""
+    """Times steps that run asynchronously: a thread waits for each, which leaves the loop free to continue."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="step-timer")
@@ -44,7 +44,7 @@ class StepTimer:
         return {"step_seconds": end - last, "device_seconds": end - max(dispatched, last), "data_seconds": data_seconds}
 
     def discard_elapsed(self) -> None:
-        """Leave the time since the last step out of the next step's.  No step may be running."""
+        """Exclude the time since the last step from the next step's time.  No step may be running."""
         if self._last_end is not None:
             self._last_end = time.perf_counter()
 

@@ -110,13 +110,13 @@ def test_a_verdict_needs_three_seeds_of_one_sign(found, paper):
     found = [round(d, 9) for d in found]
     level = paper is not None and abs(paper) <= report.NEAR
     if len(found) < 3:
-        assert verdict.startswith("can't be told from fewer")
+        assert verdict.startswith("inconclusive: fewer")
     elif level and abs(np.mean(found)) < 2 * report.NEAR - 1e-6:
         assert verdict.startswith("agrees: ")
     elif level and abs(np.mean(found)) < 2 * report.NEAR + 1e-6:
         pass  # at the limit
     elif min(found) < -1e-6 and max(found) > 1e-6:
-        assert verdict == "can't be told: the seeds have both signs"
+        assert verdict == "inconclusive: the seeds differ in sign"
     elif min(np.abs(found)) > 1e-6:
         agree = not level and (found[0] > 0) == (paper is None or paper > 0)
         assert verdict == ("agrees" if agree else "disagrees")
@@ -175,7 +175,7 @@ def test_the_command_from_end_to_end(config_file, tmp_path, capsys):
     done = (tmp_path / "seed0" / "short" / "run.json").stat().st_mtime_ns
     assert ablate.main([*arguments, "--table", "5f"]) == 0
     shown = capsys.readouterr().out
-    assert "Table 5f" in shown and "can't be told from fewer than three seeds" in shown
+    assert "Table 5f" in shown and "inconclusive: fewer than three seeds" in shown
     assert (tmp_path / "seed0" / "short" / "run.json").stat().st_mtime_ns == done  # not trained again
     rows = json.loads((tmp_path / "tables" / "5f.json").read_text())
     assert set(rows) == {"short", "channel", "correlation", "pixel_channel", "pixel_correlation"}

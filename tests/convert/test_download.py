@@ -136,7 +136,7 @@ def test_wrong_hash_is_refused_and_removed(server, tmp_path):
 @pytest.mark.parametrize("content", [CONTENT[:-10], CONTENT + b"more"])
 def test_wrong_size_is_refused_before_the_transfer(server, tmp_path, content):
     server.content = content
-    with pytest.raises(UsageError, match=rf"offers {len(content)} bytes from 0, must be {len(CONTENT)}"):
+    with pytest.raises(UsageError, match=rf"offers {len(content)} bytes from byte 0, expected {len(CONTENT)}"):
         fetch(server, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -402,7 +402,7 @@ def test_what_can_not_be_evaluated_is_named(tmp_path):
     content = as_lvis(content, 0)
     for value in (None, 3, [[1]]):
         content["images"][1]["neg_category_ids"] = value
-        with pytest.raises(UsageError, match=r"instances\.json: image 11 has no 'neg_category_ids' list of whole"):
+        with pytest.raises(UsageError, match=r"instances\.json: image 11 has no 'neg_category_ids' list of integers"):
             average_precision(write(tmp_path, content), results, style="lvis")
     for run in ([99999], "~", [10**30]):
         bad = [{**results[0], "segmentation": {"size": [H, W], "counts": run}}]

@@ -243,7 +243,8 @@ def test_the_command_prints_and_writes(tmp_path):
     path = str(write(tmp_path / "a.json", report(np.full((12, 2), 0.5), range(12))))
     out = tmp_path / "new" / "c.json"
     text = module.run(parser.parse_args([path, path, "--samples", "50", "--seed", "4", "--output", str(out)]))
-    assert "Both: dataset coco, prompt box, refine 1, protocol exact" in text and "50 resamples of whole photos" in text
+    assert "Both: dataset coco, prompt box, refine 1, protocol exact" in text
+    assert "50 resamples of entire photos" in text
     written = json.loads(out.read_text())
     assert written["samples"] == 50 and written["seed"] == 4 and written["columns"][1]["prompt"] == "+1"
     assert list(out.parent.iterdir()) == [out]

@@ -430,7 +430,7 @@ def test_several_systems_make_one_table(dataset: Path, checkpoint: Path, capsys:
         ("--dataset coco --data-root {root} --prompt box --detections x", "--detections x: only valid with"),
         (
             "--dataset coco --data-root {root} --prompt box --refine -1",
-            "--refine: must be a whole number of at least 0",
+            "--refine: must be an integer of at least 0",
         ),
         ("--dataset coco --data-root {root} --prompt box --select score", "--select score: only one mask is decoded"),
         ("--dataset coco --data-root {root} --prompt center --box-noise 0.1", "center has no boxes"),

@@ -256,7 +256,7 @@ def test_a_teacher_is_known_by_its_file_or_its_name(tmp_path):
     (["--for-devices", "4"], "need --dry-run"),
     (["--dry-run", "--for-devices", "0"], "--for-devices 0: must be at least 1"),
     (["--dry-run", "--for-devices", "9"], "must be a multiple of the 2 hosts"),
-    (["--dry-run", "--for-devices", "3", "--set", "distill.targets=ground_truth"], "=8 does not divide over 3 devices"),
+    (["--dry-run", "--for-devices", "3", "--set", "distill.targets=ground_truth"], "=8 is not divisible by 3 devices"),
     (["--dry-run", "--utilisation", "2"], "--utilisation 2.0"),
     (["--dry-run", "--accelerator", "abacus"], "--accelerator: invalid choice"),
     (["--dry-run", "--set", "train.stepz=1"], "no field 'stepz'"),

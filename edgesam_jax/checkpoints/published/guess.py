@@ -124,8 +124,8 @@ def _features(shapes: Shapes) -> dict[str, Any] | None:
 def _comparable(config: SamConfig) -> dict[str, Any]:
     encoder = config.encoder
     plain = dataclasses.asdict(encoder)
-    own = {name: plain[name] for name in ("kind", *SIZES.get(encoder.kind, ("widths", "depths")))}
-    return {**own, "embed_dim": config.embed_dim, "mlp_dim": config.decoder.mlp_dim}
+    distinctive = {name: plain[name] for name in ("kind", *SIZES.get(encoder.kind, ("widths", "depths")))}
+    return {**distinctive, "embed_dim": config.embed_dim, "mlp_dim": config.decoder.mlp_dim}
 
 
 def _distance(known: dict[str, Any], found: dict[str, Any]) -> int:

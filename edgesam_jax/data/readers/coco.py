@@ -103,6 +103,7 @@ class CocoSource:
         return self._entries[index][2]
 
     def load(self, index: int, keep: Keep | None = None) -> Example:
+        """Read one example; see ``Source.load``."""
         return decode_record(self.record(index), keep)
 
     def record(self, index: int) -> Record:
@@ -160,7 +161,7 @@ def _by_image(
 
     Returns:
       The annotations of each image, and the ids of the images that lost one.  An annotation without a valid image id
-      counts as an image of its own.
+      counts as a separate image.
     """
     by_image: dict[int | str, list[dict[str, Any]]] = {}
     affected: set[Any] = set()

@@ -130,6 +130,7 @@ class SelectedSource:
         return [names[index] for index in self._indices]
 
     def load(self, index: int, keep: Keep | None = None) -> Example:
+        """Read one example; see ``Source.load``."""
         return self._source.load(self._indices[index], keep)
 
     def record(self, index: int) -> Any:

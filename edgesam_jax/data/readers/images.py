@@ -68,6 +68,7 @@ class ImagesSource:
         return [photo.relative_to(self._folder).as_posix() for photo, _ in self._entries]
 
     def load(self, index: int, keep: Keep | None = None) -> Example:
+        """Read one example; see ``Source.load``."""
         return decode_record(self.record(index), keep)
 
     def record(self, index: int) -> Record:

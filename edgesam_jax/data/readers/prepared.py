@@ -166,6 +166,7 @@ class PreparedSource:
         return self._length
 
     def load(self, index: int, keep: Keep | None = None) -> Example:
+        """Read one example; see ``Source.load``."""
         return decode_record(self.record(index), keep)
 
     def record(self, index: int) -> Record:

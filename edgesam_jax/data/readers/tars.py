@@ -84,6 +84,7 @@ class TarsSource:
         return [f"{name}.jpg" for name in self._names.tolist()]
 
     def load(self, index: int, keep: Keep | None = None) -> Example:
+        """Read one example; see ``Source.load``."""
         return decode_record(self.record(index), keep)
 
     def record(self, index: int) -> Record:

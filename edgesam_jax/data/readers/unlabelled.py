@@ -31,6 +31,7 @@ class GuessedSource:
         return len(self._source)
 
     def load(self, index: int, keep: Keep | None = None) -> Example:
+        """Read one example; see ``Source.load``."""
         example = self._source.load(index)
         masks = grid(*example.image.shape[:2]) if self._how == "grid" else superpixels(example.image)
         rng = np.random.default_rng(index)

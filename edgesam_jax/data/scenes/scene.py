@@ -36,6 +36,7 @@ class _Canvas:
 
     @property
     def unit(self) -> float:
+        """Pixels per pixel of a 128 px scene."""
         return self.size / 128
 
     def paint(self, window: shapes.Window, drawn: Image.Image, colour: np.ndarray, light: float) -> int:

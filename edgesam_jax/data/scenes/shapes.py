@@ -34,7 +34,7 @@ class Window(NamedTuple):
 
     @property
     def empty(self) -> bool:
-        """Whether it contains no pixel."""
+        """Whether the window contains no pixels."""
         return self.x1 <= self.x0 or self.y1 <= self.y0
 
 
@@ -45,6 +45,7 @@ _CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], -1)
 
 
 def ellipse(rng: np.random.Generator) -> Shape:
+    """Draw an ellipse."""
     return [Stroke("fill", _CIRCLE * (1, 0.45 + 0.55 * rng.random()))]
 
 
@@ -56,6 +57,7 @@ def rectangle(rng: np.random.Generator) -> Shape:
 
 
 def polygon(rng: np.random.Generator) -> Shape:
+    """Draw an irregular polygon of three to seven corners."""
     n = int(rng.integers(3, 8))
     angle = (np.arange(n) + 0.55 * (rng.random(n) - 0.5)) * (2 * np.pi / n)
     radius = 0.75 + 0.35 * rng.random(n)
@@ -72,10 +74,12 @@ def blob(rng: np.random.Generator, wild: float = 0.25) -> Shape:
 
 
 def wild_blob(rng: np.random.Generator) -> Shape:
+    """Draw a rounded contour with deep bays."""
     return blob(rng, 0.42)
 
 
 def star(rng: np.random.Generator) -> Shape:
+    """Draw a star of three to seven points."""
     n = int(rng.integers(3, 8))
     angle = np.arange(2 * n) * (np.pi / n)
     radius = np.where(np.arange(2 * n) % 2, 0.32 + 0.3 * rng.random(), 1.0)
@@ -83,11 +87,13 @@ def star(rng: np.random.Generator) -> Shape:
 
 
 def ring(rng: np.random.Generator) -> Shape:
+    """Draw a disc with a hole."""
     hole = 0.45 + 0.2 * rng.random()
     return [Stroke("fill", _CIRCLE), Stroke("fill", _CIRCLE * hole, add=False)]
 
 
 def crescent(rng: np.random.Generator) -> Shape:
+    """Draw a disc with a bite taken out by another disc."""
     cut = _CIRCLE * (0.7 + 0.2 * rng.random()) + (0.4 + 0.25 * rng.random(), 0)
     return [Stroke("fill", _CIRCLE), Stroke("fill", cut, add=False)]
 
@@ -115,6 +121,7 @@ _LETTERS: dict[str, list[list[tuple[float, float]]]] = {
 
 
 def letter(rng: np.random.Generator) -> Shape:
+    """Draw a capital letter in thick strokes."""
     strokes = list(_LETTERS.values())[int(rng.integers(len(_LETTERS)))]
     width = 0.4 + 0.2 * rng.random()
     return [Stroke("line", np.array(points), width) for points in strokes]

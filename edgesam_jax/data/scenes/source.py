@@ -37,6 +37,7 @@ class ScenesSource:
         return self._limit
 
     def load(self, index: int, keep: Keep | None = None) -> Example:
+        """Read one example; see ``Source.load``."""
         example = scene(self._seed, index, self._size, self._difficulty)
         if self._granularity != "all":
             level, attempt = (OBJECT if self._granularity == "objects" else PART), 0

@@ -128,7 +128,7 @@ def _require_lvis(truth: GroundTruth) -> None:
             ids = image.get(name)
             if not (isinstance(ids, list) and all(is_integer(i) for i in ids)):
                 where = f"annotations {truth.path}: image {image['id']}"
-                raise UsageError(f"{where} has no {name!r} list of whole numbers; {remedy}")
+                raise UsageError(f"{where} has no {name!r} list of integers; {remedy}")
 
 
 def _lvis_pairs(truth: GroundTruth) -> set[tuple[int, int]]:

@@ -118,11 +118,11 @@ def _image_fault(path: Path, image: Any) -> str:
     if isinstance(image.get("id"), str):
         raise _string_id(path, image["id"])
     if not is_integer(image.get("id")):
-        return "its id is not a whole number"
+        return "its id is not an integer"
     height: Any = image.get("height")
     width: Any = image.get("width")
     if not (is_integer(height) and is_integer(width) and 0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
-        return f"its height or width is not a whole number from 1 to {MAX_SIDE}"
+        return f"its height or width is not an integer from 1 to {MAX_SIDE}"
     return f"more than {MAX_PIXELS} pixels" if height * width > MAX_PIXELS else ""
 
 
@@ -139,7 +139,7 @@ def _categories(path: Path, content: dict[str, Any], rows: list[tuple[str, str]]
         if isinstance(category, dict) and is_integer(category.get("id")):
             categories.setdefault(int(category["id"]), {**category, "id": int(category["id"])})
         else:
-            row = f"{path}: categories[{number}]: its id is not a whole number: {str(category)[:80]}"
+            row = f"{path}: categories[{number}]: its id is not an integer: {str(category)[:80]}"
             rows.append(("category entry damaged", row))
     return list(categories.values())
 
@@ -174,6 +174,4 @@ def _complete(annotation: dict[str, Any], number: int, code: dict[str, Any]) -> 
 
 
 def _string_id(path: Path, image_id: str) -> UsageError:
-    return UsageError(
-        f"annotations {path}: image id {image_id[:40]!r} is a string; average precision needs whole numbers"
-    )
+    return UsageError(f"annotations {path}: image id {image_id[:40]!r} is a string; average precision needs integers")

@@ -61,7 +61,7 @@ def check_results(
       need: the field to be used; the other one is not checked.
 
     Returns:
-      The usable entries, unchanged except that ids written as 7.0 become whole numbers; and (kind of fault, message
+      The usable entries, unchanged except that ids written as 7.0 become integers; and (kind of fault, message
       with the entry's index) for each of the others.
     """
     kept: list[dict[str, Any]] = []
@@ -89,11 +89,11 @@ def _fault(
     image_id: Any = entry.get("image_id")
     category, score = entry.get("category_id"), entry.get("score")
     if not (is_integer(image_id) or isinstance(image_id, str)):
-        return "result damaged", "its image_id is missing or not a whole number or string"
+        return "result damaged", "its image_id is missing, or neither an integer nor a string"
     if image_id not in image_sizes:
         return "photo unknown", f"no photo has the id {image_id!r}"
     if category_ids is not None and not is_integer(category):
-        return "result damaged", "its category_id is missing or not a whole number"
+        return "result damaged", "its category_id is missing or not an integer"
     if category_ids is not None and category not in category_ids:
         return "category unknown", f"no category has the id {category!r}"
     if not (is_integer(score) or (isinstance(score, float) and math.isfinite(score))):

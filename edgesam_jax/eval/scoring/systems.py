@@ -139,6 +139,7 @@ class JaxSystem:
         return digest_of({"config": repr(self._config), "variables": self._model.variables})
 
     def start(self, photo: Photo) -> _JaxState:
+        """See ``System.start``."""
         where = self._devices.get()
         self._devices.put(where)
         image, filled = into_frame(photo.image, self.image_size, self.frame)
@@ -150,10 +151,12 @@ class JaxSystem:
         return _JaxState(where, embedding[0], (np.asarray(boxes[0]), np.asarray(scores[0])))
 
     def proposals(self, state: _JaxState) -> tuple[np.ndarray, np.ndarray]:
+        """See ``System.proposals``."""
         assert state.proposals is not None
         return state.proposals
 
     def masks(self, state: _JaxState, photo: Photo, slots: Slots) -> Answer:
+        """See ``System.masks``."""
         where, embedding, _ = state
         low: list[np.ndarray] = []
         full: list[list[Bits]] = []
@@ -200,13 +203,16 @@ class OnnxSystem:
             )
 
     def start(self, photo: Photo) -> tuple[np.ndarray, Any]:
+        """See ``System.start``."""
         return self._model.encoder.run(*into_frame(photo.image, self.image_size))
 
     def proposals(self, state: tuple[np.ndarray, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """See ``System.proposals``."""
         boxes_and_scores: tuple[np.ndarray, np.ndarray] = state[1]
         return boxes_and_scores
 
     def masks(self, state: tuple[np.ndarray, Any], photo: Photo, slots: Slots) -> Answer:
+        """See ``System.masks``."""
         low: list[np.ndarray] = []
         full: list[list[Bits]] = []
         while len(slots.coords):
@@ -262,6 +268,7 @@ class PredictionsSystem:
             self._by_photo[entry["image_id"]].append(entry)
 
     def start(self, photo: Photo) -> list[Window]:
+        """See ``System.start``."""
         size = self._sizes[photo.image_id]
         return [decode_window(e["segmentation"], *size, self.name) for e in self._by_photo.get(photo.image_id, ())]
 
@@ -274,6 +281,7 @@ class PredictionsSystem:
         raise UsageError(f"--priors: {self.name} is a file of masks and has no proposals")
 
     def masks(self, state: Sequence[Window], photo: Photo, slots: Slots) -> Answer:
+        """See ``System.masks``."""
         filled = input_size(photo, self)
         scale = np.array(photo.size[::-1]) / filled[::-1]
         windows: list[Window] = []

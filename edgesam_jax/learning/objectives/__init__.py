@@ -1,8 +1,7 @@
 """One module per objective, named as in ``distill.mode``.
 
-A new objective is a new module here; its name joins the choices of ``DistillConfig.mode``.
-
-Each module has the functions of ``learning.objective.Objective``.
+Each module has the functions of ``learning.objective.Objective``.  To add an objective, add a module here and its name
+to the choices of ``DistillConfig.mode``.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from edgesam_jax.types import Batch
 
 
 def check(config: Config) -> None:
-    """The targets are a teacher's, and at least one feature term has a weight."""
+    """Check that the targets are a teacher's, and that at least one feature term has a weight above 0."""
     truth = config.distill.targets == "ground_truth"
     refuse({"distill.targets=ground_truth: distill.mode=encoder_only needs a teacher": truth})
     check_terms(config.distill.loss)
@@ -40,12 +40,12 @@ def needs_true_masks(config: Config) -> bool:
 
 
 def compares_embeddings(config: Config) -> bool:
-    """The embeddings are all that is compared."""
+    """Only embeddings are compared."""
     return True
 
 
 def keeps_decoder(config: Config) -> bool:
-    """The decoder gets no gradient: it has to be the teacher's."""
+    """The decoder gets no gradient, so it must be the teacher's."""
     return True
 
 
@@ -60,7 +60,7 @@ def learns(path: tuple[str, ...], config: Config) -> bool:
 
 
 def share(batch: Batch, keys: Array, config: Config, total: Callable[[Array], Array]) -> Share:
-    """Every image weighs the same."""
+    """All images have equal weight."""
     return Share(batch, keys)
 
 

@@ -29,7 +29,7 @@ from edgesam_jax.types import Batch
 
 
 def check(config: Config) -> None:
-    """The feature loss that stays on in stage 2 needs a term with a weight."""
+    """Check that the feature loss, if it is kept in stage 2, has a term with a weight above 0."""
     if config.distill.loss.encoder > 0:
         check_terms(config.distill.loss)
 
@@ -45,17 +45,17 @@ def needs_true_masks(config: Config) -> bool:
 
 
 def compares_embeddings(config: Config) -> bool:
-    """Only if the feature loss of stage 1 stays on."""
+    """Only if the feature loss of stage 1 is kept."""
     return config.distill.loss.encoder > 0
 
 
 def keeps_decoder(config: Config) -> bool:
-    """The decoder learns."""
+    """The decoder is trained."""
     return False
 
 
 def decodes(config: Config) -> int:
-    """The first round and ``distill.rounds`` more."""
+    """Once in the first round, and once in each of ``distill.rounds`` more."""
     return config.distill.rounds + 1
 
 
@@ -69,7 +69,7 @@ def share(batch: Batch, keys: Array, config: Config, total: Callable[[Array], Ar
 
 
 def loss(variables: Mapping[str, Any], teacher: Any, share: Share, key: Array, setting: Setting) -> Outcome:
-    """Loss of the masks over all rounds, and where they have weights the feature and the grouping loss."""
+    """Loss of the masks over all rounds, plus the feature and the grouping loss if they have weights."""
     config, batch, weights = setting.config, share.batch, share.weights
     assert weights is not None
     terms = config.distill.loss

@@ -17,10 +17,10 @@ MODE = "distill.mode=proposals"
 
 
 def check(config: Config) -> None:
-    """The targets are boxes, and the model has a proposal network."""
+    """Check that the targets are boxes, and that the model has a proposal network."""
     refuse(
         {
-            f"{MODE}: set distill.targets=ground_truth; it learns from boxes, not from a teacher": (
+            f"{MODE}: set distill.targets=ground_truth; proposals are learned from boxes, not from a teacher": (
                 config.distill.targets != "ground_truth"
             ),
             f"{MODE}: the model has no proposal network; set model.proposals={{}}": config.model.proposals is None,
@@ -39,12 +39,12 @@ def needs_true_masks(config: Config) -> bool:
 
 
 def compares_embeddings(config: Config) -> bool:
-    """No teacher takes part."""
+    """There is no teacher."""
     return False
 
 
 def keeps_decoder(config: Config) -> bool:
-    """The decoder is the checkpoint's that the run starts from."""
+    """The decoder comes from the checkpoint that the run starts from."""
     return False
 
 
@@ -76,5 +76,5 @@ def loss(variables: Mapping[str, Any], teacher: Any, share: Share, key: Array, s
 
 
 def statistics(before: Any, after: Any, config: Config) -> Any:
-    """Of the proposal network only; the other parts are frozen."""
+    """Keep the new statistics of the proposal network only; the other parts are frozen."""
     return {**before, "proposals": after["proposals"]}

@@ -28,7 +28,7 @@ NOWHERE = -1.0  # coordinates of the padding
 class PromptEncoder(nn.Module):
     """Prompts to exactly ``POINTS`` tokens each; no masks as prompts, and nothing added to the image.
 
-    The token of a negative click is its position alone.  The token of a padding is the position (-1, -1) plus a learnt
+    The token of a negative click is its position alone.  The token of a padding is the position (-1, -1) plus a learned
     vector.
     """
 

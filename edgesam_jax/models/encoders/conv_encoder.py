@@ -1,7 +1,7 @@
 """A small convolutional image encoder: dense 3x3 residual blocks with channel layer norm, one coarse attention.
 
-This encoder is not from the paper; it is that of the embedded tiny teacher.  At 128 px a plain ViT stays for long in a
-minimum that ignores the photo, while this encoder learns object borders within minutes.
+This encoder is not from the paper; the bundled tiny teacher uses it.  At 128 px a plain ViT stays in a minimum that
+ignores the photo for a long time, while this encoder learns object borders within minutes.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Block(nn.Module):
 class PlainVit(nn.Module):
     """Image encoder: (b h w 3) normalised float -> (b h/16 w/16 embed_dim).
 
-    The positions, learnt on a grid of ``config.trained_grid`` cells a side, are resized (bicubic) to the grid of the
+    The positions, learned on a grid of ``config.trained_grid`` cells a side, are resized (bicubic) to the grid of the
     image.  The first position belongs to a class token, which this encoder does not have.
     """
 
@@ -78,8 +78,8 @@ class PlainVit(nn.Module):
         del train  # no dropout, no batch norm
         cfg, side = self.config, self.config.trained_grid
         x = PatchEmbed(cfg.patch_size, cfg.width, self.dtype, name="patch_embed")(x.astype(self.dtype))
-        learnt = self.param("pos_embed", nn.initializers.normal(0.02), (1, 1 + side * side, cfg.width))
-        positions = resize(learnt[:, 1:].reshape(1, side, side, cfg.width), (x.shape[1], x.shape[2]), "bicubic")
+        learned = self.param("pos_embed", nn.initializers.normal(0.02), (1, 1 + side * side, cfg.width))
+        positions = resize(learned[:, 1:].reshape(1, side, side, cfg.width), (x.shape[1], x.shape[2]), "bicubic")
         x = x + positions.astype(self.dtype)
         for i in range(cfg.depth):
             x = Block(cfg, self.dtype, name=f"blocks_{i}")(x)

@@ -1,7 +1,7 @@
 """SAM's plain ViT image encoder: windowed and global attention with decomposed relative positions.
 
 Source: Segment Anything (ICCV 2023), appendix A; the attention is ViTDet's and the relative positions MViTv2's.
-Parameter names are the published ones by the rule of ``convert/names.py``.
+Parameter names are the published ones by the rule of ``checkpoints/published/names.py``.
 
 Attention is computed in blocks, because global attention at 1024x1024 has 4096 x 4096 logits a head, 0.8 GB in float32
 for ViT-B.  The two position terms are added inside a block: neither the logits nor the bias ever exists in full,

@@ -1,1 +1,1 @@
-"""Watchers of a training run: each does one thing at its turn in ``train.loop``, and owns the state for it."""
+"""Watchers of a training run: each has one task in ``train.loop``, and keeps the state for it."""

@@ -30,7 +30,7 @@ class PeriodicEvaluation:
         return self._on_schedule(done) and done < self._config.train.steps
 
     def overdue(self, done: int) -> bool:
-        """Whether a run that resumes after ``done`` steps had to stop before their evaluation."""
+        """Whether the run was stopped after ``done`` steps, before the evaluation that was due then."""
         return done > 0 and self._on_schedule(done) and self.last != done
 
     def _on_schedule(self, done: int) -> bool:

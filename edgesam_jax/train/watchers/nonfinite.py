@@ -15,11 +15,11 @@ MAX_IN_A_ROW = 10  # this many steps in a row that are not finite end a run that
 
 
 class NonfinitePolicy:
-    """Lists batches whose loss or gradient was not finite in ``nonfinite.jsonl``, and stops the run if it must.
+    """Lists batches whose loss or gradient was not finite in ``nonfinite.jsonl``, and stops the run if required.
 
     Args:
       start: finished steps at the start.
-      position: where the run stood then.
+      position: the run's position then.
       action: "stop" at the first step that is not finite, or "skip" it.
       saves: for the message, which names the last good checkpoint.
     """

@@ -21,11 +21,11 @@ from edgesam_jax.types import Batch, TrainState
 def picture_trace(
     state: TrainState, teacher: Any, batch: Batch, key: jax.Array, config: Config, teacher_config: SamConfig | None
 ) -> Any:
-    """The last decode round of the prompt loop on a batch, with running batch statistics; a ``distill.Trace``."""
+    """The last decode round of the prompt loop on a batch, with running batch statistics; a ``prompt_loop.Trace``."""
     distill = dataclasses.replace(
         config.distill, mode="prompt_in_the_loop", freeze_image_encoder=True, loss=LossConfig()
     )
-    if config.data.source == "images" or config.data.mixture:  # maybe no points and masks of its own: see with_prompts
+    if config.data.source == "images" or config.data.mixture:  # may lack points and masks: see with_prompts
         distill = dataclasses.replace(distill, start="box")
     config = dataclasses.replace(config, distill=distill)
     return total_loss(state.params, state, teacher, batch, key, config=config, teacher_config=teacher_config)[3]
@@ -42,7 +42,7 @@ def with_prompts(batch: Batch) -> Batch:
     points, boxes, valid = (np.array(v) for v in (batch.points, batch.boxes, batch.prompt_valid))
     points[0, : len(centre)], valid[0, : len(centre)] = centre, True
     boxes[0, : len(centre)] = np.concatenate([centre - half, centre + half], -1)
-    changed: dict[str, Any] = {"points": points, "boxes": boxes, "prompt_valid": valid}  # numpy stands for jax here
+    changed: dict[str, Any] = {"points": points, "boxes": boxes, "prompt_valid": valid}  # NumPy instead of JAX
     return dataclasses.replace(batch, **changed)
 
 

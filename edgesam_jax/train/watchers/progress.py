@@ -17,11 +17,11 @@ from edgesam_jax.train.state import Position
 
 
 class Progress:
-    """Collects the metrics of steps, and writes rows to ``metrics.jsonl`` and TensorBoard (in the first process alone).
+    """Collects the metrics of steps, and writes rows to ``metrics.jsonl`` and TensorBoard (in the first process only).
 
     Args:
       start: finished steps at the start.
-      position: where the run stood then.
+      position: the run's position then.
       quiet: no progress bar.
 
     Attributes:

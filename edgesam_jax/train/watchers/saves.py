@@ -1,4 +1,4 @@
-"""Checkpoints of a run: when they are due, what rates them, and the refusal to save parameters that are not finite."""
+"""Saves a run's checkpoints when they are due, rates them, and refuses parameters that are not finite."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Saves:
         return done == self._config.train.steps or done % self._config.train.checkpoint_every == 0
 
     def save(self, done: int, state: TrainState, position: Position, by_loss: bool) -> None:
-        """Start to save a state as step ``done``; the first process does that alone.
+        """Start to save a state as step ``done``; only the first process writes it.
 
         Args:
           by_loss: rate the checkpoint by its negative mean loss, as there is no evaluation.
@@ -59,7 +59,7 @@ class Saves:
         self._checkpointer.wait()
 
     def last_good(self) -> str:
-        """For the message of a run that stops because of numbers that are not finite: where it can be resumed."""
+        """Name the last good checkpoint and a remedy, for the message of a run that stops at non-finite numbers."""
         with contextlib.suppress(UsageError):
             self._checkpointer.wait()
         last = self._checkpointer.latest_step()

@@ -31,7 +31,7 @@ class SkippedPhotos:
 
     Args:
       start: finished steps at the start.
-      position: where the run stood then.
+      position: the run's position then.
       max_share: fraction of the photos that may be skipped.
     """
 
