@@ -41,10 +41,14 @@ def quick_compile() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-# Files of few, long tests: started last, they would keep one worker busy while the other has nothing left.
-LONG = ("test_multiprocess.py", "test_parallel.py")
+# The files that take longest, longest first.  Started last, one would keep a worker busy while the other has nothing left.
+LONG = (
+    "test_multiprocess.py", "test_parallel.py", "test_step.py", "test_priors.py", "test_train_command.py",
+    "test_students.py", "test_plan.py", "test_parity.py", "test_to_coreml.py", "test_bundle.py", "test_pipeline.py",
+    "test_mil_evaluator.py", "test_fused.py", "test_prompt_loop.py", "test_ablate.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first; ``--no-loadscope-reorder`` has xdist keep this order."""
-    items.sort(key=lambda item: item.path.name not in LONG)
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
