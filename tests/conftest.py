@@ -41,7 +41,7 @@ def quick_compile() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-# The files that take longest, longest first.  Started last, one would keep a worker busy while the other has nothing left.
+# The files that take longest, longest first.  Started last, one would keep a worker busy while the other is idle.
 LONG = (
     "test_multiprocess.py", "test_parallel.py", "test_step.py", "test_priors.py", "test_train_command.py",
     "test_students.py", "test_plan.py", "test_parity.py", "test_to_coreml.py", "test_bundle.py", "test_pipeline.py",
