@@ -16,20 +16,25 @@ CACHE = {"jax_persistent_cache_min_compile_time_secs": 0.1, "jax_persistent_cach
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile quickly, and each program once: all processes of the suite share a cache, and not the user's.
+    """Compile quickly, and each program once per worker; the user's cache isn't used.
 
-    Tests that train a config twice, and subprocesses that repeat it, then compile it once.
+    A worker and its subprocesses share a cache, so that tests that train a config again don't compile it again.  Workers
+    don't share one: JAX writes entries in place, and another worker may read half of one.
     """
-    if not hasattr(config, "workerinput"):  # workers and subprocesses inherit the environment
+    worker = getattr(config, "workerinput", None)
+    if worker is None:  # workers inherit the environment
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_FLAGS}".strip()
         folder = tempfile.mkdtemp(prefix="edgesam_jax_tests_")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
         os.environ["EDGESAM_JAX_CACHE"] = folder
-        for name, value in CACHE.items():
-            os.environ[name.upper()] = str(value)
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    else:
+        folder = os.path.join(os.environ["EDGESAM_JAX_CACHE"], worker["workerid"])
+        os.makedirs(folder, exist_ok=True)
+        os.environ["EDGESAM_JAX_CACHE"] = folder
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    jax.config.update("jax_compilation_cache_dir", folder)
     for name, value in CACHE.items():
+        os.environ[name.upper()] = str(value)
         jax.config.update(name, value)
 
 
