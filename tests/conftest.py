@@ -18,7 +18,7 @@ CACHE = {"jax_persistent_cache_min_compile_time_secs": 0.1, "jax_persistent_cach
 def pytest_configure(config: pytest.Config) -> None:
     """Compile quickly, and each program once per worker; the user's cache isn't used.
 
-    A worker and its subprocesses share a cache, so that tests that train a config again don't compile it again.  Workers
+    A worker and its subprocesses share a cache, so tests that train a config again don't compile it again.  Workers
     don't share one: JAX writes entries in place, and another worker may read half of one.
     """
     worker = getattr(config, "workerinput", None)
