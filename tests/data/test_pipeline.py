@@ -309,7 +309,7 @@ def test_processes_share_the_global_batch(seed, processes, step):
     assert [row for share in shares for row in share.skipped] == full.skipped
     for name, array in full.arrays.items():
         assert (np.concatenate([share.arrays[name] for share in shares]) == array).all()
-    with pytest.raises(UsageError, match="divide over 4 processes"):
+    with pytest.raises(UsageError, match="is not divisible by 4 processes"):
         batches(data, MODEL, parts=parts, shard=(0, 4))
 
 

@@ -137,7 +137,7 @@ def test_errors(model, tmp_path, checkpoint, capsys):
     with pytest.raises(UsageError, match="made without priors"):
         ours.set_image(PHOTO, plain.set_image(PHOTO))
     for flags, message in (
-        (["--checkpoint", str(checkpoint), "--prompt", "box"], "--priors nearest: they are for clicks"),
+        (["--checkpoint", str(checkpoint), "--prompt", "box"], "--priors nearest: priors apply to clicks only"),
         (["--checkpoint", "tiny_teacher", "--prompt", "center"], "--priors: tiny_teacher: the checkpoint has no prop"),
     ):
         arguments = ["--dataset", "scenes", "--limit", "2", "--priors", "nearest", *flags]
