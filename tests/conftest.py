@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 
 import jax
 import pytest
-from tiny import QUICK_FLAGS
+from tiny import FAST_FLAGS
 
 # Writing a program and reading it back takes a few milliseconds.
 CACHE = {"jax_persistent_cache_min_compile_time_secs": 0.1, "jax_persistent_cache_min_entry_size_bytes": -1}
@@ -23,7 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     worker = getattr(config, "workerinput", None)
     if worker is None:  # workers inherit the environment
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_FLAGS}".strip()
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_FLAGS}".strip()
         folder = tempfile.mkdtemp(prefix="edgesam_jax_tests_")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
         os.environ["EDGESAM_JAX_CACHE"] = folder
@@ -36,14 +35,6 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, value in CACHE.items():
         os.environ[name.upper()] = str(value)
         jax.config.update(name, value)
-
-
-@pytest.fixture(scope="module")
-def quick_compile() -> Iterator[None]:
-    """Compile without most optimisations: on tiny models they cost more than they ever repay."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 # The files that take longest, longest first.  Started last, one would keep a worker busy while the other is idle.

@@ -20,8 +20,6 @@ from edgesam_jax import embed, load_model, prepare
 from edgesam_jax.predict.predictor import Predictor
 from edgesam_jax.train import __main__ as train
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture
 def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -37,8 +37,6 @@ from edgesam_jax.predict.compiled import encoder, for_inference
 from edgesam_jax.train import inputs
 from edgesam_jax.train.run import fit
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def teacher():

@@ -18,6 +18,7 @@ CONV = SamConfig(
     mask_in_chans=4,
 )
 REPVIT = dataclasses.replace(CONV, encoder=RepVitConfig(widths=(8, 8, 8, 8), depths=(1, 1, 2, 1), stem_strides=(2, 1)))
+SHALLOW = dataclasses.replace(CONV, encoder=dataclasses.replace(REPVIT.encoder, depths=(1, 1, 1, 1)))
 PROPOSALS = dataclasses.replace(REPVIT, proposals=ProposalConfig(channels=8, repeats=1, head_convs=1, before_nms=50))
 GRID, MASK, CELL = CONV.grid, CONV.mask_size, CONV.image_size / CONV.mask_size
 
@@ -42,8 +43,8 @@ def configured(*overrides: str, model: SamConfig = CONV) -> Config:
     return apply_overrides(Config(model=model), overrides)
 
 
-# Fusion emitters take a third of the time to compile a step on CPU.  Later versions have no other way and no such flag.
-QUICK_FLAGS = "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
-# XLA's optimisations cost more than these models ever repay: as options of a program, and for processes of their own.
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-FAST_FLAGS = f"{QUICK_FLAGS} --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# XLA's optimisations cost more than these models ever repay.  Fusion emitters make compiling slower, too; versions from
+# 0.11 have no other way and no such flag.
+FAST_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if jax.__version_info__ < (0, 11):
+    FAST_FLAGS += " --xla_cpu_use_fusion_emitters=false"

@@ -126,7 +126,8 @@ class Slots(nn.Module):
     def forward(self, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         phase = self.phase(coords.transpose(1, 2)[:, :, None])
         position = torch.cat([phase.sin(), phase.cos()], dim=1)
-        one_hot = (labels.float().reshape(1, 1, 1, -1) == cast(Tensor, self.kinds)).float()  # (1 5 1 n)
+        kinds = cast(Tensor, self.kinds)
+        one_hot = (labels.to(kinds.dtype).reshape(1, 1, 1, -1) == kinds).to(kinds.dtype)  # (1 5 1 n)
         position = position * (1 - one_hot[:, 4:])  # the learned padding has no position
         tokens = torch.cat([position + self.kind(one_hot), cast(Tensor, self.padding)], dim=3)
         pads = 1 - one_hot[:, 2:].amax(dim=(1, 3), keepdim=True)  # 1 for prompts without corners and padding

@@ -61,7 +61,8 @@ class PromptEncoder(nn.Module):
 
     def dense_position(self) -> Tensor:
         """Return the positional encoding of the cell centres of the embedding, (c g g)."""
-        centres = (torch.arange(self.grid, device=self.no_mask_embed.weight.device) + 0.5) / self.grid
+        weight = self.no_mask_embed.weight
+        centres = (torch.arange(self.grid, device=weight.device, dtype=weight.dtype) + 0.5) / self.grid
         y, x = torch.meshgrid(centres, centres, indexing="ij")
         return self.pe_layer(torch.stack([x, y], dim=-1)).permute(2, 0, 1)
 

@@ -6,6 +6,7 @@ and take milliseconds; XLA needs half a minute on a CPU to compile the initialis
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from typing import Any
@@ -22,10 +23,17 @@ from edgesam_jax.types import Prompts
 
 def abstract_variables(config: SamConfig) -> dict[str, Any]:
     """Shapes and dtypes of ``{"params", "batch_stats", "constants"}``; ``batch_stats`` is empty without batch norms."""
+    leaves, structure = _abstract_leaves(config)
+    return jax.tree.unflatten(structure, leaves)
+
+
+@functools.lru_cache(maxsize=32)  # tracing the initialisers of a full-size model takes a second
+def _abstract_leaves(config: SamConfig) -> tuple[tuple[jax.ShapeDtypeStruct, ...], Any]:
     prompts = Prompts(jnp.zeros((1, 1, 2, 2)), jnp.ones((1, 1, 2), jnp.int32), jnp.ones((1, 1, 2), bool))
     images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
     shapes = jax.eval_shape(lambda x: Sam(config).init(jax.random.key(0), x, prompts), images)
-    return {"batch_stats": {}, **shapes}
+    leaves, structure = jax.tree.flatten({"batch_stats": {}, **shapes})
+    return tuple(leaves), structure
 
 
 def init_variables(config: SamConfig, seed: int = 0) -> dict[str, Any]:

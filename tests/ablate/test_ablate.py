@@ -35,7 +35,6 @@ from edgesam_jax.config import (
 from edgesam_jax.data.opening import open_source
 from edgesam_jax.models.init import abstract_variables
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 SCALES = ("tiny", "small", "full")
 
 

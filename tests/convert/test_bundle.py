@@ -22,8 +22,6 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from convert import bundle  # noqa: E402
 from edgesam_jax import Predictor, load_model  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:

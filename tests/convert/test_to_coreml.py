@@ -24,8 +24,6 @@ from edgesam_jax.checkpoints.model import Model  # noqa: E402
 from edgesam_jax.checkpoints.save import save_model_file  # noqa: E402
 from edgesam_jax.models.sam import TINY  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 # Not smaller: eight channels of random weights are worse conditioned than any trained model.
 CONFIG = dataclasses.replace(TINY, image_size=64)
 HALF = gate.TOLERANCES["float16"]

@@ -10,8 +10,6 @@ import pytest
 from convert import to_litert
 from convert.export import common
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def test_a_missing_extra_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(common.importlib.util, "find_spec", lambda name: None)

@@ -30,8 +30,6 @@ from edgesam_jax.data.scenes.textures import photos  # noqa: E402
 from edgesam_jax.eval.scoring.protocol import Settings  # noqa: E402
 from edgesam_jax.portable.onnx_model import METADATA, OnnxDecoder, OnnxEncoder  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CONFIG = dataclasses.replace(tiny.REPVIT, decoder=dataclasses.replace(tiny.CONV.decoder, depth=2))
 TOLERANCE = gate.TOLERANCES["float32"]
 

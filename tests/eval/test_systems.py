@@ -25,8 +25,6 @@ from edgesam_jax.portable.frame import target_size
 from edgesam_jax.portable.postprocess import stability_score, upscale_logits
 from edgesam_jax.predict.predictor import Predictor
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CONFIG = SamConfig(
     encoder=VitConfig(width=16, depth=1, heads=2, global_blocks=(0,)),
     decoder=DecoderConfig(depth=1, heads=2, mlp_dim=16),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import CELL, CONV, FAST, GRID, MASK, configured, make_batch
+from tiny import CELL, CONV, GRID, MASK, configured, make_batch
 
 from edgesam_jax.learning import losses, prompt_loop, sampling
 from edgesam_jax.learning.feature_loss import feature_loss
@@ -23,10 +23,8 @@ WEIGHTS = (BATCH.prompt_valid / BATCH.prompt_valid.sum()).astype(np.float32)
 CELLS_INSIDE = np.asarray(losses.valid_weights(BATCH.valid_size, GRID, 32)) > 0.5
 STUDENT, TEACHER = init_variables(CONV, 0), init_variables(CONV, 1)
 EMBEDDING, TEACHER_EMBEDDING = np.random.default_rng(0).standard_normal((2, B, GRID, GRID, 16)).astype(np.float32)
-DECODE = jax.jit(functools.partial(decode, CONV), static_argnames="targets", compiler_options=FAST)
-SAMPLE = jax.jit(
-    sampling.sample_disagreement, static_argnames=("cell", "count", "min_disagreement", "law"), compiler_options=FAST
-)
+DECODE = jax.jit(functools.partial(decode, CONV), static_argnames="targets")
+SAMPLE = jax.jit(sampling.sample_disagreement, static_argnames=("cell", "count", "min_disagreement", "law"))
 
 
 def loss_of(config, params, embedding, teacher_params=TEACHER["params"], batch=BATCH, keys=KEYS, key=KEY):
@@ -255,7 +253,7 @@ def compiled(*overrides):
         value, metrics, trace = loss_of(config, params, embedding, teacher_params)
         return value, (metrics, trace)
 
-    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True), compiler_options=FAST)
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
 
 
 def decoder(params):

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict
-from tiny import CONV, FAST, PROPOSALS, REPVIT, configured, make_batch
+from tiny import CONV, PROPOSALS, REPVIT, configured, make_batch
 
 from edgesam_jax.learning.objectives import objective_of
 from edgesam_jax.learning.optim import make_optimizer
@@ -41,7 +41,7 @@ def start(config):
 def train(config, steps, batch=BATCH):
     """First state, last state, metrics of every step.  The key's fold stays the same: the loss is of one function."""
     state, teacher, body = start(config)
-    step = jax.jit(body, compiler_options=FAST)
+    step = jax.jit(body)
     first, rows = state, []
     for _ in range(steps):
         state, metrics = step(state.replace(step=jnp.zeros((), jnp.int32)), teacher, batch, KEY)
@@ -189,7 +189,7 @@ def gradient(config, batch, pieces=1):
     tx = optax.sgd(1.0)
     state = state.replace(opt_state=tx.init(state.params))
     body = functools.partial(train_step, config=config, teacher_config=CONV if teacher else None, tx=tx)
-    after, metrics = jax.jit(body, compiler_options=FAST)(state, teacher, batch, KEY)
+    after, metrics = jax.jit(body)(state, teacher, batch, KEY)
     grads = jax.tree.map(lambda new, old: np.asarray(old, np.float64) - new, after.params, state.params)
     return grads, after.batch_stats, {name: float(value) for name, value in metrics.items()}
 

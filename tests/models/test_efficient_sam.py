@@ -28,8 +28,6 @@ from edgesam_jax.portable.frame import into_frame
 from edgesam_jax.portable.postprocess import upscale_logits
 from edgesam_jax.train.initialization import initial_variables
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SMALL = dataclasses.replace(
     tiny.CONV, encoder=PlainVitConfig(width=24, depth=2, heads=3, patch_size=8, trained_grid=3), image_size=64,
     decoder=dataclasses.replace(tiny.CONV.decoder, depth=2), variant="efficient_sam",

@@ -14,8 +14,6 @@ from edgesam_jax.models.fold import fold
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.models.sam import MODELS, Sam
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def lively_variables(config, seed=0):
     """Starting values with batch norms that do something."""

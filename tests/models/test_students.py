@@ -22,8 +22,6 @@ from edgesam_jax.models.fold import fold
 from edgesam_jax.models.init import abstract_variables, init_variables
 from edgesam_jax.models.sam import MODELS, Sam
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 # 96 px: grids of 12, 6 and 6 (or 3), so that windows of 7, 4 and 7 are padded, and fit more than once.
 TINY_VIT = TinyVitConfig(widths=(8, 16, 16, 24), depths=(1, 1, 2, 1), heads=(1, 2, 2, 3), windows=(7, 7, 4, 7))
 EFFICIENT_VIT = EfficientVitConfig(widths=(4, 8, 8, 16, 24), depths=(1, 1, 2, 1, 2), head_dim=8)

@@ -13,8 +13,6 @@ from edgesam_jax.models.init import init_variables
 from edgesam_jax.models.sam import decode
 from edgesam_jax.types import Prompts
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 HEADS, INNER, WIDTH = 4, 32, 12
 
 

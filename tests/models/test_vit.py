@@ -15,8 +15,6 @@ from paths import GOLDEN
 from edgesam_jax.config import VitConfig
 from edgesam_jax.models.encoders import vit
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 KEYS = GOLDEN / "sam_vit_b.txt"
 TINY = VitConfig(width=24, depth=2, heads=2, global_blocks=(1,), window_size=3, patch_size=4)
 

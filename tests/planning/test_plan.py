@@ -98,7 +98,6 @@ def test_peak_memory_of_a_chain():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize(("student", "mode"), [("repvit", "encoder_only"), ("conv", "prompt_in_the_loop")])
 def test_a_step_costs_what_xla_says(student, mode):
     """XLA counts a loop's body once, hence rounds=0; tolerance 5 % on operations, a factor of 2.5 on memory."""

@@ -21,8 +21,6 @@ from edgesam_jax.models.init import init_variables
 from edgesam_jax.predict.__main__ import main
 from edgesam_jax.predict.predictor import Predictor
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CONFIG = SamConfig(
     encoder=VitConfig(width=16, depth=1, heads=2, global_blocks=(0,)),
     decoder=DecoderConfig(depth=1, heads=2, mlp_dim=16),

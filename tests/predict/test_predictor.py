@@ -15,8 +15,6 @@ from edgesam_jax.predict import predictor as predictor_module
 from edgesam_jax.predict.predictor import Predictor
 from edgesam_jax.types import MaskPrediction, Prompts
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CONFIG = SamConfig(
     encoder=RepVitConfig(widths=(8, 8, 8, 8), depths=(1, 1, 2, 1)),
     decoder=DecoderConfig(depth=1, heads=2, mlp_dim=16),

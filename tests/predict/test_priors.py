@@ -31,8 +31,6 @@ from edgesam_jax.portable.priors import merge, select
 from edgesam_jax.predict import __main__ as predict
 from edgesam_jax.predict import compiled
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 # Random weights score about 1/2: everything is a proposal.
 CONFIG = dataclasses.replace(tiny.PROPOSALS, decoder=dataclasses.replace(tiny.CONV.decoder, depth=2))
 PHOTO = photos()[1][0]

@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tiny import CONV, REPVIT
+from tiny import CONV, SHALLOW
 
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.save import save_model_file
@@ -36,7 +36,7 @@ STEPS = 8
 def config(workdir: Path) -> Config:
     """Stage 2 with one loop; photos of one global batch differ in what they show."""
     return Config(
-        model=REPVIT,
+        model=SHALLOW,
         teacher=str(workdir.parent / "teacher.msgpack"),
         data=DataConfig(batch_size=4, max_prompts=3),
         distill=DistillConfig(rounds=1, min_disagreement=1),

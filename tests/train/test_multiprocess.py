@@ -74,14 +74,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def whole(folder):
-    """One process with four devices."""
-    codes, errors = job(folder / "1x4", 1, 4)
-    assert codes == [0], errors
-    return folder / "1x4"
-
-
 def assert_same(one: Path, other: Path) -> None:
     np.testing.assert_allclose(losses(other), losses(one), rtol=1e-5)
     a, b = (load_model(path / "model").variables for path in (one, other))
@@ -90,29 +82,23 @@ def assert_same(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1)])
-def test_however_a_job_is_cut_it_computes_the_same(folder, whole, processes, devices):
-    workdir = folder / f"{processes}x{devices}"
-    codes, errors = job(workdir, processes, devices)
-    assert codes == [0] * processes, errors
-    assert_same(whole, workdir)
-    assert sorted(p.name for p in (workdir / "pictures").iterdir()) == ["0000008.png"]
-    assert not list(workdir.rglob("*.part"))
-
-
-@pytest.mark.slow
-def test_a_run_goes_on_with_other_processes_and_devices(folder, whole):
-    workdir, again = folder / "resumed", folder / "resumed4"
+def test_however_a_job_is_cut_it_computes_the_same(folder):
+    """One process with four devices; and two with two, stopped, resumed by one with one and by four with one each."""
+    whole, workdir, again = folder / "1x4", folder / "resumed", folder / "resumed4"
+    codes, errors = job(whole, 1, 4)
+    assert codes == [0], errors
     codes, errors = job(workdir, 2, 2, terminate=1)  # the one that writes nothing hears it
     assert codes == [143, 143] and all("saved; run the same command again to resume" in text for text in errors), errors
     (saved,) = (int(p.name) for p in (workdir / "checkpoints").iterdir() if int(p.name) % 2 or int(p.name) < STEPS)
     assert not (workdir / "model").exists()
     shutil.copytree(workdir, again)
-    for place, devices in ((workdir, 1), (again, 4)):
-        codes, errors = job(place, 1, devices)
-        assert codes == [0], errors
+    for place, processes in ((workdir, 1), (again, 4)):
+        codes, errors = job(place, processes, 1)
+        assert codes == [0] * processes, errors
         assert f"start: resume {place} at step {saved}" in errors[0]
         assert_same(whole, place)
+        assert sorted(p.name for p in (place / "pictures").iterdir()) == ["0000008.png"]
+        assert not list(place.rglob("*.part"))
 
 
 @pytest.mark.slow

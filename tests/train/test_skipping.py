@@ -15,8 +15,6 @@ from edgesam_jax.train.run import fit
 from edgesam_jax.train.timing import TIMES
 from edgesam_jax.train.watchers import skipped
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 @pytest.fixture
 def config(tmp_path):

@@ -18,7 +18,6 @@ from edgesam_jax.learning.checks import check_arms
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.train import study
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 ENCODER_ONLY = ("distill.mode=encoder_only",)
 CONFIG = Config(
     name="small",

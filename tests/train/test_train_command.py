@@ -41,7 +41,6 @@ from edgesam_jax.train.timing import TIMES
 from edgesam_jax.train.watchers import nonfinite
 from edgesam_jax.train.watchers.evaluation import BEST_BY
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 CONFIG = Config(
     name="tiny",
     model=CONV,
@@ -54,7 +53,7 @@ CONFIG = Config(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(quick_compile):
+def cache():
     """Subprocesses compile like this process, so that they find its programs in the cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
