@@ -8,6 +8,7 @@ one to finish wins. A block that fails leaves what was there before and removes 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
@@ -97,6 +98,26 @@ def staged_files(folder: Path, obsolete: str | None = None) -> Iterator[Path]:
             entry.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[bool]:
+    """Hold an exclusive lock on an existing folder; yield False if another process holds it.
+
+    The lock leaves no file and ends with the process, however that ends. File systems without locks yield True.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except BlockingIOError:
+            held = False
+        except OSError:
+            held = True
+        yield held
+    finally:
+        os.close(descriptor)
 
 
 def sha256_of(path: Path) -> str:

@@ -20,8 +20,8 @@ def run_command(
 ) -> int:
     """Call ``command``, which parses its flags and runs, and turn its errors into messages on stderr and exit codes.
 
-    A ``UsageError`` prints ``error: ...`` on one line and gives exit code 2. Any other exception propagates, unless an
-    argument names it.
+    A ``UsageError``, and an ``OSError`` of a file, print ``error: ...`` on one line and give exit code 2. Any other
+    exception propagates, unless an argument names it.
 
     Args:
       command: returns an exit code.
@@ -37,6 +37,11 @@ def run_command(
         return command()
     except UsageError as error:
         message, code = f"error: {error}", USAGE
+    except OSError as error:
+        if error.filename is None:
+            raise
+        text = f"{error.filename}: {error.strerror}; check the path, its permissions and the free disk space"
+        message, code = f"error: {UsageError(text)}", USAGE
     except failures as error:
         message, code = f"error: {error}", FAILED
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import Config, UsageError, from_json, to_json
 from edgesam_jax.config.rules import differing_fields
-from edgesam_jax.files import write_atomically
+from edgesam_jax.files import exclusive, write_atomically
 from edgesam_jax.train import parallel
 
 
@@ -39,21 +39,34 @@ def claim_workdir(config: Config, workdir: Path) -> Iterator[None]:
 
     If the run fails before its first checkpoint, the config is removed (and the folder, if it was created here), and
     the run can be started again with a corrected config.  After a loss that was not finite the config stays, for
-    ``--replay``.
+    ``--replay``.  While the block runs, no other job can claim the folder.
 
     Raises:
-      UsageError: the folder has a run of another config (the message names the fields that differ), or can't be
-        created or written to.
+      UsageError: the folder has a run of another config (the message names the fields that differ), is in use by
+        another job, or can't be created or written to.
     """
     saved = workdir / "config.json"
     new_config, new_folder = not saved.exists(), not workdir.exists()
     check_workdir(config, workdir)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if parallel.is_first():
-            write_atomically(saved, to_json(config))
-    except OSError as error:
-        raise UsageError(f"--workdir {workdir}: cannot write there ({error.strerror})") from None
+    with contextlib.ExitStack() as stack:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            if parallel.is_first():
+                if not stack.enter_context(exclusive(workdir)):
+                    raise UsageError(
+                        f"--workdir {workdir}: another training job is using it; wait for its end or choose a new folder"
+                    )
+                write_atomically(saved, to_json(config))
+        except OSError as error:
+            raise UsageError(f"--workdir {workdir}: cannot write there ({error.strerror})") from None
+        with _config_only_of_a_run(workdir, new_config, new_folder):
+            yield
+
+
+@contextlib.contextmanager
+def _config_only_of_a_run(workdir: Path, new_config: bool, new_folder: bool) -> Iterator[None]:
+    """Remove a new config, and a new folder, if the block fails before the run's first checkpoint."""
+    saved = workdir / "config.json"
     try:
         yield
     except FloatingPointError:

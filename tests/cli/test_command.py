@@ -61,3 +61,11 @@ def test_one_of_several_processes_ends_at_once(monkeypatch, capsys) -> None:
     assert codes == [2, 1]
     shown = capsys.readouterr().err
     assert "error: b\nTraceback" in shown and "ValueError: c" in shown
+
+
+def test_a_file_that_cannot_be_used_is_one_line(tmp_path, capsys):
+    assert run_command(lambda: len((tmp_path / ("x" * 300)).read_bytes())) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "File name too long; check the path" in line
+    with pytest.raises(OSError, match="of a socket"):
+        run_command(lambda: (_ for _ in ()).throw(OSError("of a socket")))
