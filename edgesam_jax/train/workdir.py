@@ -54,7 +54,7 @@ def claim_workdir(config: Config, workdir: Path) -> Iterator[None]:
             if parallel.is_first():
                 if not stack.enter_context(exclusive(workdir)):
                     raise UsageError(
-                        f"--workdir {workdir}: another training job is using it; wait for its end or choose a new folder"
+                        f"--workdir {workdir}: in use by another training job; wait for its end or choose a new folder"
                     )
                 write_atomically(saved, to_json(config))
         except OSError as error:

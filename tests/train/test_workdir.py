@@ -16,7 +16,7 @@ def test_a_folder_in_use_is_refused_and_left_as_it_is(tmp_path):
     workdir = tmp_path / "run"
     with claim_workdir(Config(), workdir):
         before = {path.name: path.read_bytes() for path in workdir.iterdir()}
-        with pytest.raises(UsageError, match="another training job is using it"), claim_workdir(Config(), workdir):
+        with pytest.raises(UsageError, match="in use by another training job"), claim_workdir(Config(), workdir):
             pass
         assert {path.name: path.read_bytes() for path in workdir.iterdir()} == before
     with claim_workdir(Config(), workdir):  # free again
@@ -31,7 +31,7 @@ def test_a_killed_process_holds_no_lock(tmp_path):
     with exclusive(tmp_path) as held:
         assert not held
     process.kill()
-    process.wait()
+    process.communicate()
     with exclusive(tmp_path) as held:
         assert held
     assert not list(tmp_path.iterdir())
