@@ -8,6 +8,7 @@ one to finish wins. A block that fails leaves what was there before and removes 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -37,7 +38,8 @@ def atomic_file(path: Path, sole_writer: bool = False) -> Iterator[Path]:
             stale.unlink(missing_ok=True)
     temporary = _temporary(path)
     try:
-        yield temporary
+        with _system_errors():
+            yield temporary
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
@@ -55,7 +57,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         temporary.mkdir(parents=True)
-        yield temporary
+        with _system_errors():
+            yield temporary
         if path.exists():
             old = temporary.with_suffix(".old")
             path.rename(old)
@@ -85,7 +88,8 @@ def staged_files(folder: Path, obsolete: str | None = None) -> Iterator[Path]:
     temporary = _temporary(folder)
     try:
         temporary.mkdir(parents=True)
-        yield temporary
+        with _system_errors():
+            yield temporary
         folder.mkdir(exist_ok=True)
         entries = {entry.name: entry for entry in sorted(temporary.iterdir())}
         for earlier in folder.iterdir() if obsolete else ():
@@ -98,6 +102,20 @@ def staged_files(folder: Path, obsolete: str | None = None) -> Iterator[Path]:
             entry.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+    """Raise another library's error as ``OSError`` where its text says that a file couldn't be written."""
+    try:
+        yield
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # of safetensors, ArrayRecord, torch
+        for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO):
+            if os.strerror(code) in str(error):
+                raise OSError(code, os.strerror(code)) from error
+        raise
 
 
 @contextlib.contextmanager

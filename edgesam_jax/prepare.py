@@ -12,7 +12,6 @@ Every photo and mask is decoded once as a check.  Photos that can't be used are 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -96,7 +95,7 @@ def write_shard(data: DataConfig, output: Path, shard: Shard) -> Written:
     source = _source(data)
     skipped: list[tuple[str, str]] = []
     records = 0
-    with _as_os_error(), atomic_file(output / shard.file, sole_writer=True) as path:
+    with atomic_file(output / shard.file, sole_writer=True) as path:
         writer = ArrayRecordWriter(str(path), "group_size:1")
         try:
             for index in range(shard.first, shard.last):
@@ -115,15 +114,6 @@ def write_shard(data: DataConfig, output: Path, shard: Shard) -> Written:
         written = Written(shard.file, sha256_of(path), records, path.stat().st_size, skipped)
     write_atomically(output / NOTES / f"{shard.file}.json", json.dumps(dataclasses.asdict(written)))
     return written
-
-
-@contextlib.contextmanager
-def _as_os_error() -> Iterator[None]:
-    """Raise what ArrayRecord raises where a disk is full as what it is."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise OSError(str(error).partition(";")[0]) from None
 
 
 _opened: dict[DataConfig, Any] = {}

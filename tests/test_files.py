@@ -82,3 +82,12 @@ def test_a_link_to_a_folder_keeps_pointing_to_it(tmp_path: Path) -> None:
         (folder / "new").write_text("new")
     assert (tmp_path / "link").is_symlink() and [p.name for p in (tmp_path / "real").iterdir()] == ["new"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"]
+
+
+def test_what_libraries_raise_on_a_full_disk_is_an_oserror(tmp_path):
+    for write in (lambda: atomic_file(tmp_path / "a"), lambda: atomic_folder(tmp_path / "b")):
+        with pytest.raises(OSError, match="File too large"), write():
+            raise RuntimeError("I/O error: File too large (os error 27)")
+        with pytest.raises(RuntimeError, match="something else"), write():
+            raise RuntimeError("something else")
+    assert not list(tmp_path.iterdir())
