@@ -93,12 +93,9 @@ def test_photos_that_can_not_be_used_are_skipped_and_listed(tmp_path, capsys):
 def test_annotations_without_a_pixel_are_left_out_and_listed(tmp_path):
     root, output = coco_folder(tmp_path / "coco", 2), tmp_path / "out"
     content = json.loads((root / "instances.json").read_text())
-    content["annotations"][0]["segmentation"] = [[300, 20, 360, 20, 360, 60]]  # beside the photo
+    content["annotations"][0]["segmentation"] = [[70, 20, 90, 20, 90, 60]]  # beside the photo
     content["annotations"][3]["segmentation"] = [[3.1, 3.1, 3.2, 3.1, 3.2, 3.2]]  # smaller than a pixel
-    content["annotations"][4]["segmentation"] = {
-        "size": content["annotations"][4]["segmentation"]["size"],
-        "counts": [42 * 58],
-    }
+    content["annotations"][4]["segmentation"]["counts"] = [42 * 58]
     content["annotations"][5]["segmentation"] = [[-9, -9, -3, -9, -3, -3]]
     (root / "instances.json").write_text(json.dumps(content))
     assert run("--source", "coco", "--root", root, "--output", output, "--workers", 1) == 0
