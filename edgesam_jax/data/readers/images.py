@@ -117,7 +117,7 @@ def _unused_masks(files: list[Path]) -> list[SkippedRow]:
     return [
         (
             "mask not used",
-            f"{folder}: {len(names)} masks of no photo, or of one with a JSON file: {', '.join(names[:3])}",
+            f"{folder}: {len(names)} of no photo, or of one with a JSON file: {', '.join(names[:3])}",
         )
         for folder, names in by_folder.items()
     ]

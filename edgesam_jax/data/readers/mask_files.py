@@ -141,7 +141,8 @@ def _picture(picture: Image.Image) -> Picture:
         listed = np.array(picture.getpalette() or [], np.int32).reshape(-1, 3)
         colours[: len(listed)] = listed
         grey = not np.ptp(colours[np.unique(values)], axis=1).any()
-        return Picture(values, colours.sum(1)[values].astype(np.int32), grey, void=tuple(colours[255]) == VOID)
+        level = colours[:, 0] if grey else colours.sum(1)
+        return Picture(values, level[values], grey, void=tuple(colours[255]) == VOID)
     if picture.mode in ("1", "L", "I") or picture.mode.startswith("I;16"):
         values = np.asarray(picture).astype(np.int32)
         return Picture(values, values, grey=True, lossy=lossy)

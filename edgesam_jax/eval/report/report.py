@@ -50,9 +50,10 @@ def terminal(reports: Sequence[Report]) -> str:
         scored = ", ".join(f"{count} {noun}" for count, noun in counted if count is not None)
         counts = Counter(report.get("skipped", {}).get("counts", {}))
         kinds = ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
+        skipped = f"; {counts.total()} entries skipped ({kinds})" if counts else ""
         lines.append(
             f"{name}: {scored} on {report['num_images']} photos, {report['seconds']:.0f} s,"
-            f" {report['compilations']} programs compiled{f'; {counts.total()} entries skipped ({kinds})' if counts else ''}"
+            f" {report['compilations']} programs compiled{skipped}"
         )
     return "\n".join(lines)
 
