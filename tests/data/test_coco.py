@@ -1,6 +1,7 @@
 import contextlib
 import json
 import pickle
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from whole_masks import decode_mask
 
-from edgesam_jax.config import UsageError
+from edgesam_jax.config import DataConfig, UsageError
+from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.readers.coco import CocoSource, find_annotations
 from edgesam_jax.data.readers.images import ImagesSource
 from edgesam_jax.data.scenes.scene import scene
@@ -319,3 +321,55 @@ def test_damaged_neighbours_are_named(tmp_path, text):
 def test_a_folder_without_photos_is_named(tmp_path):
     with pytest.raises(UsageError, match="no photos"):
         ImagesSource(tmp_path)
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_in_either_unicode_form_are_the_same_photo(tmp_path, forms):
+    on_disk, listed = (unicodedata.normalize(form, "Käfer é.png") for form in forms)
+
+    def change(content):
+        content["images"][0]["file_name"] = listed
+
+    write_coco(tmp_path, count=1, change=change)
+    (tmp_path / "images" / "0.png").rename(tmp_path / "images" / on_disk)
+    assert len(CocoSource(tmp_path)) == 1
+    ids = tmp_path / "ids.txt"
+    ids.write_text(on_disk.removesuffix(".png") + "\n", encoding="utf-8-sig")
+    assert len(open_source(DataConfig(source="coco", root=str(tmp_path), ids=str(ids)), 64)) == 1
+
+
+def test_backslashes_separate_folders(tmp_path):
+    def change(content):
+        names = "images\\0.png", "images\\val\\1.png", "..\\images\\2.png"
+        for image, name in zip(content["images"], names, strict=True):
+            image["file_name"] = name
+
+    write_coco(tmp_path, change=change)
+    (tmp_path / "images" / "val").mkdir()
+    (tmp_path / "images" / "1.png").rename(tmp_path / "images" / "val" / "1.png")
+    source = CocoSource(tmp_path)
+    assert source.names() == ["images/0.png", "images/val/1.png"]
+    assert [source.path(i).name for i in range(2)] == ["0.png", "1.png"]
+    assert kinds(source) == {"path outside the data root": 1}
+    (tmp_path / "images" / "0.png").unlink()
+    assert "images\\0.png is not in" in CocoSource(tmp_path).skipped_entries.note
+
+
+def test_annotations_of_images_that_are_not_listed_share_a_row_per_image(tmp_path):
+    def change(content):
+        content["images"] = content["images"][:1]
+
+    content = write_coco(tmp_path, change=change)
+    source = CocoSource(tmp_path)
+    others = [sum(a["image_id"] == i for a in content["annotations"]) for i in (11, 12)]
+    assert kinds(source) == {"photo unknown": 2} and source.skipped_entries.damaged == 0
+    for (_, message), count, image_id in zip(source.skipped_entries.rows, others, (11, 12), strict=True):
+        assert f" and {count - 1} more: no image has their image_id, {image_id}" in message
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path):
+    write_coco(tmp_path)
+    text = (tmp_path / "instances.json").read_text()
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "instances.json").write_text(text, encoding=encoding)
+        assert len(CocoSource(tmp_path)) == 3

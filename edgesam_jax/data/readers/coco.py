@@ -53,8 +53,8 @@ class CocoSource:
         rows: list[SkippedRow] = []
         self._entries: list[tuple[dict[str, Any], Path, list[dict[str, Any]]]] = []
         listed = {i["id"] for i in content["images"] if isinstance(i, dict) and is_id(i.get("id"))}
-        annotations = [] if bare else content["annotations"]
-        by_image, affected = _by_image(annotations, listed, str(self.annotation_file), rows)
+        entries = [] if bare else content["annotations"]
+        by_image, affected = _by_image(entries, listed, str(self.annotation_file), rows)
         damaged, seen = len(affected), set()
         self.sizes: dict[int | str, tuple[int, int]] = {}  # (rows, columns) of all listed photos
         for number, image in enumerate(content["images"]):
@@ -74,7 +74,8 @@ class CocoSource:
                 continue
             path = _find(folder, _file_name(image))
             if path is None:
-                rows.append(("file missing", f"{where}: {_file_name(image)} is not in {folder}"))
+                tried = ", also with its backslashes as /" if "\\" in _file_name(image) else ""
+                rows.append(("file missing", f"{where}: {_file_name(image)} is not in {folder}{tried}"))
                 continue
             self._entries.append((image, path, by_image.get(image["id"], [])))
         self.skipped_entries = SkippedEntries(rows, len(content["images"]), damaged)

@@ -122,8 +122,9 @@ def read_mask(path: Path, photo: bytes, name: str) -> Picture:
     try:
         with Image.open(io.BytesIO(read_file(path)), formats=FORMATS) as picture:
             check_annotated((picture.height, picture.width), photo, name, str(path))
-            if getattr(picture, "n_frames", 1) > 1:
-                raise ValueError(f"it has {picture.n_frames} pages; save each instance as a file of its own")
+            pages = getattr(picture, "n_frames", 1)
+            if pages > 1:
+                raise ValueError(f"it has {pages} pages; save each instance as a file of its own")
             return _picture(picture)
     except BadExample:
         raise
