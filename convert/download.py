@@ -21,6 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from edgesam_jax.cli.command import run_command
+from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
 from edgesam_jax.files import sha256_of
 
@@ -210,7 +211,7 @@ def _announced(response: http.client.HTTPResponse, start: int) -> tuple[int, int
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m convert.download",
         description="Fetch a published file and verify it.",
         epilog=f"names: {', '.join(TABLE)}",

@@ -20,13 +20,14 @@ from edgesam_jax.checkpoints.published import names
 from edgesam_jax.checkpoints.published.read import load_published
 from edgesam_jax.checkpoints.save import save_model
 from edgesam_jax.cli.command import run_command
+from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
 from edgesam_jax.models.sam import MODELS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m convert.from_torch", description="Convert a published file to a checkpoint of edgesam_jax."
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help=".pth or .safetensors file")

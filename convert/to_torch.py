@@ -24,6 +24,7 @@ from edgesam_jax.checkpoints.published import names
 from edgesam_jax.checkpoints.published.guess import published_shapes
 from edgesam_jax.checkpoints.published.read import HEADER
 from edgesam_jax.cli.command import run_command
+from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
 from edgesam_jax.files import atomic_file
 
@@ -88,9 +89,7 @@ def _write_pickle(path: Path, entries: dict[str, np.ndarray], model: Model) -> N
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m convert.to_torch", description="Write a checkpoint with the published names."
-    )
+    parser = Parser(prog="python -m convert.to_torch", description="Write a checkpoint with the published names.")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="anything edgesam_jax.load_model reads")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".pth or .safetensors")
     return run_command(lambda: run(parser.parse_args(argv)))

@@ -32,7 +32,7 @@ from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.readers.id_list import digest, read_ids
 from edgesam_jax.data.readers.records import decode_record
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.data.source import check_bad_share, skipped_entries
+from edgesam_jax.data.source import check_bad_share, reasons, skipped_entries
 from edgesam_jax.files import atomic_file, write_atomically
 from edgesam_jax.portable.frame import pad_to_square, resize_longest_side
 
@@ -64,7 +64,7 @@ def read_framed(source: Any, index: int, size: int) -> FramedPhoto:
       BadExample: the photo can't be read or decoded.
     """
     record = source.record(index)
-    example = decode_record(replace(record, annotations=()))
+    example = decode_record(replace(record, annotations=(), skipped=()))
     resized, filled = resize_longest_side(example.image, size)
     return FramedPhoto(photo_key(record.photo), pad_to_square(resized, size), filled)
 
@@ -167,7 +167,7 @@ def embed(
             seen += len(indices)
             check_bad_share(seen - embedded, seen, max_bad_share, "complete shards are kept")
     if len(pending) == header.shards and not embedded:
-        raise UsageError(f"--root {data.root}: none of the {seen} photos can be used: {skipped[-1][1]}")
+        raise UsageError(f"--root {data.root}: none of the {seen} photos can be used: {reasons(skipped)}")
     remaining = sum(not (output / name).is_file() for name in names)
     return EmbedResult(embedded, skipped, remaining)
 

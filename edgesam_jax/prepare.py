@@ -32,12 +32,13 @@ from edgesam_jax.cli.command import run_command
 from edgesam_jax.cli.flags import Parser, count, share
 from edgesam_jax.config import DataConfig, SourceName, UsageError
 from edgesam_jax.data.opening import open_source
-from edgesam_jax.data.pipeline import check_size
+from edgesam_jax.data.pipeline import check_sides
+from edgesam_jax.data.readers.annotations import area_of
 from edgesam_jax.data.readers.id_list import digest, draw, ids_text, photo_ids, read_ids
 from edgesam_jax.data.readers.prepared import FORMAT, MANIFEST, encode, features, load_tfds
-from edgesam_jax.data.readers.records import Record, area_of, decode_record
+from edgesam_jax.data.readers.records import Record, decode
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.data.source import check_bad_share, skipped_entries
+from edgesam_jax.data.source import SkippedRow, check_bad_share, reasons, skipped_entries
 from edgesam_jax.files import atomic_file, sha256_of, write_atomically
 
 IDS = "ids.txt"  # list of the photos drawn by --sample
@@ -55,37 +56,49 @@ class Shard:
 
 @dataclass(frozen=True)
 class Written:
-    """A complete shard: its checksum, its number of records, and the kind and message of each photo skipped."""
+    """A complete shard: its checksum and number of records, and a row for each photo and each annotation skipped.
+
+    ``annotations`` has the rows of the annotations of photos that are in the shard.
+    """
 
     file: str
     sha256: str
     records: int
     bytes: int
-    skipped: list[tuple[str, str]]
+    skipped: list[SkippedRow]
+    annotations: list[SkippedRow]
 
 
 def complete(record: Record) -> Record:
     """Return the record with size, run-length codes, areas and points filled in from its photo and masks.
 
+    Annotations that can't be used are left out and added to ``skipped``.
+
     Raises:
-      BadExample: the photo or a mask can't be decoded, or the photo is too large or too thin.
+      BadExample: the photo can't be decoded, is too large or too thin, or has no usable annotation.
     """
-    example = decode_record(record)
-    check_size(example)
-    height, width = example.image.shape[:2]
+
+    def keep(areas: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        check_sides(record.image_id, *size)
+        return np.arange(len(areas))
+
+    decoded = decode(record, keep)
+    height, width = decoded.size
     annotations = []
-    for k, annotation in enumerate(record.annotations):
+    for k, annotation in enumerate(decoded.annotations):
         completed = {
             **annotation,
-            "id": int(example.annotation_ids[k]),
+            "id": int(decoded.ids[k]),
             "area": area_of(annotation),
-            "point_coords": [example.points[k].tolist()],
+            "point_coords": [decoded.points[k].tolist()],
         }
         if "segmentation" in annotation:
-            code = coco_mask.encode(np.asfortranarray(example.masks[k].view(np.uint8)))
+            mask = np.zeros((height, width), np.uint8, order="F")
+            decoded.masks[k].paste(mask)
+            code = coco_mask.encode(mask)
             completed["segmentation"] = {"counts": code["counts"].decode(), "size": [height, width]}
         annotations.append(completed)
-    return dataclasses.replace(record, annotations=annotations, size=(height, width))
+    return dataclasses.replace(record, annotations=annotations, size=(height, width), skipped=decoded.skipped)
 
 
 def write_shard(data: DataConfig, output: Path, shard: Shard) -> Written:
@@ -93,7 +106,8 @@ def write_shard(data: DataConfig, output: Path, shard: Shard) -> Written:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     source = _source(data)
-    skipped: list[tuple[str, str]] = []
+    skipped: list[SkippedRow] = []
+    unused: list[SkippedRow] = []
     records = 0
     with atomic_file(output / shard.file, sole_writer=True) as path:
         writer = ArrayRecordWriter(str(path), "group_size:1")
@@ -101,17 +115,18 @@ def write_shard(data: DataConfig, output: Path, shard: Shard) -> Written:
             for index in range(shard.first, shard.last):
                 try:
                     record = source.record(index)
-                    if source.annotated and not record.annotations:
+                    if source.annotated and not record.annotations and not record.skipped:
                         raise BadExample("no annotations", f"{record.where}: no usable annotation; remove the photo")
                     record = complete(record)
                 except BadExample as error:
                     skipped.append((error.kind, str(error)))
                     continue
                 writer.write(encode(record))
+                unused += record.skipped
                 records += 1
         finally:
             writer.close()
-        written = Written(shard.file, sha256_of(path), records, path.stat().st_size, skipped)
+        written = Written(shard.file, sha256_of(path), records, path.stat().st_size, skipped, unused)
     write_atomically(output / NOTES / f"{shard.file}.json", json.dumps(dataclasses.asdict(written)))
     return written
 
@@ -139,7 +154,8 @@ def finished(output: Path, shard: Shard) -> Written | None:
     """Return the note on a complete shard; None if the shard is missing or incomplete."""
     try:
         note = json.loads((output / NOTES / f"{shard.file}.json").read_text())
-        written = Written(**{**note, "skipped": [(kind, message) for kind, message in note["skipped"]]})
+        rows = {name: [(kind, message) for kind, message in note[name]] for name in ("skipped", "annotations")}
+        written = Written(**note | rows)
         return written if (output / shard.file).stat().st_size == written.bytes else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -269,8 +285,8 @@ def _finish(source: Any, output: Path, settings: dict[str, Any], done: list[Writ
     records = sum(written.records for written in done)
     skipped = [row for written in done for row in written.skipped]
     if not records:
-        raise UsageError(f"none of the {len(source)} photos can be used: {skipped[0][1]}")
-    skipped = skipped_entries(source).rows + skipped
+        raise UsageError(f"none of the {len(source)} photos can be used: {reasons(skipped)}")
+    skipped = skipped_entries(source).rows + skipped + [row for written in done for row in written.annotations]
     template = tfds.core.ShardedFileTemplate(
         dataset_name=settings["name"], split=settings["split"], filetype_suffix="array_record", data_dir=output
     )

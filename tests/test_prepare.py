@@ -79,14 +79,30 @@ def test_photos_that_can_not_be_used_are_skipped_and_listed(tmp_path, capsys):
             annotation["segmentation"]["size"] = [7, 7]
     (root / "instances.json").write_text(json.dumps(content))
     assert run("--source", "coco", "--root", root, "--output", output, "--photos-per-shard", 3, "--workers", 2) == 0
-    assert "3 photos" in capsys.readouterr().out
+    assert "4 photos" in capsys.readouterr().out
     manifest = json.loads((output / "prepared.json").read_text())
     assert manifest["skipped"] == {
-        "photo damaged": 2, "photo of another size": 1, "photo too thin": 1, "segmentation damaged": 1
+        "photo damaged": 2, "photo of another size": 1, "photo too thin": 1, "segmentation damaged": 2
     }  # fmt: skip
-    assert [s["records"] for s in manifest["shards"]] == [1, 0, 2]
+    assert [s["records"] for s in manifest["shards"]] == [1, 1, 2]
     stored = PreparedSource(output)
-    assert [stored.record(i).image_id for i in range(len(stored))] == [2, 7, 8]
+    assert [stored.record(i).image_id for i in range(len(stored))] == [2, 6, 7, 8]
+    assert stored.load(1).annotation_ids.tolist() == [60]  # the two damaged ones cost only themselves
+
+
+def test_annotations_without_a_pixel_are_left_out_and_listed(tmp_path):
+    root, output = coco_folder(tmp_path / "coco", 2), tmp_path / "out"
+    content = json.loads((root / "instances.json").read_text())
+    content["annotations"][0]["segmentation"] = [[70, 20, 90, 20, 90, 60]]  # beside the photo
+    content["annotations"][3]["segmentation"] = [[3.1, 3.1, 3.2, 3.1, 3.2, 3.2]]  # smaller than a pixel
+    content["annotations"][4]["segmentation"]["counts"] = [42 * 58]
+    content["annotations"][5]["segmentation"] = [[-9, -9, -3, -9, -3, -3]]
+    (root / "instances.json").write_text(json.dumps(content))
+    assert run("--source", "coco", "--root", root, "--output", output, "--workers", 1) == 0
+    manifest = json.loads((output / "prepared.json").read_text())
+    assert manifest["records"] == 1 and manifest["skipped"] == {"no annotations": 1, "annotation empty": 1}
+    assert "annotation empty 3" in manifest["skipped_photos"][0][1]
+    assert PreparedSource(output).load(0).annotation_ids.tolist() == [11, 12]
 
 
 def test_too_many_bad_photos_stop_it(tmp_path, capsys, monkeypatch):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgesam_jax.data.mask_window import crop
-from edgesam_jax.data.readers.records import decode_window
+from edgesam_jax.data.readers.segmentations import decode_window
 from edgesam_jax.data.transforms import low_res_windows
 
 

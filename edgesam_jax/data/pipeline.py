@@ -26,9 +26,9 @@ from edgesam_jax.data.embeddings import EmbeddingStore, photo_key
 from edgesam_jax.data.mask_window import Window, crop
 from edgesam_jax.data.opening import open_parts
 from edgesam_jax.data.order import _ENDLESS, order
-from edgesam_jax.data.readers.records import decode
+from edgesam_jax.data.readers.records import decode, decode_record
 from edgesam_jax.data.schema import BadExample, Example
-from edgesam_jax.data.source import Part, Source, Split, skipped_entries
+from edgesam_jax.data.source import Part, SkippedRow, Source, Split, skipped_entries
 from edgesam_jax.data.transforms import MAX_SIDE, jitter_boxes, low_res_windows, suppress_masks
 from edgesam_jax.portable.frame import pad_to_square, resize_longest_side, scale_coords, target_size
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # workers import this module and must not start JAX
     from edgesam_jax.types import Batch
 
 Arrays = dict[str, np.ndarray]
+Sample = tuple[int | str, Arrays, Sequence[SkippedRow]]  # id, arrays, and a row for each annotation that is not used
 _AHEAD = 2  # batches prepared while a step runs
 _TRIES = 20  # photos tried for one place of a batch before the run stops
 MAX_RATIO = 64  # of the longer to the shorter side; beyond it the shorter is less than a cell of the embedding
@@ -43,7 +44,7 @@ MAX_RATIO = 64  # of the longer to the shorter side; beyond it the shorter is le
 
 @dataclass(frozen=True)
 class Skipped:
-    """A photo that was replaced by another: the step of its batch, the kind of fault, and the message.
+    """A photo that was replaced by another, or an annotation that is not used: the step, the kind and the message.
 
     Entries that the data set skipped on opening are reported the same way, under step 0.
     """
@@ -55,7 +56,7 @@ class Skipped:
 
 @dataclass
 class Loaded:
-    """The arrays of a batch, with the ids of its photos and the photos skipped.
+    """The arrays of a batch, with the ids of its photos, the photos skipped, and the annotations of others not used.
 
     Wrapping the arrays also keeps grain from moving them to shared memory, where some would remain when a run ends
     early.
@@ -64,13 +65,15 @@ class Loaded:
     arrays: Arrays
     ids: list[int | str]
     skipped: list[Skipped]
+    unused: list[Skipped]
 
 
 class Batches(Iterator["Batch"]):
     """An endless iterator of batches.
 
     ``ids`` are the ids of the last batch's photos; ``counts`` is the number of skipped photos so far, by kind; ``used``
-    is the number of photos in all batches so far.
+    is the number of photos in all batches so far.  ``unused`` is the number of annotations that were found to be
+    unusable in the photos of all batches so far, by kind; one that is met in several epochs counts once.
     """
 
     def __init__(self, loaded: Iterator[Loaded], skipped: Sequence[Skipped] = ()) -> None:
@@ -78,6 +81,8 @@ class Batches(Iterator["Batch"]):
         self._new = list(skipped)
         self.ids: list[int | str] = []
         self.counts: Counter[str] = Counter()
+        self.unused: Counter[str] = Counter()
+        self._listed: set[str] = set()  # messages of annotations
         self.used = 0
 
     def __next__(self) -> Batch:
@@ -87,10 +92,15 @@ class Batches(Iterator["Batch"]):
         self.ids, self.used = loaded.ids, self.used + len(loaded.ids)
         self.counts.update(skipped.kind for skipped in loaded.skipped)
         self._new += loaded.skipped
+        for row in loaded.unused:
+            if row.message not in self._listed:
+                self._listed.add(row.message)
+                self.unused[row.kind] += 1
+                self._new.append(row)
         return Batch(**cast(dict[str, Any], loaded.arrays))
 
     def take_skipped(self) -> list[Skipped]:
-        """Return the photos skipped since the last call."""
+        """Return the photos skipped and the annotations found to be unusable since the last call."""
         new, self._new = self._new, []
         return new
 
@@ -195,10 +205,12 @@ class BatchSource:
         step, local_size = int(step), self._data.batch_size // self._shard[1]
         first = step * self._data.batch_size + self._shard[0] * local_size
         skipped: list[Skipped] = []
-        ids, samples = zip(*(self._sample(first + k, step, skipped) for k in range(local_size)), strict=True)
-        return Loaded({name: np.stack([sample[name] for sample in samples]) for name in samples[0]}, [*ids], skipped)
+        drawn = [self._sample(first + k, step, skipped) for k in range(local_size)]
+        ids, samples, rows = zip(*drawn, strict=True)
+        arrays = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+        return Loaded(arrays, [*ids], skipped, [Skipped(step, *row) for photo in rows for row in photo])
 
-    def _sample(self, position: int, step: int, skipped: list[Skipped]) -> tuple[int | str, Arrays]:
+    def _sample(self, position: int, step: int, skipped: list[Skipped]) -> Sample:
         """Return the example at a position of the endless sequence, or a replacement."""
         if self._order is None:
             self._order = order(self._parts, self._data)
@@ -213,11 +225,13 @@ class BatchSource:
             index = int(replacements.integers(len(source) or _ENDLESS))
         raise UsageError(f"{skipped[-1].message} ({_TRIES} photos in a row could not be used; check the data set)")
 
-    def _read(self, source: Source, index: int, position: int) -> tuple[int | str, Arrays]:
+    def _read(self, source: Source, index: int, position: int) -> Sample:
         data, model = self._data, self._model
         rng = np.random.default_rng([data.seed, 1, position])
 
         annotated = True
+        record = getattr(source, "record", None)
+        stored = record(index) if record is not None else None
 
         def check_annotations(name: int | str) -> None:
             if not annotated:
@@ -226,27 +240,26 @@ class BatchSource:
         def keep(areas: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
             nonlocal annotated
             annotated = len(areas) > 0 or not source.annotated
+            if stored is not None:  # before masks are decoded, which may be empty for this reason
+                check_sides(stored.image_id, *hw)
             rows, columns = target_size(*hw, model.image_size)
             large = np.flatnonzero(areas * (rows / hw[0]) * (columns / hw[1]) >= data.min_area)
             # Suppression by overlap needs all masks decoded, so the selection has to wait.
             keep_all = len(large) <= data.max_prompts or data.mask_nms < 1
             return large if keep_all else rng.permutation(large)[: data.max_prompts]
 
-        record = getattr(source, "record", None)
-        if record is not None and data.mask_nms >= 1 and data.augment == AugmentConfig():
+        if stored is not None and data.mask_nms >= 1 and data.augment == AugmentConfig():
             # Skips the photo as an array and the full-size masks, which would take longer than everything else.
-            stored = record(index)
             key = photo_key(stored.photo) if data.embeddings else b""
             for store in self._open_stores():
                 store.expect(key)
             decoded = decode(stored, keep)
             check_annotations(stored.image_id)
-            check_sides(stored.image_id, *decoded.size)
             n = data.max_prompts
             arrays = _arrays(decoded.photo, decoded.masks[:n], decoded.boxes[:n], decoded.points[:n], data, model, rng)
-            image_id = stored.image_id
+            image_id, rows = stored.image_id, decoded.skipped
         else:
-            example = source.load(index, keep)
+            example = source.load(index, keep) if stored is None else decode_record(stored, keep)
             check_annotations(example.image_id)
             check_size(example)
             if data.mask_nms < 1:
@@ -256,11 +269,12 @@ class BatchSource:
                 example = example.take(selected)
             example = augment(example, data.augment, rng)
             arrays, image_id, key = example_arrays(example, data, model, rng), example.image_id, example.key
+            rows = example.skipped
         if data.embeddings:
             stores = self._open_stores()
             store = next((store for store in stores if key in store), stores[0])
             arrays["teacher_embedding"] = store.read(key, image_id)
-        return image_id, arrays
+        return image_id, arrays, rows
 
     def _open_stores(self) -> list[EmbeddingStore]:
         self._stores = self._stores or [EmbeddingStore(root) for root in self._data.embeddings]

@@ -32,7 +32,7 @@ class Example:
     one pixel at the origin has the box 0 0 1 1; ``points`` (n 2) float32 XY, one inside each instance, in pixel indices
     as SAM counts them (its prompt encoder adds the half pixel); ``annotation_ids`` (n) int64; ``granularity`` (n) int8:
     0 an entire object, 1 a part of one.  ``key`` is the photo's key in a store of embeddings, empty for examples that
-    don't come from a file.
+    don't come from a file.  ``skipped`` has (kind, message) for each annotation of the photo that can't be used.
     """
 
     image: np.ndarray
@@ -43,6 +43,7 @@ class Example:
     annotation_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     granularity: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int8))
     key: bytes = b""
+    skipped: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.masks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -16,6 +16,9 @@ ENOUGH_TO_JUDGE = 1000  # photos seen before the fraction of bad ones is checked
 Split = Literal["train", "heldout"]
 Keep = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 """Areas (n) in pixels of the photo and its (rows, columns) -> indices of the instances to load, in this order."""
+SkippedRow = tuple[str, str]
+"""The kind and the message of an entry, a photo or an annotation that is not used."""
+CONSEQUENCE = "no annotations"  # the kind of photos that lost all annotations for another reason
 
 
 class Source(Protocol):
@@ -45,20 +48,42 @@ class Source(Protocol):
 class SkippedEntries:
     """Entries that a data set lists but can't provide, as found on opening.
 
-    ``rows`` holds the kind and the message of each.  ``listed`` is the number of photos that the data set lists, and
+    ``rows`` has a row for each.  ``listed`` is the number of photos that the data set lists, and
     ``damaged`` the number of photos that are lost, or lose an annotation, because an entry is wrong.  A photo that is
     missing or has no annotations doesn't count as damaged: it is common to keep only part of a data set.
     """
 
-    rows: list[tuple[str, str]] = field(default_factory=list)
+    rows: list[SkippedRow] = field(default_factory=list)
     listed: int = 0
     damaged: int = 0
 
     @property
     def note(self) -> str:
-        """The count of each kind, and the first message."""
-        kinds = ", ".join(f"{kind} {count}" for kind, count in Counter(kind for kind, _ in self.rows).most_common())
-        return f"{len(self.rows)} entries of the data set are skipped ({kinds}), the first: {self.rows[0][1]}"
+        """The number of entries, the count of each kind, and the first message of the commonest."""
+        kinds, first = _reasons(self.rows)
+        return f"{len(self.rows)} entries of the data set are skipped ({kinds}), the first: {first}"
+
+
+def commonest(rows: Sequence[SkippedRow]) -> str:
+    """Return the commonest kind of rows; the kind of photos that only lost their annotations comes last."""
+    return _by_kind(rows)[0][0]
+
+
+def reasons(rows: Sequence[SkippedRow]) -> str:
+    """Describe why entries are not used: the count of each kind, the commonest first, and the first message of that."""
+    kinds, first = _reasons(rows)
+    return f"{kinds}, the first: {first}"
+
+
+def _reasons(rows: Sequence[SkippedRow]) -> tuple[str, str]:
+    counts = _by_kind(rows)
+    first = next(message for kind, message in rows if kind == counts[0][0])
+    return ", ".join(f"{kind} {count}" for kind, count in counts), first
+
+
+def _by_kind(rows: Sequence[SkippedRow]) -> list[tuple[str, int]]:
+    counts = Counter(kind for kind, _ in rows).most_common()
+    return sorted(counts, key=lambda item: item[0] == CONSEQUENCE)
 
 
 def skipped_entries(source: Source) -> SkippedEntries:

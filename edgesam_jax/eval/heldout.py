@@ -7,6 +7,7 @@ prompts, and ``headings`` and ``cells`` lay the scores out as a row of a table.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,8 @@ from tqdm import tqdm
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import Config, SamConfig, UsageError
 from edgesam_jax.data.opening import open_source
-from edgesam_jax.data.schema import Example
+from edgesam_jax.data.schema import BadExample, Example
+from edgesam_jax.data.source import SkippedRow, reasons
 from edgesam_jax.eval.metrics import filled_box, inscribed_ellipse, mask_iou, mean_iou
 from edgesam_jax.eval.scoring.photos import Photo, from_example
 from edgesam_jax.eval.scoring.prompted import Scored, in_parallel, score_photo
@@ -36,15 +38,30 @@ def heldout_examples(config: Config) -> list[Example]:
 
     A hundred full-size masks for each of hundreds of photos don't fit in memory; ``edgesam_jax.eval`` streams them.
 
+    Photos and annotations that can't be used are left out, with a note on stderr.
+
     Raises:
-      UsageError: the data set can't be opened or read.
+      UsageError: the data set can't be opened, or none of the photos can be used.
     """
     if config.data.source not in ("scenes", "coco") or config.data.mixture:
         return []
     data = dataclasses.replace(config.data, seed=config.eval.seed, limit=config.eval.images)
     source = open_source(data, config.model.image_size, "heldout")
     count = min(config.eval.images, len(source) or config.eval.images)
-    return [source.load(i) for i in range(count)]
+    examples: list[Example] = []
+    skipped: list[SkippedRow] = []
+    for index in range(count):
+        try:
+            examples.append(source.load(index))
+            skipped += examples[-1].skipped
+        except BadExample as error:
+            skipped.append((error.kind, str(error)))
+    if skipped:
+        if not examples:
+            raise UsageError(f"none of the {count} photos to evaluate on can be used: {reasons(skipped)}")
+        note = f"note: evaluation leaves out {len(skipped)} photos and annotations ({reasons(skipped)})"
+        print(note, file=sys.stderr, flush=True)
+    return examples
 
 
 # ----------------------------------------------------------------------------------------------------------- scoring

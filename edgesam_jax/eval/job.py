@@ -14,17 +14,17 @@ import numpy as np
 from tqdm import tqdm
 
 from edgesam_jax.config import UsageError
+from edgesam_jax.data.readers.annotations import is_integer
 from edgesam_jax.data.readers.coco import CocoSource
-from edgesam_jax.data.readers.records import is_integer
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.data.source import Source, skipped_entries
+from edgesam_jax.data.source import SkippedRow, Source, reasons, skipped_entries
 from edgesam_jax.eval.report.contact_sheet import Case, choose_cases, sheet
 from edgesam_jax.eval.report.plots import plots
 from edgesam_jax.eval.report.report import markdown
 from edgesam_jax.eval.report.summary import clicks, summarise
 from edgesam_jax.eval.scoring.average_precision import LVIS_RESULTS, average_precision, boundary_average_precision
 from edgesam_jax.eval.scoring.detections import run_detections
-from edgesam_jax.eval.scoring.ground_truth import read_ground_truth
+from edgesam_jax.eval.scoring.ground_truth import IMAGE_DAMAGED, read_ground_truth
 from edgesam_jax.eval.scoring.photos import choose_instances, load, read_ahead
 from edgesam_jax.eval.scoring.prompted import run_prompted, score_photo
 from edgesam_jax.eval.scoring.protocol import Settings
@@ -33,9 +33,8 @@ from edgesam_jax.eval.scoring.rows import Row, Rows
 from edgesam_jax.eval.scoring.systems import PredictionsSystem, System, input_size
 from edgesam_jax.files import sha256_of, write_atomically
 
-FORMAT = 1  # of the rows
+FORMAT = 2  # of the rows
 LISTED = 1000  # skipped entries that a report lists individually
-SkippedEntry = tuple[str, str]  # kind and message
 
 
 def count_compilations() -> Callable[[], int]:
@@ -79,7 +78,7 @@ class Job:
     part: tuple[int, int] = (0, 1)
     at_once: int = 2
     boundary: bool = True
-    skipped: list[SkippedEntry] = field(init=False, default_factory=list)
+    skipped: list[SkippedRow] = field(init=False, default_factory=list)
     indices: dict[int | str, int] = field(init=False, default_factory=dict)
     source: Source = field(init=False)
     coco: CocoSource | None = field(init=False, default=None)
@@ -95,7 +94,8 @@ class Job:
         self.coco = source if isinstance(source, CocoSource) else None
         self.skipped += skipped_entries(source).rows
         if not source.annotated:
-            raise UsageError(f"--data-root {self.data_root}: no photo has annotations")
+            why = f" ({reasons(self.skipped)})" if self.skipped else ""
+            raise UsageError(f"--data-root {self.data_root}: no photo there has annotations{why}")
         if self.prompt == "detections" and self.coco is not None:
             unsupported = next((i for i in self.coco.image_ids() if not is_integer(i)), None)
             if unsupported is not None:
@@ -109,10 +109,18 @@ class Job:
                 self.detections[detection["image_id"]].append(detection)
 
     def _checked(self, path: Path, flag: str, need: Any) -> list[dict[str, Any]]:
-        """A file's usable results; the others are added to ``skipped``."""
+        """A file's usable results; the others are added to ``skipped``.
+
+        Raises:
+          UsageError: the file can't be read, or none of its results can be used.
+        """
         if self.coco is None:
             raise UsageError(f"{flag} {path}: needs --dataset coco or lvis, because its entries refer to image ids")
-        kept, rows = check_results(read_results(path, flag), self.coco.sizes, self.coco.categories or None, need)
+        results = read_results(path, flag)
+        kept, rows = check_results(results, self.coco.sizes, self.coco.categories or None, need)
+        if not kept:
+            why = reasons(rows) if rows else "it is an empty list"
+            raise UsageError(f"{flag} {path}: none of its {len(results)} entries can be used: {why}")
         self.skipped += [(kind, f"{path}: {message}") for kind, message in rows]
         return top_per_image(kept, LVIS_RESULTS) if self.dataset == "lvis" else kept
 
@@ -165,14 +173,14 @@ class Job:
             scored = rows.in_order()
         finally:
             rows.close()
-        report = self._description(system) | self._skipped(scored)
+        report = self._description(system)
         if self.prompt == "detections":
             results = [dict(r) for row in scored for r in row.get("results", ())] if ready is None else ready
             report |= self._average_precision(results, scored)
             if stem is not None:
                 write_atomically(stem.with_name(f"{stem.name}.results.json"), json.dumps(results))
         else:
-            report |= self._summary(scored)
+            report |= self._skipped(self._listed(scored)) | self._summary(scored)
         stages: Counter[str] = Counter()
         for row in scored:
             stages.update(row.get("seconds", {}))
@@ -197,22 +205,25 @@ class Job:
             **{k: v for k, v in asdict(self.settings).items() if k != "prompt" and v is not None},
         }  # fmt: skip
 
-    def _skipped(self, rows: Sequence[Row]) -> dict[str, Any]:
-        listed = [*self.skipped, *(tuple(row["skipped"]) for row in rows if "skipped" in row)]
+    def _skipped(self, listed: Sequence[SkippedRow]) -> dict[str, Any]:
         if not listed:
             return {}
-        return {
-            "skipped": {
-                "counts": dict(Counter(kind for kind, _ in listed)),
-                "listed": [list(r) for r in listed[:LISTED]],
-            }
-        }
+        counts = Counter(kind for kind, _ in listed)
+        return {"skipped": {"counts": dict(counts), "listed": [list(row) for row in listed[:LISTED]]}}
+
+    def _listed(self, rows: Sequence[Row]) -> list[SkippedRow]:
+        """What is not scored: entries of the data set and of results files, photos, and annotations of others."""
+        photos = [row["skipped"] for row in rows if "skipped" in row]
+        annotations = [unused for row in rows for unused in row.get("unused", ())]
+        return [*self.skipped, *((kind, message) for kind, message in (*photos, *annotations))]
 
     def _summary(self, rows: Sequence[Row]) -> dict[str, Any]:
         instances = [instance for row in rows for instance in row.get("instances", ())]
         self.indices |= {row["instances"][0]["image_id"]: row["photo"] for row in rows if row.get("instances")}
         if not instances:
-            raise UsageError(f"--data-root {self.data_root}: no photo has an instance to prompt")
+            listed = self._listed(rows)
+            why = reasons(listed) if listed else "the photos have no annotations"
+            raise UsageError(f"--data-root {self.data_root}: no photo there has an instance to prompt with: {why}")
         summary = {
             "num_images": sum("instances" in row for row in rows), "num_instances": len(instances),
             **summarise(instances, self.coco.categories if self.coco else {}),
@@ -227,8 +238,13 @@ class Job:
         ids = [row["image_id"] for row in rows if "image_id" in row] or self.coco.image_ids()
         evaluated = set(ids)
         kept = [dict(r) for r in results if r["image_id"] in evaluated]
-        scores: dict[str, Any] = {"num_images": len(ids), "num_detections": len(kept)}
         truth = read_ground_truth(self.coco.annotation_file, ids)
+        unused = [row for row in truth.skipped if row[0] != IMAGE_DAMAGED]  # the data set has those already
+        if all(annotation["iscrowd"] for annotation in truth.annotations):
+            why = reasons(unused) if unused else "crowd regions only" if truth.annotations else "the list is empty"
+            raise UsageError(f"annotations {truth.path}: no object in it to compare with: {why}")
+        scores = self._skipped([*self._listed(rows), *unused])
+        scores |= {"num_images": len(ids), "num_detections": len(kept)}
         scores["ap"] = average_precision(truth, kept, style=style)
         if self.boundary:
             scores["boundary_ap"] = boundary_average_precision(truth, kept, style=style)

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import pickle
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from whole_masks import decode_mask
 
-from edgesam_jax.config import UsageError
+from edgesam_jax.config import DataConfig, UsageError
+from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.readers.coco import CocoSource, find_annotations
 from edgesam_jax.data.readers.images import ImagesSource
 from edgesam_jax.data.scenes.scene import scene
@@ -102,8 +104,10 @@ def test_keep_chooses_before_masks_are_decoded(tmp_path):
     assert seen["hw"] == (H, W) and seen["areas"].tolist() == masks.sum((1, 2)).tolist()
     assert (example.masks == masks[[2, 1]]).all()
     assert len(source.load(0, lambda areas, hw: np.array([], int))) == 0
-    with pytest.raises(UsageError, match=r"instances\.json: image 10, annotation 0: damaged segmentation"):
-        source.load(0)
+    example = source.load(0)  # a damaged annotation costs only itself
+    assert (example.masks == masks[1:]).all() and len(example.skipped) == 1
+    assert example.skipped[0][0] == "segmentation damaged"
+    assert "instances.json: image 10, annotation 0: damaged segmentation" in example.skipped[0][1]
 
 
 def test_crowds_and_empty_annotations_are_skipped(tmp_path):
@@ -119,7 +123,9 @@ def test_crowds_and_empty_annotations_are_skipped(tmp_path):
     write_coco(tmp_path, change=change)
     source = CocoSource(tmp_path)
     assert len(source) == 1 and len(source.load(0)) == len(photo(0)[1]) - 3
-    assert kinds(source) == {"annotation empty": 2, "no annotations": 2} and source.skipped_entries.damaged == 1
+    crowds = 1 + len(photo(1)[1])
+    assert kinds(source) == {"annotation empty": 2, "no annotations": 2, "crowd": crowds}
+    assert source.skipped_entries.damaged == 1
 
 
 def test_missing_photos_are_counted_and_named(tmp_path):
@@ -308,10 +314,62 @@ def test_photos_without_any_annotations_are_enough_for_the_encoder(tmp_path):
 def test_damaged_neighbours_are_named(tmp_path, text):
     write_sa1b(tmp_path, ["sa_1"])
     (tmp_path / "sa_1.json").write_text(text)
-    with pytest.raises(UsageError, match=r"sa_1\.json: not (SA-1B's format|valid JSON)"):
+    with pytest.raises(UsageError, match=r"sa_1\.json: (not SA-1B's format|not valid JSON|no usable annotation)"):
         ImagesSource(tmp_path).load(0)
 
 
 def test_a_folder_without_photos_is_named(tmp_path):
     with pytest.raises(UsageError, match="no photos"):
         ImagesSource(tmp_path)
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_in_either_unicode_form_are_the_same_photo(tmp_path, forms):
+    on_disk, listed = (unicodedata.normalize(form, "Käfer é.png") for form in forms)
+
+    def change(content):
+        content["images"][0]["file_name"] = listed
+
+    write_coco(tmp_path, count=1, change=change)
+    (tmp_path / "images" / "0.png").rename(tmp_path / "images" / on_disk)
+    assert len(CocoSource(tmp_path)) == 1
+    ids = tmp_path / "ids.txt"
+    ids.write_text(on_disk.removesuffix(".png") + "\n", encoding="utf-8-sig")
+    assert len(open_source(DataConfig(source="coco", root=str(tmp_path), ids=str(ids)), 64)) == 1
+
+
+def test_backslashes_separate_folders(tmp_path):
+    def change(content):
+        names = "images\\0.png", "images\\val\\1.png", "..\\images\\2.png"
+        for image, name in zip(content["images"], names, strict=True):
+            image["file_name"] = name
+
+    write_coco(tmp_path, change=change)
+    (tmp_path / "images" / "val").mkdir()
+    (tmp_path / "images" / "1.png").rename(tmp_path / "images" / "val" / "1.png")
+    source = CocoSource(tmp_path)
+    assert source.names() == ["images/0.png", "images/val/1.png"]
+    assert [source.path(i).name for i in range(2)] == ["0.png", "1.png"]
+    assert kinds(source) == {"path outside the data root": 1}
+    (tmp_path / "images" / "0.png").unlink()
+    assert "images\\0.png is not in" in CocoSource(tmp_path).skipped_entries.note
+
+
+def test_annotations_of_images_that_are_not_listed_share_a_row_per_image(tmp_path):
+    def change(content):
+        content["images"] = content["images"][:1]
+
+    content = write_coco(tmp_path, change=change)
+    source = CocoSource(tmp_path)
+    others = [sum(a["image_id"] == i for a in content["annotations"]) for i in (11, 12)]
+    assert kinds(source) == {"photo unknown": 2} and source.skipped_entries.damaged == 0
+    for (_, message), count, image_id in zip(source.skipped_entries.rows, others, (11, 12), strict=True):
+        assert f" and {count - 1} more: no image has their image_id, {image_id}" in message
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path):
+    write_coco(tmp_path)
+    text = (tmp_path / "instances.json").read_text()
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "instances.json").write_text(text, encoding=encoding)
+        assert len(CocoSource(tmp_path)) == 3

@@ -122,11 +122,28 @@ WRONG = {
     "a text for an id": annotation(id="seven"),
     "an id beyond 64 bits": annotation(id=1 << 70),
     "a number for a segmentation": annotation(segmentation=7),
+    "a flat list for polygons": annotation(segmentation=TRIANGLE[0]),
+    "polygons of points": annotation(segmentation=[[[3.0, 4.0], [30.0, 5.0], [20.0, 33.0]]]),
+    "a polygon of points": annotation(segmentation=[[3.0, 4.0], [30.0, 5.0], [20.0, 33.0]]),
+    "an odd number of coordinates": annotation(segmentation=[[*TRIANGLE[0], 1.0]]),
+    "counts that are the text of bytes": annotation(segmentation={"size": [H, W], "counts": "b'X]4'"}),
+    "counts that are a number": annotation(segmentation={"size": [H, W], "counts": 7}),
+    "a run-length code without counts": annotation(segmentation={"size": [H, W]}),
+    "a text for a category": annotation(category_id="x"),
+    "an object for a category": annotation(category_id={"id": 1}),
+    "an infinite category": annotation(category_id=float("inf")),
+    "a text for iscrowd": annotation(iscrowd="0"),
+    "a list for iscrowd": annotation(iscrowd=[1]),
+    "a text for an area": annotation(area="300"),
+    "an area that is not finite": annotation(area=NAN),
+    "an area below nothing": annotation(area=-1),
+    "true for a bbox's number": annotation(bbox=[True, 4.0, 27.0, 29.0]),
+    "a text for points": annotation(point_coords="3, 4"),
+    "points that are no pairs": annotation(point_coords=[[3.0]]),
 }
 EMPTY = {
     "two corners": [annotation(segmentation=[[1.0, 1.0, 9.0, 9.0]])],
     "no polygon": [annotation(segmentation=[])],
-    "a flat list for polygons": [annotation(segmentation=TRIANGLE[0])],
     "a box without an inside": [annotation(bbox=[3.0, 4.0, 0.0, 29.0])],
     "no annotation": [],
 }
@@ -229,7 +246,8 @@ def test_bad_image_entries_of_coco(tmp_path, changes, kind):
     content["annotations"].append(annotation(id=9, image_id={"no": "id"}))
     (root / "instances.json").write_text(json.dumps(content))
     found, opening = kinds_found(root, "coco")
-    assert (found, opening) == (set(), {kind: 1, "annotation damaged": 1})
+    unknown = {"photo unknown": 1} if "id" in changes else {}  # the annotation of the image without a valid id
+    assert (found, opening) == (set(), {kind: 1, "annotation damaged": 1} | unknown)
     left = open_source(DataConfig(source="coco", root=str(root)), 64).skipped_entries
     assert (left.listed, left.damaged) == (2, 1 + (kind != "file missing"))
 

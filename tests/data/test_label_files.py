@@ -66,6 +66,8 @@ def test_labelme_shapes_become_masks(tmp_path):
     assert areas[0] == pytest.approx(100, abs=12) and areas[1] == pytest.approx(50, abs=9)
     assert areas[2] == pytest.approx(np.pi * 36, rel=0.1) and areas[3] == 6
     assert example.masks[3, 3:5, 35:38].all()
+    assert [kind for kind, _ in example.skipped] == ["shape without area", "shape without area", "annotation empty"]
+    assert "a.json: shapes[4]: a shape of type 'point', which encloses no area" in example.skipped[0][1]
     assert np.abs(example.boxes[1] - [20, 20, 30, 25]).max() <= 1
     assert np.array_equal(example.boxes, boxes_of(example.masks))
 
@@ -78,6 +80,69 @@ def test_shapes_of_one_group_are_one_instance(tmp_path):
     )
     assert len(example) == 3
     assert (example.masks[0] == example.masks[1] | example.masks[2]).all()
+
+
+def test_rectangles_of_two_and_four_corners_are_the_same_and_rotated_ones_are_polygons(tmp_path):
+    corners, turned = [[5, 6], [15, 6], [15, 16], [5, 16]], [[20, 10], [30, 15], [25, 25], [15, 20]]
+    example = load(
+        tmp_path,
+        labelme(
+            [
+                shape([corners[0], corners[2]], "rectangle"),
+                shape(corners, "rectangle"),
+                shape([corners[3], corners[1]], "rectangle"),
+                *(shape(turned, kind, direction=0.4) for kind in ("rotation", "oriented_rectangle", "polygon")),
+                shape(turned, None),
+            ]
+        ),
+    )
+    assert len(example) == 7 and not example.skipped
+    assert (example.masks[:3] == example.masks[0]).all() and (example.masks[3:] == example.masks[3]).all()
+    assert example.masks[0].sum() == 100 and example.masks[3].sum() == pytest.approx(125, abs=15)
+
+
+def test_each_shape_that_is_not_used_has_a_row(tmp_path):
+    good, outside = [[1, 1], [9, 1], [9, 9]], [[41, 1], [49, 1], [49, 9]]
+    unused = [
+        (shape([[1, 1]], "point"), "shape without area"),
+        (shape([[1, 1], [9, 9]], "line"), "shape without area"),
+        (shape([[1, 1], [9, 9], [9, 1]], "linestrip"), "shape without area"),
+        (shape(good, "cuboid"), "shape without area"),
+        (shape([[1, 1], [9, 9], [9, 1]], "rectangle"), "annotation damaged"),
+        (shape([[1, 1]], "circle"), "annotation damaged"),
+        (shape([[1, 1], [9, "x"], [9, 9]]), "annotation damaged"),
+        (shape([[1, 1], [9, float("nan")], [9, 9]]), "annotation damaged"),
+        (shape([[1, 1], [1e6, 1], [9, 9]]), "annotation damaged"),
+        (shape(None), "annotation damaged"),
+        (shape(good, label=["list"], group=1), "annotation damaged"),
+        (shape([[1, 1], [3, 3]], "mask", mask=7), "annotation damaged"),
+        (7, "annotation damaged"),
+        (shape([[1, 1], [9, 9]]), "annotation empty"),
+        (shape(outside), "annotation empty"),
+        (shape([[1.1, 1.1], [1.2, 1.1], [1.2, 1.2]]), "annotation empty"),
+    ]
+    example = load(tmp_path, labelme([shape(good), *(entry for entry, _ in unused)]))
+    assert len(example) == 1
+    assert sorted(kind for kind, _ in example.skipped) == sorted(kind for _, kind in unused)
+    assert all("a.json: " in message and "\n" not in message for _, message in example.skipped)
+
+
+def test_a_group_with_a_damaged_shape_is_left_out_as_a_whole(tmp_path):
+    good = [[1, 1], [9, 1], [9, 9]]
+    example = load(
+        tmp_path,
+        labelme(
+            [
+                shape(good, group=1),
+                shape([["x"]], group=1),
+                shape(good),
+                shape([[1, 1]], "point", group=2),
+                shape(good, group=2),
+            ]
+        ),
+    )
+    assert len(example) == 2
+    assert [kind for kind, _ in example.skipped] == ["annotation damaged", "shape without area", "annotation damaged"]
 
 
 @pytest.mark.parametrize(

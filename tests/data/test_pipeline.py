@@ -440,9 +440,10 @@ def test_a_batch_of_files_is_that_of_whole_masks(height, width, seed, orientatio
     buffer = io.BytesIO()
     stored = (width, height) if orientation == 6 else (height, width)
     Image.fromarray(rng.integers(0, 256, (*stored, 3), np.uint8)).save(buffer, "JPEG", exif=exif)
-    annotations = []
+    annotations, pixels = [], []
     for i, density in enumerate((0, 0.02, 0.5, 1)):
         mask = rng.random((height, width)) < density
+        pixels.append(int(mask.sum()))
         runs = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))
         x0, y0, x1, y1 = map(float, boxes_of(mask[None])[0])
         annotations.append({"id": i, "bbox": [x0, y0, x1 - x0, y1 - y0], "segmentation": runs})
@@ -451,6 +452,9 @@ def test_a_batch_of_files_is_that_of_whole_masks(height, width, seed, orientatio
     loaded = BatchSource(data, MODEL, [Part(Records([record]))])[0]
     example = decode_record(record)
     expected = example_arrays(example, data, MODEL, np.random.default_rng([data.seed, 1, 0]))
-    assert loaded.ids == [7] and example.masks.shape == (4, height, width)
+    assert loaded.ids == [7]
+    assert example.masks.sum((1, 2)).tolist() == [count for count in pixels if count]
+    assert [row.kind for row in loaded.unused] == ["annotation empty"] * pixels.count(0)
+    assert [(row.kind, row.message) for row in loaded.unused] == list(example.skipped)
     for name, array in expected.items():
         assert np.array_equal(loaded.arrays[name][0], array), name

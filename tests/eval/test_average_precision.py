@@ -364,7 +364,8 @@ def test_damaged_entries_are_skipped_and_named(tmp_path):
     truth = read_ground_truth(write(tmp_path, content))
     kinds = [kind for kind, _ in truth.skipped]
     assert {k: kinds.count(k) for k in kinds} == {
-        "annotation damaged": 15,
+        "annotation damaged": 13,
+        "annotation empty": 2,
         "image entry damaged": 6,
         "category entry damaged": 2,
     }

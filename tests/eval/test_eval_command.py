@@ -233,7 +233,9 @@ def test_the_command_writes_the_report(
     np.testing.assert_array_equal([i["iou"] for i in found["instances"]], expected.iou)
     assert set(found["miou_by_category"]) == {"disc", "plate"} and found["miou_by_category"]["disc"]["count"] == 4
     assert len(found["boundary_iou"]) == 2 and "compilations" in found and "noc" not in found
-    assert found["skipped"]["counts"] == {"file missing": 1, "annotation damaged": 1, "no annotations": 1}
+    assert found["skipped"]["counts"] == {
+        "file missing": 1, "annotation damaged": 1, "no annotations": 1, "crowd": 1
+    }  # fmt: skip
     names = {p.name for p in report.parent.iterdir()}
     assert {"report.json", "report.md", "report.rows.jsonl", "report.sheet.png"} <= names
     text = (report.parent / "report.md").read_text()

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgesam_jax.config import UsageError
+from edgesam_jax.data.readers.file_names import composed
 from edgesam_jax.data.schema import Example
 from edgesam_jax.data.source import Keep, Source, skipped_entries
 
@@ -79,8 +80,8 @@ def read_ids(path: Path) -> list[str]:
         digest.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"data.ids={path}: cannot be read ({error}); pass a text file with one photo id per line"
         ) from None
@@ -109,8 +110,8 @@ class SelectedSource:
     """
 
     def __init__(self, source: Source, path: Path, where: str, limit: int = 0) -> None:
-        ids = photo_ids(source, where)
-        listed = dict.fromkeys(read_ids(path))
+        ids = [composed(i) for i in photo_ids(source, where)]
+        listed = dict.fromkeys(composed(i) for i in read_ids(path))
         available = set(ids)
         absent = [i for i in listed if i not in available]
         if absent:

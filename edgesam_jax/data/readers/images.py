@@ -2,23 +2,28 @@
 
 The annotations of ``a.jpg`` are ``a.json`` (SA-1B's or labelme's format), next to the photo or under ``annotations/``
 if the photo is under ``images/``; or instance masks ``masks/a.png`` or ``masks/a/*.png``, where ``masks`` is in the
-photo's folder or takes the place of ``images``.
+photo's folder or takes the place of ``images``.  Masks may also be other picture files (``mask_files``).
+The letter case of suffixes and the Unicode form of names don't matter.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.readers.label_files import labelme_record, png_record
-from edgesam_jax.data.readers.records import Record, annotation_fault, decode_record, has_extent, is_integer, read_file
+from edgesam_jax.data.readers.annotations import fault_of, is_integer, shown
+from edgesam_jax.data.readers.file_names import Folders
+from edgesam_jax.data.readers.labelme import labelme_record
+from edgesam_jax.data.readers.mask_files import MASK_SUFFIXES, mask_record
+from edgesam_jax.data.readers.records import Record, decode_record, read_file
 from edgesam_jax.data.schema import BadExample, Example
-from edgesam_jax.data.source import Keep, SkippedEntries
+from edgesam_jax.data.source import CONSEQUENCE, Keep, SkippedEntries, SkippedRow
 from edgesam_jax.data.transforms import PHOTO_SUFFIXES
+from edgesam_jax.files import parse_json
 
 MASKS = "masks"  # folder of instance masks
+JSON = (".json",)
 
 
 class ImagesSource:
@@ -39,19 +44,24 @@ class ImagesSource:
         folder = Path(root)
         if not root or not folder.is_dir():
             raise UsageError(f"data root {str(root)!r}: no such folder; pass the folder of the photos")
-        photos = sorted(
-            path
-            for path in folder.rglob("*")
-            if path.suffix.lower() in PHOTO_SUFFIXES and MASKS not in path.relative_to(folder).parts and path.is_file()
-        )
+        photos, masks = [], []
+        for path in folder.rglob("*"):
+            if path.suffix.lower() not in PHOTO_SUFFIXES.union(MASK_SUFFIXES):
+                continue
+            if MASKS in path.relative_to(folder).parts:
+                masks.append(path)
+            elif path.suffix.lower() in PHOTO_SUFFIXES and path.is_file():
+                photos.append(path)
         if not photos:
             raise UsageError(f"{folder}: no photos in it ({', '.join(sorted(PHOTO_SUFFIXES))})")
-        pairs = [(photo, _annotations_of(photo, folder)) for photo in photos]
+        folders = Folders()
+        pairs = [(photo, _annotations_of(photo, folder, folders)) for photo in sorted(photos)]
         annotated = [pair for pair in pairs if pair[1] is not None]
         bare = [photo for photo, file in pairs if file is None] if annotated else []
-        self.skipped_entries = SkippedEntries(
-            [("no annotations", f"{photo}: no JSON file and no masks") for photo in bare], len(pairs)
-        )
+        rows = [(CONSEQUENCE, f"{photo}: no JSON file and no masks") for photo in bare]
+        used = {file for _, file in annotated}
+        rows += _unused_masks([path for path in masks if not {path, path.parent} & used])
+        self.skipped_entries = SkippedEntries(rows, len(pairs))
         self._folder = folder
         self.annotated = self.true_masks = bool(annotated)
         self._entries = (annotated or pairs)[: limit or None]
@@ -77,22 +87,40 @@ class ImagesSource:
         content, name = read_file(photo), str(photo)
         if annotation_file is None:
             return Record(content, name, photo.stem)
-        if annotation_file.suffix != ".json":
-            return png_record(content, name, annotation_file)
+        if annotation_file.suffix.lower() not in JSON:
+            return mask_record(content, name, annotation_file)
         return json_record(content, name, read_file(annotation_file), str(annotation_file))
 
 
-def _annotations_of(photo: Path, root: Path) -> Path | None:
+def _annotations_of(photo: Path, root: Path, folders: Folders) -> Path | None:
     """Find the JSON file or the masks of a photo, next to it or in the parallel tree."""
-    next_to_photo = photo.with_suffix(".json")
-    parts = list(photo.relative_to(root).with_suffix("").parts)
-    masks = photo.parent / MASKS / photo.stem
-    candidates = [next_to_photo, masks.with_name(f"{photo.stem}.png"), masks]
+    parts = photo.relative_to(root).parts[:-1]
+    places = [(photo.parent, photo.parent / MASKS)]
     if "images" in parts:
         level = parts.index("images")
-        json_file, masks = (root.joinpath(*parts[:level], name, *parts[level + 1 :]) for name in ("annotations", MASKS))
-        candidates += [json_file.with_name(f"{photo.stem}.json"), masks.with_name(f"{photo.stem}.png"), masks]
-    return next((path for path in candidates if path.exists()), None)
+        annotations, masks = (
+            root.joinpath(*parts[:level], name, *parts[level + 1 :]) for name in ("annotations", MASKS)
+        )
+        places.append((annotations, masks))
+    for annotations, masks in places:
+        found = folders.find(annotations, photo.stem, JSON) or folders.find(masks, photo.stem, (*MASK_SUFFIXES, ""))
+        if found is not None:
+            return found
+    return None
+
+
+def _unused_masks(files: list[Path]) -> list[SkippedRow]:
+    """Return a row for each folder with mask files that no photo uses."""
+    by_folder: dict[Path, list[str]] = {}
+    for path in sorted(files):
+        by_folder.setdefault(path.parent, []).append(path.name)
+    return [
+        (
+            "mask not used",
+            f"{folder}: {len(names)} of no photo, or of one with a JSON file: {', '.join(names[:3])}",
+        )
+        for folder, names in by_folder.items()
+    ]
 
 
 def json_record(photo: bytes, name: str, annotations: bytes, where: str) -> Record:
@@ -106,9 +134,9 @@ def json_record(photo: bytes, name: str, annotations: bytes, where: str) -> Reco
       BadExample: the JSON file is in neither format.
     """
     try:
-        content = json.loads(annotations)
-    except (ValueError, RecursionError) as error:
-        raise BadExample("annotations damaged", f"{where}: not valid JSON ({error}); fix or remove it") from None
+        content = parse_json(annotations, where)
+    except UsageError as error:
+        raise BadExample("annotations damaged", f"{error}; fix or remove it") from None
     if isinstance(content, dict) and "shapes" in content:
         return labelme_record(photo, name, content, where)
     return sa1b_record(photo, name, content, where)
@@ -121,18 +149,25 @@ def sa1b_record(photo: bytes, name: str, content: Any, where: str) -> Record:
       BadExample: the content is not in SA-1B's format.
     """
     try:
-        image, annotations = content["image"], list(content["annotations"])
+        image, annotations = content["image"], content["annotations"]
         sides, image_id = (image["height"], image["width"]), image.get("image_id", Path(name).stem)
-        faults = [fault for annotation in annotations if (fault := annotation_fault(annotation))]
+        if not isinstance(annotations, list):
+            raise ValueError("its annotations are not a list")
         if not all(is_integer(side) and side > 0 for side in sides):
-            faults.append(f"its size is {sides[1]!r} x {sides[0]!r}")
+            raise ValueError(f"its size is {shown(sides[1])} x {shown(sides[0])}")
         if not (is_integer(image_id) or isinstance(image_id, str)):
-            faults.append("its image_id is neither an integer nor a string")
-        if faults:
-            raise ValueError(faults[0])
+            raise ValueError("its image_id is neither an integer nor a string")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadExample(
             "annotations damaged", f"{where}: not SA-1B's format ({type(error).__name__}: {error}); fix or remove it"
         ) from None
     size = int(sides[0]), int(sides[1])
-    return Record(photo, name, image_id, [a for a in annotations if has_extent(a)], where, size)
+    usable, rows = [], []
+    for number, annotation in enumerate(annotations):
+        fault = fault_of(annotation)
+        if fault:
+            kind, reason = fault
+            rows.append((kind, f"{where}: annotations[{number}]: {reason}: {shown(annotation)}; fix or remove it"))
+        else:
+            usable.append(annotation)
+    return Record(photo, name, image_id, usable, where, size, rows)

@@ -19,10 +19,12 @@ import numpy as np
 from tqdm import tqdm
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.readers.records import Record, box_of, decode_record
+from edgesam_jax.data.readers.annotations import box_of
+from edgesam_jax.data.readers.records import Record, decode_record
 from edgesam_jax.data.readers.tfds_layouts import Layout, decoders, layout_of
 from edgesam_jax.data.schema import BadExample, Example
 from edgesam_jax.data.source import Keep
+from edgesam_jax.files import read_json
 
 MANIFEST = "prepared.json"
 FORMAT = 1
@@ -210,7 +212,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_json(path, "data set")
         version = manifest["format"]
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"{path}: damaged; prepare the data set again") from None

@@ -19,7 +19,9 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from edgesam_jax.data.readers.annotations import CROWD, DAMAGED, EMPTY, is_number_list
 from edgesam_jax.data.readers.records import Record, check_annotated
+from edgesam_jax.data.source import SkippedRow
 from edgesam_jax.data.transforms import stored_size
 
 THINGS = 80  # number of thing classes, the first of the panoptic labels; the others are stuff
@@ -90,7 +92,8 @@ def _instances(stored: Mapping[str, Any], where: str) -> Record:
     annotations = [_instance(row, size) for row in rows(columns, len(columns["id"]))]
     stored_id = image["image_id"]
     image_id = json.loads(stored_id) if isinstance(stored_id, bytes) else int(stored_id)
-    return Record(bytes(image["content"]), where, image_id, annotations, where, size)
+    usable, skipped = _usable(annotations, where)
+    return Record(bytes(image["content"]), where, image_id, usable, where, size, skipped)
 
 
 def _instance(row: Mapping[str, Any], size: tuple[int, int]) -> Annotation:
@@ -113,6 +116,20 @@ def _bbox(fractions: Any, size: tuple[int, int]) -> list[float]:
     return [x0, y0, x1 - x0, y1 - y0]
 
 
+def _usable(annotations: list[Annotation], where: str) -> tuple[list[Annotation], list[SkippedRow]]:
+    """Separate the annotations that can be used, and make a row for each of the others."""
+    usable, skipped = [], []
+    for annotation in annotations:
+        message = f"{where}, annotation {annotation['id']}"
+        if not (is_number_list(annotation["bbox"], 4) and np.isfinite(annotation["area"])):
+            skipped.append((DAMAGED, f"{message}: its box or area is not a number"))
+        elif not (annotation["bbox"][2] > 0 and annotation["bbox"][3] > 0):
+            skipped.append((EMPTY, f"{message}: its bbox has no area"))
+        else:
+            usable.append(annotation)
+    return usable, skipped
+
+
 # ---------------------------------------------------------------------------------------------------------- coco, lvis
 
 
@@ -120,8 +137,8 @@ def _boxes(stored: Mapping[str, Any], where: str) -> Record:
     photo = bytes(stored["image"])
     size = stored_size(photo, where)
     columns = stored["objects"]
-    things = [row for row in rows(columns, len(columns["id"])) if not row["is_crowd"]]
-    return _record(stored, where, size, [_box(row, size) for row in things])
+    things, skipped = _things(rows(columns, len(columns["id"])), where)
+    return _record(stored, where, size, [_box(row, size) for row in things], skipped)
 
 
 def _panoptic(stored: Mapping[str, Any], where: str) -> Record:
@@ -130,10 +147,8 @@ def _panoptic(stored: Mapping[str, Any], where: str) -> Record:
     colours = _picture(stored["panoptic_image"], photo, where, "RGB").astype(np.int64)
     segments = colours[..., 0] | colours[..., 1] << 8 | colours[..., 2] << 16
     columns = stored["panoptic_objects"]
-    things = [
-        row for row in rows(columns, len(columns["id"])) if not row["is_crowd"] and 0 <= int(row["label"]) < THINGS
-    ]
-    return _record(stored, where, size, [_masked(row, size, segments == int(row["id"])) for row in things])
+    things, skipped = _things(rows(columns, len(columns["id"])), where, THINGS)
+    return _record(stored, where, size, [_masked(row, size, segments == int(row["id"])) for row in things], skipped)
 
 
 def _lvis(stored: Mapping[str, Any], where: str) -> Record:
@@ -144,12 +159,35 @@ def _lvis(stored: Mapping[str, Any], where: str) -> Record:
         _masked(row, size, _picture(row["segmentation"], photo, where, "L") > 0)
         for row in rows(columns, len(columns["id"]))
     ]
-    return _record(stored, where, size, annotations)
+    return _record(stored, where, size, annotations, [])
 
 
-def _record(stored: Mapping[str, Any], where: str, size: tuple[int, int], annotations: list[Annotation]) -> Record:
-    kept = [a for a in annotations if a["bbox"][2] > 0 and a["bbox"][3] > 0 and a.get("area", 1) > 0]
-    return Record(bytes(stored["image"]), where, int(stored["image/id"]), kept, where, size)
+def _things(
+    listed: list[Mapping[str, Any]], where: str, classes: int | None = None
+) -> tuple[list[Mapping[str, Any]], list[SkippedRow]]:
+    """Leave out crowds and, from label ``classes`` on, stuff; a photo's segments of stuff share a row."""
+    things = [row for row in listed if not row["is_crowd"] and (classes is None or 0 <= int(row["label"]) < classes)]
+    crowds = [row for row in listed if row["is_crowd"]]
+    skipped = [(CROWD, f"{where}, annotation {int(row['id'])}: a crowd region") for row in crowds]
+    stuff = len(listed) - len(things) - len(crowds)
+    return things, [
+        *skipped,
+        ("stuff", f"{where}: {stuff} segments of stuff, which are no objects"),
+    ] if stuff else skipped
+
+
+def _record(
+    stored: Mapping[str, Any],
+    where: str,
+    size: tuple[int, int],
+    annotations: list[Annotation],
+    skipped: list[SkippedRow],
+) -> Record:
+    usable, unusable = _usable(annotations, where)
+    kept = [a for a in usable if a["area"] > 0]
+    empty = [(EMPTY, f"{where}, annotation {a['id']}: its area is 0") for a in usable if not a["area"] > 0]
+    rows_of_record = [*skipped, *unusable, *empty]
+    return Record(bytes(stored["image"]), where, int(stored["image/id"]), kept, where, size, rows_of_record)
 
 
 def _box(row: Mapping[str, Any], size: tuple[int, int]) -> Annotation:

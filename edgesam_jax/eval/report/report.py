@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -47,10 +48,12 @@ def terminal(reports: Sequence[Report]) -> str:
     for report, name in zip(reports, names, strict=True):
         counted = [(report.get("num_instances"), "instances"), (report.get("num_detections"), "detections")]
         scored = ", ".join(f"{count} {noun}" for count, noun in counted if count is not None)
-        skipped = sum(report.get("skipped", {}).get("counts", {}).values())
+        counts = Counter(report.get("skipped", {}).get("counts", {}))
+        kinds = ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
+        skipped = f"; {counts.total()} entries skipped ({kinds})" if counts else ""
         lines.append(
             f"{name}: {scored} on {report['num_images']} photos, {report['seconds']:.0f} s,"
-            f" {report['compilations']} programs compiled{f'; {skipped} entries skipped' if skipped else ''}"
+            f" {report['compilations']} programs compiled{skipped}"
         )
     return "\n".join(lines)
 

@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.readers.records import is_integer
+from edgesam_jax.data.readers.annotations import is_integer
 from edgesam_jax.eval.scoring.boundary import RATIO
 from edgesam_jax.eval.scoring.ground_truth import GroundTruth, read_ground_truth
 from edgesam_jax.eval.scoring.results import compressed, top_per_image

@@ -5,7 +5,6 @@ Format: https://cocodataset.org/#format-data.  Crowd regions are kept, because t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,15 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.readers.records import REACH, annotation_fault, has_extent, is_integer
+from edgesam_jax.data.readers.annotations import DAMAGED, EMPTY, fault_of, is_integer, shown
+from edgesam_jax.data.readers.coco import annotation_row, read_coco
+from edgesam_jax.data.readers.segmentations import REMEDY
 from edgesam_jax.data.schema import BadExample
+from edgesam_jax.data.source import SkippedRow
 from edgesam_jax.data.transforms import MAX_PIXELS, MAX_SIDE
 from edgesam_jax.eval.scoring.results import compressed
+
+IMAGE_DAMAGED = "image entry damaged"  # kind of rows
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class GroundTruth:
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
     categories: list[dict[str, Any]]
-    skipped: list[tuple[str, str]]
+    skipped: list[SkippedRow]
 
     def require(self, image_ids: Iterable[int | str]) -> None:
         """Check that the file has these photos.
@@ -50,8 +54,8 @@ class GroundTruth:
 def read_ground_truth(path: Path, image_ids: Sequence[int | str] | None = None) -> GroundTruth:
     """Read a file, fill in fields that custom files often lack (``iscrowd``, ``area``), and skip damaged entries.
 
-    An annotation is damaged if ``annotation_fault`` reports a fault or its mask can't be decoded.  Annotations are
-    renumbered, because pycocotools treats a match with id 0 as no match and confuses equal ids.
+    Annotations that ``fault_of`` refuses, or whose masks can't be decoded or have no pixel, are skipped.  The others
+    are renumbered, because pycocotools treats a match with id 0 as no match and confuses equal ids.
 
     Args:
       image_ids: the photos whose annotations are read; None for all.
@@ -60,8 +64,8 @@ def read_ground_truth(path: Path, image_ids: Sequence[int | str] | None = None) 
       UsageError: the file doesn't exist or is not in COCO format, or an image id is a string, which the tools don't
         support.
     """
-    content = _read(path)
-    rows: list[tuple[str, str]] = []
+    content = read_coco(path)
+    rows: list[SkippedRow] = []
     categories = _categories(path, content, rows)
     known = {category["id"] for category in categories}
     images = _images(path, content["images"], rows)
@@ -75,29 +79,19 @@ def read_ground_truth(path: Path, image_ids: Sequence[int | str] | None = None) 
         if not fault:
             try:
                 code = compressed(annotation["segmentation"], *sizes[annotation["image_id"]], "its mask")
-                annotations.append(_complete(annotation, len(annotations) + 1, code))
-                continue
+                if coco_mask.area(code):
+                    annotations.append(_complete(annotation, len(annotations) + 1, code))
+                    continue
+                fault = EMPTY, "its mask has no pixel in the photo"
             except BadExample as error:
-                fault = str(error)
-        rows.append(("annotation damaged", f"{path}: annotations[{number}]: {fault}: {str(annotation)[:80]}"))
+                fault = DAMAGED, str(error).removesuffix(REMEDY)
+        rows.append(annotation_row(str(path), number, *fault, annotation))
     truth = GroundTruth(path, [image for image in images if image["id"] in selected], annotations, categories, rows)
     truth.require(image_ids or ())
     return truth
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UsageError(f"annotations {path}: no such file")
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"annotations {path}: not valid JSON ({error})") from None
-    if not (isinstance(content, dict) and all(isinstance(content.get(k), list) for k in ("images", "annotations"))):
-        raise UsageError(f'annotations {path}: not in COCO format: the lists "images" and "annotations" are missing')
-    return content
-
-
-def _images(path: Path, entries: list[Any], rows: list[tuple[str, str]]) -> list[dict[str, Any]]:
+def _images(path: Path, entries: list[Any], rows: list[SkippedRow]) -> list[dict[str, Any]]:
     """The photos with a valid id and size."""
     images: dict[int, dict[str, Any]] = {}
     for number, image in enumerate(entries):
@@ -105,7 +99,7 @@ def _images(path: Path, entries: list[Any], rows: list[tuple[str, str]]) -> list
         if not fault and image["id"] in images:
             fault = "its id is used twice"
         if fault:
-            rows.append(("image entry damaged", f"{path}: images[{number}]: {fault}: {str(image)[:80]}"))
+            rows.append((IMAGE_DAMAGED, f"{path}: images[{number}]: {fault}: {shown(image)}"))
         else:
             images[int(image["id"])] = {**image, **{name: int(image[name]) for name in ("id", "height", "width")}}
     return list(images.values())
@@ -126,7 +120,7 @@ def _image_fault(path: Path, image: Any) -> str:
     return f"more than {MAX_PIXELS} pixels" if height * width > MAX_PIXELS else ""
 
 
-def _categories(path: Path, content: dict[str, Any], rows: list[tuple[str, str]]) -> list[dict[str, Any]]:
+def _categories(path: Path, content: dict[str, Any], rows: list[SkippedRow]) -> list[dict[str, Any]]:
     """The categories that the file lists, or those of its annotations if it lists none."""
     listed = content.get("categories")
     if not isinstance(listed, list) or not listed:
@@ -139,36 +133,33 @@ def _categories(path: Path, content: dict[str, Any], rows: list[tuple[str, str]]
         if isinstance(category, dict) and is_integer(category.get("id")):
             categories.setdefault(int(category["id"]), {**category, "id": int(category["id"])})
         else:
-            row = f"{path}: categories[{number}]: its id is not an integer: {str(category)[:80]}"
+            row = f"{path}: categories[{number}]: its id is not an integer: {shown(category)}"
             rows.append(("category entry damaged", row))
     return list(categories.values())
 
 
-def _fault(annotation: Any, sizes: Mapping[int, tuple[int, int]], categories: Collection[int]) -> str:
-    """The fault of an annotation that shows without decoding its mask; empty if there is none."""
+def _fault(annotation: Any, sizes: Mapping[int, tuple[int, int]], categories: Collection[int]) -> SkippedRow | None:
+    """The kind and the fault of an annotation that shows without decoding its mask; None if there is none."""
     if not isinstance(annotation, dict):
-        return "not a JSON object"
+        return DAMAGED, "not an object"
     image_id, category = annotation.get("image_id"), annotation.get("category_id")
     if not is_integer(image_id) or image_id not in sizes:
-        return "its image_id is not among the images"
+        return DAMAGED, "its image_id is not among the images"
     if not is_integer(category) or category not in categories:
-        return "its category_id is not among the categories"
+        return DAMAGED, "its category_id is not among the categories"
     # A valid mask with an empty box can't be prompted with, but COCO has a few of them, and the tools count them.
-    return annotation_fault(annotation) or (
-        "" if has_extent({**annotation, "bbox": [0, 0, 1, 1]}) else "its mask is empty"
-    )
+    return fault_of(annotation, needs_box=False)
 
 
 def _complete(annotation: dict[str, Any], number: int, code: dict[str, Any]) -> dict[str, Any]:
     """An annotation with the fields that the tools need, and no others."""
     area = annotation.get("area")
-    known = isinstance(area, int | float) and 0 <= area < REACH**2
     return {
         "id": number,
         "image_id": int(annotation["image_id"]),
         "category_id": int(annotation["category_id"]),
         "iscrowd": int(bool(annotation.get("iscrowd"))),
-        "area": area if known else float(coco_mask.area(code)),
+        "area": float(coco_mask.area(code)) if area is None else area,
         "segmentation": code,
     }
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from edgesam_jax.data.mask_window import Window, crop
-from edgesam_jax.data.readers.records import area_of, decode
+from edgesam_jax.data.readers.annotations import area_of
+from edgesam_jax.data.readers.records import decode
 from edgesam_jax.data.schema import BadExample, Example
-from edgesam_jax.data.source import Source
+from edgesam_jax.data.source import SkippedRow, Source
 
 AHEAD = 3  # photos read while others are scored
 
@@ -32,6 +33,7 @@ class Photo:
       ids: (n), of the annotations.
       areas: (n), from the annotations, or from the masks where an annotation has none.
       categories: (n), -1 for unknown.
+      skipped: kind and message of each annotation of the photo that can't be used.
     """
 
     index: int
@@ -43,6 +45,7 @@ class Photo:
     ids: np.ndarray
     areas: np.ndarray
     categories: np.ndarray
+    skipped: Sequence[SkippedRow] = ()
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -62,7 +65,7 @@ def from_example(example: Example, index: int = 0) -> Photo:
     areas = example.masks.sum((1, 2)).astype(np.float64)
     return Photo(
         index, example.image_id, example.image, [crop(mask) for mask in example.masks], example.boxes, example.points,
-        example.annotation_ids, areas, np.full(len(areas), -1),
+        example.annotation_ids, areas, np.full(len(areas), -1), example.skipped,
     )  # fmt: skip
 
 
@@ -77,18 +80,16 @@ def load(source: Source, index: int) -> Photo:
         return from_example(source.load(index), index)
     entry = record(index)
     decoded = decode(entry)
-    by_id: Mapping[int, Any] = {int(a.get("id", i)): a for i, a in enumerate(entry.annotations)}
-    annotations = [by_id[int(i)] for i in decoded.ids]
     return Photo(
         index, entry.image_id, np.asarray(decoded.photo), decoded.masks, decoded.boxes, decoded.points, decoded.ids,
-        np.array([_area(a, mask) for a, mask in zip(annotations, decoded.masks, strict=True)], np.float64),
-        np.array([a.get("category_id", -1) for a in annotations], np.int64),
+        np.array([_area(a, mask) for a, mask in zip(decoded.annotations, decoded.masks, strict=True)], np.float64),
+        np.array([a.get("category_id", -1) for a in decoded.annotations], np.int64), decoded.skipped,
     )  # fmt: skip
 
 
 def _area(annotation: Mapping[str, Any], mask: Window) -> float:
-    area = annotation.get("area")
-    return area_of(dict(annotation)) if isinstance(area, int | float) else float(mask.pixels.sum())
+    known = annotation.get("area") is not None
+    return area_of(dict(annotation)) if known else float(mask.pixels.sum())
 
 
 def read_ahead(source: Source, indices: Sequence[int]) -> Iterator[tuple[int, Photo | BadExample]]:
@@ -120,5 +121,5 @@ def choose_instances(photo: Photo, most: int, seed: int) -> Photo:
     kept = np.sort(rng.permutation(len(photo))[:most])
     return Photo(
         photo.index, photo.image_id, photo.image, [photo.masks[i] for i in kept], photo.boxes[kept],
-        photo.points[kept], photo.ids[kept], photo.areas[kept], photo.categories[kept],
+        photo.points[kept], photo.ids[kept], photo.areas[kept], photo.categories[kept], photo.skipped,
     )  # fmt: skip

@@ -247,7 +247,7 @@ def run_prompted(
 
 
 def row_of(photo: Photo, scored: Scored) -> Row:
-    """The results of one photo as a JSON row, with None for an undefined overlap."""
+    """The results of one photo as a JSON row, with None for an undefined overlap; ``unused`` lists annotations."""
     instances = []
     for i in range(len(photo)):
         instance: dict[str, Any] = {"image_id": photo.image_id, "annotation_id": int(photo.ids[i])}
@@ -257,7 +257,8 @@ def row_of(photo: Photo, scored: Scored) -> Row:
         if scored.boundary_iou is not None:
             instance["boundary_iou"] = _nan_to_none(scored.boundary_iou[i])
         instances.append(instance)
-    return {"photo": photo.index, "instances": instances, "seconds": scored.seconds}
+    row: Row = {"photo": photo.index, "instances": instances, "seconds": scored.seconds}
+    return row | ({"unused": [list(unused) for unused in photo.skipped]} if photo.skipped else {})
 
 
 def _nan_to_none(values: np.ndarray) -> list[float | None]:

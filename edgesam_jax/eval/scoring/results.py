@@ -6,7 +6,6 @@ both.  https://cocodataset.org/#format-results; Detectron2 and MMDetection use t
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +15,11 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.readers.records import decode_window, encode_polygons, is_integer, is_number_list
+from edgesam_jax.data.readers.annotations import form_fault, is_integer, is_number_list, is_outside, shown
+from edgesam_jax.data.readers.segmentations import REMEDY, decode_window, encode_polygons, size_fault
 from edgesam_jax.data.schema import BadExample
+from edgesam_jax.data.source import SkippedRow
+from edgesam_jax.files import read_json
 
 BINARY = (".pth", ".pkl")
 PICKLED = "; pass the JSON: Detectron2 writes coco_instances_results.json, MMDetection .bbox.json and .segm.json"
@@ -33,12 +35,10 @@ def read_results(path: Path, flag: str) -> list[dict[str, Any]]:
       UsageError: the file doesn't exist, is not JSON, or is not a list of objects.
     """
     where = f"{flag} {path}"
-    if not path.is_file():
-        raise UsageError(f"{where}: no such file")
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: not valid JSON ({error}){PICKLED if path.suffix in BINARY else ''}") from None
+        content = read_json(path, flag)
+    except UsageError as error:
+        raise UsageError(f"{error}{PICKLED if path.suffix in BINARY and path.is_file() else ''}") from None
     if isinstance(content, dict) and "annotations" in content:
         raise UsageError(f"{where}: these are a data set's annotations; pass results, a list of entries with scores")
     if not isinstance(content, list) or (content and not any(isinstance(entry, dict) for entry in content)):
@@ -51,7 +51,7 @@ def check_results(
     image_sizes: Mapping[int | str, tuple[int, int]],
     category_ids: Collection[int] | None,
     need: Literal["bbox", "segmentation"],
-) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+) -> tuple[list[dict[str, Any]], list[SkippedRow]]:
     """Separate the entries that can be used from those that can't.
 
     Args:
@@ -65,12 +65,12 @@ def check_results(
       with the entry's index) for each of the others.
     """
     kept: list[dict[str, Any]] = []
-    rows: list[tuple[str, str]] = []
+    rows: list[SkippedRow] = []
     for number, entry in enumerate(results):
         fault = _fault(entry, image_sizes, category_ids, need)
         if fault is not None:
             kind, reason = fault
-            rows.append((kind, f"results[{number}]: {reason}: {str(entry)[:80]}"))
+            rows.append((kind, f"results[{number}]: {reason}: {shown(entry)}"))
             continue
         ids = {k: int(entry[k]) for k in ("image_id", "category_id") if isinstance(entry.get(k), float)}
         kept.append({**entry, **ids} if ids else entry)
@@ -91,24 +91,37 @@ def _fault(
     if not (is_integer(image_id) or isinstance(image_id, str)):
         return "result damaged", "its image_id is missing, or neither an integer nor a string"
     if image_id not in image_sizes:
-        return "photo unknown", f"no photo has the id {image_id!r}"
+        return "photo unknown", f"no photo has the id {shown(image_id)}{_hint(image_id, image_sizes)}"
     if category_ids is not None and not is_integer(category):
         return "result damaged", "its category_id is missing or not an integer"
     if category_ids is not None and category not in category_ids:
-        return "category unknown", f"no category has the id {category!r}"
+        return "category unknown", f"no category has the id {category!r}; the data set's are {_some(category_ids)}"
     if not (is_integer(score) or (isinstance(score, float) and math.isfinite(score))):
         return "score missing", "its score is missing or not a finite number"
     check = _box_fault if need == "bbox" else _mask_fault
     return check(entry.get(need), *image_sizes[image_id])
 
 
+def _hint(image_id: int | str, image_sizes: Mapping[int | str, tuple[int, int]]) -> str:
+    """Say what ids should look like, if this one is of another type than the data set's."""
+    if not image_sizes or type(image_id) in {type(known) for known in image_sizes}:
+        return ""
+    kind = "integers" if isinstance(image_id, str) else "texts"
+    return f"; the data set's ids are {kind}, such as {_some(image_sizes)}"
+
+
+def _some(ids: Collection[Any]) -> str:
+    """List the first three of some ids."""
+    first = [shown(i) for i, _ in zip(ids, range(3), strict=False)]
+    return ", ".join(first) + (", ..." if len(ids) > 3 else "")
+
+
 def _box_fault(box: Any, height: int, width: int) -> tuple[str, str] | None:
     if not is_number_list(box, 4):
         return "box damaged", "its bbox is not four finite numbers"
-    x, y, w, h = box
-    if not (w > 0 and h > 0):
+    if not (box[2] > 0 and box[3] > 0):
         return "box without area", "its bbox has no area"
-    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+    if is_outside(box, height, width):
         return "box outside the photo", f"its bbox lies outside the photo of {width}x{height} pixels"
     return None
 
@@ -116,8 +129,8 @@ def _box_fault(box: Any, height: int, width: int) -> tuple[str, str] | None:
 def _mask_fault(segmentation: Any, height: int, width: int) -> tuple[str, str] | None:
     if not isinstance(segmentation, list | dict) or not segmentation:
         return "mask missing", "its segmentation is missing or not polygons or run-length code"
-    if isinstance(segmentation, dict) and segmentation.get("size") != [height, width]:
-        return "mask of another size", f"its mask doesn't have the photo's {height} rows and {width} columns"
+    if isinstance(segmentation, dict) and (fault := size_fault(segmentation.get("size"), height, width)):
+        return "mask of another size", f"its mask doesn't have the photo's {height} rows and {width} columns: {fault}"
     try:
         compressed(segmentation, height, width, "its mask")
     except BadExample as error:
@@ -160,15 +173,16 @@ def compressed(segmentation: Any, height: int, width: int, where: str) -> dict[s
         listed = isinstance(segmentation["counts"], list)
         return _json_rle(coco_mask.frPyObjects(segmentation, height, width) if listed else segmentation)
     try:
+        fault = form_fault(segmentation)
+        if fault:
+            raise ValueError(fault)
         polygons = [p for p in segmentation if len(p) >= 6]  # fewer than three corners enclose no area
         empty = {"size": [height, width], "counts": [height * width]}
         return _json_rle(
             encode_polygons(polygons, height, width) if polygons else coco_mask.frPyObjects(empty, height, width)
         )
     except Exception as error:  # pycocotools raises bare Exceptions too
-        raise BadExample(
-            "segmentation damaged", f"{where}: damaged segmentation ({error}); fix or remove the entry"
-        ) from None
+        raise BadExample("segmentation damaged", f"{where}: damaged segmentation ({error}){REMEDY}") from None
 
 
 def _json_rle(code: Mapping[str, Any]) -> dict[str, Any]:

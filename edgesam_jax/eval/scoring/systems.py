@@ -22,7 +22,7 @@ from edgesam_jax.checkpoints.digest import digest_of
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.mask_window import Window, crop
-from edgesam_jax.data.readers.records import decode_window
+from edgesam_jax.data.readers.segmentations import decode_window
 from edgesam_jax.data.transforms import low_res_windows
 from edgesam_jax.eval.scoring import device
 from edgesam_jax.eval.scoring.device import PROMPTS, Bits

@@ -1,4 +1,4 @@
-"""The list of skipped photos, and the end of a run that skips too many."""
+"""The list of skipped photos and unused annotations, and the end of a run that skips too many photos."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ def rows_of_process(workdir: Path, name: str, start: int) -> log.RowLog:
 class SkippedPhotos:
     """Lists skipped photos in ``skipped.jsonl`` and counts them by kind, over all resumptions of the run.
 
+    The annotations that can't be used in other photos are listed too, and counted for this resumption.
+
     Args:
       start: finished steps at the start.
       position: the run's position then.
@@ -40,6 +42,7 @@ class SkippedPhotos:
         self._max_share = max_share
         self.counts = self._counts_before = Counter(position.skipped)
         self.used = self._used_before = position.used
+        self._unused: Counter[str] = Counter()
 
     def update(self, data: Batches) -> None:
         """List the photos that were skipped for the last batch.
@@ -51,6 +54,7 @@ class SkippedPhotos:
             self._rows.write(dataclasses.asdict(skipped))
         self.counts = self._counts_before + data.counts
         self.used = self._used_before + data.used
+        self._unused = data.unused
         bad = self.counts.total()
         drawn = bad + self.used
         if drawn >= ENOUGH_TO_JUDGE and bad > self._max_share * drawn:
@@ -60,8 +64,9 @@ class SkippedPhotos:
             )
 
     def report(self) -> None:
-        """Print how many photos were skipped, if any."""
-        if self.counts:
-            kinds = ", ".join(f"{kind} {count}" for kind, count in self.counts.most_common())
-            note = f"note: {self.counts.total()} photos were skipped ({kinds}); {self._rows.path} lists them"
-            print(note, file=sys.stderr, flush=True)
+        """Print how many photos were skipped, and how many annotations were not used, if any."""
+        for counts, what in ((self.counts, "photos were skipped"), (self._unused, "annotations were not used")):
+            if counts:
+                kinds = ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
+                note = f"note: {counts.total()} {what} ({kinds}); {self._rows.path} lists them"
+                print(note, file=sys.stderr, flush=True)
