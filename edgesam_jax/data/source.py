@@ -11,6 +11,7 @@ import numpy as np
 
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.schema import Example
+from edgesam_jax.portable.errors import one_line
 
 ENOUGH_TO_JUDGE = 1000  # photos seen before the fraction of bad ones is checked
 Split = Literal["train", "heldout"]
@@ -58,7 +59,7 @@ class SkippedEntries:
     def note(self) -> str:
         """The count of each kind, and the first message."""
         kinds = ", ".join(f"{kind} {count}" for kind, count in Counter(kind for kind, _ in self.rows).most_common())
-        return f"{len(self.rows)} entries of the data set are skipped ({kinds}), the first: {self.rows[0][1]}"
+        return one_line(f"{len(self.rows)} entries of the data set are skipped ({kinds}), the first: {self.rows[0][1]}")
 
 
 def skipped_entries(source: Source) -> SkippedEntries:
