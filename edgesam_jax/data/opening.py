@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from edgesam_jax.config import DataConfig, UsageError
+from edgesam_jax.data.pixels import AUTO
 from edgesam_jax.data.readers.coco import CocoSource
 from edgesam_jax.data.readers.id_list import SelectedSource
 from edgesam_jax.data.readers.images import ImagesSource
-from edgesam_jax.data.pixels import AUTO
 from edgesam_jax.data.readers.prepared import PreparedSource, read_manifest
 from edgesam_jax.data.readers.ranged import with_pixel_range
 from edgesam_jax.data.readers.tars import TarsSource

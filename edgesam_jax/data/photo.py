@@ -10,6 +10,7 @@ import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError, features
@@ -90,6 +91,7 @@ def load_photo(
         colour16 = pixels.sixteen_bit_colour(image)
         if notes is not None:
             notes += _left_out(image, source, name)
+        _check_complete(image, source, name)
         image.load()
         if colour16 and wanted is not None:
             with _opened(source, name, limited) as lower:
@@ -117,6 +119,10 @@ def _name(source: str | Path | bytes) -> str:
     return "image" if isinstance(source, bytes) else str(source)
 
 
+def _stream(source: str | Path | bytes) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
+
+
 @contextlib.contextmanager
 def _opened(source: str | Path | bytes, name: str, limited: bool) -> Iterator[Image.Image]:
     """Open an image and read its header; any failure, including later in decoding, becomes a ``BadExample``."""
@@ -126,12 +132,10 @@ def _opened(source: str | Path | bytes, name: str, limited: bool) -> Iterator[Im
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns from 90 megapixels on; those photos are fine
-            file = io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
-            with file, Image.open(file, formats=_formats(file.read(64), name)) as image:
+            with _stream(source) as file, Image.open(file, formats=_formats(file.read(64), name)) as image:
                 if limited and (max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS):
                     size = f"{image.width}x{image.height}"
                     raise BadExample("photo too large", f"{name}: {size} pixels is too large; shrink it first")
-                _check_layout(image, name)
                 yield image
     except BadExample:
         raise
@@ -207,15 +211,23 @@ def _has_plugin(kind: str, module: str) -> bool:
     return kind in Image.OPEN
 
 
-def _check_layout(image: Image.Image, name: str) -> None:
-    """Refuse 16-bit colours in separate planes, which Pillow reads as if they had 8 bits.
+def _check_complete(image: Image.Image, source: str | Path | bytes, name: str) -> None:
+    """Refuse files that Pillow reads, but not as what they are.
 
     Raises:
-      BadExample: the file has them.
+      BadExample: 16-bit colours in separate planes, which Pillow takes for 8-bit ones, or a JPEG 2000 file without the
+        marker that ends its pixels: cut in some places, it is read as black.
     """
+    if image.format == "JPEG2000":
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        if b"\xff\xd9" not in content:
+            raise BadExample("photo damaged", f"{name}: damaged image (truncated); restore it or remove it")
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tags = image.tag_v2
-        if tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2 and max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (8,))) > 8:
+        if (
+            tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2
+            and max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (8,))) > 8
+        ):
             message = f"{name}: Pillow can't read 16-bit channels in separate planes; save it with interleaved channels"
             raise BadExample("photo unsupported", message)
 
@@ -238,7 +250,7 @@ def _left_out(image: Image.Image, source: str | Path | bytes, name: str) -> list
 def _tiff_pixels(source: str | Path | bytes) -> str:
     """Describe the pixels of a TIFF file that Pillow doesn't know; empty for any other file."""
     try:
-        with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
+        with warnings.catch_warnings(action="ignore"), _stream(source) as file:
             header = file.read(8)
             if header[:4] not in (b"II*\0", b"MM\0*"):
                 return ""
@@ -246,7 +258,13 @@ def _tiff_pixels(source: str | Path | bytes) -> str:
             file.seek(tags.next)
             tags.load(file)
         count, bits = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1), tags[TiffImagePlugin.BITSPERSAMPLE][0]
-        kinds = {1: "integers", 2: "signed integers", 3: "floating-point numbers", 5: "complex numbers", 6: "complex numbers"}
+        kinds = {
+            1: "integers",
+            2: "signed integers",
+            3: "floating-point numbers",
+            5: "complex numbers",
+            6: "complex numbers",
+        }
         kind = kinds.get(tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0], "values")
     except Exception:  # a damaged directory
         return ""

@@ -87,8 +87,7 @@ def rgb(image: Image.Image, name: str, wanted: Range | None, notes: list[str] | 
       notes: remarks on pixels that use little of the range are added here.
 
     Raises:
-      BadExample: pixels without a known range under ``auto``, pixels that are not finite, or colours that Pillow can't
-        convert.
+      BadExample: pixels without a known range under ``auto``, or pixels that are not finite.
     """
     if image.mode == "F" or image.mode.startswith("I"):
         grey = _scaled_grey(np.asarray(image), image.mode == "F", name, wanted, notes)
@@ -96,12 +95,7 @@ def rgb(image: Image.Image, name: str, wanted: Range | None, notes: list[str] | 
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     if image.mode != "RGB":  # ``convert`` would copy it
-        try:
-            image = image.convert("RGB")
-        except ValueError:
-            raise BadExample(
-                "photo unsupported", f"{name}: its colours ({image.mode}) can't be converted; save it as 8-bit RGB"
-            ) from None
+        image = image.convert("RGB")
     if wanted is not None:
         return Image.fromarray(_mapped(np.asarray(image), name, wanted, notes))
     return image
@@ -130,15 +124,14 @@ def _scaled_grey(
     low, high = values.min(), values.max()
     if floating or low < 0 or high > FULL:
         kind = "floating-point" if floating else "signed" if low < 0 else "32-bit"
-        if floating and 0 <= low and high <= 255:
+        if floating and low >= 0 and high <= 255:
             span = "0,1" if high <= 1 else "0,255"
         else:
             span = f"{_text(low)},{_text(high if low < high else low + 1)}"
         raise BadExample(
             "photo unsupported",
             f"{name}: {kind} pixels from {_text(low)} to {_text(high)} have no agreed range; pass the range to map to"
-            f" black and white, such as --pixel-range {span} (train: --set data.pixel_range={span}), or save the photo"
-            " with 8 bits",
+            f" black and white, such as {_flag(span)}, or save the photo with 8 bits",
         )
     if notes is not None:
         _note_on_range(int(low), int(high), "16-bit pixels", name, notes)
@@ -154,8 +147,13 @@ def _note_on_range(low: int, high: int, what: str, name: str, notes: list[str]) 
         return
     notes.append(
         f"{name}: {what} from {low} to {high}, scaled as if from 0 to {FULL}; if they fill a smaller range, pass it:"
-        f" --pixel-range {span} (train: --set data.pixel_range={span})"
+        f" {_flag(span)}"
     )
+
+
+def _flag(span: str) -> str:
+    """How to pass a range; argparse takes a value that begins with a minus sign only after an equals sign."""
+    return f"--pixel-range{'=' if span.startswith('-') else ' '}{span} (train: --set data.pixel_range={span})"
 
 
 def _mapped(values: np.ndarray, name: str, wanted: Range, notes: list[str] | None) -> np.ndarray:
@@ -164,10 +162,9 @@ def _mapped(values: np.ndarray, name: str, wanted: Range, notes: list[str] | Non
     scaled = (values.astype(np.float64) - low) * (255 / (high - low))
     levels = np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
     if notes is not None and (levels.max() < DARK or levels.min() > BRIGHT):
-        notes.append(
-            f"{name}: pixels from {_text(values.min())} to {_text(values.max())} are"
-            f" {'nearly black' if levels.max() < DARK else 'nearly white'} with --pixel-range {_text(low)},{_text(high)}"
-        )
+        result = "nearly black" if levels.max() < DARK else "nearly white"
+        span = f"{_text(values.min())} to {_text(values.max())}"
+        notes.append(f"{name}: pixels from {span} are {result} with --pixel-range {_text(low)},{_text(high)}")
     return levels
 
 

@@ -36,7 +36,7 @@ def from_points(coords: Array, labels: Array, slots: int | None = None) -> Promp
 
 
 def from_boxes_and_points(boxes: Array, coords: Array, labels: Array, slots: int | None = None) -> Prompts:
-    """Make a buffer from boxes (b p 4) and points (b p n 2) with labels (b p n) as in ``from_points``, of the same prompts."""
+    """Make a buffer from the boxes (b p 4), points (b p n 2) and labels (b p n), as in ``from_points``, of prompts."""
     return _join_points(from_boxes(boxes), coords, labels, coords.shape[2] if slots is None else slots)
 
 

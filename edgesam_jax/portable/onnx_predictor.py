@@ -17,8 +17,8 @@ from edgesam_jax.portable.prompts import UNUSED
 class OnnxPredictor(BasePredictor):
     """Call ``set_image`` once, then ``predict`` for any number of prompts. Embeddings are (1 c g g).
 
-    Scores are the decoder's. Points are padded as in SAM, here if the decoder doesn't pad them itself. Threads may share
-    a predictor; see ``BasePredictor``.
+    Scores are the decoder's. Points are padded as in SAM, here if the decoder doesn't pad them itself. Threads may
+    share a predictor; see ``BasePredictor``.
 
     Args:
       encoder, decoder: paths of the ONNX files.

@@ -63,7 +63,9 @@ def read_prompts(
     """
     if (coords is None) != (labels is None):
         raise UsageError("points: point_coords and point_labels go together; pass both")
-    read_boxes = None if boxes is None else [_box(box, name, size) for box, name in _entries(boxes, "box", "boxes", BOX)]
+    read_boxes = None
+    if boxes is not None:
+        read_boxes = [_box(box, name, size) for box, name in _entries(boxes, "box", "boxes", BOX)]
     points = None if coords is None else _points(coords, labels, size)
     if points is not None and not any(len(some) for some, _ in points):
         points = None
@@ -145,7 +147,7 @@ def number_text(value: float) -> str:
     return repr(float(value)).removesuffix(".0")
 
 
-# ------------------------------------------------------------------------------------------------------- prompt by prompt
+# ----------------------------------------------------------------------------------------------------- prompt by prompt
 
 
 def _entries(value: Any, one: str, several: str, expected: str) -> list[tuple[Any, str]]:
@@ -153,9 +155,10 @@ def _entries(value: Any, one: str, several: str, expected: str) -> list[tuple[An
     if isinstance(value, list | tuple):
         parts = list(value)
     else:
-        array = _as_array(value, several, f"a list with {expected} for each prompt")
+        each = f"a list with {expected} for each prompt"
+        array = _as_array(value, several, each)
         if not array.ndim:
-            raise UsageError(f"{several}: expected a list with {expected} for each prompt, got {_described(value, array)}")
+            raise UsageError(f"{several}: expected {each}, got {_described(value, array)}")
         parts = list(array)
     return [(part, one if len(parts) == 1 else f"{several}[{i}]") for i, part in enumerate(parts)]
 

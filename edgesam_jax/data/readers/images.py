@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from edgesam_jax.config import UsageError
+from edgesam_jax.data.photo import PHOTO_SUFFIXES
 from edgesam_jax.data.readers.label_files import labelme_record, png_record
 from edgesam_jax.data.readers.records import Record, annotation_fault, decode_record, has_extent, is_integer, read_file
 from edgesam_jax.data.schema import BadExample, Example
 from edgesam_jax.data.source import Keep, SkippedEntries
-from edgesam_jax.data.photo import PHOTO_SUFFIXES
 
 MASKS = "masks"  # folder of instance masks
 

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from edgesam_jax.data.photo import stored_size
 from edgesam_jax.data.readers.records import Record, check_annotated, encode_polygons, is_number_list, read_file
 from edgesam_jax.data.schema import BadExample, boxes_of
-from edgesam_jax.data.photo import stored_size
 
 CORNERS = 64  # of the polygon that approximates a circle
 AREAS = ("polygon", "rectangle", "oriented_rectangle", "circle", "mask")

@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from edgesam_jax.data.readers.records import Record, check_annotated
 from edgesam_jax.data.photo import stored_size
+from edgesam_jax.data.readers.records import Record, check_annotated
 
 THINGS = 80  # number of thing classes, the first of the panoptic labels; the others are stuff
 Annotation = dict[str, Any]

@@ -14,9 +14,9 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from edgesam_jax.config import UsageError
+from edgesam_jax.data.photo import MAX_PIXELS, MAX_SIDE
 from edgesam_jax.data.readers.records import REACH, annotation_fault, has_extent, is_integer
 from edgesam_jax.data.schema import BadExample
-from edgesam_jax.data.photo import MAX_PIXELS, MAX_SIDE
 from edgesam_jax.eval.scoring.results import compressed
 
 
