@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgesam_jax.portable.errors import UsageError
+from edgesam_jax.portable.errors import UsageError, type_text
 from edgesam_jax.portable.frame import Frame, into_frame, scale_coords
 from edgesam_jax.portable.postprocess import upscale_masks
 from edgesam_jax.portable.priors import RULES, Rule, merge
@@ -105,7 +105,7 @@ class BasePredictor(ABC):
 
     def _check_embedding(self, embedding: Any, name: str) -> None:
         if not isinstance(embedding, ImageEmbedding):
-            raise UsageError(f"{name}: expected what set_image returns, got a {type(embedding).__name__}")
+            raise UsageError(f"{name}: expected what set_image returns, got {type_text(embedding)}")
         if embedding.model is not self.model:
             raise UsageError(f"{name}: computed by another model; call set_image with the photo alone")
         if self.priors != "off" and embedding.proposals is None:
@@ -256,9 +256,9 @@ def _photo(image: Any) -> np.ndarray:
     try:
         masked, array = np.ma.is_masked(image), np.asarray(image)
     except Exception:  # array-likes raise anything
-        raise UsageError(f"{expected}, got a {type(image).__name__}") from None
+        raise UsageError(f"{expected}, got {type_text(image)}") from None
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
-        what = f"{array.shape} {array.dtype}" if array.ndim else f"a {type(image).__name__}"
+        what = f"{array.shape} {array.dtype}" if array.ndim else type_text(image)
         raise UsageError(f"{expected}, got {what}")
     if masked:
         raise UsageError(f"{expected}, got one with masked pixels; fill them")
@@ -269,6 +269,6 @@ def _chosen_masks(num_masks: Any) -> slice:
     """Return the mask tokens that ``num_masks`` selects."""
     whole = isinstance(num_masks, int | np.integer)
     if not whole or num_masks not in MASK_CHOICES:
-        text = number_text(num_masks) if whole and abs(num_masks) < 1 << 31 else f"a {type(num_masks).__name__}"
+        text = number_text(num_masks) if whole and abs(num_masks) < 1 << 31 else type_text(num_masks)
         raise UsageError(f"num_masks: must be 1, 3 or 4, got {text}")
     return MASK_CHOICES[int(num_masks)]

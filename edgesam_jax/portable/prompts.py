@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgesam_jax.portable.errors import UsageError
+from edgesam_jax.portable.errors import UsageError, type_text
 from edgesam_jax.portable.frame import scale_coords
 
 Size = tuple[int, int]
@@ -263,10 +263,10 @@ def _described(value: Any, array: np.ndarray | None) -> str:
         return "None"
     if isinstance(value, str | bytes):
         return f"the text {value[:40]!r}"
-    kind = type(value).__name__
     if array is None:
-        return f"a {kind} whose parts differ in length or kind" if isinstance(value, list | tuple) else f"a {kind}"
+        parts = " whose parts differ in length or kind" if isinstance(value, list | tuple) else ""
+        return type_text(value) + parts
     if not array.ndim:
-        return f"a {kind}"
+        return type_text(value)
     content = {"U": " of texts", "S": " of texts", "O": " of objects", "c": " of complex numbers", "b": " of bools"}
     return f"an array of shape {array.shape}{content.get(array.dtype.kind, '')}"

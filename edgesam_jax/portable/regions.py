@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgesam_jax.portable.errors import UsageError
+from edgesam_jax.portable.errors import UsageError, type_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,5 +119,5 @@ def check_areas(holes: Any, islands: Any) -> None:
     for name, area in (("fill_holes", holes), ("drop_islands", islands)):
         whole = isinstance(area, int | np.integer) and not isinstance(area, bool)
         if not whole or area < 0:
-            kind = "a negative one" if whole else f"a {type(area).__name__}"
+            kind = "a negative one" if whole else type_text(area)
             raise UsageError(f"{name}: expected a whole number of pixels, at least 0, got {kind}")
