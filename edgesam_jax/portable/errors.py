@@ -27,6 +27,5 @@ def one_line(text: str) -> str:
 
 
 def type_text(value: object) -> str:
-    """Return the name of a value's type with its article: "a dict", "an int"."""
-    name = type(value).__name__
-    return f"{'an' if name[:1].lower() in tuple('aeiou') else 'a'} {name}"
+    """Describe a value by its type."""
+    return f"a value of type {type(value).__name__}"

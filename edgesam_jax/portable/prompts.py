@@ -263,10 +263,9 @@ def _described(value: Any, array: np.ndarray | None) -> str:
         return "None"
     if isinstance(value, str | bytes):
         return f"the text {value[:40]!r}"
-    if array is None:
-        parts = " whose parts differ in length or kind" if isinstance(value, list | tuple) else ""
-        return type_text(value) + parts
-    if not array.ndim:
+    if array is None and isinstance(value, list | tuple):
+        return f"a {type(value).__name__} whose parts differ in length or kind"
+    if array is None or not array.ndim:
         return type_text(value)
     content = {"U": " of texts", "S": " of texts", "O": " of objects", "c": " of complex numbers", "b": " of bools"}
     return f"an array of shape {array.shape}{content.get(array.dtype.kind, '')}"

@@ -68,7 +68,10 @@ def test_with_boxes_some_prompts_may_have_no_points(ready: Predictor) -> None:
         (([[1, 2, 3, 4], [1, 2, 3]],), r"boxes\[1\]: expected four numbers x0, y0, x1, y1, got an array of shape .3,."),
         (([1, 2, 30, 40],), r"boxes\[0\]: expected four numbers"),
         (([],), "boxes: empty"),
-        (({1: 2},), "boxes: expected a list with four numbers x0, y0, x1, y1 for each prompt, got a dict"),
+        (
+            ({1: 2},),
+            "boxes: expected a list with four numbers x0, y0, x1, y1 for each prompt, got a value of type dict",
+        ),
         (([[1, 2, 30, 40]], POINTS, LABELS), "1 boxes but 3 sets of points"),
         (([[1, 2, 30, 40]], None, None, np.zeros((2, 16, 16))), "2 masks for 1 prompts"),
     ],
@@ -115,10 +118,10 @@ def test_array_likes_work_and_their_errors_are_one_line(ready: Predictor, model:
     np.testing.assert_array_equal(again[2][0], expected[2])
     assert Predictor(model).set_image(ArrayLike(photo)).photo == ready.embedding.photo
     for argument in ("box", "mask_input"):
-        with pytest.raises(UsageError, match=rf"{argument}: expected .*, got an ArrayLike") as caught:
+        with pytest.raises(UsageError, match=rf"{argument}: expected .*, got a value of type ArrayLike") as caught:
             ready.predict(**{"box": [10, 5, 60, 40], argument: ArrayLike(None)})
         assert "\n" not in str(caught.value)
-    with pytest.raises(UsageError, match=r"image: expected RGB .*, got an ArrayLike"):
+    with pytest.raises(UsageError, match=r"image: expected RGB .*, got a value of type ArrayLike"):
         ready.set_image(ArrayLike(None))
 
 
