@@ -176,12 +176,12 @@ def prepare(
     source = _source(data)
     if not len(source) or not hasattr(source, "record"):
         raise UsageError(f"--source {data.source}: no photo files to prepare; train on it directly")
+    fields = ["source", "root", "annotations", "subset", "limit"]
+    fields += [] if data.pixel_range == AUTO else ["pixel_range"]  # absent from data sets of earlier versions
     settings = {
-        "data": {k: getattr(data, k) for k in ("source", "root", "annotations", "subset", "limit")},
+        "data": {k: getattr(data, k) for k in fields},
         "name": name, "split": split, "photos_per_shard": per_shard, "photos": len(source),
     }  # fmt: skip
-    if data.pixel_range != AUTO:
-        settings["data"]["pixel_range"] = data.pixel_range
     if data.ids:
         settings["ids"] = digest(read_ids(Path(data.ids)))
     ids = draw(photo_ids(source, f"{data.source} {data.root}"), sample, seed) if sample else []

@@ -159,10 +159,13 @@ class BasePredictor(ABC):
           UsageError: no photo set, no prompt, an argument that is not as described, or a prompt that is not on the
             photo.
         """
-        one = ([value] if value is not None else None for value in (box, point_coords, point_labels, mask_input))
-        masks, scores, logits = self.predict_prompts(
-            *one, num_masks, image=image, fill_holes=fill_holes, drop_islands=drop_islands
+        boxes, coords, labels, mask_inputs = (
+            None if value is None else [value] for value in (box, point_coords, point_labels, mask_input)
         )
+        masks, scores, logits = self.predict_prompts(
+            boxes, coords, labels, mask_inputs, num_masks,
+            image=image, fill_holes=fill_holes, drop_islands=drop_islands,
+        )  # fmt: skip
         return masks[0], scores[0], logits[0]
 
     def predict_prompts(

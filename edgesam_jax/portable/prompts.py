@@ -82,9 +82,11 @@ def read_prompts(
         if read_boxes is None and bare is not None:
             raise UsageError(f"point_coords[{bare}]: a prompt without a point; leave it out, or pass boxes too")
     count = len(read_boxes if read_boxes is not None else points or ())
+    scaled_coords, kinds = (None, None) if points is None else _padded(points, size, frame)
     return PromptArrays(
         None if read_boxes is None else scale_coords(np.stack(read_boxes), size, frame),
-        *((None, None) if points is None else _padded(points, size, frame)),
+        scaled_coords,
+        kinds,
         None if masks is None else _masks(masks, count, side, size),
     )
 
