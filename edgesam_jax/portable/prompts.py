@@ -215,14 +215,17 @@ def _masks(masks: Any, count: int, side: int, size: Size) -> np.ndarray:
         raise UsageError(f"mask_inputs: {len(named)} masks for {count} prompts; pass one for each")
     out = np.empty((count, side, side), np.float32)
     for target, (value, name) in zip(out, named, strict=True):
-        logits = read_numbers(value, name, expected)
+        logits = read_numbers(value, name, expected, truth=True)
         if logits.shape[-2:] == (side, side) and logits.ndim == 3 and len(logits) > 1:
             hint = "pass one of them, such as logits[scores.argmax()]"
             raise UsageError(f"{name}: expected one mask ({side} {side}), got {len(logits)}; {hint}")
+        got = ""
         if logits.shape not in ((side, side), (1, side, side)):
-            large = logits.shape[-2:] == size
-            hint = "a mask of the photo's size" if large else _described(value, logits)
-            raise UsageError(f"{name}: expected {expected} (the third value that predict returns), got {hint}")
+            got = "a mask of the photo's size" if logits.shape[-2:] == size else _described(value, logits)
+        elif _as_array(value, name, expected).dtype.kind == "b":
+            got = "a mask of True and False"
+        if got:
+            raise UsageError(f"{name}: expected {expected} (the third value that predict returns), got {got}")
         if not (np.abs(logits) <= np.finfo(np.float32).max).all():  # also refuses NaN
             raise UsageError(f"{name}: expected {expected}, got values that are not finite")
         target[:] = logits.reshape(side, side)
@@ -238,8 +241,9 @@ def _as_array(value: Any, name: str, expected: str) -> np.ndarray:
         parts = value if isinstance(value, list | tuple) else (value,)
         masked = any(np.ma.is_masked(part) for part in parts)
         array = np.asarray(value)
-    except Exception:  # array-likes raise anything; NumPy raises ValueError for parts of different lengths
-        raise UsageError(f"{name}: expected {expected}, got {_described(value, None)}") from None
+    except Exception as error:  # array-likes raise anything; NumPy raises ValueError for parts of different lengths
+        reason = "" if isinstance(value, list | tuple) else f" ({_first_line(error)})"
+        raise UsageError(f"{name}: expected {expected}, got {_described(value, None)}{reason}") from None
     if masked:
         raise UsageError(f"{name}: has masked entries; fill them or leave them out")
     return array
@@ -257,6 +261,10 @@ def _from_objects(array: np.ndarray) -> np.ndarray:
         except OverflowError:
             numbers[i] = np.inf if value > 0 else -np.inf
     return numbers.reshape(array.shape)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:160]
 
 
 def _described(value: Any, array: np.ndarray | None) -> str:

@@ -142,8 +142,12 @@ def test_an_embedding_belongs_to_its_photo_and_its_model(model: Model, photo: np
             {"box": [5, 5, 9, 9], "mask_input": np.zeros((4, 16, 16))},
             r"expected one mask .16 16., got 4; pass one of them",
         ),
+        ({"box": [5, 5, 9, 9], "mask_input": np.zeros((1, 48, 80), bool)}, "returns.*, got a mask of the photo's size"),
         ({"box": [5, 5, 9, 9], "mask_input": np.zeros((48, 80))}, "third value that predict returns.*photo's size"),
-        ({"box": [5, 5, 9, 9], "mask_input": np.zeros((16, 16), bool)}, "mask_input: .* of bools"),
+        (
+            {"box": [5, 5, 9, 9], "mask_input": np.zeros((16, 16), bool)},
+            "third value that predict returns.*, got a mask of True and False",
+        ),
         ({"box": [5, 5, 9, 9], "mask_input": "m.png"}, "mask_input: .* the text 'm.png'"),
         ({"box": [5, 5, 9, 9], "mask_input": np.full((16, 16), 1e300)}, "not finite"),
         ({"box": [5, 5, 9, 9], "num_masks": "3"}, "num_masks: must be 1, 3 or 4, got a value of type str"),

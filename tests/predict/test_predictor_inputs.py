@@ -118,7 +118,8 @@ def test_array_likes_work_and_their_errors_are_one_line(ready: Predictor, model:
     np.testing.assert_array_equal(again[2][0], expected[2])
     assert Predictor(model).set_image(ArrayLike(photo)).photo == ready.embedding.photo
     for argument in ("box", "mask_input"):
-        with pytest.raises(UsageError, match=rf"{argument}: expected .*, got a value of type ArrayLike") as caught:
+        message = rf"{argument}: expected .*, got a value of type ArrayLike \(this tensor is on another device\)"
+        with pytest.raises(UsageError, match=message) as caught:
             ready.predict(**{"box": [10, 5, 60, 40], argument: ArrayLike(None)})
         assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match=r"image: expected RGB .*, got a value of type ArrayLike"):
