@@ -124,13 +124,17 @@ def test_missing_files_and_folders_are_named(tmp_path):
         load_image(tmp_path)
 
 
-@settings(max_examples=60, deadline=None)
-@given(data=st.binary(max_size=300), cut=st.integers(0, 400))
-def test_no_bytes_escape_as_another_error(data, cut):
-    intact = encode(Image.fromarray(ramp()), "JPEG")
+FORMS = ("JPEG", "PNG", "TIFF", "GIF", "JPEG2000", "WEBP", "BMP", "PPM")
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.binary(max_size=300), cut=st.integers(0, 400), form=st.sampled_from(FORMS), ranged=st.booleans())
+def test_no_bytes_escape_as_another_error(data, cut, form, ranged):
+    intact = encode(Image.fromarray(ramp()), form)
+    pixel_range, notes = "0,4095" if ranged else "auto", []
     for candidate in (data, intact[:cut] + data, intact[: cut + 100] + data[:8] + intact[cut + 108 :]):
-        with contextlib.suppress(UsageError):
-            assert load_image(candidate).dtype == np.uint8
+        with contextlib.suppress(BadExample):
+            assert load_image(candidate, pixel_range=pixel_range, notes=notes).dtype == np.uint8
 
 
 # ----------------------------------------------------------------------------------------------------- ranges of pixels
