@@ -39,7 +39,7 @@ def parse_range(text: str, where: str = "--pixel-range") -> Range | None:
         low, high = map(float, text.split(","))
     except ValueError:
         low = high = math.nan
-    if not (math.isfinite(low) and math.isfinite(high - low) and low < high):
+    if not (math.isfinite(low) and math.isfinite(high - low) and low < high and math.isfinite(255 / (high - low))):
         raise UsageError(f"{where} {text}: expected auto or LO,HI, two numbers of which the first is less: 0,4095")
     return low, high
 
@@ -159,8 +159,15 @@ def _flag(span: str) -> str:
 def _mapped(values: np.ndarray, name: str, wanted: Range, notes: list[str] | None) -> np.ndarray:
     """Map values of any type linearly to uint8, with ``wanted`` to 0 and 255; add a note if that leaves little."""
     low, high = wanted
-    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
-    levels = np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+
+    def to_levels(some: np.ndarray) -> np.ndarray:
+        scaled = (some.astype(np.float64) - low) * (255 / (high - low))
+        return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
+
+    if values.dtype.kind == "u" and values.dtype.itemsize <= 2:  # a table takes less memory than float64 pixels
+        levels = to_levels(np.arange(np.iinfo(values.dtype).max + 1))[values]
+    else:
+        levels = to_levels(values)
     if notes is not None and (levels.max() < DARK or levels.min() > BRIGHT):
         result = "nearly black" if levels.max() < DARK else "nearly white"
         span = f"{_text(values.min())} to {_text(values.max())}"

@@ -253,7 +253,9 @@ def test_pixels_that_are_not_finite_are_refused():
             load_image(tiff(pixels), pixel_range=pixel_range)
 
 
-@pytest.mark.parametrize("text", ["", "0", "1,0", "5,5", "a,b", "0,1,2", "nan,1", "0,inf", "-1e308,1e308", "Auto"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "1,0", "5,5", "a,b", "0,1,2", "nan,1", "0,inf", "-1e308,1e308", "0,1e-310", "Auto"]
+)
 def test_other_texts_are_no_range(text):
     with pytest.raises(UsageError, match=r"--pixel-range .*: expected auto or LO,HI"):
         parse_range(text)
