@@ -24,12 +24,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 import numpy as np
 from tqdm import tqdm
 
-from edgesam_jax.cli.command import run_command
+from edgesam_jax.cli.command import print_note, run_command
 from edgesam_jax.cli.flags import Parser, count, part, share
 from edgesam_jax.config import DataConfig, SourceName, UsageError
 from edgesam_jax.data.embeddings import STORE, StoredType, StoreHeader, photo_key, read_header, shard_name, write_shard
 from edgesam_jax.data.opening import open_source
+from edgesam_jax.data.pixels import parse_range
 from edgesam_jax.data.readers.id_list import digest, read_ids
+from edgesam_jax.data.readers.ranged import pixel_note
 from edgesam_jax.data.readers.records import decode_record
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.source import check_bad_share, reasons, skipped_entries
@@ -66,7 +68,7 @@ def read_framed(source: Any, index: int, size: int) -> FramedPhoto:
     record = source.record(index)
     example = decode_record(replace(record, annotations=(), skipped=()))
     resized, filled = resize_longest_side(example.image, size)
-    return FramedPhoto(photo_key(record.photo), pad_to_square(resized, size), filled)
+    return FramedPhoto(photo_key(record.photo, record.pixel_range), pad_to_square(resized, size), filled)
 
 
 def header_of(teacher: Model, data: DataConfig, photos: int, dtype: StoredType, per_shard: int) -> StoreHeader:
@@ -80,7 +82,7 @@ def header_of(teacher: Model, data: DataConfig, photos: int, dtype: StoredType, 
     return StoreHeader(
         teacher=encoder_digest(teacher), source=str(teacher.metadata.get("source", "")), image_size=config.image_size,
         shape=(config.grid, config.grid, config.embed_dim), dtype=dtype, photos=photos, shards=-(-photos // per_shard),
-        data=hashlib.sha256(json.dumps([fields, photos]).encode()).hexdigest(),
+        data=hashlib.sha256(json.dumps([fields, photos]).encode()).hexdigest(), pixel_range=data.pixel_range,
     )  # fmt: skip
 
 
@@ -117,6 +119,8 @@ def embed(
     source = open_source(data, teacher.config.image_size)
     if not len(source) or not hasattr(source, "record"):
         raise UsageError(f"--source {data.source}: no photo files to embed; train with the teacher online")
+    if note := pixel_note(source):
+        print_note(note)
     header = header_of(teacher, data, len(source), dtype, per_shard)
     claim(output, header)
     names = [shard_name(number, header.shards) for number in range(header.shards)]
@@ -258,6 +262,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", default="", help="prepared: name of the split")
     parser.add_argument("--limit", type=count, default=0, metavar="N", help="use only the first N photos; default: all")
     parser.add_argument("--ids", default="", metavar="FILE", help="use the photos of this list of ids, one per line")
+    parser.add_argument(
+        "--pixel-range", default="auto", metavar="LO,HI",
+        help="map these pixel values to 0 and 255, for photos of more than 8 bits; default: auto",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, help="folder of the store")
     parser.add_argument(
         "--dtype", choices=get_args(StoredType), default="float16", help="stored type; default: float16"
@@ -289,9 +297,10 @@ def run(arguments: argparse.Namespace) -> str:
     from edgesam_jax.cli import compile_cache
 
     compile_cache.enable()
+    parse_range(arguments.pixel_range)
     data = DataConfig(
         source=arguments.source, root=arguments.root, annotations=arguments.annotations, subset=tuple(arguments.subset),
-        split=arguments.split, limit=arguments.limit, ids=arguments.ids,
+        split=arguments.split, limit=arguments.limit, ids=arguments.ids, pixel_range=arguments.pixel_range,
     )  # fmt: skip
     report = embed(
         load_model(arguments.teacher),

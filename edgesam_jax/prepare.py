@@ -33,6 +33,7 @@ from edgesam_jax.cli.flags import Parser, count, share
 from edgesam_jax.config import DataConfig, SourceName, UsageError
 from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.pipeline import check_sides
+from edgesam_jax.data.pixels import AUTO, parse_range
 from edgesam_jax.data.readers.annotations import area_of
 from edgesam_jax.data.readers.id_list import digest, draw, ids_text, photo_ids, read_ids
 from edgesam_jax.data.readers.prepared import FORMAT, MANIFEST, encode, features, load_tfds
@@ -191,8 +192,10 @@ def prepare(
     source = _source(data)
     if not len(source) or not hasattr(source, "record"):
         raise UsageError(f"--source {data.source}: no photo files to prepare; train on it directly")
+    fields = ["source", "root", "annotations", "subset", "limit"]
+    fields += [] if data.pixel_range == AUTO else ["pixel_range"]  # absent from data sets of earlier versions
     settings = {
-        "data": {k: getattr(data, k) for k in ("source", "root", "annotations", "subset", "limit")},
+        "data": {k: getattr(data, k) for k in fields},
         "name": name, "split": split, "photos_per_shard": per_shard, "photos": len(source),
     }  # fmt: skip
     if data.ids:
@@ -354,6 +357,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=count, default=0, metavar="N", help="use only the first N photos; default: all")
     parser.add_argument("--ids", default="", metavar="FILE", help="use the photos of this list of ids, one per line")
     parser.add_argument(
+        "--pixel-range", default="auto", metavar="LO,HI",
+        help="map these pixel values to 0 and 255, for photos of more than 8 bits; default: auto",
+    )  # fmt: skip
+    parser.add_argument(
         "--sample", type=count, default=0, metavar="N", help="use N photos drawn at random; OUTPUT/ids.txt lists them"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of --sample")
@@ -389,9 +396,10 @@ def run(arguments: argparse.Namespace) -> str:
         raise UsageError(
             f"--name {arguments.name} --split {arguments.split}: use only letters, digits and _, and no digit first"
         )
+    parse_range(arguments.pixel_range)
     data = DataConfig(
         source=arguments.source, root=arguments.root, annotations=arguments.annotations, subset=tuple(arguments.subset),
-        limit=arguments.limit, ids=arguments.ids,
+        limit=arguments.limit, ids=arguments.ids, pixel_range=arguments.pixel_range,
     )  # fmt: skip
     manifest = prepare(
         data,

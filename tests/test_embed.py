@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from small_data import coco_folder
 from tiny import CONV, FAST_FLAGS, REPVIT
 
@@ -29,6 +30,7 @@ from edgesam_jax.config import AugmentConfig, Config, DataConfig, DistillConfig,
 from edgesam_jax.data import source as data_source
 from edgesam_jax.data.embeddings import EmbeddingStore, dequantise, photo_key, quantise, read_header, shard_name
 from edgesam_jax.data.opening import open_source
+from edgesam_jax.data.photo import load_image
 from edgesam_jax.data.pipeline import batches
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.models.init import init_variables
@@ -297,3 +299,39 @@ def test_wrong_usage_gives_a_one_line_error(tmp_path, capsys, photos):
         assert embed.main([str(a) for a in arguments]) == 2, message
         error = capsys.readouterr().err.splitlines()
         assert error[-1].startswith("error: ") and message in error[-1], (message, error)
+
+
+def test_a_store_belongs_to_its_range_of_pixels(tmp_path, teacher, capsys):
+    root, store = tmp_path / "photos", tmp_path / "store"
+    root.mkdir()
+    for number in range(2):
+        values = np.random.default_rng(number).integers(0, 4096, (30, 40)).astype(np.uint16)
+        Image.fromarray(values).save(root / f"{number}.png")
+    data = DataConfig(source="images", root=str(root), batch_size=2, shuffle=False, pixel_range="0,4095")
+    assert embed.embed(teacher, data, store).embedded == 2
+    assert not capsys.readouterr().err.count("note:")
+    stored = EmbeddingStore(store)
+    assert stored.header.pixel_range == "0,4095"
+    for index in range(2):
+        record = open_source(data, 64).record(index)
+        image = load_image(record.photo, pixel_range="0,4095")
+        np.testing.assert_allclose(
+            stored.read(photo_key(record.photo, "0,4095")).astype(np.float32), embedding_of(teacher, image), atol=0.02
+        )
+        assert photo_key(record.photo) not in stored  # never found for pixels that are read otherwise
+    model = dataclasses.replace(REPVIT, image_size=CONV.image_size)
+    batch = next(batches(dataclasses.replace(data, embeddings=(str(store),)), model))
+    assert batch.teacher_embedding.shape[0] == 2
+    config = Config(
+        model=CONV, teacher="t", distill=DistillConfig(mode="encoder_only"),
+        data=dataclasses.replace(data, embeddings=(str(store),)),
+    )  # fmt: skip
+    inputs.check_store(config, teacher)
+    plain = dataclasses.replace(config, data=dataclasses.replace(config.data, pixel_range="auto"))
+    with pytest.raises(UsageError, match=r"made with --pixel-range 0,4095, but data\.pixel_range is auto"):
+        inputs.check_store(plain, teacher)
+    notes: list[str] = []
+    inputs.open_data(plain, 0, notes).close()
+    assert len(notes) == 1 and notes[0].startswith("note: ") and "--set data.pixel_range=0,4095" in notes[0]
+    with pytest.raises(UsageError, match="a store with another pixel_range"):
+        embed.embed(teacher, plain.data, store)

@@ -223,3 +223,22 @@ def test_wrong_usage_gives_a_one_line_error(tmp_path, capsys):
             PreparedSource(give)
     with pytest.raises(UsageError, match="no split 'val'; it has train"):
         PreparedSource(output, "val")
+
+
+def test_photos_that_need_a_range_keep_it(tmp_path, capsys):
+    """Photos of floats need a range; it is noted with the prepared data, which can't be read with another one."""
+    root, output = tmp_path / "photos", tmp_path / "out"
+    root.mkdir()
+    values = np.linspace(0, 1, 1200, dtype=np.float32).reshape(30, 40)
+    Image.fromarray(values).save(root / "a.tif")
+    flags = ("--source", "images", "--root", root, "--workers", 1)
+    assert run(*flags, "--output", tmp_path / "no") == 2
+    assert "floating-point pixels from 0 to 1 have no agreed range" in capsys.readouterr().err
+    assert run(*flags, "--output", output, "--pixel-range", "0,1") == 0
+    assert run(*flags, "--output", output, "--pixel-range", "0,2") == 2
+    assert run(*flags, "--output", output, "--pixel-range", "1,0") == 2
+    assert "--pixel-range 1,0: expected auto or LO,HI" in capsys.readouterr().err
+    stored = open_source(DataConfig(source="prepared", root=str(output), pixel_range="0,1"), 64)
+    np.testing.assert_array_equal(stored.load(0).image[..., 0], np.rint(values * np.float64(255)))
+    with pytest.raises(UsageError, match=r"prepared with --pixel-range 0,1, but data\.pixel_range is auto"):
+        open_source(DataConfig(source="prepared", root=str(output)), 64)

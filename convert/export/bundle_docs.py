@@ -110,6 +110,7 @@ predictor = OnnxPredictor("onnx/${name}_encoder.onnx", "onnx/${name}_decoder.onn
 predictor.set_image(rgb)  # (H, W, 3) uint8
 masks, scores, logits = predictor.predict(box=[120, 80, 420, 390])
 masks, scores, logits = predictor.predict(point_coords=[[300, 200]], point_labels=[1], num_masks=3)
+masks, scores, logits = predictor.predict(box=[120, 80, 420, 390], fill_holes=100, drop_islands=100)  # pixels
 ```
 
 ## JavaScript (onnxruntime-web)

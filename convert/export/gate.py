@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import SamConfig, UsageError
+from edgesam_jax.data.photo import PHOTO_SUFFIXES, load_image
 from edgesam_jax.data.scenes.textures import photos as wheel_photos
-from edgesam_jax.data.transforms import PHOTO_SUFFIXES, load_image
 from edgesam_jax.models.anchors import anchors_of
 from edgesam_jax.models.anchors import decode as decode_boxes
 from edgesam_jax.models.fold import folds

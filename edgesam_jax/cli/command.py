@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 
 from edgesam_jax.config import UsageError
+from edgesam_jax.portable.errors import one_line
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # 130 = 128 + SIGINT
 
@@ -43,7 +44,7 @@ def run_command(
         text = f"{error.filename}: {error.strerror}; check the path, its permissions and the free disk space"
         message, code = f"error: {UsageError(text)}", USAGE
     except failures as error:
-        message, code = f"error: {error}", FAILED
+        message, code = f"error: {one_line(str(error))}", FAILED
     except KeyboardInterrupt:
         if interrupted is None:
             raise
@@ -56,6 +57,11 @@ def run_command(
     if multiprocess and _in_a_job():
         os._exit(code)
     return code
+
+
+def print_note(text: str) -> None:
+    """Print a remark for the user on stderr, as one line that begins with ``note:``."""
+    print(f"note: {one_line(text)}", file=sys.stderr, flush=True)
 
 
 def _in_a_job() -> bool:

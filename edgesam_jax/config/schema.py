@@ -224,6 +224,7 @@ class MixtureConfig:
     limit: int = 0
     weight: float = 1.0  # number of photos drawn from this data set, relative to the others'
     ids: str = ""
+    pixel_range: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,8 @@ class DataConfig:
     box_jitter: float = 0.0
     min_area: float = 0.0  # smaller masks are dropped; in pixels of the resized photo
     mask_nms: float = 1.0  # masks of which larger ones cover more than this fraction are dropped; 1: off
-    # if not empty, these data sets replace source, root, annotations, subset, split, unlabelled, limit and ids
+    # if not empty, these data sets replace source, root, annotations, subset, split, unlabelled, limit, ids and
+    # pixel_range
     mixture: tuple[MixtureConfig, ...] = ()
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     embeddings: tuple[str, ...] = ()  # stores of teacher embeddings (edgesam_jax.embed); empty: run the teacher online
@@ -268,6 +270,7 @@ class DataConfig:
     scene_granularity: Literal["all", "objects", "parts"] = "all"  # scenes only: which instances to use
     scene_difficulty: float = 0.5  # scenes only, 0 to 1: more and hollower objects, more texture, less contrast
     ids: str = ""  # file that lists the photos to use, one per line (prepare --sample writes one); empty: all
+    pixel_range: str = "auto"  # LO,HI: these values become 0 and 255; auto: 8-bit as they are, 16-bit divided by 257
 
 
 @dataclass(frozen=True)

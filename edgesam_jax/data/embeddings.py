@@ -22,6 +22,7 @@ from typing import Literal
 import numpy as np
 
 from edgesam_jax.config import UsageError
+from edgesam_jax.data.pixels import AUTO
 from edgesam_jax.data.schema import BadExample
 
 FORMAT = 1
@@ -46,12 +47,17 @@ class StoreHeader:
     shards: int
     data: str  # fingerprint of the data set
     preprocessing: str = PREPROCESSING
+    pixel_range: str = AUTO
     format: int = FORMAT
 
 
-def photo_key(photo: bytes) -> bytes:
-    """Return a photo's key, a hash of its file, so that an embedding is never paired with a different photo."""
-    return hashlib.sha256(photo).digest()[:KEY_BYTES]
+def photo_key(photo: bytes, pixel_range: str = AUTO) -> bytes:
+    """Return a photo's key, so that an embedding is never paired with a different photo.
+
+    The key is a hash of the photo's file and, unless it is ``auto``, of the range that its pixels were read with.
+    """
+    reading = b"" if pixel_range == AUTO else f"pixel_range={pixel_range}".encode()
+    return hashlib.sha256(photo + reading).digest()[:KEY_BYTES]
 
 
 def shard_name(number: int, count: int) -> str:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from edgesam_jax.config import DataConfig, UsageError
+from edgesam_jax.data.pixels import AUTO
 from edgesam_jax.data.readers.coco import CocoSource
 from edgesam_jax.data.readers.id_list import SelectedSource
 from edgesam_jax.data.readers.images import ImagesSource
-from edgesam_jax.data.readers.prepared import PreparedSource
+from edgesam_jax.data.readers.prepared import PreparedSource, read_manifest
+from edgesam_jax.data.readers.ranged import with_pixel_range
 from edgesam_jax.data.readers.tars import TarsSource
 from edgesam_jax.data.readers.unlabelled import GuessedSource
 from edgesam_jax.data.scenes.source import ScenesSource
@@ -40,13 +42,15 @@ def open_source(data: DataConfig, image_size: int, split: Split = "train") -> So
     Scenes are drawn at ``image_size``.  ``split`` applies to scenes only; held-out photographs have their own ``root``.
 
     Raises:
-      UsageError: a folder or annotation file is missing, empty or damaged; or a list of photos doesn't match the data.
+      UsageError: a folder or annotation file is missing, empty or damaged; a list of photos doesn't match the data; or
+        prepared photos were checked with another range of pixels.
     """
     if data.ids:
         every_photo = _open(replace(data, limit=0), image_size, split)
         source: Source = SelectedSource(every_photo, Path(data.ids), f"{data.source} {data.root}", data.limit)
     else:
         source = _open(data, image_size, split)
+    source = with_pixel_range(source, data.pixel_range)
     if data.unlabelled != "none" and not source.annotated:
         return GuessedSource(source, data.unlabelled)
     return source
@@ -67,5 +71,17 @@ def _open(data: DataConfig, image_size: int, split: Split) -> Source:
     if data.source == "tars":
         return TarsSource(data.root, data.subset, limit=data.limit)
     if data.source == "prepared":
-        return PreparedSource(data.root, data.split, data.limit)
+        return _open_prepared(data)
     return ImagesSource(data.root, data.limit)
+
+
+def _open_prepared(data: DataConfig) -> PreparedSource:
+    """Open a prepared data set; its photos must be read with the range of pixels that they were checked with."""
+    source = PreparedSource(data.root, data.split, data.limit)
+    checked = read_manifest(Path(data.root)).get("settings", {}).get("data", {}).get("pixel_range", AUTO)
+    if checked != data.pixel_range:
+        raise UsageError(
+            f"{data.root}: prepared with --pixel-range {checked}, but data.pixel_range is {data.pixel_range}; set it to"
+            f" {checked} (eval, embed: --pixel-range {checked}), or prepare the data set again"
+        )
+    return source

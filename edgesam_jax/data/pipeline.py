@@ -26,10 +26,11 @@ from edgesam_jax.data.embeddings import EmbeddingStore, photo_key
 from edgesam_jax.data.mask_window import Window, crop
 from edgesam_jax.data.opening import open_parts
 from edgesam_jax.data.order import _ENDLESS, order
+from edgesam_jax.data.photo import MAX_SIDE
 from edgesam_jax.data.readers.records import decode, decode_record
 from edgesam_jax.data.schema import BadExample, Example
 from edgesam_jax.data.source import Part, SkippedRow, Source, Split, skipped_entries
-from edgesam_jax.data.transforms import MAX_SIDE, jitter_boxes, low_res_windows, suppress_masks
+from edgesam_jax.data.transforms import jitter_boxes, low_res_windows, suppress_masks
 from edgesam_jax.portable.frame import pad_to_square, resize_longest_side, scale_coords, target_size
 
 if TYPE_CHECKING:  # workers import this module and must not start JAX
@@ -250,7 +251,7 @@ class BatchSource:
 
         if stored is not None and data.mask_nms >= 1 and data.augment == AugmentConfig():
             # Skips the photo as an array and the full-size masks, which would take longer than everything else.
-            key = photo_key(stored.photo) if data.embeddings else b""
+            key = photo_key(stored.photo, stored.pixel_range) if data.embeddings else b""
             for store in self._open_stores():
                 store.expect(key)
             decoded = decode(stored, keep)

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.schema import Example
+from edgesam_jax.portable.errors import one_line
 
 ENOUGH_TO_JUDGE = 1000  # photos seen before the fraction of bad ones is checked
 Split = Literal["train", "heldout"]
@@ -61,7 +62,7 @@ class SkippedEntries:
     def note(self) -> str:
         """The number of entries, the count of each kind, and the first message of the commonest."""
         kinds, first = _reasons(self.rows)
-        return f"{len(self.rows)} entries of the data set are skipped ({kinds}), the first: {first}"
+        return one_line(f"{len(self.rows)} entries of the data set are skipped ({kinds}), the first: {first}")
 
 
 def commonest(rows: Sequence[SkippedRow]) -> str:

@@ -1,126 +1,18 @@
-"""Decoding of photos, and conversion of masks, boxes and points to the model's square frame (``portable/frame.py``)."""
+"""Conversion of masks, boxes and points to the model's square frame (``portable/frame.py``)."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
-import warnings
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.mask_window import Window
-from edgesam_jax.data.schema import BadExample
 
 if TYPE_CHECKING:  # scipy is imported where it is used: predict starts half a second sooner without it
     from scipy import sparse
-
-_ORIENTATION = 0x0112  # EXIF tag
-PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-# Not every format of Pillow: some of them start other programs.  "JPEG" opens phones' two-picture files (MPO) too.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "PPM")
-MAX_SIDE, MAX_PIXELS = 16384, 1 << 27  # of a photo in a data set; decoding peaks at six to nine bytes per pixel
-
-
-def load_image(source: str | Path | bytes, name: str = "") -> np.ndarray:
-    """Read a photo as an array (h w 3) uint8 RGB; see ``load_photo``.
-
-    Raises:
-      BadExample: see ``load_photo``.
-    """
-    return np.array(load_photo(source, name))
-
-
-def load_photo(source: str | Path | bytes, name: str = "", orient: bool = True, limited: bool = False) -> Image.Image:
-    """Read a photo as upright 8-bit RGB.
-
-    Grey, palette, CMYK and 16-bit pictures are converted; alpha is dropped, not composited; 16-bit values are divided
-    by 257.  An animation gives its first picture.
-
-    Args:
-      source: a path, or the bytes of a file.
-      name: name of the photo in error messages; the path by default.
-      orient: apply the EXIF orientation.
-      limited: reject photos beyond ``MAX_SIDE`` or ``MAX_PIXELS`` by their header, before decoding.
-
-    Raises:
-      BadExample: the file is missing, not an image, damaged, truncated, or too large to be decoded safely.
-    """
-    with _opened(source, name, limited) as image:
-        image.load()
-        return _rgb(_oriented(image) if orient else image)
-
-
-def stored_size(photo: bytes, name: str) -> tuple[int, int]:
-    """Return the (rows, columns) of a data set's photo before EXIF orientation, from its header alone.
-
-    Raises:
-      BadExample: as ``load_photo`` with ``limited``, for faults that the header shows.
-    """
-    with _opened(photo, name, limited=True) as image:
-        return image.height, image.width
-
-
-@contextlib.contextmanager
-def _opened(source: str | Path | bytes, name: str, limited: bool) -> Iterator[Image.Image]:
-    """Open an image and read its header; any failure, including later in decoding, becomes a ``BadExample``."""
-    name = name or ("image" if isinstance(source, bytes) else str(source))
-    if not isinstance(source, bytes):
-        path = Path(source)
-        if not path.exists():
-            raise BadExample("file missing", f"{name}: no such file")
-        if not path.is_file():
-            raise BadExample("file missing", f"{name}: not a file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns from 90 megapixels on; those photos are fine
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else path, formats=FORMATS) as image:
-                if limited and (max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS):
-                    size = f"{image.width}x{image.height}"
-                    raise BadExample("photo too large", f"{name}: {size} pixels is too large; shrink it first")
-                yield image
-    except BadExample:
-        raise
-    except Image.DecompressionBombError:
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise BadExample("photo too large", f"{name}: more than {most:,} pixels; shrink it first") from None
-    except MemoryError:
-        raise BadExample("photo too large", f"{name}: too large for this machine's memory; shrink it first") from None
-    except PermissionError:
-        raise BadExample("file unreadable", f"{name}: permission denied; change its permissions") from None
-    except (
-        Exception
-    ) as error:  # each decoder raises its own: OSError, SyntaxError, ValueError, struct.error, zlib.error
-        reason = "not an image in a supported format" if "cannot identify" in str(error) else f"damaged image ({error})"
-        message = f"{name}: {reason}; use a JPEG, PNG, WebP, BMP or TIFF file"
-        raise BadExample("photo damaged", message) from None
-
-
-def _oriented(image: Image.Image) -> Image.Image:
-    try:
-        if image.getexif().get(_ORIENTATION, 1) == 1:  # true of most photos; exif_transpose would copy them
-            return image
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF gives no orientation; the pixels are fine
-        return image
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":  # ``convert`` would copy it
-        return image
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range")
-    if image.mode.startswith("I"):  # 16 bits, which Pillow widens to 32 for some formats
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 @functools.lru_cache(maxsize=64)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesam_jax.cli.command import run_command
+from edgesam_jax.cli.command import print_note, run_command
 from edgesam_jax.cli.flags import Parser, count, part, share
 from edgesam_jax.config import DataConfig, UsageError
 from edgesam_jax.portable.priors import RULES
@@ -76,6 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--ids", default="", metavar="FILE", help="score the photos in this list, one per line")
     data.add_argument(
+        "--pixel-range", default="auto", metavar="LO,HI",
+        help="map these pixel values to 0 and 255, for photos of more than 8 bits; default: auto",
+    )  # fmt: skip
+    data.add_argument(
         "--max-instances",
         type=_non_negative,
         default=0,
@@ -130,8 +134,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _source(arguments: argparse.Namespace, image_size: int) -> Source:
     from edgesam_jax.data.opening import kind_of_folder, open_source
+    from edgesam_jax.data.pixels import parse_range
     from edgesam_jax.data.readers.coco import CocoSource
+    from edgesam_jax.data.readers.ranged import with_pixel_range
 
+    parse_range(arguments.pixel_range)
     kind, root = DATASETS[arguments.dataset], arguments.data_root
     if kind != "scenes" and not root:
         raise UsageError(f"--dataset {arguments.dataset}: pass --data-root, the folder of the photos")
@@ -145,13 +152,14 @@ def _source(arguments: argparse.Namespace, image_size: int) -> Source:
             raise UsageError(
                 "--ids: not supported with --prompt detections; use --limit, or an annotation file of these photos"
             )
-        return CocoSource(root, arguments.annotations, limit, bare=True)
+        return with_pixel_range(CocoSource(root, arguments.annotations, limit, bare=True), arguments.pixel_range)
     data = DataConfig(
         source=kind,  # type: ignore[arg-type]
         root=root,
         annotations=arguments.annotations,
         limit=limit,
         ids=arguments.ids,
+        pixel_range=arguments.pixel_range,
     )
     return open_source(data, image_size, "heldout")
 
@@ -227,6 +235,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     settings = _settings(arguments)
 
     from edgesam_jax.cli import compile_cache
+    from edgesam_jax.data.readers.ranged import pixel_note
     from edgesam_jax.eval.job import Job, count_compilations
 
     compile_cache.enable()
@@ -242,6 +251,8 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     else:
         job.open(_source(arguments, 0))
         systems = _systems(arguments, settings, job.predictions)
+    if note := pixel_note(job.source):
+        print_note(note)
     began, before = time.perf_counter(), compiled()
     reports = []
     for number, system in enumerate(systems):

@@ -27,7 +27,17 @@ from edgesam_jax.eval.report.load import load_system
 from edgesam_jax.reporting.tables import aligned_table
 
 MUST_MATCH = ("dataset", "prompt", "refine", "protocol")
-NOTED = ("seed", "refine_point", "num_masks", "select", "box_noise", "priors", "data_root", "annotations")
+NOTED = (
+    "seed",
+    "refine_point",
+    "num_masks",
+    "select",
+    "box_noise",
+    "priors",
+    "pixel_range",
+    "data_root",
+    "annotations",
+)
 # With fewer photos, intervals are far too narrow: all of 5 photos have the same sign by chance in 1 of 16 cases.
 FEW_PHOTOS = 10
 NAMED = 5  # unpaired instances named in the text; the JSON lists all

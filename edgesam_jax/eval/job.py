@@ -16,6 +16,7 @@ from tqdm import tqdm
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.readers.annotations import is_integer
 from edgesam_jax.data.readers.coco import CocoSource
+from edgesam_jax.data.readers.ranged import RangedSource
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.source import SkippedRow, Source, reasons, skipped_entries
 from edgesam_jax.eval.report.contact_sheet import Case, choose_cases, sheet
@@ -91,7 +92,8 @@ class Job:
           UsageError: the data set has no annotated photos, or the file of boxes can't be read.
         """
         self.source = source
-        self.coco = source if isinstance(source, CocoSource) else None
+        inner = source.source if isinstance(source, RangedSource) else source
+        self.coco = inner if isinstance(inner, CocoSource) else None
         self.skipped += skipped_entries(source).rows
         if not source.annotated:
             why = f" ({reasons(self.skipped)})" if self.skipped else ""
@@ -195,7 +197,12 @@ class Job:
             "format": FORMAT, "system": system.digest, "settings": asdict(self.settings), "prompt": self.prompt,
             "boundary": self.boundary, "photos": len(self.source),
             "names": hashlib.sha256(json.dumps(names).encode()).hexdigest(), "files": [sha256_of(f) for f in files],
+            **self._pixel_range(),
         }  # fmt: skip
+
+    def _pixel_range(self) -> dict[str, str]:
+        """The range that photos are read with, if one was given."""
+        return {"pixel_range": self.source.pixel_range} if isinstance(self.source, RangedSource) else {}
 
     def _description(self, system: System) -> dict[str, Any]:
         return {
@@ -203,6 +210,7 @@ class Job:
             "annotations": str(self.coco.annotation_file) if self.coco else "", "prompt": self.prompt,
             "checkpoint": system.name,
             **{k: v for k, v in asdict(self.settings).items() if k != "prompt" and v is not None},
+            **self._pixel_range(),
         }  # fmt: skip
 
     def _skipped(self, listed: Sequence[SkippedRow]) -> dict[str, Any]:

@@ -24,7 +24,10 @@ def from_boxes(boxes: Array, slots: int = 0) -> Prompts:
 
 
 def from_points(coords: Array, labels: Array, slots: int | None = None) -> Prompts:
-    """Make a buffer from points (b p n 2) with labels (b p n) 1 or 0; ``slots`` point slots, n of them used."""
+    """Make a buffer from points (b p n 2) with labels (b p n) 1 or 0, in ``slots`` point slots.
+
+    A point with label -1 leaves its slot empty.
+    """
     b, p, n, _ = coords.shape
     head_labels = jnp.broadcast_to(jnp.array([NOT_A_POINT, NOT_A_POINT], jnp.int32), (b, p, 2))
     head_valid = jnp.broadcast_to(jnp.array([True, False]), (b, p, 2))
@@ -33,7 +36,7 @@ def from_points(coords: Array, labels: Array, slots: int | None = None) -> Promp
 
 
 def from_boxes_and_points(boxes: Array, coords: Array, labels: Array, slots: int | None = None) -> Prompts:
-    """Make a buffer from boxes (b p 4) and points (b p n 2) with labels (b p n) of the same prompts."""
+    """Make a buffer from the boxes (b p 4), points (b p n 2) and labels (b p n), as in ``from_points``, of prompts."""
     return _join_points(from_boxes(boxes), coords, labels, coords.shape[2] if slots is None else slots)
 
 
@@ -56,7 +59,7 @@ def choose(condition: Array, a: Prompts, b: Prompts) -> Prompts:
 
 
 def _join_points(head: Prompts, coords: Array, labels: Array, slots: int) -> Prompts:
-    points = Prompts(coords.astype(jnp.float32), labels.astype(jnp.int32), jnp.ones(labels.shape, bool))
+    points = Prompts(coords.astype(jnp.float32), labels.astype(jnp.int32), labels != NOT_A_POINT)
     joined = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=2), head, points)
     return _with_slots(joined.coords, joined.labels, joined.valid, slots - coords.shape[2])
 

@@ -11,12 +11,14 @@ from edgesam_jax.portable.errors import UsageError
 from edgesam_jax.portable.onnx_model import NOT_A_POINT, OnnxModel
 from edgesam_jax.portable.predictor import BasePredictor, Proposals
 from edgesam_jax.portable.priors import Rule
+from edgesam_jax.portable.prompts import UNUSED
 
 
 class OnnxPredictor(BasePredictor):
     """Call ``set_image`` once, then ``predict`` for any number of prompts. Embeddings are (1 c g g).
 
-    Scores are the decoder's. Points are padded as in SAM, here if the decoder doesn't pad them itself.
+    Scores are the decoder's. Points are padded as in SAM, here if the decoder doesn't pad them itself. Threads may
+    share a predictor; see ``BasePredictor``.
 
     Args:
       encoder, decoder: paths of the ONNX files.
@@ -60,6 +62,7 @@ class OnnxPredictor(BasePredictor):
             elif not self.model.decoder.pads:
                 places, kinds = np.zeros((1, 2), np.float32), np.array([NOT_A_POINT], np.int32)
             if coords is not None and labels is not None:
-                places, kinds = np.concatenate([places, coords[i]]), np.concatenate([kinds, labels[i]])
+                used = labels[i] != UNUSED
+                places, kinds = np.concatenate([places, coords[i][used]]), np.concatenate([kinds, labels[i][used]])
             results.append(self.model.decoder.decode(embedding, places, kinds, None if masks is None else masks[i]))
         return np.stack([logits for logits, _ in results]), np.stack([scores for _, scores in results])

@@ -3,14 +3,16 @@
 Each ``--box`` is a separate prompt. All ``--point``s together are one prompt, combined with the box if exactly one is
 given. Coordinates are pixels of the photo as displayed (EXIF orientation applied).
 
-The output folder gets ``predictions.json`` (per prompt and mask: COCO RLE, box, area, score), ``overlay_I.png`` per
-prompt, and with ``--save-logits`` also ``logits.npz``. Exit codes: 0 success, 2 wrong usage or input.
+The output folder gets ``predictions.json`` (per prompt and mask: COCO RLE, box, area, score) and ``overlay_I.png`` per
+prompt; with ``--save-masks`` also ``mask_I_J.png``, mask J of prompt I as a black and white picture of the photo's
+size, and with ``--save-logits`` also ``logits.npz``. Exit codes: 0 success, 2 wrong usage or input.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -19,17 +21,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgesam_jax.cli.command import run_command
-from edgesam_jax.cli.flags import Parser
+from edgesam_jax.cli.command import print_note, run_command
+from edgesam_jax.cli.flags import Parser, count
 from edgesam_jax.config import UsageError
 from edgesam_jax.files import staged_files
+from edgesam_jax.portable.errors import one_line
 from edgesam_jax.portable.priors import RULES
 
 if TYPE_CHECKING:
     from edgesam_jax.predict.predictor import Predictor
 
 Point = tuple[float, float, int]
-OUTPUT_FILES = r"overlay_\d+\.png|predictions\.json|logits\.npz"
+OUTPUT_FILES = r"overlay_\d+\.png|mask_\d+_\d+\.png|predictions\.json|logits\.npz"
 
 
 class _Parser(Parser):
@@ -60,7 +63,19 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--num-masks", type=int, choices=(1, 3, 4), default=1, help="masks per prompt")
     parser.add_argument("--output", required=True, help="folder for the pictures and predictions.json")
+    parser.add_argument("--save-masks", action="store_true", help="also write every mask as a PNG")
     parser.add_argument("--save-logits", action="store_true", help="also write logits.npz")
+    parser.add_argument(
+        "--fill-holes", type=count, default=0, metavar="N", help="fill holes in masks of fewer than N pixels"
+    )
+    parser.add_argument(
+        "--drop-islands", type=count, default=0, metavar="N",
+        help="drop separate parts of masks of fewer than N pixels; the largest part always stays",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pixel-range", default="auto", metavar="LO,HI",
+        help="map these pixel values to 0 and 255, for photos of more than 8 bits; default: auto",
+    )  # fmt: skip
     return parser
 
 
@@ -101,12 +116,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
       UsageError: invalid arguments, photo or checkpoint.
     """
-    from edgesam_jax.data.transforms import load_image
+    from edgesam_jax.data.photo import load_image
 
     output = Path(arguments.output)
-    if output.exists() and not output.is_dir():
+    if os.path.exists(output) and not os.path.isdir(output):  # methods of Path raise for names that are too long
         raise UsageError(f"--output {output}: is a file; choose a folder")
-    image = load_image(arguments.image, f"--image {arguments.image}")
+    notes: list[str] = []
+    image = load_image(arguments.image, f"--image {arguments.image}", arguments.pixel_range, notes)
     prompts = _prompts(arguments.box, arguments.point, (image.shape[0], image.shape[1]))
 
     from edgesam_jax.checkpoints.load import load_model
@@ -116,18 +132,23 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     compile_cache.enable()
     model = load_model(arguments.checkpoint)
     predictor = Predictor(model, arguments.priors)
+    for note in notes:
+        print_note(note)
     predictor.set_image(image)
     boxes = None if prompts[0][0] is None else np.asarray([box for box, _ in prompts])
     points = np.asarray([points for _, points in prompts])  # (p n 3), n may be 0
     coords, labels = (points[..., :2], points[..., 2]) if points.size else (None, None)
-    masks, scores, logits = predictor.predict_prompts(boxes, coords, labels, num_masks=arguments.num_masks)
+    masks, scores, logits = predictor.predict_prompts(
+        boxes, coords, labels, num_masks=arguments.num_masks, fill_holes=arguments.fill_holes,
+        drop_islands=arguments.drop_islands,
+    )  # fmt: skip
     report = {
         "image": str(arguments.image),
         "width": image.shape[1],
         "height": image.shape[0],
         "checkpoint": str(arguments.checkpoint),
         "score": model.metadata.get("score", "stability"),
-        "prompts": [_entry(i, *prompts[i], masks[i], scores[i]) for i in range(len(prompts))],
+        "prompts": [_entry(i, *prompts[i], masks[i], scores[i], arguments.save_masks) for i in range(len(prompts))],
     }
     if coords is not None and boxes is None and labels is not None and labels.tolist() == [[1]]:
         prior = predictor.prior_boxes(coords[:, 0])[0]
@@ -137,11 +158,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def _entry(index: int, box: list[float] | None, points: list[Point], masks: Any, scores: Any) -> dict[str, Any]:
+def _entry(
+    index: int, box: list[float] | None, points: list[Point], masks: Any, scores: Any, saved: bool
+) -> dict[str, Any]:
     from pycocotools import mask as coco
 
     entries = []
-    for mask, score in zip(masks, scores, strict=True):
+    for number, (mask, score) in enumerate(zip(masks, scores, strict=True)):
         rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
         entries.append(
             {
@@ -149,6 +172,7 @@ def _entry(index: int, box: list[float] | None, points: list[Point], masks: Any,
                 "bbox": [float(v) for v in coco.toBbox(rle)],  # x, y, width, height; all 0 for an empty mask
                 "area": int(coco.area(rle)),
                 "score": float(score),
+                **({"mask": f"mask_{index}_{number}.png"} if saved else {}),
             }
         )
     prompt: dict[str, Any] = {"overlay": f"overlay_{index}.png"}
@@ -169,6 +193,8 @@ def _write(
     save: Predictor | None,
 ) -> None:
     """Write the output files; remove those of an earlier run that this one doesn't replace."""
+    from PIL import Image
+
     from edgesam_jax.reporting import overlay
 
     try:
@@ -181,6 +207,9 @@ def _write(
                     image, prompt_masks[best], text, entry.get("box", entry.get("prior_box")), entry.get("points", ())
                 )
                 picture.save(folder / entry["overlay"])
+                for mask_entry, mask in zip(entry["masks"], prompt_masks, strict=True):
+                    if "mask" in mask_entry:
+                        Image.fromarray(mask.astype(np.uint8) * 255).save(folder / mask_entry["mask"])
             if save is not None:
                 embedding = np.asarray(save.embedding.values, np.float32)
                 arrays = {"low_res_logits": logits, "scores": scores, "image_embedding": embedding, "masks": masks}
@@ -199,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for entry in report["prompts"]:
             best = entry["masks"][entry["best"]]
             picture = Path(arguments.output) / entry["overlay"]
-            print(f"{picture}: {best['area']} pixels, {report['score']} score {best['score']:.3f}")
+            print(one_line(f"{picture}: {best['area']} pixels, {report['score']} score {best['score']:.3f}"))
         return 0
 
     return run_command(command)

@@ -10,6 +10,7 @@ from edgesam_jax.config import UsageError
 from edgesam_jax.portable.postprocess import stability_score
 from edgesam_jax.portable.predictor import BasePredictor, Proposals
 from edgesam_jax.portable.priors import Rule
+from edgesam_jax.portable.prompts import UNUSED
 from edgesam_jax.predict import compiled
 
 PROMPT_BUCKETS = (1, 4, 16)  # numbers of prompts to compile for; above the last, its multiples
@@ -20,6 +21,8 @@ class Predictor(BasePredictor):
 
     Scores are the IoU head's if that head was trained (``model.metadata["score"] == "iou"``), else the stability score.
     EdgeSAM uses the stability score, because its IoU head was not distilled.
+
+    Threads may share a predictor, each with its own photo: ``predict(..., image=predictor.set_image(photo))``.
 
     Args:
       priors: granularity priors for single clicks: "nearest" (the paper's rule), "published" or "off".
@@ -55,7 +58,12 @@ class Predictor(BasePredictor):
         if masks is not None and self.model.config.variant == "efficient_sam":
             raise UsageError("mask_input: EfficientSAM takes no masks; omit mask_input")
         count = next(len(x) for x in (boxes, coords) if x is not None)
-        slots = 0 if coords is None else 1 << (coords.shape[1] - 1).bit_length()  # powers of two: few shapes to compile
+        slots = 0
+        if coords is not None and labels is not None:
+            slots = 1 << (coords.shape[1] - 1).bit_length()  # powers of two: few shapes to compile
+            unused = ((0, 0), (0, slots - coords.shape[1]))
+            coords = np.pad(coords, (*unused, (0, 0)))
+            labels = np.pad(labels, unused, constant_values=UNUSED)
         arrays = [_pad(x, _bucket(count)) for x in (boxes, coords, labels, masks)]
         result = compiled.decoder(self.model.config)(self._variables, embedding, *arrays, slots=slots)
         logits = np.asarray(result.logits[:count], np.float32)

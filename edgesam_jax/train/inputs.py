@@ -13,6 +13,7 @@ from edgesam_jax.config import AugmentConfig, Config, UsageError
 from edgesam_jax.data.embeddings import EmbeddingStore
 from edgesam_jax.data.opening import open_parts
 from edgesam_jax.data.pipeline import Batches, batches
+from edgesam_jax.data.readers.ranged import pixel_note
 from edgesam_jax.data.source import ENOUGH_TO_JUDGE, Part, skipped_entries
 from edgesam_jax.learning.checks import check_teacher
 from edgesam_jax.learning.objectives import objective_of
@@ -47,7 +48,8 @@ def check_store(config: Config, teacher: Model | None) -> None:
     """Check that a store was made with the config's teacher, and that the photos aren't augmented.
 
     Raises:
-      UsageError: another teacher, size or shape; no teacher; or augmentation, which stored embeddings can't reflect.
+      UsageError: another teacher, size, shape or range of pixels; no teacher; or augmentation, which stored embeddings
+        can't reflect.
     """
     for root in config.data.embeddings:
         where = f"data.embeddings={root}"
@@ -59,6 +61,12 @@ def check_store(config: Config, teacher: Model | None) -> None:
         if teacher is None or config.distill.targets != "teacher":
             raise UsageError(f"{where}: the run has no teacher; set teacher, or leave data.embeddings empty")
         header = EmbeddingStore(root).header  # reports a missing or damaged shard now, not hours later
+        ranges = {part.pixel_range for part in config.data.mixture or (config.data,)}
+        if header.pixel_range not in ranges:
+            raise UsageError(
+                f"{where}: made with --pixel-range {header.pixel_range}, but data.pixel_range is"
+                f" {' and '.join(sorted(ranges))}; run edgesam_jax.embed with this one"
+            )
         if header.teacher != encoder_digest(teacher):
             raise UsageError(
                 f"{where}: made with another teacher ({header.source or header.teacher[:12]}), or with other weights of"
@@ -80,7 +88,7 @@ def load_teacher(config: Config) -> Model | None:
 
 
 def open_data(config: Config, step: int, notes: list[str] | None = None) -> Batches:
-    """Open this process's share of the config's batches; entries skipped on opening are added to ``notes``.
+    """Open this process's share of the config's batches; remarks on skipped entries and pixels go to ``notes``.
 
     Raises:
       UsageError: a data set that can't be opened, or lacks annotations that the objective needs.
@@ -90,5 +98,7 @@ def open_data(config: Config, step: int, notes: list[str] | None = None) -> Batc
     for part in parts if step == 0 else ():
         if notes is not None and (found := skipped_entries(part.source)).rows:
             notes.append(f"note: {found.note}; skipped.jsonl lists them")
+        if notes is not None and (remark := pixel_note(part.source)):
+            notes.append(f"note: {remark}")
     shard = jax.process_index(), jax.process_count()
     return batches(config.data, config.model, step, parts=parts, shard=shard)

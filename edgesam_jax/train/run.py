@@ -19,6 +19,7 @@ from edgesam_jax.checkpoints.save import save_model
 from edgesam_jax.checkpoints.training import TrainCheckpointer
 from edgesam_jax.config import Config, UsageError, to_json
 from edgesam_jax.learning.checks import check_distillation
+from edgesam_jax.portable.errors import one_line
 from edgesam_jax.train import log, parallel
 from edgesam_jax.train.initialization import InitialState, initial_state
 from edgesam_jax.train.inputs import check_store, load_teacher, open_data
@@ -87,7 +88,8 @@ def _open(config: Config, start: InitialState, data: DataFrom | None, quiet: boo
     batches = data(start.step) if data else open_data(config, start.step, notes)
     try:
         if parallel.is_first() and not quiet:
-            print("\n".join([f"start: {start.description}", *notes]), file=sys.stderr, flush=True)
+            lines = (f"start: {start.description}", *notes)
+            print("\n".join(map(one_line, lines)), file=sys.stderr, flush=True)
         yield batches
     finally:
         getattr(batches, "close", lambda: None)()  # ends a generator's workers

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 
-from edgesam_jax.cli.command import run_command
+from edgesam_jax.cli.command import print_note, run_command
 from edgesam_jax.config import UsageError
+from edgesam_jax.data.schema import BadExample
+from edgesam_jax.portable.errors import one_line
 
 
 def failing(error: BaseException) -> Callable[[], int]:
@@ -29,6 +32,12 @@ def test_the_commands_own_exit_code_is_returned() -> None:
     [
         (UsageError("--a: b"), 2, "error: --a: b\n"),
         (FloatingPointError("nan"), 1, "error: nan\n"),
+        (
+            UsageError("--image a\nb\x1b[31m\u202e\udcff.png: no such file"),
+            2,
+            r"error: --image a\nb\x1b[31m\u202e\udcff.png: no such file" + "\n",
+        ),
+        (FloatingPointError("step 1:\r\nnan"), 1, r"error: step 1:\r\nnan" + "\n"),
         (KeyboardInterrupt(), 130, "stopped\n"),
     ],
 )
@@ -41,6 +50,24 @@ def test_errors_that_are_expected(error, code, message, capsys) -> None:
 def test_other_errors_propagate(error) -> None:
     with pytest.raises(type(error)):
         run_command(failing(error), multiprocess=True)
+
+
+def test_messages_are_one_printable_line() -> None:
+    text = "a photo's name \u00e4\u4e2d \U0001f600, C:\\photos"
+    assert one_line(text) == text and str(UsageError(text)) == text
+    odd = UsageError("a\tb\u2028c\u00a0d\x00")
+    assert str(odd) == r"a\tb\u2028c\xa0d\x00"
+    for error in (odd, BadExample("kind", "a\nb")):
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is type(error) and str(again) == str(error)
+    long = str(UsageError("a" * 5000 + "\n" + "b" * 5000))
+    assert len(long) <= 2000 and long.startswith("aaa") and long.endswith("bbb") and " ... " in long
+    assert one_line(long) == long
+
+
+def test_notes_are_one_line(capsys) -> None:
+    print_note("a\nb")
+    assert capsys.readouterr().err == "note: a\\nb\n"
 
 
 def test_one_of_several_processes_ends_at_once(monkeypatch, capsys) -> None:

@@ -1,8 +1,3 @@
-import contextlib
-import io
-import struct
-import zlib
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,16 +6,10 @@ from PIL import Image
 from whole_masks import low_res_masks
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.transforms import center_point, interior_point, jitter_boxes, load_image, load_photo
+from edgesam_jax.data.transforms import center_point, interior_point, jitter_boxes
 from edgesam_jax.portable.frame import pad_to_square, resize_longest_side, scale_coords, target_size
 
 SIDES = st.integers(1, 90)
-
-
-def encode(image: Image.Image, form: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
 
 
 def ramp(height=24, width=32) -> np.ndarray:
@@ -58,107 +47,6 @@ def test_coordinates_scale_by_each_axis():
     scaled = scale_coords(np.array([[10, 20, 640, 427]], np.float32), (427, 640), (683, 1024))
     assert scaled == pytest.approx(np.array([[16, 20 * 683 / 427, 1024, 683]]))
     assert scale_coords(np.zeros((0, 2), np.float32), (3, 4), (6, 8)).shape == (0, 2)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    upright = ramp()
-    undo = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }
-    image = Image.fromarray(upright)
-    stored = image.transpose(undo[orientation]) if orientation > 1 else image
-    data = encode(stored, exif=exif)
-    assert (load_image(data) == upright).all()
-    assert (np.asarray(load_photo(data, orient=False)) == np.asarray(stored)).all()
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16"])
-def test_every_mode_becomes_rgb(mode):
-    grey = np.repeat(np.linspace(0, 255, 32).astype(np.uint8)[None], 24, 0)
-    if mode == "I;16":
-        image = Image.fromarray(grey.astype(np.uint16) * 257)
-        assert image.mode == mode
-    else:
-        image = Image.fromarray(grey).convert("RGB")
-        image = image.quantize() if mode == "P" else image.convert(mode)
-    form = {"CMYK": "TIFF", "YCbCr": "JPEG"}.get(mode, "PNG")
-    loaded = load_image(encode(image, form))
-    assert loaded.shape == (24, 32, 3) and loaded.dtype == np.uint8
-    if mode == "1":
-        assert set(np.unique(loaded)) == {0, 255}
-    else:
-        assert np.abs(loaded.astype(int) - grey[..., None]).max() <= 3
-
-
-@given(value=st.integers(0, 65535))
-def test_sixteen_bits_are_scaled_not_cut(value):
-    loaded = load_image(encode(Image.fromarray(np.full((2, 2), value, np.uint16))))
-    assert loaded[0, 0, 0] == round(value / 257)
-
-
-def test_alpha_is_dropped_not_composited():
-    pixels = np.dstack([ramp(), np.zeros((24, 32), np.uint8)])
-    assert (load_image(encode(Image.fromarray(pixels))) == ramp()).all()
-    palette = Image.fromarray(ramp()).convert("P")
-    loaded = load_image(encode(palette, transparency=bytes([0] * 256)))
-    assert (loaded == np.asarray(palette.convert("RGB"))).all()
-
-
-def test_a_damaged_exif_block_does_not_lose_the_photo():
-    data = encode(Image.fromarray(ramp()), "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff" + b"\x99" * 20)
-    assert load_image(data).shape == (24, 32, 3)
-
-
-def _bomb() -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
-@pytest.mark.parametrize(
-    ("data", "reason"),
-    [
-        (b"", "not an image"),
-        (b"hello, I am a text", "not an image"),
-        (_bomb(), "shrink it"),
-        (encode(Image.fromarray(ramp(200, 200)), "JPEG")[:700], "damaged"),
-        (encode(Image.fromarray(ramp(200, 200)))[:300], "damaged"),
-        (encode(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "floating"),
-    ],
-)
-def test_bad_files_are_named(tmp_path, data, reason):
-    path = tmp_path / "holiday.jpg"
-    path.write_bytes(data)
-    with pytest.raises(UsageError, match=reason) as caught:
-        load_image(path)
-    assert "holiday.jpg" in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_missing_files_and_folders_are_named(tmp_path):
-    with pytest.raises(UsageError, match=r"nowhere\.jpg: no such file"):
-        load_image(tmp_path / "nowhere.jpg")
-    with pytest.raises(UsageError, match="not a file"):
-        load_image(tmp_path)
-
-
-@settings(max_examples=60, deadline=None)
-@given(data=st.binary(max_size=300), cut=st.integers(0, 400))
-def test_no_bytes_escape_as_another_error(data, cut):
-    intact = encode(Image.fromarray(ramp()), "JPEG")
-    for candidate in (data, intact[:cut] + data, intact[: cut + 100] + data[:8] + intact[cut + 108 :]):
-        with contextlib.suppress(UsageError):
-            assert load_image(candidate).dtype == np.uint8
 
 
 @settings(max_examples=60, deadline=None)

@@ -257,6 +257,31 @@ def test_a_stopped_evaluation_goes_on(dataset: Path, checkpoint: Path) -> None:
     assert score(*flags, "--output", cut, "--seed", 1) == 2  # rows of another evaluation
 
 
+def test_a_range_of_pixels_gives_the_scores_of_the_eight_bit_photos(
+    dataset: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The photos in grey, once with 8 bits and once with 12 in 16; rows of one range are not taken for another's."""
+    out = dataset.parent / "out"
+    for path in (dataset / "images").iterdir():
+        Image.open(path).convert("L").save(path)
+    flags = [*base(dataset, checkpoint), "--prompt", "box", "--no-boundary", "--no-pictures", "--output"]
+    assert score(*flags, out / "eight.json") == 0
+    assert "note:" not in capsys.readouterr().err
+    for path in (dataset / "images").iterdir():
+        Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * 16).save(path)
+    assert score(*flags, out / "dark.json") == 0
+    assert capsys.readouterr().err.count("--pixel-range 0,4095") == 1
+    assert score(*flags, out / "twelve.json", "--pixel-range", "0,4080") == 0
+    assert "note:" not in capsys.readouterr().err
+    eight, dark, twelve = (json.loads((out / f"{n}.json").read_text()) for n in ("eight", "dark", "twelve"))
+    assert twelve["instances"] == eight["instances"] != dark["instances"]
+    assert twelve["pixel_range"] == "0,4080" and "pixel_range" not in eight
+    assert twelve["miou_by_category"] == eight["miou_by_category"]  # still known as COCO data
+    assert score(*flags, out / "twelve.json") == 2  # rows of the other range
+    assert score(*flags, out / "no.json", "--pixel-range", "9") == 2
+    assert "--pixel-range 9: expected auto or LO,HI" in capsys.readouterr().err
+
+
 def test_parts_of_several_hosts_are_the_whole(
     dataset: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,8 @@ from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.save import save_model, save_model_file
 from edgesam_jax.config import DecoderConfig, SamConfig, VitConfig
 from edgesam_jax.models.init import init_variables
+from edgesam_jax.portable.postprocess import upscale_masks
+from edgesam_jax.portable.regions import clean
 from edgesam_jax.predict.__main__ import main
 from edgesam_jax.predict.predictor import Predictor
 
@@ -139,6 +141,14 @@ BOX = ("--box", "10,5,60,40")
         (("--box", "10,5,60,400"), {}, "--box 10,5,60,400: not within the photo"),
         (("--box", "10,five,60,40"), {}, "--box 10,five,60,40: expected 4 numbers"),
         (("--box", "inf,5,60,40"), {}, "--box"),
+        (("--box", "10,5,80.0001,40"), {}, "--box 10,5,80.0001,40: not within the photo, which is 80 x 48"),
+        (("--box", "0,0,1e-30,1e-30"), {}, "--box 0,0,1e-30,1e-30: only 1e-30 x 1e-30 pixels; expected sides of"),
+        (("--box", "10,5,1e999,40"), {}, "--box 10,5,inf,40: expected four finite numbers"),
+        (("--point", "8,5,-1"), {}, "--point 8,5,-1: the label"),
+        ((*BOX, "--fill-holes", "-3"), {}, "--fill-holes"),
+        ((*BOX, "--pixel-range", "5,5"), {}, "--pixel-range 5,5: expected auto or LO,HI"),
+        (BOX, {"image": "a\nb\x1b[2J.png"}, r"a\nb\x1b[2J.png: no such file"),
+        (BOX, {"image": "a" * 5000}, "no file can have this name (File name too long)"),
         ((*BOX, *BOX, "--point", "8,5,1"), {}, "several --box"),
         ((*BOX, "--num-masks", "2"), {}, "--num-masks"),
         ((*BOX, "--frobnicate"), {}, "--frobnicate"),
@@ -169,6 +179,54 @@ def test_an_output_that_cannot_be_written_is_one_line(
         assert main(command(place, *BOX, "--output", str(output))) == 2
         assert "--output" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_names_too_long_for_an_output_are_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(place, *BOX, "--output", str(place / ("a" * 300)))) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and "cannot write there (File name too long)" in captured.err
+
+
+def test_masks_are_saved_as_pictures_without_small_regions(place: Path, tmp_path: Path) -> None:
+    small = ("--fill-holes", "30", "--drop-islands", "40")
+    flags = (*BOX, "--box", "1,1,79,47", "--num-masks", "3", "--save-masks", *small)
+    assert main(command(place, *flags, "--save-logits", "--output", str(tmp_path))) == 0
+    report = json.loads((tmp_path / "predictions.json").read_text())
+    with np.load(tmp_path / "logits.npz") as saved:
+        masks, logits = saved["masks"], saved["low_res_logits"]
+    for i, prompt in enumerate(report["prompts"]):
+        for j, entry in enumerate(prompt["masks"]):
+            assert entry["mask"] == f"mask_{i}_{j}.png"
+            with Image.open(tmp_path / entry["mask"]) as picture:
+                assert picture.mode == "L" and picture.size == (80, 48)
+                np.testing.assert_array_equal(np.asarray(picture), masks[i, j] * np.uint8(255))
+            np.testing.assert_array_equal(coco_mask.decode(entry["segmentation"]), masks[i, j])
+    plain = upscale_masks(logits, 64, (38, 64), (48, 80))
+    np.testing.assert_array_equal(masks, clean(plain, 30, 40))
+    assert (masks != plain).any()
+    assert main(command(place, *BOX, "--output", str(tmp_path))) == 0
+    assert not list(tmp_path.glob("mask_*")) and '"mask":' not in (tmp_path / "predictions.json").read_text()
+
+
+def test_a_range_of_pixels(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], pixels: np.ndarray) -> None:
+    """12-bit values in a 16-bit file give the masks of the 8-bit photo if their range is passed, else a note."""
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "eight.png")
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 16).save(tmp_path / "twelve.png")
+    logits = []
+    for name, flags, notes in (
+        ("eight.png", (), 0),
+        ("twelve.png", ("--pixel-range", "0,4080"), 0),
+        ("twelve.png", (), 1),
+    ):
+        output = ("--save-logits", "--output", str(tmp_path / "out"))
+        assert main(command(place, *BOX, *flags, *output, image=str(tmp_path / name))) == 0
+        error = capsys.readouterr().err
+        assert error.count("note: --image") == error.count("\n") == notes, error
+        assert ("--pixel-range 0,4095" in error) == bool(notes)
+        with np.load(tmp_path / "out" / "logits.npz") as saved:
+            logits.append(saved["low_res_logits"])
+    np.testing.assert_array_equal(logits[0], logits[1])
+    assert (logits[0] != logits[2]).any()
 
 
 @pytest.mark.slow

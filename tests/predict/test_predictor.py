@@ -8,36 +8,11 @@ import pytest
 from PIL import Image
 
 from edgesam_jax.checkpoints.model import Model
-from edgesam_jax.config import DecoderConfig, RepVitConfig, SamConfig, UsageError
-from edgesam_jax.models.init import init_variables
+from edgesam_jax.config import UsageError
 from edgesam_jax.models.sam import Sam, preprocess
 from edgesam_jax.predict import predictor as predictor_module
 from edgesam_jax.predict.predictor import Predictor
 from edgesam_jax.types import MaskPrediction, Prompts
-
-CONFIG = SamConfig(
-    encoder=RepVitConfig(widths=(8, 8, 8, 8), depths=(1, 1, 2, 1)),
-    decoder=DecoderConfig(depth=1, heads=2, mlp_dim=16),
-    image_size=64,
-    embed_dim=16,
-)
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return Model(CONFIG, init_variables(CONFIG, 3), {"score": "iou"})
-
-
-@pytest.fixture(scope="module")
-def photo() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (48, 80, 3), np.uint8)
-
-
-@pytest.fixture
-def ready(model: Model, photo: np.ndarray) -> Predictor:
-    predictor = Predictor(model)
-    predictor.set_image(photo)
-    return predictor
 
 
 def test_shapes_scores_and_thresholds(ready: Predictor) -> None:
@@ -57,7 +32,7 @@ def test_predictions_equal_the_model_with_sams_preprocessing(ready: Predictor, m
     resized = np.asarray(Image.fromarray(photo).resize((64, 38), Image.Resampling.BILINEAR))  # 48 * 0.8 = 38.4
     frame = np.zeros((1, 64, 64, 3), np.uint8)
     frame[0, :38] = resized
-    sam = Sam(CONFIG)
+    sam = Sam(model.config)
     sx, sy = 64 / 80, 38 / 48
     coords = np.array([[20 * sx, 30 * sy], [50 * sx, 10 * sy], [0, 0]], np.float32)[None, None]
     prompts = Prompts(coords, np.array([[[1, 0, -1]]]), np.ones((1, 1, 3), bool))
@@ -96,7 +71,7 @@ def test_points_with_boxes_and_mask_inputs_change_the_result(ready: Predictor) -
 
 
 def test_stability_is_the_score_unless_the_iou_head_was_trained(model: Model, photo: np.ndarray) -> None:
-    predictor = Predictor(Model(CONFIG, model.variables, {}))
+    predictor = Predictor(Model(model.config, model.variables, {}))
     predictor.set_image(photo)
     _, scores, logits = predictor.predict([[20, 30]], [1], num_masks=4)
     np.testing.assert_array_equal(scores, predictor_module.stability_score(logits))
@@ -116,7 +91,7 @@ def test_an_embedding_belongs_to_its_photo_and_its_model(model: Model, photo: np
     with pytest.raises(UsageError, match="another photo"):
         predictor.set_image(photo.reshape(80, 48, 3), embedding=kept)
     with pytest.raises(UsageError, match="another model"):
-        Predictor(Model(CONFIG, model.variables)).set_image(photo, embedding=kept)
+        Predictor(Model(model.config, model.variables)).set_image(photo, embedding=kept)
     assert predictor.set_image(photo, embedding=kept) is kept
     np.testing.assert_array_equal(predictor.predict(box=[10, 5, 60, 40])[2], before)
     predictor.reset_image()
@@ -142,6 +117,48 @@ def test_an_embedding_belongs_to_its_photo_and_its_model(model: Model, photo: np
         ({"box": [5, 5, 9]}, "x0, y0, x1, y1"),
         ({"box": [5, 5, 9, 9], "num_masks": 2}, "1, 3 or 4"),
         ({"box": [5, 5, 9, 9], "mask_input": np.zeros((8, 8))}, "16 16"),
+        ({"box": [5, 5, 80.0001, 9]}, r"box 5,5,80\.0001,9: not within the photo, which is 80 x 48"),
+        ({"box": [5, 5, 5 + 1e-9, 9]}, r"box 5,5,5\.000000001,9: only .* x 4 pixels; expected sides of at least 0\.01"),
+        ({"box": "5,5,9,9"}, "box: expected four numbers x0, y0, x1, y1, got the text '5,5,9,9'"),
+        ({"box": {"x0": 5}}, "box: expected four numbers .*, got a value of type dict"),
+        ({"box": [5, 5, 9, None]}, "box: expected four numbers .*, got an array of shape .4,. of objects"),
+        ({"box": [5, 5, 9, 9j]}, "box: .* of complex numbers"),
+        ({"box": [5, 5, 9, "9"]}, "box: .* of texts"),
+        ({"box": [5, 5, 9, 10**400]}, "box 5,5,9,inf: expected four finite numbers"),
+        ({"box": (v for v in (5, 5, 9, 9))}, "box: .*, got a value of type generator"),
+        ({"box": np.ma.array([5, 5, 9, 9], mask=[0, 0, 0, 1])}, "box: has masked entries"),
+        ({"box": np.ones(4, bool)}, "box: .* of bools"),
+        ({"box": 5}, "box: .*, got a value of type int"),
+        ({"point_coords": [[1, 2], [3]], "point_labels": [1, 1]}, "point_coords: .* list whose parts differ in length"),
+        ({"point_coords": [1, 2], "point_labels": [1]}, "one label each"),
+        ({"point_coords": [[1, 2]], "point_labels": 1}, "one label each"),
+        ({"point_coords": [[1, 2]], "point_labels": ["in"]}, "point_labels: expected one label per point"),
+        ({"point_coords": [[1, 2]], "point_labels": [None]}, "point_labels: .* of objects"),
+        ({"point_coords": [[1, 2]], "point_labels": [0.5]}, r"point 1,2,0\.5: the label must be"),
+        ({"point_coords": [[1, 2]], "point_labels": [-1]}, "no prompt"),
+        ({"point_coords": [[80.0001, 2]], "point_labels": [1]}, r"point 80\.0001,2,1: not on the photo"),
+        ({"mask_input": np.zeros((16, 16))}, "mask_input: can't stand alone; pass a box or points"),
+        (
+            {"box": [5, 5, 9, 9], "mask_input": np.zeros((4, 16, 16))},
+            r"expected one mask .16 16., got 4; pass one of them",
+        ),
+        ({"box": [5, 5, 9, 9], "mask_input": np.zeros((1, 48, 80), bool)}, "returns.*, got a mask of the photo's size"),
+        ({"box": [5, 5, 9, 9], "mask_input": np.zeros((48, 80))}, "third value that predict returns.*photo's size"),
+        (
+            {"box": [5, 5, 9, 9], "mask_input": np.zeros((16, 16), bool)},
+            "third value that predict returns.*, got a mask of True and False",
+        ),
+        ({"box": [5, 5, 9, 9], "mask_input": "m.png"}, "mask_input: .* the text 'm.png'"),
+        ({"box": [5, 5, 9, 9], "mask_input": np.full((16, 16), 1e300)}, "not finite"),
+        ({"box": [5, 5, 9, 9], "num_masks": "3"}, "num_masks: must be 1, 3 or 4, got a value of type str"),
+        (
+            {"box": [5, 5, 9, 9], "num_masks": np.array([1, 2])},
+            "num_masks: must be 1, 3 or 4, got a value of type ndarray",
+        ),
+        ({"box": [5, 5, 9, 9], "num_masks": 10**5000}, "num_masks: must be 1, 3 or 4"),
+        ({"box": [5, 5, 9, 9], "image": "a.jpg"}, "image: expected what set_image returns, got a value of type str"),
+        ({"box": [5, 5, 9, 9], "fill_holes": -1}, "fill_holes: expected a whole number of pixels"),
+        ({"box": [5, 5, 9, 9], "drop_islands": "9"}, "drop_islands: expected a whole number of pixels"),
     ],
 )
 def test_bad_prompts_are_one_clear_line(ready: Predictor, arguments: dict, message: str) -> None:
@@ -151,8 +168,25 @@ def test_bad_prompts_are_one_clear_line(ready: Predictor, arguments: dict, messa
 
 
 @pytest.mark.parametrize(
-    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)]
+    "image",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+        "photo.jpg",
+        None,
+        {"image": 1},
+        [[1, 2], [3]],
+        np.zeros((4, 4, 3), object),
+        np.ma.array(np.zeros((4, 4, 3), np.uint8), mask=np.eye(4, dtype=bool)[..., None].repeat(3, 2)),
+        np.zeros((4, 4, 3), np.complex64),
+    ],
 )
-def test_images_other_than_rgb_are_refused(model: Model, image: np.ndarray) -> None:
-    with pytest.raises(UsageError, match="RGB"):
+def test_images_other_than_rgb_are_refused(model: Model, image: object) -> None:
+    with pytest.raises(UsageError, match="image: expected RGB") as caught:
         Predictor(model).set_image(image)
+    assert "\n" not in str(caught.value)
+    photo = np.zeros((8, 8, 3), np.uint8)
+    if image is not None:
+        with pytest.raises(UsageError, match="embedding: expected what set_image returns"):
+            Predictor(model).set_image(photo, image)

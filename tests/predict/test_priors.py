@@ -113,11 +113,12 @@ def test_clicks_with_and_without_a_box_in_one_call(model, monkeypatch):
     ours = Predictor(model, priors="nearest")
     ours.set_image(PHOTO)
     clicks, one = np.array([[[40.0, 30.0]], [[200.0, 150.0]], [[90.0, 99.0]]]), np.ones((3, 1), np.int32)
-    priors = ours._prior_boxes(clicks[:, 0] * np.array(ours.embedding.input_size[::-1]) / PHOTO.shape[1::-1])
+    scale = np.array(ours.embedding.input_size[::-1]) / PHOTO.shape[1::-1]
+    priors = ours._prior_boxes(clicks[:, 0] * scale, ours.embedding)
     assert not np.isnan(priors).any()
     each = [ours.predict(clicks[i], [1])[2] for i in (0, 2)]
     priors[1] = np.nan
-    monkeypatch.setattr(ours, "_prior_boxes", lambda points: priors)
+    monkeypatch.setattr(ours, "_prior_boxes", lambda points, image: priors)
     mixed = ours.predict_prompts(None, clicks, one)[2]
     plain = Predictor(model)
     plain.set_image(PHOTO)

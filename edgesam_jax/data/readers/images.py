@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgesam_jax.config import UsageError
+from edgesam_jax.data.photo import PHOTO_SUFFIXES
 from edgesam_jax.data.readers.annotations import fault_of, is_integer, shown
 from edgesam_jax.data.readers.file_names import Folders
 from edgesam_jax.data.readers.labelme import labelme_record
@@ -19,7 +20,6 @@ from edgesam_jax.data.readers.mask_files import MASK_SUFFIXES, mask_record
 from edgesam_jax.data.readers.records import Record, decode_record, read_file
 from edgesam_jax.data.schema import BadExample, Example
 from edgesam_jax.data.source import CONSEQUENCE, Keep, SkippedEntries, SkippedRow
-from edgesam_jax.data.transforms import PHOTO_SUFFIXES
 from edgesam_jax.files import parse_json
 
 MASKS = "masks"  # folder of instance masks

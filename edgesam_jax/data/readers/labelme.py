@@ -20,7 +20,6 @@ from edgesam_jax.data.readers.records import Record, check_annotated
 from edgesam_jax.data.readers.segmentations import encode_polygons
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.source import SkippedRow
-from edgesam_jax.data.transforms import stored_size
 
 CORNERS = 64  # of the polygon that approximates a circle
 OUTLINES = ("polygon", "rotation", "oriented_rectangle", "quadrilateral")  # a list of three or more corners

@@ -19,11 +19,13 @@ from PIL import Image
 from edgesam_jax.data import mask_window
 from edgesam_jax.data.embeddings import photo_key
 from edgesam_jax.data.mask_window import Window
+from edgesam_jax.data.photo import load_photo, stored_size
+from edgesam_jax.data.pixels import AUTO
 from edgesam_jax.data.readers.annotations import DAMAGED, EMPTY, annotated_point, area_of, box_of, is_outside
 from edgesam_jax.data.readers.segmentations import decode_window
 from edgesam_jax.data.schema import OBJECT, BadExample, Example
 from edgesam_jax.data.source import Keep, SkippedRow, commonest, reasons
-from edgesam_jax.data.transforms import interior_point, load_photo, stored_size
+from edgesam_jax.data.transforms import interior_point
 
 MAX_BYTES = 1 << 30  # of a file; no photo or annotation file is larger
 MAX_MASKS = 1 << 33  # bytes of one photo's masks, at a byte per pixel; SA-1B's fullest photos need a third of it
@@ -34,8 +36,9 @@ class Record:
     """A photo's file and its annotations, undecoded.
 
     ``photo`` is the content of the file; ``name`` and ``where`` are the names of the photo and of its annotations in
-    messages; ``size`` is the (rows, columns) that the annotations refer to, None if unknown.  ``skipped`` has a row for
-    each annotation that the reader left out.
+    messages; ``size`` is the (rows, columns) that the annotations refer to, None if unknown; ``pixel_range`` is the
+    range of pixels that becomes 0 to 255 (``data/pixels.py``).  ``skipped`` has a row for each annotation that the
+    reader left out.
     """
 
     photo: bytes
@@ -45,6 +48,7 @@ class Record:
     where: str = ""
     size: tuple[int, int] | None = None
     skipped: Sequence[SkippedRow] = ()
+    pixel_range: str = AUTO
 
 
 def read_file(path: Path) -> bytes:
@@ -99,9 +103,9 @@ def decode(record: Record, keep: Keep | None = None) -> Decoded:
     """
     if record.skipped and not record.annotations:
         raise none_usable(record.where, record.skipped)
-    photo = load_photo(record.photo, record.name, limited=True)
+    photo = load_photo(record.photo, record.name, limited=True, pixel_range=record.pixel_range)
     if record.size is not None and (photo.height, photo.width) != record.size:
-        stored = load_photo(record.photo, record.name, orient=False)
+        stored = load_photo(record.photo, record.name, orient=False, pixel_range=record.pixel_range)
         if (stored.height, stored.width) != record.size:
             raise _another_size(record.name, (photo.height, photo.width), record.where, record.size)
         photo = stored
@@ -180,7 +184,7 @@ def decode_record(record: Record, keep: Keep | None = None) -> Example:
     masks = np.zeros((len(decoded.masks), *decoded.size), bool)
     for mask, window in zip(masks, decoded.masks, strict=True):
         window.paste(mask)
-    granularity, key = np.full(len(masks), OBJECT, np.int8), photo_key(record.photo)
+    granularity, key = np.full(len(masks), OBJECT, np.int8), photo_key(record.photo, record.pixel_range)
     return Example(
         np.array(decoded.photo), masks, decoded.boxes, decoded.points, record.image_id, decoded.ids, granularity, key,
         tuple(decoded.skipped),

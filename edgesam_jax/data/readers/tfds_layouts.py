@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from edgesam_jax.data.photo import stored_size
 from edgesam_jax.data.readers.annotations import CROWD, DAMAGED, EMPTY, is_number_list
 from edgesam_jax.data.readers.records import Record, check_annotated
 from edgesam_jax.data.source import SkippedRow
-from edgesam_jax.data.transforms import stored_size
 
 THINGS = 80  # number of thing classes, the first of the panoptic labels; the others are stuff
 Annotation = dict[str, Any]

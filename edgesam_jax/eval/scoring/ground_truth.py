@@ -13,12 +13,12 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from edgesam_jax.config import UsageError
+from edgesam_jax.data.photo import MAX_PIXELS, MAX_SIDE
 from edgesam_jax.data.readers.annotations import DAMAGED, EMPTY, fault_of, is_integer, shown
 from edgesam_jax.data.readers.coco import annotation_row, read_coco
 from edgesam_jax.data.readers.segmentations import REMEDY
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.source import SkippedRow
-from edgesam_jax.data.transforms import MAX_PIXELS, MAX_SIDE
 from edgesam_jax.eval.scoring.results import compressed
 
 IMAGE_DAMAGED = "image entry damaged"  # kind of rows
