@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all, and their checksums.
+"""Files and folders that appear complete or not at all, their checksums, and the reading of JSON files.
 
 Everything is written under a temporary name in the same folder, ``.NAME.PID.RANDOM.part``, and renamed when it is
 complete. A reader never sees a partial file, and several threads, processes and hosts may write the same file: the last
@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from edgesam_jax.portable.errors import UsageError
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -97,6 +101,51 @@ def staged_files(folder: Path, obsolete: str | None = None) -> Iterator[Path]:
             entry.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """Read a JSON file in UTF-8 with or without a byte order mark, or in UTF-16 or UTF-32.
+
+    Args:
+      what: the flag or kind of file, which error messages begin with: "annotations", "--detections".
+
+    Raises:
+      UsageError: the file is missing, can't be read, or is not valid JSON.
+    """
+    where = f"{what} {path}"
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"{where}: no such file") from None
+    except IsADirectoryError:
+        raise UsageError(f"{where}: is a folder; pass a file") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{where}: cannot be read ({reason}); check the path and its permissions") from None
+    return parse_json(content, where)
+
+
+def parse_json(content: str | bytes, where: str) -> Any:
+    """Parse the content of a JSON file.
+
+    Args:
+      content: bytes in one of the encodings of ``read_json``, or a text.
+      where: name of the file in error messages.
+
+    Raises:
+      UsageError: the content is not valid JSON, is nested too deeply, or contains a number with too many digits.
+    """
+    try:
+        return json.loads(content.removeprefix("\ufeff") if isinstance(content, str) else content)
+    except json.JSONDecodeError as error:
+        reason = str(error)
+    except UnicodeDecodeError as error:
+        reason = f"not {error.encoding.upper()} text at byte {error.start}"
+    except RecursionError:
+        reason = "nested too deeply"
+    except ValueError:  # Python limits the digits of an integer
+        reason = "an integer with thousands of digits"
+    raise UsageError(f"{where}: not valid JSON ({reason})")
 
 
 def sha256_of(path: Path) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgesam_jax.files import atomic_file, atomic_folder, staged_files, write_atomically
+from edgesam_jax.config import UsageError
+from edgesam_jax.files import atomic_file, atomic_folder, parse_json, read_json, staged_files, write_atomically
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -82,3 +83,38 @@ def test_a_link_to_a_folder_keeps_pointing_to_it(tmp_path: Path) -> None:
         (folder / "new").write_text("new")
     assert (tmp_path / "link").is_symlink() and [p.name for p in (tmp_path / "real").iterdir()] == ["new"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_json_is_read_in_the_encodings_that_editors_write(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.json").write_text('{"name": "Käfer"}', encoding=encoding)
+    assert read_json(tmp_path / "a.json", "file") == {"name": "Käfer"}
+    assert parse_json('\ufeff{"a": 1}', "text") == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[" + b"7" * 5000 + b"]", "thousands of digits"),
+        (b'["\xff"]', "not UTF-8 text at byte 2"),
+        (b"\xff\xfe\xfd", "not UTF-16"),
+        (b"\x80\x02pickle", "not UTF-8"),
+    ],
+)
+def test_a_file_that_is_not_json_is_one_line(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(UsageError, match=r"^--flag .*a\.json: not valid JSON") as caught:
+        read_json(tmp_path / "a.json", "--flag")
+    assert reason in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("gone.json", "no such file"), ("", "is a folder"), ("a" * 5000, "cannot be read"), ("a\0b", "cannot be read")],
+)
+def test_a_json_file_that_cannot_be_opened_is_named(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        read_json(tmp_path / name, "--flag")
