@@ -15,12 +15,13 @@ import json
 import os
 import re
 import shutil
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from edgesam_jax.portable.errors import UsageError
+from edgesam_jax.portable.errors import UsageError, one_line
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -185,6 +186,33 @@ def parse_json(content: str | bytes, where: str) -> Any:
     except ValueError:  # Python limits the digits of an integer
         reason = "an integer with thousands of digits"
     raise UsageError(f"{where}: not valid JSON ({reason})")
+
+
+def is_file(path: str | Path, what: str) -> bool:
+    """Return whether a file exists.
+
+    Args:
+      what: the flag or kind of file, which error messages begin with.
+
+    Raises:
+      UsageError: the system can't look it up: a name that is too long, a loop of links, no permission.
+    """
+    return _mode_of(path, what, stat.S_ISREG)
+
+
+def is_folder(path: str | Path, what: str) -> bool:
+    """Return whether a folder exists; otherwise as ``is_file``."""
+    return _mode_of(path, what, stat.S_ISDIR)
+
+
+def _mode_of(path: str | Path, what: str, test: Callable[[int], bool]) -> bool:
+    try:
+        return test(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{what} {one_line(path, 500)}: cannot be looked up ({reason}); check the path") from None
 
 
 def sha256_of(path: Path) -> str:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import hashlib
 import json
-import os
-import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,8 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from edgesam_jax.checkpoints.digest import digest_of
-from edgesam_jax.checkpoints.orbax import alone, orbax, quiet
+from edgesam_jax.checkpoints.digest import digest_of, json_digest
+from edgesam_jax.checkpoints.orbax import alone, orbax, quiet, reason_of, remove_unfinished
 from edgesam_jax.checkpoints.steps import CHECKPOINTS, COLLECTIONS, newest_step
 from edgesam_jax.config import Config, UsageError, from_json, to_json
 from edgesam_jax.files import write_atomically
@@ -97,7 +93,7 @@ class TrainCheckpointer:
         items = args.Composite(
             variables=args.StandardSave(variables),
             optimizer=args.StandardSave(optimizer),
-            extra=args.JsonSave(extra | {"own_sha256": _digest(extra)}),
+            extra=args.JsonSave(extra | {"own_sha256": json_digest(extra)}),
         )
         try:
             with quiet():
@@ -108,11 +104,10 @@ class TrainCheckpointer:
                 self._note_best()
         except Exception as error:  # a full disk may raise tensorstore's, Orbax's or the system's types
             _silence()
-            for unfinished in self.directory.glob(f"{step}.*tmp*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
+            remove_unfinished(self.directory, f"{step}.*tmp*")
             last = newest_step(self.directory)
             raise UsageError(
-                f"{self.directory}: step {step} could not be saved ({_first_line(error)});"
+                f"{self.directory}: step {step} could not be saved ({reason_of(error)});"
                 f" {f'step {last.name} is still valid' if last else 'there is no earlier checkpoint'}."
                 " Make room or choose another --workdir, then run the same command again to resume"
             ) from error
@@ -184,22 +179,18 @@ def restore(folder: str | Path, template: TrainState) -> tuple[TrainState, dict[
             if digest_of(tree) != extra["sha256"][name]:
                 raise ValueError(f"its {name} don't match their checksum")
         sha256 = extra.pop("own_sha256", None)  # older checkpoints don't have it
-        if sha256 is not None and sha256 != _digest(extra):
+        if sha256 is not None and sha256 != json_digest(extra):
             raise ValueError("its config or position don't match their checksum")
     except Exception as error:
-        others = [p.name for p in step.parent.iterdir() if p.name.isdigit() and int(p.name) < int(step.name)]
-        remedy = f"; remove it to resume from step {max(others, key=int)}" if others else ""
+        numbers = [int(p.name) for p in step.parent.iterdir() if p.name.isdecimal()] if step.name.isdecimal() else []
+        others = [number for number in numbers if number < int(step.name)]
+        remedy = f"; remove it to resume from step {max(others)}" if others else ""
         raise UsageError(
             f"checkpoint {step}: damaged, or of another model or optimiser"
-            f" ({type(error).__name__}: {_first_line(error)}){remedy}"
+            f" ({type(error).__name__}: {reason_of(error)}){remedy}"
         ) from error
     state = dataclasses.replace(template, **parts["variables"], **parts["optimizer"])
     return state, extra["data"], from_json(Config, extra["config"], f"checkpoint {step}")
-
-
-def _digest(extra: dict[str, Any]) -> str:
-    """Return the SHA-256 of a checkpoint's JSON content. JSON preserves every number exactly."""
-    return hashlib.sha256(json.dumps(extra, sort_keys=True).encode()).hexdigest()
 
 
 def _silence() -> None:
@@ -211,12 +202,3 @@ def _silence() -> None:
 
 def _score(metrics: Any) -> float:
     return float(metrics["score"])
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the operating system's message if the error's text contains it, else the first line of the text."""
-    text = str(error)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO):
-        if os.strerror(number) in text:
-            return os.strerror(number)
-    return (text.splitlines() or [type(error).__name__])[0][:200]

@@ -7,13 +7,8 @@ a function of its position.
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,6 +26,7 @@ from edgesam_jax.data.readers.records import decode, decode_record
 from edgesam_jax.data.schema import BadExample, Example
 from edgesam_jax.data.source import Part, SkippedRow, Source, Split, skipped_entries
 from edgesam_jax.data.transforms import jitter_boxes, low_res_windows, suppress_masks
+from edgesam_jax.data.workers import in_processes, in_thread
 from edgesam_jax.portable.frame import pad_to_square, resize_longest_side, scale_coords, target_size
 
 if TYPE_CHECKING:  # workers import this module and must not start JAX
@@ -38,7 +34,6 @@ if TYPE_CHECKING:  # workers import this module and must not start JAX
 
 Arrays = dict[str, np.ndarray]
 Sample = tuple[int | str, Arrays, Sequence[SkippedRow]]  # id, arrays, and a row for each annotation that is not used
-_AHEAD = 2  # batches prepared while a step runs
 _TRIES = 20  # photos tried for one place of a batch before the run stops
 MAX_RATIO = 64  # of the longer to the shorter side; beyond it the shorter is less than a cell of the embedding
 
@@ -57,11 +52,7 @@ class Skipped:
 
 @dataclass
 class Loaded:
-    """The arrays of a batch, with the ids of its photos, the photos skipped, and the annotations of others not used.
-
-    Wrapping the arrays also keeps grain from moving them to shared memory, where some would remain when a run ends
-    early.
-    """
+    """The arrays of a batch, with the ids of its photos, the photos skipped, and the annotations of others not used."""
 
     arrays: Arrays
     ids: list[int | str]
@@ -117,11 +108,12 @@ def batches(
     split: Split = "train",
     parts: list[Part] | None = None,
     shard: tuple[int, int] = (0, 1),
+    masks: bool = True,
 ) -> Batches:
     """Return endless batches of NumPy arrays, starting with ``start_step``.
 
     Each epoch has its own order, drawn from ``data.seed``; a batch may span two epochs.  With ``data.workers`` > 0
-    grain runs this many processes; otherwise one background thread prepares the next batches.
+    this many processes prepare the next batches; otherwise one background thread does.
 
     Args:
       data, model: the configs; ``model`` gives the size of the frame and of the mask targets.
@@ -129,6 +121,7 @@ def batches(
       split: "heldout" draws scenes that training never sees.
       parts: data sets to use instead of those that ``data`` describes.
       shard: (index of this process, number of processes); each reads only its own rows of the global batch.
+      masks: whether the batches have ``masks``; without them, making them takes no time.
 
     Raises:
       UsageError: on the call, the source can't be opened or the batch size doesn't fit; on iteration, too many photos
@@ -141,8 +134,8 @@ def batches(
             f"data.batch_size={data.batch_size} is not divisible by {shard[1]} processes; use a multiple of {shard[1]}"
         )
     parts = parts or open_parts(data, model.image_size, split)
-    steps = BatchSource(data, model, parts, shard)
-    loaded = _in_processes(steps, start_step, data.workers) if data.workers else _in_thread(steps, start_step)
+    steps = BatchSource(data, model, parts, shard, masks)
+    loaded = in_processes(steps, start_step, data.workers) if data.workers else in_thread(steps, start_step)
     rows = (
         [row for part in parts for row in skipped_entries(part.source).rows] if (start_step, shard[0]) == (0, 0) else []
     )
@@ -150,7 +143,11 @@ def batches(
 
 
 def example_arrays(
-    example: Example, data: DataConfig, model: SamConfig, rng: np.random.Generator | None = None
+    example: Example,
+    data: DataConfig,
+    model: SamConfig,
+    rng: np.random.Generator | None = None,
+    with_masks: bool = True,
 ) -> Arrays:
     """Convert one example to the arrays of a ``Batch`` without the leading ``b``, padded to ``max_prompts`` prompts.
 
@@ -158,7 +155,7 @@ def example_arrays(
     """
     n = min(len(example), data.max_prompts)
     masks = [crop(mask) for mask in example.masks[:n]]
-    return _arrays(example.image, masks, example.boxes[:n], example.points[:n], data, model, rng)
+    return _arrays(example.image, masks, example.boxes[:n], example.points[:n], data, model, rng, with_masks)
 
 
 def _arrays(
@@ -169,6 +166,7 @@ def _arrays(
     data: DataConfig,
     model: SamConfig,
     rng: np.random.Generator | None,
+    with_masks: bool,
 ) -> Arrays:
     old = (photo.height, photo.width) if isinstance(photo, Image.Image) else (photo.shape[0], photo.shape[1])
     image, new = resize_longest_side(photo, model.image_size)
@@ -181,20 +179,28 @@ def _arrays(
         "boxes": np.zeros((data.max_prompts, 4), np.float32),
         "points": np.zeros((data.max_prompts, 2), np.float32),
         "prompt_valid": np.zeros(data.max_prompts, bool),
-        "masks": np.zeros((data.max_prompts, model.mask_size, model.mask_size), bool),
     }
     arrays["prompt_valid"][:n] = [bool(mask) for mask in masks]  # an empty mask gives no training signal
     arrays["boxes"][:n] = scale_coords(boxes, old, new)
     arrays["points"][:n] = scale_coords(points, old, new)
-    arrays["masks"][:n] = low_res_windows(masks, old, new, model.image_size, model.mask_size)
+    if with_masks:
+        arrays["masks"] = np.zeros((data.max_prompts, model.mask_size, model.mask_size), bool)
+        arrays["masks"][:n] = low_res_windows(masks, old, new, model.image_size, model.mask_size)
     return arrays
 
 
 class BatchSource:
     """Random access to batches by step; sent to the workers."""
 
-    def __init__(self, data: DataConfig, model: SamConfig, parts: list[Part], shard: tuple[int, int] = (0, 1)) -> None:
-        self._data, self._model, self._parts, self._shard = data, model, parts, shard
+    def __init__(
+        self,
+        data: DataConfig,
+        model: SamConfig,
+        parts: list[Part],
+        shard: tuple[int, int] = (0, 1),
+        masks: bool = True,
+    ) -> None:
+        self._data, self._model, self._parts, self._shard, self._masks = data, model, parts, shard, masks
         # Created on first use, in the worker: grain imports JAX, and a store's index is larger to pickle than its path.
         self._order: Callable[[int], tuple[int, int]] | None = None
         self._stores: list[EmbeddingStore] = []
@@ -257,7 +263,8 @@ class BatchSource:
             decoded = decode(stored, keep)
             check_annotations(stored.image_id)
             n = data.max_prompts
-            arrays = _arrays(decoded.photo, decoded.masks[:n], decoded.boxes[:n], decoded.points[:n], data, model, rng)
+            prompts = decoded.masks[:n], decoded.boxes[:n], decoded.points[:n]
+            arrays = _arrays(decoded.photo, *prompts, data, model, rng, self._masks)
             image_id, rows = stored.image_id, decoded.skipped
         else:
             example = source.load(index, keep) if stored is None else decode_record(stored, keep)
@@ -269,8 +276,8 @@ class BatchSource:
                     selected = rng.permutation(selected)[: data.max_prompts]
                 example = example.take(selected)
             example = augment(example, data.augment, rng)
-            arrays, image_id, key = example_arrays(example, data, model, rng), example.image_id, example.key
-            rows = example.skipped
+            arrays = example_arrays(example, data, model, rng, self._masks)
+            image_id, key, rows = example.image_id, example.key, example.skipped
         if data.embeddings:
             stores = self._open_stores()
             store = next((store for store in stores if key in store), stores[0])
@@ -297,64 +304,3 @@ def check_sides(image_id: int | str, height: int, width: int) -> None:
         raise BadExample("photo too large", f"photo {image_id}: {width}x{height} pixels; shrink it first")
     if max(height, width) > MAX_RATIO * min(height, width):
         raise BadExample("photo too thin", f"photo {image_id}: {width}x{height} pixels; crop it first")
-
-
-def _in_thread(steps: BatchSource, start: int) -> Iterator[Loaded]:
-    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="data")
-    pending: list[Future[Loaded]] = []
-    try:
-        step = start
-        while True:
-            while len(pending) < _AHEAD:
-                pending.append(executor.submit(steps.__getitem__, step))
-                step += 1
-            yield pending.pop(0).result()
-    finally:
-        executor.shutdown(wait=False, cancel_futures=True)
-
-
-class _OffsetBatches:
-    """The batches from a step on, indexed from 0 for grain."""
-
-    def __init__(self, steps: BatchSource, start: int) -> None:
-        self._steps, self._start = steps, start
-
-    def __len__(self) -> int:
-        return len(self._steps) - self._start
-
-    def __getitem__(self, index: int) -> Loaded:
-        return self._steps[self._start + int(index)]
-
-
-def _in_processes(steps: BatchSource, start: int, workers: int) -> Iterator[Loaded]:
-    import grain
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():  # grain reads absl flags, which are parsed only under absl.app.run
-        flags.FLAGS.mark_as_parsed()
-    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD)
-    dataset = grain.MapDataset.source(_OffsetBatches(steps, start)).to_iter_dataset(reading)
-    processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD)
-    prefetched = iter(dataset.mp_prefetch(processes, worker_init_fn=_begin_worker))
-    try:
-        yield from prefetched
-    finally:
-        prefetched.close()
-
-
-def _begin_worker(index: int, count: int) -> None:
-    """Tie a worker's life to the process that started it.
-
-    A signal to the entire process group (Ctrl-C, a scheduler's SIGTERM) must not end the workers of a run that still
-    has to save, and a run that was killed must not leave its workers behind.
-    """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -9,18 +9,19 @@ class UsageError(ValueError):
     """An error in the user's input. Its message is one line (``one_line``); commands print it and exit with code 2."""
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(one_line(str(message)))
+        super().__init__(one_line(message))
 
 
-def one_line(text: str) -> str:
+def one_line(text: object, longest: int = LONGEST) -> str:
     r"""Return a text as one line that is safe to print.
 
     File names, labels and other libraries' messages may contain line breaks, terminal sequences and characters that
     reverse the direction of writing. Everything that isn't printable is escaped as in a Python string (``\n``,
-    ``\x1b``, ``\u202e``), and a text beyond ``LONGEST`` characters loses its middle. Applying it twice changes nothing.
+    ``\x1b``, ``\u202e``), and a text beyond ``longest`` characters loses its middle. Applying it twice changes nothing.
     """
-    if len(text) > LONGEST:
-        text = f"{text[: LONGEST // 2 - 3]} ... {text[3 - LONGEST // 2 :]}"
+    text = str(text)
+    if len(text) > longest:
+        text = f"{text[: longest // 2 - 3]} ... {text[3 - longest // 2 :]}"
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

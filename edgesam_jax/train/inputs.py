@@ -16,7 +16,7 @@ from edgesam_jax.data.pipeline import Batches, batches
 from edgesam_jax.data.readers.ranged import pixel_note
 from edgesam_jax.data.source import ENOUGH_TO_JUDGE, Part, skipped_entries
 from edgesam_jax.learning.checks import check_teacher
-from edgesam_jax.learning.objectives import objective_of
+from edgesam_jax.learning.objectives import needs_masks, objective_of
 
 
 def check_data(config: Config, parts: Sequence[Part]) -> None:
@@ -101,4 +101,4 @@ def open_data(config: Config, step: int, notes: list[str] | None = None) -> Batc
         if notes is not None and (remark := pixel_note(part.source)):
             notes.append(f"note: {remark}")
     shard = jax.process_index(), jax.process_count()
-    return batches(config.data, config.model, step, parts=parts, shard=shard)
+    return batches(config.data, config.model, step, parts=parts, shard=shard, masks=needs_masks(config))

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from edgesam_jax.cli.command import print_note, run_command
+from edgesam_jax.cli.command import lost_process, print_note, run_command
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.portable.errors import one_line
@@ -96,3 +96,15 @@ def test_a_file_that_cannot_be_used_is_one_line(tmp_path, capsys):
     assert line.startswith("error: ") and "File name too long; check the path" in line
     with pytest.raises(OSError, match="of a socket"):
         run_command(lambda: (_ for _ in ()).throw(OSError("of a socket")))
+
+
+def test_the_loss_of_another_process_is_one_line_and_other_errors_keep_their_traceback():
+    error = type("JaxRuntimeError", (RuntimeError,), {})
+    text = "UNKNOWN: Gloo all-reduce failed: [external/gloo/pair.cc:547] Connection closed by peer [10.0.0.2]:4470\n"
+    assert lost_process(error(text)) == (
+        "error: lost another process of this job, which was killed or failed (Gloo all-reduce failed: Connection closed"
+        " by peer [10.0.0.2]:4470); see its own messages, then start all processes again to resume from the last"
+        " checkpoint"
+    )
+    for other in (error("RESOURCE_EXHAUSTED: Out of memory"), RuntimeError(text), ValueError("gloo")):
+        assert lost_process(other) is None

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from edgesam_jax.data.photo import stored_size
 from edgesam_jax.data.readers.annotations import DAMAGED, EMPTY, is_number_list, shown
 from edgesam_jax.data.readers.mask_files import instance
 from edgesam_jax.data.readers.records import Record, check_annotated
