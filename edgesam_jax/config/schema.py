@@ -268,6 +268,13 @@ class DataConfig:
     scene_granularity: Literal["all", "objects", "parts"] = "all"  # scenes only: which instances to use
     scene_difficulty: float = 0.5  # scenes only, 0 to 1: more and hollower objects, more texture, less contrast
     ids: str = ""  # file that lists the photos to use, one per line (prepare --sample writes one); empty: all
+    # resizing of the photos: Pillow's on uint8, as in prediction, or torch's antialiased on float32 (published code)
+    resize: Literal["pillow", "torch"] = "pillow"
+
+    @property
+    def photo_dtype(self) -> Literal["uint8", "float32"]:
+        """Type of the photos in a batch."""
+        return "float32" if self.resize == "torch" else "uint8"
 
 
 @dataclass(frozen=True)

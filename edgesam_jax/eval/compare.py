@@ -27,7 +27,8 @@ from edgesam_jax.eval.report.load import load_system
 from edgesam_jax.reporting.tables import aligned_table
 
 MUST_MATCH = ("dataset", "prompt", "refine", "protocol")
-NOTED = ("seed", "refine_point", "num_masks", "select", "box_noise", "priors", "data_root", "annotations")
+NOTED = ("seed", "refine_point", "num_masks", "select", "box_noise", "priors", "center", "resize",
+         "data_root", "annotations")  # fmt: skip
 # With fewer photos, intervals are far too narrow: all of 5 photos have the same sign by chance in 1 of 16 cases.
 FEW_PHOTOS = 10
 NAMED = 5  # unpaired instances named in the text; the JSON lists all
@@ -240,6 +241,8 @@ def _columns(
 def _setting(report: Mapping[str, Any], key: str) -> Any:
     if key == "refine":  # missing in older reports
         return report.get("refine", len(report["instances"][0]["iou"]) - 1)
+    if key == "resize":  # missing in older reports, whose photos Pillow resized
+        return report.get("resize", "pillow")
     return report.get(key)
 
 

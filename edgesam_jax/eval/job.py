@@ -33,7 +33,7 @@ from edgesam_jax.eval.scoring.rows import Row, Rows
 from edgesam_jax.eval.scoring.systems import PredictionsSystem, System, input_size
 from edgesam_jax.files import sha256_of, write_atomically
 
-FORMAT = 1  # of the rows
+FORMAT = 2  # of the rows; 1: protocol published resized photos with Pillow
 LISTED = 1000  # skipped entries that a report lists individually
 SkippedEntry = tuple[str, str]  # kind and message
 
@@ -193,7 +193,7 @@ class Job:
         return {
             "system": system.name, "dataset": self.dataset, "data_root": self.data_root,
             "annotations": str(self.coco.annotation_file) if self.coco else "", "prompt": self.prompt,
-            "checkpoint": system.name,
+            "checkpoint": system.name, "resize": self.settings.resize,
             **{k: v for k, v in asdict(self.settings).items() if k != "prompt" and v is not None},
         }  # fmt: skip
 
