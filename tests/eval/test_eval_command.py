@@ -255,6 +255,51 @@ def test_a_stopped_evaluation_goes_on(dataset: Path, checkpoint: Path) -> None:
     assert score(*flags, "--output", cut, "--seed", 1) == 2  # rows of another evaluation
 
 
+def test_centres_follow_either_protocol(
+    dataset: Path, checkpoint: Path, model: Model, examples: list[Example], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*base(dataset, checkpoint), "--prompt", "center", "--no-pictures"]
+    found = {}
+    for protocol_name, center in (("exact", "published"), ("exact", "exact"), ("published", "exact")):
+        output = dataset.parent / f"{protocol_name}_{center}.json"
+        assert score(*flags, "--protocol", protocol_name, "--center", center, "--output", output) == 0
+        found[protocol_name, center] = report = json.loads(output.read_text())
+        expected = evaluate(model, examples, Settings("center", protocol=protocol_name, center=center))  # type: ignore[arg-type]
+        np.testing.assert_array_equal([i["iou"] for i in report["instances"]], expected.iou)
+        assert report.get("center") == (None if center == protocol_name else center)
+        assert report["resize"] == {"exact": "pillow", "published": "torch"}[protocol_name]
+        text = output.with_suffix(".md").read_text()
+        assert (f"--center {center}" in text) == (center != protocol_name)
+    capsys.readouterr()
+    mixed, plain = dataset.parent / "exact_published.json", dataset.parent / "exact_exact.json"
+    assert score(*flags, "--output", mixed) == 2  # rows of another centre
+    assert "rows of another evaluation (settings differ)" in capsys.readouterr().err
+    assert score(*flags, "--output", plain) == 0  # --center exact is what the protocol does
+    assert score("compare", mixed, plain) == 0
+    assert "Note: center differs: A published, B None" in capsys.readouterr().out
+
+
+def test_the_published_protocol_does_not_round_photos(dataset: Path, checkpoint: Path, model: Model) -> None:
+    """Box prompts, and a detector's boxes: photos reach the encoder as torch resizes them."""
+    detections = dataset.parent / "boxes.json"
+    detections.write_text(json.dumps([{**entry, "bbox": [5, 5, 30, 30]} for entry in true_masks(dataset)[:2]]))
+    for prompt in (["box"], ["detections", "--detections", detections]):
+        seen: dict[str, list[np.ndarray]] = {}
+        real = JaxSystem.start
+        for name in ("exact", "published"):
+
+            def start(self, photo, resize="pillow", name=name):  # type: ignore[no-untyped-def]
+                state = real(self, photo, resize)
+                seen.setdefault(name, []).append(np.asarray(state.embedding))
+                return state
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(JaxSystem, "start", start)
+                assert score(*base(dataset, checkpoint), "--prompt", *prompt, "--protocol", name) == 0
+        assert len(seen["exact"]) == len(seen["published"]) > 0
+        assert any((a != b).any() for a, b in zip(seen["exact"], seen["published"], strict=True)), prompt
+
+
 def test_parts_of_several_hosts_are_the_whole(
     dataset: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -432,6 +477,8 @@ def test_several_systems_make_one_table(dataset: Path, checkpoint: Path, capsys:
         ),
         ("--dataset coco --data-root {root} --prompt box --select score", "--select score: only one mask is decoded"),
         ("--dataset coco --data-root {root} --prompt center --box-noise 0.1", "center has no boxes"),
+        ("--dataset coco --data-root {root} --prompt box --center published", "--center published: --prompt box"),
+        ("--dataset coco --data-root {root} --prompt center --center nearest", "--center"),
         ("--dataset coco --data-root {root} --prompt box --checkpoint {root}/none", "none: no such file"),
         ("--dataset coco --data-root {root} --annotations {root}/none.json --prompt box", "none.json"),
         ("--dataset coco --data-root {root} --prompt box --output {root}", "--output"),
