@@ -1,4 +1,9 @@
-"""Resizing equal to torch's ``interpolate(align_corners=False)``. Needs numpy only."""
+"""Resizing equal to torch's ``interpolate(align_corners=False)``. Needs numpy only.
+
+torch computes positions in float32. Where a position chooses a pixel (``nearest_taps``, ``bilinear_taps``), or where 1e-5
+counts (``antialiased``), this is repeated: row 319 of 682 to 426 is at (319 + 1/2) 682 / 426 - 1/2 = 511, which float32
+puts a little before row 511. ``resize_matrix`` is float64.
+"""
 
 from __future__ import annotations
 
@@ -56,17 +61,15 @@ def antialiased(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 def _triangle(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
     """Source pixels (taps new) int64 of each target pixel, and their weights (taps new) float32."""
-    scale = old / new
-    support = max(scale, 1.0)
-    centre = (np.arange(new) + 0.5) * scale
-    pixels = np.floor(centre - support).astype(np.int64) + np.arange(int(np.ceil(2 * support)) + 1)[:, None]
-    weights = np.maximum(1 - np.abs(pixels + 0.5 - centre) / support, 0) * ((pixels >= 0) & (pixels < old))
-    used = weights.any(axis=1)
-    return np.clip(pixels[used], 0, old - 1), (weights / weights.sum(axis=0)).astype(np.float32)[used]
-
-
-# Where a source pixel is chosen, and not only weighted, torch's own arithmetic counts: it rounds the scale to float32,
-# and 319.5 * 682 / 426 - 0.5 is then a little less than 511.
+    half = np.float32(0.5)
+    scale = np.float32(old) / np.float32(new)
+    support = np.maximum(scale, np.float32(1))
+    centre = (np.arange(new, dtype=np.float32) + half) * scale
+    first = np.maximum((centre - support + half).astype(np.int64), 0)
+    last = np.minimum((centre + support + half).astype(np.int64), old)
+    pixels = first + np.arange((last - first).max())[:, None]
+    weights = np.maximum(1 - np.abs(pixels + 0.5 - centre) / support, 0) * (pixels < last)
+    return np.minimum(pixels, old - 1), (weights / weights.sum(axis=0)).astype(np.float32)
 
 
 def nearest_taps(old: int, new: int) -> np.ndarray:
@@ -80,8 +83,8 @@ def bilinear_taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
 
     The second is -1 where there is none.
     """
-    scale = np.float32(old) / np.float32(new)
-    half = np.float32(0.5)
-    source = np.maximum((np.arange(new, dtype=np.float32) + half) * scale - half, np.float32(0))
+    scale = np.float64(np.float32(old) / np.float32(new))
+    # A fused multiply-add, as compilers emit it: exact in float64, rounded to float32 once.
+    source = np.maximum(((np.arange(new) + 0.5) * scale - 0.5).astype(np.float32), 0)
     low = np.minimum(source.astype(np.int64), old - 1)
     return low, np.where((source > low) & (low + 1 < old), low + 1, -1)
