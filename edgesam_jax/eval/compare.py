@@ -243,6 +243,8 @@ def _setting(report: Mapping[str, Any], key: str) -> Any:
         return report.get("refine", len(report["instances"][0]["iou"]) - 1)
     if key == "resize":  # missing in older reports, whose photos Pillow resized
         return report.get("resize", "pillow")
+    if key == "center" and report.get("prompt") == "center":
+        return report.get("center", report.get("protocol"))
     return report.get(key)
 
 
@@ -262,7 +264,7 @@ def _differing(file_a: str, file_b: str, a: Mapping[str, Any], b: Mapping[str, A
                 f"{file_a}, {file_b}: {key} differs ({value_a} and {value_b}), so a difference would say little about "
                 "the systems; score both with the same settings, or pass --force to compare anyway"
             )
-        if key in MUST_MATCH or (key in a and key in b):
+        if key in MUST_MATCH or None not in (value_a, value_b):
             notes.append(f"{key} differs: A {value_a}, B {value_b}")
     return notes
 

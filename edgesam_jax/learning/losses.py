@@ -52,7 +52,9 @@ def focal(logits: Array, positive: Array, alpha: float, gamma: float) -> Array:
     ``positive`` is bool; positives have weight ``alpha``, negatives 1 - alpha (Lin et al., ICCV 2017, equation 5).
     """
     logits = logits.astype(jnp.float32)
-    wrong = jax.nn.sigmoid(jnp.where(positive, -logits, logits))
+    signed = jnp.where(positive, -logits, logits)
+    small = jnp.exp(jnp.where(signed > 0, -signed, signed))
+    wrong = jnp.where(signed > 0, 1, small) / (1 + small)  # the sigmoid; its own gradient, w (1 - w), cancels near 1
     return jnp.where(positive, alpha, 1 - alpha) * wrong**gamma * cross_entropy(logits, positive)
 
 
