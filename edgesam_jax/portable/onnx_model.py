@@ -136,7 +136,10 @@ class OnnxModel:
 
 
 def normalised(frame: np.ndarray, filled: Sequence[int]) -> np.ndarray:
-    """Normalise a padded frame (s s 3), values 0 to 255, with ImageNet's statistics; (1 3 s s) float32, zeros beyond the photo."""
+    """Normalise a padded frame (s s 3) with ImageNet's statistics; (1 3 s s) float32, zeros beyond the photo.
+
+    The frame has values from 0 to 255, in uint8 or float32.
+    """
     mean, std = (np.array(v, np.float32) for v in (PIXEL_MEAN, PIXEL_STD))
     x = (frame.astype(np.float32) - mean) / std
     x[filled[0] :] = 0  # SAM pads after normalising

@@ -1,8 +1,8 @@
 """Resizing equal to torch's ``interpolate(align_corners=False)``. Needs numpy only.
 
-torch computes positions in float32. Where a position chooses a pixel (``nearest_taps``, ``bilinear_taps``), or where 1e-5
-counts (``antialiased``), this is repeated: row 319 of 682 to 426 is at (319 + 1/2) 682 / 426 - 1/2 = 511, which float32
-puts a little before row 511. ``resize_matrix`` is float64.
+torch computes positions in float32. Where a position chooses a pixel (``nearest_taps``, ``bilinear_taps``) and where
+1e-5 counts (``antialiased``), positions are float32 here too: row 319 of 682 to 426 is at (319 + 1/2) 682 / 426 - 1/2,
+which is 511, and 510.99997 in float32. ``resize_matrix`` is float64.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _triangle(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def nearest_taps(old: int, new: int) -> np.ndarray:
-    """Return the source pixel (new) of each target pixel with ``mode="nearest"``: ``floor(i * old / new)`` in float32."""
+    """Return the source pixel (new) of each target pixel with ``mode="nearest"``: ``floor(i * old / new)``."""
     scale = np.float32(old) / np.float32(new)
     return np.minimum((np.arange(new, dtype=np.float32) * scale).astype(np.int64), old - 1)
 

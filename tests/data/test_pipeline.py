@@ -147,10 +147,12 @@ def test_photos_that_are_not_rounded_are_float32(workers):
     parts = [Part(Photos())]
     exact, rounded = (batches(d, MODEL, parts=parts) for d in (data, replace(data, resize="pillow", workers=0)))
     a, b = next(exact), next(rounded)
-    assert (a.image.dtype, b.image.dtype) == (np.float32, np.uint8) == (data.photo_dtype, DATA.photo_dtype)
+    assert (a.image.dtype, b.image.dtype) == (np.float32, np.uint8)
+    assert (data.photo_dtype, DATA.photo_dtype) == ("float32", "uint8")
     assert a.image.shape == b.image.shape and np.abs(a.image - b.image).max() <= 1.2
     assert all((getattr(a, name) == getattr(b, name)).all() for name in FIELDS[1:])
-    exact.close(), rounded.close()
+    exact.close()
+    rounded.close()
 
 
 def test_prompts_belong_to_their_image():

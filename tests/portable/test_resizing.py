@@ -21,7 +21,7 @@ def noise(seed: int, height: int, width: int) -> np.ndarray:
 def interpolate(image: np.ndarray, size: tuple[int, int], **how: object) -> np.ndarray:
     """torch's resizing of (h w c) to at least two columns; in a single one torch 2.13 repeats the first pixel."""
     torch = pytest.importorskip("torch")
-    x = torch.from_numpy(image.astype(np.float32).transpose(2, 0, 1)[None].copy())  # strided views have a bug at width 1
+    x = torch.from_numpy(image.astype(np.float32).transpose(2, 0, 1)[None].copy())
     return torch.nn.functional.interpolate(x, size, **how)[0].permute(1, 2, 0).numpy()
 
 
