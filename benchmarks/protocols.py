@@ -28,6 +28,7 @@ CHANGES = {
     "enlarged truth": {"truth": "published"},
     "approximate centre": {"center": "published"},
     "shifted points, zero tokens": {"points": "published"},
+    "photos not rounded": {"photos": "published"},
     "published (all of these)": {"protocol": "published"},
     "exact, centre of the largest error": {"refine_point": "largest"},
 }

@@ -10,12 +10,13 @@ it skipped in a separate file, such as ``STORE/skipped-2-of-8.jsonl``.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import itertools
 import json
 import sys
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +28,16 @@ from tqdm import tqdm
 from edgesam_jax.cli.command import print_note, run_command
 from edgesam_jax.cli.flags import Parser, count, part, share
 from edgesam_jax.config import DataConfig, SourceName, UsageError
-from edgesam_jax.data.embeddings import STORE, StoredType, StoreHeader, photo_key, read_header, shard_name, write_shard
+from edgesam_jax.data.embeddings import (
+    PREPROCESSING,
+    STORE,
+    StoredType,
+    StoreHeader,
+    photo_key,
+    read_header,
+    shard_name,
+    write_shard,
+)
 from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.pixels import parse_range
 from edgesam_jax.data.readers.id_list import digest, read_ids
@@ -36,7 +46,7 @@ from edgesam_jax.data.readers.records import decode_record
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.source import check_bad_share, reasons, skipped_entries
 from edgesam_jax.files import atomic_file, write_atomically
-from edgesam_jax.portable.frame import pad_to_square, resize_longest_side
+from edgesam_jax.portable.frame import Resize, pad_to_square, resize_longest_side
 
 if TYPE_CHECKING:
     from edgesam_jax.checkpoints.model import Model
@@ -59,7 +69,7 @@ class FramedPhoto(NamedTuple):
     filled: tuple[int, int]
 
 
-def read_framed(source: Any, index: int, size: int) -> FramedPhoto:
+def read_framed(source: Any, index: int, size: int, resize: Resize) -> FramedPhoto:
     """Read a photo and resize and pad it as the training pipeline does.
 
     Raises:
@@ -67,7 +77,7 @@ def read_framed(source: Any, index: int, size: int) -> FramedPhoto:
     """
     record = source.record(index)
     example = decode_record(replace(record, annotations=(), skipped=()))
-    resized, filled = resize_longest_side(example.image, size)
+    resized, filled = resize_longest_side(example.image, size, resize)
     return FramedPhoto(photo_key(record.photo, record.pixel_range), pad_to_square(resized, size), filled)
 
 
@@ -82,7 +92,8 @@ def header_of(teacher: Model, data: DataConfig, photos: int, dtype: StoredType, 
     return StoreHeader(
         teacher=encoder_digest(teacher), source=str(teacher.metadata.get("source", "")), image_size=config.image_size,
         shape=(config.grid, config.grid, config.embed_dim), dtype=dtype, photos=photos, shards=-(-photos // per_shard),
-        data=hashlib.sha256(json.dumps([fields, photos]).encode()).hexdigest(), pixel_range=data.pixel_range,
+        data=hashlib.sha256(json.dumps([fields, photos]).encode()).hexdigest(),
+        preprocessing=PREPROCESSING[data.resize], pixel_range=data.pixel_range,
     )  # fmt: skip
 
 
@@ -146,8 +157,10 @@ def embed(
                 bar.update(count)
 
             round_robin = itertools.cycle(zip(devices, variables, strict=True))
-            for batch in _batches(source, indices, teacher.config.image_size, batch_size, skipped, len(devices)):
-                images = np.zeros((batch_size, *batch[0].image.shape), np.uint8)  # the last batch may not be full
+            read = functools.partial(read_framed, source, size=teacher.config.image_size, resize=data.resize)
+            for batch in _batches(read, indices, batch_size, skipped, len(devices)):
+                # The last batch may not be full.
+                images = np.zeros((batch_size, *batch[0].image.shape), batch[0].image.dtype)
                 sizes = np.ones((batch_size, 2), np.int32)
                 for row, photo in enumerate(batch):
                     images[row], sizes[row] = photo.image, photo.filled
@@ -185,13 +198,17 @@ def list_skipped(path: Path, skipped: Sequence[tuple[str, str]]) -> None:
 
 
 def _batches(
-    source: Any, indices: Sequence[int], size: int, batch_size: int, skipped: list[tuple[str, str]], devices: int
+    read_photo: Callable[[int], FramedPhoto],
+    indices: Sequence[int],
+    batch_size: int,
+    skipped: list[tuple[str, str]],
+    devices: int,
 ) -> Iterator[list[FramedPhoto]]:
     """Yield photos in batches, read by threads while the devices work; unusable ones are added to ``skipped``."""
 
     def read(index: int) -> FramedPhoto | BadExample:
         try:
-            return read_framed(source, index, size)
+            return read_photo(index)
         except BadExample as error:
             return error
 
@@ -271,6 +288,10 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype", choices=get_args(StoredType), default="float16", help="stored type; default: float16"
     )
     parser.add_argument(
+        "--resize", choices=get_args(Resize), default="pillow",
+        help="resizing of the photos; data.resize of the training must be the same; default: pillow",
+    )  # fmt: skip
+    parser.add_argument(
         "--photos-per-shard", type=count, default=256, metavar="N", help="photos per shard; default: 256"
     )
     parser.add_argument(
@@ -301,6 +322,7 @@ def run(arguments: argparse.Namespace) -> str:
     data = DataConfig(
         source=arguments.source, root=arguments.root, annotations=arguments.annotations, subset=tuple(arguments.subset),
         split=arguments.split, limit=arguments.limit, ids=arguments.ids, pixel_range=arguments.pixel_range,
+        resize=arguments.resize,
     )  # fmt: skip
     report = embed(
         load_model(arguments.teacher),

@@ -50,9 +50,9 @@ class MaskPrediction:
 class Batch:
     """One batch of examples, as the data pipeline yields it.
 
-    ``image`` (b h w 3) uint8 RGB, zero padded; ``valid_size`` (b 2) int32 rows and columns that the photo fills;
-    ``boxes`` (b p 4) float32 XYXY; ``points`` (b p 2) float32 one point inside each instance; ``prompt_valid`` (b p)
-    bool; ``masks`` (b p s s) bool ground truth at the model's low mask resolution, or None;
+    ``image`` (b h w 3) RGB from 0 to 255, uint8 or float32, zero padded; ``valid_size`` (b 2) int32 rows and columns
+    that the photo fills; ``boxes`` (b p 4) float32 XYXY; ``points`` (b p 2) float32 one point inside each instance;
+    ``prompt_valid`` (b p) bool; ``masks`` (b p s s) bool ground truth at the model's low mask resolution, or None;
     ``teacher_embedding`` (b g g c) float if it is read from a store, else None.
     """
 

@@ -55,9 +55,9 @@ def data(photos):
     return DataConfig(source="coco", root=str(photos), batch_size=2, max_prompts=3)
 
 
-def embedding_of(teacher, image):
+def embedding_of(teacher, image, resize="pillow"):
     """The embedding, computed for this photo alone."""
-    framed, size = into_frame(image, teacher.config.image_size)
+    framed, size = into_frame(image, teacher.config.image_size, resize=resize)
     variables = for_inference(teacher.config, teacher.variables)
     return np.asarray(encoder(teacher.config)(variables, framed[None], np.array([size], np.int32)))[0]
 
@@ -114,6 +114,38 @@ def test_a_run_from_a_store_is_the_run_with_the_teacher_online(tmp_path, teacher
         rows = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         losses.append([json.loads(row)["loss"] for row in rows])
     assert len(losses[0]) == 3 and np.allclose(*losses, rtol=2e-3)
+
+
+def test_a_store_belongs_to_one_way_of_resizing(tmp_path, teacher, data):
+    stores = {}
+    for resize in ("pillow", "torch"):
+        stores[resize] = tmp_path / resize
+        embed.embed(teacher, dataclasses.replace(data, resize=resize), stores[resize])
+        store, source = EmbeddingStore(stores[resize]), open_source(data, 64)
+        assert store.header.resize == resize
+        for index in (0, 5):
+            found = store.read(photo_key(source.record(index).photo)).astype(np.float32)
+            expected = embedding_of(teacher, source.load(index).image, resize)
+            assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
+    with pytest.raises(UsageError, match="a store with another preprocessing"):
+        embed.embed(teacher, data, stores["torch"])
+    for resize, other in (("pillow", "torch"), ("torch", "pillow")):
+        chosen = dataclasses.replace(data, embeddings=(str(stores[resize]),), resize=resize)
+        inputs.check_store(Config(teacher="t", data=chosen), teacher)
+        message = f"resized with {resize}, but data.resize={other}; .* --resize {other}"
+        with pytest.raises(UsageError, match=message):
+            inputs.check_store(Config(teacher="t", data=dataclasses.replace(chosen, resize=other)), teacher)
+
+
+def test_a_run_on_unrounded_photos_draws_its_pictures(tmp_path, teacher, data):
+    save_model_file(tmp_path / "teacher.msgpack", teacher)
+    config = Config(
+        model=CONV, teacher=str(tmp_path / "teacher.msgpack"), data=dataclasses.replace(data, resize="torch"),
+        distill=DistillConfig(mode="encoder_only"),
+        train=TrainConfig(steps=1, log_every=1, picture_every=1, devices=1),
+    )  # fmt: skip
+    fit(config, tmp_path / "run", quiet=True)
+    assert [path.name for path in (tmp_path / "run/pictures").iterdir()] == ["0000001.png"]
 
 
 def test_parts_share_the_work_and_the_result_is_the_same(tmp_path, teacher, data):

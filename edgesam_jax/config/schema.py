@@ -282,6 +282,13 @@ class DataConfig:
     scene_difficulty: Share = 0.5  # scenes only, 0 to 1: more and hollower objects, more texture, less contrast
     ids: str = ""  # file that lists the photos to use, one per line (prepare --sample writes one); empty: all
     pixel_range: str = "auto"  # LO,HI: these values become 0 and 255; auto: 8-bit as they are, 16-bit divided by 257
+    # resizing of the photos: Pillow's on uint8, as in prediction, or torch's antialiased on float32 (published code)
+    resize: Literal["pillow", "torch"] = "pillow"
+
+    @property
+    def photo_dtype(self) -> Literal["uint8", "float32"]:
+        """Type of the photos in a batch."""
+        return "float32" if self.resize == "torch" else "uint8"
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,14 @@ import numpy as np
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.pixels import AUTO
 from edgesam_jax.data.schema import BadExample
+from edgesam_jax.portable.frame import Resize
 
 FORMAT = 1
 STORE = "store.json"
-PREPROCESSING = "sam: longest side to image_size, Pillow bilinear on uint8, normalised, padded with zeros"
+PREPROCESSING: dict[Resize, str] = {
+    "pillow": "sam: longest side to image_size, Pillow bilinear on uint8, normalised, padded with zeros",
+    "torch": "sam: longest side to image_size, torch antialiased bilinear on float32, normalised, padded with zeros",
+}
 StoredType = Literal["float16", "bfloat16", "int8"]
 KEY_BYTES = 16
 _NUMPY = {"float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}
@@ -46,9 +50,14 @@ class StoreHeader:
     photos: int
     shards: int
     data: str  # fingerprint of the data set
-    preprocessing: str = PREPROCESSING
+    preprocessing: str = PREPROCESSING["pillow"]
     pixel_range: str = AUTO
     format: int = FORMAT
+
+    @property
+    def resize(self) -> Resize:
+        """How the photos were resized."""
+        return next(resize for resize, text in PREPROCESSING.items() if text == self.preprocessing)
 
 
 def photo_key(photo: bytes, pixel_range: str = AUTO) -> bytes:
@@ -135,7 +144,7 @@ def _header(text: str, path: Path) -> StoreHeader:
         header = StoreHeader(**{**values, "shape": tuple(values["shape"])})
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"embeddings {path}: damaged header; run edgesam_jax.embed again") from None
-    if (header.format, header.preprocessing) != (FORMAT, PREPROCESSING):
+    if header.format != FORMAT or header.preprocessing not in PREPROCESSING.values():
         raise UsageError(
             f"embeddings {path}: written by another version, with other preprocessing; run edgesam_jax.embed again"
         )

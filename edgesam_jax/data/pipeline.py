@@ -169,7 +169,7 @@ def _arrays(
     with_masks: bool,
 ) -> Arrays:
     old = (photo.height, photo.width) if isinstance(photo, Image.Image) else (photo.shape[0], photo.shape[1])
-    image, new = resize_longest_side(photo, model.image_size)
+    image, new = resize_longest_side(photo, model.image_size, data.resize)
     n = len(masks)
     if data.box_jitter and rng is not None:
         boxes = jitter_boxes(rng, boxes, old, data.box_jitter)

@@ -116,6 +116,10 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=_non_negative, default=0, help="of refinement points, box noise and sampled instances"
     )
     prompts.add_argument("--protocol", choices=("exact", "published"), default="exact", help="see docs/evaluation.md")
+    prompts.add_argument(
+        "--center", choices=("exact", "published"),
+        help="how --prompt center finds a mask's centre, if not by the protocol's rule",
+    )  # fmt: skip
     work = parser.add_argument_group("execution and report")
     work.add_argument("--batch-size", type=count, default=2, help="photos in flight; affects speed, not results")
     work.add_argument(
@@ -186,11 +190,16 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         raise UsageError(
             f"--box-noise {arguments.box_noise}: --prompt {arguments.prompt} has no boxes; use box or detections"
         )
+    if arguments.center and arguments.prompt != "center":
+        raise UsageError(
+            f"--center {arguments.center}: --prompt {arguments.prompt} clicks no centre; use --prompt center"
+        )
     return Settings(
         prompt="box" if arguments.prompt == "detections" else arguments.prompt, refine=arguments.refine,
         refine_point=arguments.refine_point, protocol=arguments.protocol, num_masks=arguments.num_masks,
         select="first" if arguments.num_masks == 1 else arguments.select or "score", seed=arguments.seed,
         box_noise=arguments.box_noise, max_instances=arguments.max_instances, priors=arguments.priors,
+        center=None if arguments.center == arguments.protocol else arguments.center,
     )  # fmt: skip
 
 
@@ -206,7 +215,14 @@ def _systems(arguments: argparse.Namespace, settings: Settings, predictions: Cal
     checkpoints = arguments.checkpoint or ([] if arguments.onnx or arguments.predictions else [TINY_TEACHER])
     for path in checkpoints:
         systems.append(JaxSystem(Path(path).name or path, load_model(path), *selection, jax.local_devices(), priors))
-    systems += [OnnxSystem(Path(encoder), Path(decoder), *selection, priors) for encoder, decoder in arguments.onnx]
+    for encoder, decoder in arguments.onnx:
+        pair = OnnxSystem(Path(encoder), Path(decoder), *selection, priors)
+        if settings.resize == "torch" and not pair.takes_float:
+            raise UsageError(
+                f"--protocol published: {encoder} takes pixels in uint8, and this protocol doesn't round resized"
+                " photos; export the encoder without --image-input, or use --protocol exact"
+            )
+        systems.append(pair)
     systems += [predictions(Path(path)) for path in arguments.predictions]
     names = Counter(system.name for system in systems)
     for number, system in enumerate(systems):

@@ -24,21 +24,14 @@ from edgesam_jax import files
 from edgesam_jax.cli.flags import count
 from edgesam_jax.config import UsageError
 from edgesam_jax.eval.report.load import load_system
-from edgesam_jax.files import short
+from edgesam_jax.portable.errors import one_line
 from edgesam_jax.reporting.tables import aligned_table
 
 MUST_MATCH = ("dataset", "prompt", "refine", "protocol")
 NOTED = (
-    "seed",
-    "refine_point",
-    "num_masks",
-    "select",
-    "box_noise",
-    "priors",
-    "pixel_range",
-    "data_root",
-    "annotations",
-)
+    "seed", "refine_point", "num_masks", "select", "box_noise", "priors", "center", "resize", "pixel_range",
+    "data_root", "annotations",
+)  # fmt: skip
 # With fewer photos, intervals are far too narrow: all of 5 photos have the same sign by chance in 1 of 16 cases.
 FEW_PHOTOS = 10
 NAMED = 5  # unpaired instances named in the text; the JSON lists all
@@ -95,16 +88,16 @@ class Comparison:
 
     def text(self) -> str:
         """The comparison as text: a Markdown table with an explanation."""
-        settings = ", ".join(f"{key} {short(value)}" for key, value in self.settings.items() if value is not None)
+        settings = ", ".join(f"{key} {one_line(value)}" for key, value in self.settings.items() if value is not None)
         lines = [
-            f"A: {short(self.system_a)} ({self.file_a})",
-            f"B: {short(self.system_b)} ({self.file_b})",
+            f"A: {one_line(self.system_a)} ({self.file_a})",
+            f"B: {one_line(self.system_b)} ({self.file_b})",
             f"Both: {settings}",
         ]
         names = {"iou": "mIoU", "boundary_iou": "boundary IoU"}
         rows = [
             [
-                f"{names[c.measure]}, {short(c.prompt)}",
+                f"{names[c.measure]}, {one_line(c.prompt)}",
                 f"{c.instances:,}",
                 f"{c.photos:,}",
                 f"{100 * c.a:.2f}",
@@ -126,7 +119,7 @@ class Comparison:
         )
         for name, ids in (("A", self.unpaired_a), ("B", self.unpaired_b)):
             if ids:
-                some = ", ".join(f"{short(image)}/{short(annotation)}" for image, annotation in ids[:NAMED])
+                some = ", ".join(f"{one_line(image)}/{one_line(annotation)}" for image, annotation in ids[:NAMED])
                 more = f" and {len(ids) - NAMED:,} more" if len(ids) > NAMED else ""
                 lines.append(f"Only in {name}, not compared: {len(ids):,} instances (photo/annotation {some}{more}).")
         return "\n".join([*lines, *(f"Note: {note}" for note in self.notes)])
@@ -256,6 +249,12 @@ def _columns(
 def _setting(report: Mapping[str, Any], key: str) -> Any:
     if key == "refine":  # missing in older reports
         return report.get("refine", len(report["instances"][0]["iou"]) - 1)
+    if key == "resize":  # missing in older reports, whose photos Pillow resized
+        return report.get("resize", "pillow")
+    if key == "pixel_range":  # missing for auto
+        return report.get("pixel_range", "auto")
+    if key == "center" and report.get("prompt") == "center":
+        return report.get("center", report.get("protocol"))
     return report.get(key)
 
 
@@ -272,11 +271,11 @@ def _differing(file_a: str, file_b: str, a: Mapping[str, Any], b: Mapping[str, A
             continue
         if key in MUST_MATCH and not force:
             raise UsageError(
-                f"{file_a}, {file_b}: {key} differs ({short(value_a)} and {short(value_b)}), so a difference would say"
+                f"{file_a}, {file_b}: {key} differs ({one_line(value_a)} and {one_line(value_b)}), so a difference would say"
                 " little about the systems; score both with the same settings, or pass --force to compare anyway"
             )
-        if key in MUST_MATCH or (key in a and key in b):
-            notes.append(f"{key} differs: A {short(value_a)}, B {short(value_b)}")
+        if key in MUST_MATCH or None not in (value_a, value_b):
+            notes.append(f"{key} differs: A {one_line(value_a)}, B {one_line(value_b)}")
     return notes
 
 

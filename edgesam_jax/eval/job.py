@@ -208,7 +208,7 @@ class Job:
         return {
             "system": system.name, "dataset": self.dataset, "data_root": self.data_root,
             "annotations": str(self.coco.annotation_file) if self.coco else "", "prompt": self.prompt,
-            "checkpoint": system.name,
+            "checkpoint": system.name, "resize": self.settings.resize,
             **{k: v for k, v in asdict(self.settings).items() if k != "prompt" and v is not None},
             **self._pixel_range(),
         }  # fmt: skip

@@ -34,15 +34,28 @@ def feature_error(student: Array, teacher: Array, valid: Array) -> Array:
     return jnp.sum(error * valid, axis=(1, 2)) / jnp.maximum(valid.sum(axis=(1, 2)), 1)
 
 
+def cross_entropy(logits: Array, target: Array) -> Array:
+    """Binary cross entropy per element; ``target`` is in [0, 1].
+
+    A sum of terms that are not negative: ``softplus(x) - x t``, the shorter form, is 0 for a confident positive.
+    """
+    logits, target = logits.astype(jnp.float32), target.astype(jnp.float32)
+    above = logits > 0
+    wrong = jnp.where(above, (1 - target) * logits, -target * logits)
+    # Both choices take the same branch at 0, so the gradient there is the sum of theirs, 1/2 - target.
+    return wrong + jnp.log1p(jnp.exp(jnp.where(above, -logits, logits)))
+
+
 def focal(logits: Array, positive: Array, alpha: float, gamma: float) -> Array:
     """Focal loss per element: cross entropy times the probability of the wrong class to the power ``gamma``.
 
     ``positive`` is bool; positives have weight ``alpha``, negatives 1 - alpha (Lin et al., ICCV 2017, equation 5).
     """
     logits = logits.astype(jnp.float32)
-    wrong = jax.nn.sigmoid(jnp.where(positive, -logits, logits))
-    entropy = jax.nn.softplus(jnp.where(positive, -logits, logits))
-    return jnp.where(positive, alpha, 1 - alpha) * wrong**gamma * entropy
+    signed = jnp.where(positive, -logits, logits)
+    small = jnp.exp(jnp.where(signed > 0, -signed, signed))
+    wrong = jnp.where(signed > 0, 1, small) / (1 + small)  # the sigmoid; its own gradient, w (1 - w), cancels near 1
+    return jnp.where(positive, alpha, 1 - alpha) * wrong**gamma * cross_entropy(logits, positive)
 
 
 def huber(error: Array, beta: float) -> Array:
@@ -118,7 +131,7 @@ def binary_cross_entropy(logits: Array, target: Array, weight: Array) -> Array:
       weight: (b h w) of the pixels.
     """
     weight = weight[:, None, None]
-    loss = jax.nn.softplus(logits) - logits * target
+    loss = cross_entropy(logits, target)
     return jnp.sum(loss * weight, axis=(-2, -1)) / jnp.maximum(weight.sum(axis=(-2, -1)), 1e-6)
 
 
@@ -150,7 +163,7 @@ def grouping(embedding: Array, masks: Array, prompt_valid: Array, scale: float =
     x = _unit(embedding.reshape(b, g * g, c).astype(jnp.float32))
     query = _unit(jnp.einsum("bps,bsc->bpc", cover, x))
     logits = scale * (jnp.einsum("bpc,bsc->bps", query, x) - 0.5)
-    loss = jax.nn.softplus(logits) - logits * cover
+    loss = cross_entropy(logits, cover)
     # Inside and outside have equal weight, or the background would outweigh small objects.
     inside = (loss * cover).sum(-1) / jnp.maximum(cover.sum(-1), 1e-6)
     outside = (loss * (1 - cover)).sum(-1) / jnp.maximum((1 - cover).sum(-1), 1e-6)

@@ -35,21 +35,24 @@ def make_schedule(optim: OptimConfig, batch_size: int, steps: int) -> optax.Sche
     """
     base, low, start = scaled_rates(optim, batch_size)
     warmup, kind = optim.warmup_steps, optim.schedule
+    begin = 0 if kind == "cosine_unshifted" else warmup
+    length = max(steps - begin, 1)
 
     def schedule(count: Any) -> jax.Array:
         t = jnp.asarray(count, jnp.float32)
-        begin = 0 if kind == "cosine_unshifted" else warmup
-        share = jnp.clip((t - begin) / max(steps - begin, 1), 0.0, 1.0)
+        # Sums of positive terms, and the steps that are left as a difference of integers: 1 + cos(pi t / T) and
+        # 1 - t / T would lose the last steps' digits in float32.
+        left = jnp.clip(steps - t, 0, length) / length
         if kind in ("cosine", "cosine_unshifted"):
-            rate = low + 0.5 * (base - low) * (1.0 + jnp.cos(jnp.pi * share))
+            rate = low + (base - low) * jnp.square(jnp.sin(0.5 * jnp.pi * left))
         elif kind == "linear":
-            rate = base + (low - base) * share
+            rate = low + (base - low) * left
         elif kind == "step":
             passed = jnp.asarray([milestone * steps for milestone in optim.milestones]) <= t[..., None]
             rate = base * 0.1 ** passed.sum(axis=-1)
         else:
             rate = jnp.full_like(t, base)
-        climb = start + (base - start) * t / max(warmup, 1)
+        climb = (start * (warmup - t) + base * t) / max(warmup, 1)
         return jnp.where(t < warmup, climb, rate)
 
     return schedule

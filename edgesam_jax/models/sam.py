@@ -139,7 +139,10 @@ class Sam(nn.Module):
 
 
 def preprocess(images: Array, valid_size: Array) -> Array:
-    """uint8 RGB (b h w 3) -> normalised float32, zero outside ``valid_size`` (b 2): SAM pads after normalisation."""
+    """RGB (b h w 3), 0 to 255 in uint8 or float32 -> normalised float32, zero outside ``valid_size`` (b 2).
+
+    SAM pads after normalisation.
+    """
     x = (images.astype(jnp.float32) - jnp.asarray(PIXEL_MEAN)) / jnp.asarray(PIXEL_STD)
     rows = jnp.arange(images.shape[1])[None, :] < valid_size[:, :1]
     columns = jnp.arange(images.shape[2])[None, :] < valid_size[:, 1:]

@@ -211,7 +211,7 @@ def _shapes(plan: Plan) -> str:
         return " x ".join(map(str, sizes))
 
     each: dict[str, tuple[int, ...]] = {
-        "photos (uint8)": (model.image_size, model.image_size, 3),
+        f"photos ({plan.config.data.photo_dtype})": (model.image_size, model.image_size, 3),
         "embedding": (model.grid, model.grid, model.embed_dim),
     }
     if plan.rounds:

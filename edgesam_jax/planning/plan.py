@@ -118,7 +118,7 @@ def abstract_batch(config: Config, images: int) -> Batch:
         dtype = jnp.float16 if stored_dtype(config) == "float16" else jnp.float32
         embedding = _array((images, model.grid, model.grid, model.embed_dim), dtype)
     shapes: dict[str, Any] = {
-        "image": _array((images, side, side, 3), jnp.uint8),
+        "image": _array((images, side, side, 3), jnp.dtype(config.data.photo_dtype)),
         "valid_size": _array((images, 2), jnp.int32),
         "boxes": _array((images, p, 4)),
         "points": _array((images, p, 2)),

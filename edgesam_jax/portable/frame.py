@@ -1,8 +1,12 @@
 """Bring photos and coordinates into the model's square frame, exactly as SAM does.
 
-There are two kinds of frame. ``pad`` (EdgeSAM, SAM): the photo's longest side becomes ``size`` pixels (Pillow's
-bilinear filter on uint8, sides rounded half up); the photo fills the top left corner, and the rest is padding.
-``stretch`` (EfficientSAM): both sides become ``size`` pixels, without antialiasing.
+There are two kinds of frame. ``pad`` (EdgeSAM, SAM): the photo's longest side becomes ``size`` pixels (bilinear with
+antialiasing, sides rounded half up); the photo fills the top left corner, and the rest is padding. ``stretch``
+(EfficientSAM): both sides become ``size`` pixels, without antialiasing.
+
+There are two ways of resizing. ``pillow``: SAM's predictor, Pillow on uint8. ``torch``: the published training and
+evaluation, torch's filter on floats that are not rounded; frames are float32, four times as large. They differ by less
+than a grey level. A ``stretch`` frame has torch's filter in both, rounded to uint8 with ``pillow``.
 """
 
 from __future__ import annotations
@@ -12,7 +16,10 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from edgesam_jax.portable.resizing import antialiased
+
 Frame = Literal["pad", "stretch"]
+Resize = Literal["pillow", "torch"]
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # ImageNet's, for RGB values from 0 to 255
 PIXEL_STD = (58.395, 57.12, 57.375)
 
@@ -25,26 +32,40 @@ def target_size(height: int, width: int, size: int, kind: Frame = "pad") -> tupl
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def resize_longest_side(image: np.ndarray | Image.Image, size: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Resize (h w 3) uint8 so that its longest side has ``size`` pixels; return the photo and its (rows, columns)."""
+def resize_longest_side(
+    image: np.ndarray | Image.Image, size: int, resize: Resize = "pillow"
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Resize (h w 3) uint8 so that its longest side has ``size`` pixels.
+
+    Returns:
+      The photo, uint8 or for ``torch`` float32, and its (rows, columns).
+    """
     height, width = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
     rows, columns = target_size(height, width, size)
+    if resize == "torch":
+        return antialiased(np.asarray(image), rows, columns), (rows, columns)
     if (rows, columns) == (height, width):
         return np.asarray(image), (rows, columns)
     photo = image if isinstance(image, Image.Image) else Image.fromarray(image)
     return np.asarray(photo.resize((columns, rows), Image.Resampling.BILINEAR)), (rows, columns)
 
 
-def into_frame(image: np.ndarray, size: int, kind: Frame = "pad") -> tuple[np.ndarray, tuple[int, int]]:
-    """Return a photo (h w 3) uint8 in the model's frame (size size 3), and the rows and columns that it fills."""
+def into_frame(
+    image: np.ndarray, size: int, kind: Frame = "pad", resize: Resize = "pillow"
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return a photo (h w 3) uint8 in the model's frame (size size 3), and the rows and columns that it fills.
+
+    The frame is uint8, or for ``torch`` float32.
+    """
     if kind == "stretch":
-        return stretch(image, size), (size, size)
-    resized, filled = resize_longest_side(image, size)
+        stretched = stretch(image, size)
+        return stretched if resize == "torch" else (stretched + 0.5).astype(np.uint8), (size, size)
+    resized, filled = resize_longest_side(image, size, resize)
     return pad_to_square(resized, size), filled
 
 
 def stretch(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize (h w 3) uint8 to (size size 3) as torch does: bilinear without antialiasing, rounded to uint8."""
+    """Resize (h w 3) uint8 to (size size 3) float32 as torch does: bilinear without antialiasing."""
     resized = image.astype(np.float32)
     for axis in (0, 1):
         old = resized.shape[axis]
@@ -53,7 +74,7 @@ def stretch(image: np.ndarray, size: int) -> np.ndarray:
         fraction = (source - low).astype(np.float32).reshape(-1, *(1,) * (2 - axis))
         high = np.minimum(low + 1, old - 1)
         resized = np.take(resized, low, axis) * (1 - fraction) + np.take(resized, high, axis) * fraction
-    return (resized + 0.5).astype(np.uint8)
+    return resized
 
 
 def pad_to_square(image: np.ndarray, size: int) -> np.ndarray:

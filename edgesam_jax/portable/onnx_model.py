@@ -22,7 +22,7 @@ class OnnxEncoder:
     """An encoder of one input: a normalised, padded photo (1 3 s s) float32, or an unpadded RGB photo (1 3 h w) uint8.
 
     ``image_size`` is s, the side of the frame and the longest side of an unpadded photo. ``proposes``: whether the
-    encoder also returns proposals.
+    encoder also returns proposals. ``takes_float``: whether it can be given a frame of float values.
 
     Raises:
       UsageError: onnxruntime is not installed; the file is missing, damaged or has other inputs.
@@ -31,8 +31,8 @@ class OnnxEncoder:
     def __init__(self, path: str | Path, providers: Sequence[str] = ()) -> None:
         self._session = _session(Path(path), providers)
         [image, *others] = self._session.get_inputs()
-        self._image, self._raw = image.name, "uint8" in image.type
-        if others or len(image.shape) != 4 or not (self._raw or "float" in image.type):
+        self._image, self.takes_float = image.name, "float" in image.type
+        if others or len(image.shape) != 4 or not (self.takes_float or "uint8" in image.type):
             raise UsageError(
                 f"{path}: the encoder must have one input, a photo (1 3 size size) in float32 or (1 3 h w) in uint8"
             )
@@ -42,15 +42,18 @@ class OnnxEncoder:
         self.image_size = int(_contract(self._session).get("image_size", side))
 
     def embed(self, frame: np.ndarray, filled: Sequence[int]) -> np.ndarray:
-        """Encode a padded frame (s s 3) uint8, whose rows and columns ``filled`` hold the photo; return (1 c g g)."""
+        """Encode a padded frame (s s 3) uint8, whose rows and columns ``filled`` hold the photo; return (1 c g g).
+
+        With ``takes_float`` the frame may be float32.
+        """
         return self.outputs(frame, filled)[0]
 
     def outputs(self, frame: np.ndarray, filled: Sequence[int]) -> list[np.ndarray]:
         """Return all outputs: the embedding, and with ``proposes`` all anchors' boxes (1 n 4) and scores (1 n)."""
-        if self._raw:
-            x = frame[: filled[0], : filled[1]].transpose(2, 0, 1)[None]
-        else:
+        if self.takes_float:
             x = normalised(frame, filled)
+        else:
+            x = frame[: filled[0], : filled[1]].transpose(2, 0, 1)[None]
         return [np.asarray(v) for v in self._session.run(None, {self._image: np.ascontiguousarray(x)})]
 
     def run(self, frame: np.ndarray, filled: Sequence[int]) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
@@ -133,7 +136,10 @@ class OnnxModel:
 
 
 def normalised(frame: np.ndarray, filled: Sequence[int]) -> np.ndarray:
-    """Normalise a padded frame (s s 3) uint8 with ImageNet's statistics; (1 3 s s) float32, zeros beyond the photo."""
+    """Normalise a padded frame (s s 3) with ImageNet's statistics; (1 3 s s) float32, zeros beyond the photo.
+
+    The frame has values from 0 to 255, in uint8 or float32.
+    """
     mean, std = (np.array(v, np.float32) for v in (PIXEL_MEAN, PIXEL_STD))
     x = (frame.astype(np.float32) - mean) / std
     x[filled[0] :] = 0  # SAM pads after normalising

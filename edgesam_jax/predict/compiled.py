@@ -45,8 +45,8 @@ def for_inference(config: SamConfig, variables: Mapping[str, Any]) -> dict[str, 
 def encoder(config: SamConfig) -> Callable[[Any, Array | np.ndarray, Array | np.ndarray], Array]:
     """Return the compiled function ``(variables, images, sizes) -> embedding``.
 
-    ``variables``: from ``for_inference``; ``images`` (b s s 3) uint8, padded; ``sizes`` (b 2): the rows and columns
-    that the photo fills. The embedding is (b g g c).
+    ``variables``: from ``for_inference``; ``images`` (b s s 3) uint8 or float32, padded; ``sizes`` (b 2): the rows
+    and columns that the photo fills. The embedding is (b g g c).
     """
     model = Sam(config, folded=folds(config))
 

@@ -45,11 +45,11 @@ def check_data(config: Config, parts: Sequence[Part]) -> None:
 
 
 def check_store(config: Config, teacher: Model | None) -> None:
-    """Check that a store was made with the config's teacher, and that the photos aren't augmented.
+    """Check that a store was made with the config's teacher and resizing, and that the photos aren't augmented.
 
     Raises:
-      UsageError: another teacher, size, shape or range of pixels; no teacher; or augmentation, which stored embeddings
-        can't reflect.
+      UsageError: another teacher, size, shape, resizing or range of pixels; no teacher; or augmentation, which stored
+        embeddings can't reflect.
     """
     for root in config.data.embeddings:
         where = f"data.embeddings={root}"
@@ -71,6 +71,11 @@ def check_store(config: Config, teacher: Model | None) -> None:
             raise UsageError(
                 f"{where}: made with another teacher ({header.source or header.teacher[:12]}), or with other weights of"
                 f" {config.teacher}; run edgesam_jax.embed with this one"
+            )
+        if header.resize != config.data.resize:
+            raise UsageError(
+                f"{where}: made from photos resized with {header.resize}, but data.resize={config.data.resize}; set"
+                f" data.resize={header.resize}, or run edgesam_jax.embed with --resize {config.data.resize}"
             )
 
 

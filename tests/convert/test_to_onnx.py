@@ -193,6 +193,19 @@ def test_the_evaluator_takes_the_files(exported, model):
     np.testing.assert_allclose(a, b, atol=5e-3)
 
 
+def test_the_published_protocol_needs_an_encoder_that_takes_floats(labelling, tmp_path, capsys):
+    from edgesam_jax.eval import __main__ as command
+
+    files = [str(path) for path in parts(labelling, "label")]
+    flags = ["--dataset", "scenes", "--limit", "1", "--prompt", "box", "--onnx", *files]
+    output = tmp_path / "report.json"
+    assert command.main([*flags, "--protocol", "published", "--output", str(output)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: --protocol published: ") and "--image-input" in error
+    assert not list(tmp_path.iterdir())
+    assert command.main(flags) == 0
+
+
 # ----------------------------------------------------------------------------------------------- the gate fails
 
 

@@ -148,6 +148,20 @@ def test_batches_without_masks_are_otherwise_the_same(jitter):
         assert whole.masks is not None and batch.masks is None and same(whole, replace(batch, masks=whole.masks))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_photos_that_are_not_rounded_are_float32(workers):
+    data = replace(DATA, resize="torch", workers=workers)
+    parts = [Part(Photos())]
+    exact, rounded = (batches(d, MODEL, parts=parts) for d in (data, replace(data, resize="pillow", workers=0)))
+    a, b = next(exact), next(rounded)
+    assert (a.image.dtype, b.image.dtype) == (np.float32, np.uint8)
+    assert (data.photo_dtype, DATA.photo_dtype) == ("float32", "uint8")
+    assert a.image.shape == b.image.shape and np.abs(a.image - b.image).max() <= 1.2
+    assert all((getattr(a, name) == getattr(b, name)).all() for name in FIELDS[1:])
+    exact.close()
+    rounded.close()
+
+
 def test_prompts_belong_to_their_image():
     for batch in islice(batches(DATA, MODEL), 4):
         for k, p in zip(*np.nonzero(batch.prompt_valid), strict=True):

@@ -168,6 +168,10 @@ def test_reports_of_other_data_are_refused_unless_forced(tmp_path):
         assert result.columns[0].prompt == ("first" if key == "prompt" else "box")
     b = write(tmp_path / "b.json", report(iou, images, seed=1))
     assert "Note: seed differs: A 0, B 1" in compare(a, b, samples=10).text()
+    b = write(tmp_path / "b.json", report(iou, images, seed=0, resize="pillow"))
+    assert "differs" not in compare(a, b, samples=10).text()  # what reports without the entry were made with
+    b = write(tmp_path / "b.json", report(iou, images, seed=0, resize="torch"))
+    assert "Note: resize differs: A pillow, B torch" in compare(a, b, samples=10).text()
 
 
 def test_one_of_several_systems_is_chosen(tmp_path):

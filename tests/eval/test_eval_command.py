@@ -282,6 +282,51 @@ def test_a_range_of_pixels_gives_the_scores_of_the_eight_bit_photos(
     assert "--pixel-range 9: expected auto or LO,HI" in capsys.readouterr().err
 
 
+def test_centres_follow_either_protocol(
+    dataset: Path, checkpoint: Path, model: Model, examples: list[Example], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*base(dataset, checkpoint), "--prompt", "center", "--no-pictures"]
+    found = {}
+    for protocol_name, center in (("exact", "published"), ("exact", "exact"), ("published", "exact")):
+        output = dataset.parent / f"{protocol_name}_{center}.json"
+        assert score(*flags, "--protocol", protocol_name, "--center", center, "--output", output) == 0
+        found[protocol_name, center] = report = json.loads(output.read_text())
+        expected = evaluate(model, examples, Settings("center", protocol=protocol_name, center=center))  # type: ignore[arg-type]
+        np.testing.assert_array_equal([i["iou"] for i in report["instances"]], expected.iou)
+        assert report.get("center") == (None if center == protocol_name else center)
+        assert report["resize"] == {"exact": "pillow", "published": "torch"}[protocol_name]
+        text = output.with_suffix(".md").read_text()
+        assert (f"--center {center}" in text) == (center != protocol_name)
+    capsys.readouterr()
+    mixed, plain = dataset.parent / "exact_published.json", dataset.parent / "exact_exact.json"
+    assert score(*flags, "--output", mixed) == 2  # rows of another centre
+    assert "rows of another evaluation (settings differ)" in capsys.readouterr().err
+    assert score(*flags, "--output", plain) == 0  # --center exact is what the protocol does
+    assert score("compare", mixed, plain) == 0
+    assert "Note: center differs: A published, B exact" in capsys.readouterr().out
+
+
+def test_the_published_protocol_does_not_round_photos(
+    dataset: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Box prompts, and a detector's boxes."""
+    detections = dataset.parent / "boxes.json"
+    detections.write_text(json.dumps([{**entry, "bbox": [5, 5, 30, 30]} for entry in true_masks(dataset)[:2]]))
+    asked: list[str] = []
+    real = JaxSystem.start
+
+    def start(self, photo, resize="pillow"):  # type: ignore[no-untyped-def]
+        asked.append(resize)
+        return real(self, photo, resize)
+
+    monkeypatch.setattr(JaxSystem, "start", start)
+    for prompt in (["box"], ["detections", "--detections", detections]):
+        for name, resize in (("exact", "pillow"), ("published", "torch")):
+            asked.clear()
+            assert score(*base(dataset, checkpoint), "--prompt", *prompt, "--protocol", name) == 0
+            assert set(asked) == {resize}, (prompt, name)
+
+
 def test_parts_of_several_hosts_are_the_whole(
     dataset: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -459,6 +504,8 @@ def test_several_systems_make_one_table(dataset: Path, checkpoint: Path, capsys:
         ),
         ("--dataset coco --data-root {root} --prompt box --select score", "--select score: only one mask is decoded"),
         ("--dataset coco --data-root {root} --prompt center --box-noise 0.1", "center has no boxes"),
+        ("--dataset coco --data-root {root} --prompt box --center published", "--center published: --prompt box"),
+        ("--dataset coco --data-root {root} --prompt center --center nearest", "--center"),
         ("--dataset coco --data-root {root} --prompt box --checkpoint {root}/none", "none: no such file"),
         ("--dataset coco --data-root {root} --annotations {root}/none.json --prompt box", "none.json"),
         ("--dataset coco --data-root {root} --prompt box --output {root}", "--output"),

@@ -18,7 +18,7 @@ from edgesam_jax.eval.scoring.photos import choose_instances, from_example
 from edgesam_jax.eval.scoring.protocol import MIN_ERROR, Settings
 from edgesam_jax.learning.losses import valid_weights
 from edgesam_jax.portable.frame import target_size
-from edgesam_jax.portable.postprocess import bilinear_matrix
+from edgesam_jax.portable.resizing import bilinear_taps, nearest_taps
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, IGNORED, NOT_A_POINT
 
 
@@ -65,9 +65,7 @@ def test_the_deepest_pixel_is_that_of_the_whole_mask(seed, size):
 @given(st.integers(0, 10**6), sizes, st.integers(8, 90))
 def test_windows_reach_the_frame_as_whole_masks_do(seed, size, frame):
     mask, new = blobs(seed, size), target_size(*size, frame)
-    rows, columns = (
-        np.minimum((np.arange(n) * (old / n)).astype(int), old - 1) for old, n in zip(size, new, strict=True)
-    )
+    rows, columns = (nearest_taps(old, n) for old, n in zip(size, new, strict=True))
     assert (whole(protocol.in_frame(crop(mask), size, new), new) == mask[rows][:, columns]).all()
 
 
@@ -75,8 +73,30 @@ def test_windows_reach_the_frame_as_whole_masks_do(seed, size, frame):
 @given(st.integers(0, 10**6), sizes, sizes)
 def test_touched_is_bilinear_resizing_cut_at_zero(seed, old, new):
     mask = blobs(seed, old)
-    resized = bilinear_matrix(old[0], new[0]) @ mask.astype(np.float64) @ bilinear_matrix(old[1], new[1]).T
-    assert (whole(protocol.resize_enlarged(crop(mask), old, new), new) == (resized > 0)).all()
+    resized = np.zeros(new, bool)
+    for row in bilinear_taps(old[0], new[0]):
+        for column in bilinear_taps(old[1], new[1]):
+            resized |= mask[row][:, column] & (row >= 0)[:, None] & (column >= 0)
+    assert (whole(protocol.resize_enlarged(crop(mask), old, new), new) == resized).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), sizes, st.integers(8, 300))
+def test_the_published_truth_is_torchs(seed, size, frame):
+    torch = pytest.importorskip("torch")
+    mask, new = blobs(seed, size), target_size(*size, frame)
+    there = torch.nn.functional.interpolate(torch.from_numpy(mask.astype(np.float32))[None, None], new, mode="nearest")
+    back = torch.nn.functional.interpolate(there, size, mode="bilinear", align_corners=False)[0, 0].numpy() > 0
+    truth = protocol.truth(photo_of(mask[None]), new, frame, frame // 4, "published")
+    assert (whole(truth.full[0], size) == back).all()
+
+
+def test_the_enlarged_truth_has_the_pixels_that_float32_adds():
+    """Row 319 of 682 to 426 lies at 510.99997 in float32, and so reads row 510 too; in float64 it lies at 511."""
+    mask = np.zeros((682, 8), bool)
+    mask[500:511] = True
+    enlarged = protocol.resize_enlarged(crop(mask), (682, 8), (426, 8))
+    assert enlarged.top + enlarged.pixels.shape[0] == 320
 
 
 def test_what_lies_between_the_pixels_that_are_read_vanishes():

@@ -21,8 +21,9 @@ from edgesam_jax.eval.scoring.photos import from_example
 from edgesam_jax.eval.scoring.protocol import Settings
 from edgesam_jax.eval.scoring.systems import JaxSystem, OnnxSystem, PredictionsSystem, input_size
 from edgesam_jax.models.init import init_variables
-from edgesam_jax.portable.frame import target_size
+from edgesam_jax.portable.frame import into_frame, target_size
 from edgesam_jax.portable.postprocess import stability_score, upscale_logits
+from edgesam_jax.predict import compiled
 from edgesam_jax.predict.predictor import Predictor
 
 CONFIG = SamConfig(
@@ -105,6 +106,18 @@ def test_a_model_answers_as_the_predictor_does(model, prompt, num_masks, select)
         assert len(answer.full[i]) == len(masks)
         for bits, mask in zip(answer.full[i], masks, strict=True):
             assert (bits.mask != mask).mean() < 2e-3
+
+
+def test_photos_are_encoded_as_they_are_resized(model):
+    one, system = photo(1, (48, 81)), JaxSystem("m", model)
+    for resize, dtype in (("pillow", np.uint8), ("torch", np.float32)):
+        framed, filled = into_frame(one.image, 64, resize=resize)
+        assert framed.dtype == dtype
+        variables = compiled.for_inference(CONFIG, model.variables)
+        expected = compiled.encoder(CONFIG)(variables, framed[None], np.array([filled], np.int32))[0]
+        np.testing.assert_array_equal(system.start(one, resize).embedding, expected)
+    rounded, exact = (np.asarray(system.start(one, resize).embedding) for resize in ("pillow", "torch"))
+    assert 0 < np.abs(rounded - exact).max() < 0.2 * np.abs(exact).max()
 
 
 def test_more_prompts_than_one_call_takes(model):
@@ -196,6 +209,15 @@ def test_an_onnx_pair_answers_as_the_model_does(model, pair, num_masks, select, 
     assert (a.low != b.low).mean() < 1e-3
     for mine, its in zip(a.full, b.full, strict=True):
         assert len(mine) == len(its) and all((m.mask != i.mask).mean() < 2e-3 for m, i in zip(mine, its, strict=True))
+
+
+def test_an_onnx_pair_takes_photos_that_are_not_rounded(model, pair):
+    one = photo(1, (48, 81))
+    ours, theirs = JaxSystem("m", model), OnnxSystem(*pair)
+    assert ours.takes_float and theirs.takes_float
+    embeddings = [np.asarray(theirs.start(one, resize)[0]) for resize in ("pillow", "torch")]
+    np.testing.assert_allclose(embeddings[1][0].transpose(1, 2, 0), ours.start(one, "torch").embedding, atol=1e-4)
+    assert (embeddings[0] != embeddings[1]).any()
 
 
 def test_other_onnx_files_are_refused(tmp_path, pair):

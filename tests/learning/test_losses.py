@@ -189,6 +189,55 @@ def test_a_wrong_pixel_keeps_its_gradient(logit):
     assert value == pytest.approx(max(abs(logit), np.log(2)), rel=1e-6)
 
 
+LOGITS = np.concatenate([np.linspace(-80, 80, 2561), [-1e-4, -1e-30, 1e-30, 1e-4, -87, 87]])
+
+
+def entropy(x, t):
+    """Binary cross entropy and its gradient in float64, without cancellation."""
+    x = np.asarray(x, np.float64)
+    value = t * np.logaddexp(0, -x) + (1 - t) * np.logaddexp(0, x)
+    return value, (1 - t) * sigmoid(x) - t * sigmoid(-x)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("target", [0.0, 1.0, 0.25, 0.999])
+def test_binary_cross_entropy_is_exact_at_every_logit(dtype, target):
+    """``softplus(x) - x`` is 0.8 % off at a logit of 10, and 0 from 16 on."""
+    x = jnp.asarray(LOGITS, dtype)
+
+    def each(x):
+        pixels = x[:, None, None, None, None]
+        return losses.binary_cross_entropy(pixels, jnp.full_like(pixels, target), jnp.ones((len(x), 1, 1)))[:, 0, 0]
+
+    given = float(jnp.asarray(target, dtype))
+    value, gradient = entropy(np.asarray(x, np.float64), given)
+    found, slope = jax.jit(lambda x: (each(x), jax.grad(lambda y: each(y).sum())(x)))(x)
+    assert found.dtype == jnp.float32 and slope.dtype == x.dtype
+    np.testing.assert_allclose(np.asarray(found, np.float64), value, rtol=1e-6)
+    # The gradient of a soft target changes its sign, where only an absolute error has a meaning.
+    exact = {"rtol": 1e-6, "atol": 0 if target in (0, 1) else 1e-7}
+    rounded = {"rtol": 2**-8, "atol": 0 if target in (0, 1) else 1e-7}  # the gradient by bfloat16 is a bfloat16
+    np.testing.assert_allclose(np.asarray(slope, np.float64), gradient, **exact if dtype == "float32" else rounded)
+    assert float(jax.grad(lambda y: each(y).sum())(jnp.zeros(1, dtype))[0]) == pytest.approx(0.5 - given, rel=1e-6)
+
+
+@pytest.mark.parametrize("positive", [True, False])
+@pytest.mark.parametrize("gamma", [1.5, 2.0])
+def test_focal_loss_is_exact_at_every_logit(positive, gamma):
+    x = np.float32(LOGITS) if positive else -np.float32(LOGITS)
+    x = x[x > -28].astype(np.float64)  # below, the loss leaves float32's range
+    signed, x = x, -x if positive else x
+    wrong, cross = sigmoid(signed), np.logaddexp(0, signed)
+    alpha = 0.25 if positive else 0.75
+    value = alpha * wrong**gamma * cross
+    gradient = alpha * wrong**gamma * (gamma * sigmoid(-signed) * cross + wrong) * (-1 if positive else 1)
+    found, slope = jax.vmap(jax.value_and_grad(lambda y: losses.focal(y, jnp.asarray(positive), 0.25, gamma)))(
+        jnp.asarray(x, jnp.float32)
+    )
+    np.testing.assert_allclose(np.asarray(found, np.float64), value, rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(slope, np.float64), gradient, rtol=1e-6)
+
+
 def test_dice(case):
     logits, target, weight = case
     w = weight[:, None, None].astype(np.float64)

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from edgesam_jax.config import UsageError
 from edgesam_jax.config.parse import shown
 from edgesam_jax.eval.report.settings import names_of
-from edgesam_jax.files import read_json, short
+from edgesam_jax.files import read_json
+from edgesam_jax.portable.errors import one_line
 
 
 class LoadedReport(NamedTuple):
@@ -33,7 +34,7 @@ def load_system(where: str | Path) -> LoadedReport:
         cuts = [i for i in range(len(text) - 1, 0, -1) if text[i] == ":" and os.path.isfile(text[:i])]
         if not cuts:
             raise UsageError(
-                f"{short(text)}: no such file; pass a report written by python -m edgesam_jax.eval --output"
+                f"{one_line(text)}: no such file; pass a report written by python -m edgesam_jax.eval --output"
             )
         path, name = text[: cuts[0]], text[cuts[0] + 1 :]
     content = read_json(path, "report")

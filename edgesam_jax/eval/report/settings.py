@@ -78,6 +78,8 @@ def _counted(report: Report) -> str:
 
 def _prompted(report: Report) -> str:
     text = PROMPTS.get(report.get("prompt", ""), str(report.get("prompt", "")))
+    if report.get("center"):
+        text += f", found by the rule of the {report['center']} protocol (`--center {report['center']}`)"
     text += f", {PRIORS[report['priors']]}" if report.get("priors", "off") != "off" else ""
     return text + (f", with noise added (`--box-noise {report['box_noise']:g}`)" if report.get("box_noise") else "")
 

@@ -43,7 +43,7 @@ def run_detections(
 
     Args:
       detections: image id to results in COCO's format, each with ``bbox`` XYWH.
-      settings: ``box_noise`` is used, at most 20 px per corner and seeded by ``seed`` and the image id.
+      settings: ``box_noise`` is used, at most 20 px per corner and seeded by ``seed`` and the image id, and ``resize``.
       at_once: photos in flight; affects speed, not results.
       on_photo: called after each photo.
 
@@ -65,7 +65,7 @@ def run_detections(
         results: list[dict[str, Any]] = []
         timer.lap("prompts")
         if len(boxes):
-            state = system.start(photo)
+            state = system.start(photo, settings.resize)
             timer.lap("encode")
             slots = box_slots(boxes, photo.size, input_size(photo, system))
             answer = system.masks(state, photo, slots)

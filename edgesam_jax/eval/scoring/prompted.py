@@ -72,12 +72,12 @@ def score_photo(
     refinement = Refinement.of(system, photo, settings, truth)
     iou, boundary_ious, teacher_iou = (np.full((n, rounds), np.nan) for _ in range(3))
     timer.lap("prompts")
-    state = system.start(photo) if n else None
+    state = system.start(photo, settings.resize) if n else None
     timer.lap("encode")
     if settings.priors != "off" and n:
         slots = protocol.with_priors(slots, system.proposals(state), settings.priors)
         timer.lap("prompts")
-    teacher_state = teacher.start(photo) if teacher and n else None
+    teacher_state = teacher.start(photo, settings.resize) if teacher and n else None
     last: list[Bits] = []
     for number in range(rounds if n else 0):
         answer = system.masks(state, photo, slots)

@@ -6,7 +6,7 @@
                B11).  The annotation is resized to the model's frame and back, and thresholded at > 0 after bilinear
                resizing, which enlarges it.  The centre comes from an approximate distance transform in the frame.
                Refinement points lie half a cell too far up and left.  Where no point is drawn, a zero token takes part
-               in the attention.
+               in the attention.  Photos are resized as in ``torch`` frames (``portable.frame``).
 
 ``docs/evaluation.md`` lists the effect of each difference on mIoU.
 """
@@ -21,8 +21,9 @@ import numpy as np
 from edgesam_jax.data.mask_window import EMPTY_WINDOW, Window, crop
 from edgesam_jax.data.transforms import center_point, jitter_boxes, low_res_windows
 from edgesam_jax.eval.scoring.photos import Photo
-from edgesam_jax.portable.frame import scale_coords
+from edgesam_jax.portable.frame import Resize, scale_coords
 from edgesam_jax.portable.priors import Rule, merge
+from edgesam_jax.portable.resizing import bilinear_taps, nearest_taps
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, IGNORED, NEGATIVE, NOT_A_POINT, POSITIVE
 
 ProtocolName = Literal["exact", "published"]
@@ -48,8 +49,8 @@ class Settings:
       box_noise: standard deviation of each corner, as a fraction of the box's side.
       max_instances: instances sampled per photo; 0 uses all.
       priors: how a click gets a box from proposals.
-      protocol: the protocol of the three parts below, unless one is set.
-      truth, center, points: take one part from the other protocol, to measure the effect of each difference
+      protocol: the protocol of the four parts below, unless one is set.
+      truth, center, points, photos: take one part from the other protocol, to measure the effect of each difference
         (``benchmarks/protocols.py``); None uses ``protocol``.
     """
 
@@ -66,6 +67,12 @@ class Settings:
     truth: ProtocolName | None = None
     center: ProtocolName | None = None
     points: ProtocolName | None = None
+    photos: ProtocolName | None = None
+
+    @property
+    def resize(self) -> Resize:
+        """How photos are resized to the model's frame."""
+        return "torch" if (self.photos or self.protocol) == "published" else "pillow"
 
 
 @dataclass
@@ -158,13 +165,10 @@ def center_in_frame(mask: Window, size: tuple[int, int], input_size: tuple[int, 
 
 
 def in_frame(mask: Window, size: tuple[int, int], input_size: tuple[int, int]) -> Window:
-    """Resize a mask to the frame by nearest neighbour as torch does: pixel ``floor(i * old / new)``."""
+    """Resize a mask to the frame by nearest neighbour as torch does."""
     if not mask:
         return mask
-    rows, columns = (
-        np.minimum((np.arange(new) * (old / new)).astype(int), old - 1)
-        for old, new in zip(size, input_size, strict=True)
-    )
+    rows, columns = (nearest_taps(old, new) for old, new in zip(size, input_size, strict=True))
     y0, y1 = np.searchsorted(rows, [mask.top, mask.top + mask.pixels.shape[0]])
     x0, x1 = np.searchsorted(columns, [mask.left, mask.left + mask.pixels.shape[1]])
     resized = crop(mask.pixels[rows[y0:y1] - mask.top][:, columns[x0:x1] - mask.left])
@@ -176,27 +180,19 @@ def resize_enlarged(mask: Window, old: tuple[int, int], new: tuple[int, int]) ->
     if not mask:
         return mask
     low, high = mask.top, mask.top + mask.pixels.shape[0]
-    rows = [np.flatnonzero((tap >= low) & (tap < high)) for tap in _taps(old[0], new[0])]
+    rows = [np.flatnonzero((tap >= low) & (tap < high)) for tap in bilinear_taps(old[0], new[0])]
     left, right = mask.left, mask.left + mask.pixels.shape[1]
-    columns = [np.flatnonzero((tap >= left) & (tap < right)) for tap in _taps(old[1], new[1])]
+    columns = [np.flatnonzero((tap >= left) & (tap < right)) for tap in bilinear_taps(old[1], new[1])]
     if not any(map(len, rows)) or not any(map(len, columns)):  # too thin: no target pixel reads it
         return EMPTY_WINDOW
     y0, y1 = min(r[0] for r in rows if len(r)), max(r[-1] for r in rows if len(r)) + 1
     x0, x1 = min(c[0] for c in columns if len(c)), max(c[-1] for c in columns if len(c)) + 1
     out = np.zeros((y1 - y0, x1 - x0), bool)
-    for row_tap, ys in zip(_taps(old[0], new[0]), rows, strict=True):
-        for column_tap, xs in zip(_taps(old[1], new[1]), columns, strict=True):
+    for row_tap, ys in zip(bilinear_taps(old[0], new[0]), rows, strict=True):
+        for column_tap, xs in zip(bilinear_taps(old[1], new[1]), columns, strict=True):
             out[np.ix_(ys - y0, xs - x0)] |= mask.pixels[np.ix_(row_tap[ys] - low, column_tap[xs] - left)]
     resized = crop(out)
     return Window(resized.pixels, resized.top + int(y0), resized.left + int(x0)) if resized else resized
-
-
-def _taps(old: int, new: int) -> list[np.ndarray]:
-    """The one or two source pixels that each target pixel reads with a weight above 0; -1 for no second one."""
-    source = np.maximum((np.arange(new) + 0.5) * (old / new) - 0.5, 0.0)
-    low = np.minimum(source.astype(np.int64), old - 1)
-    second = np.where((source > low) & (low + 1 < old), low + 1, -1)
-    return [low, second]
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from edgesam_jax.eval.scoring.device import PROMPTS, Bits
 from edgesam_jax.eval.scoring.photos import Photo
 from edgesam_jax.eval.scoring.protocol import Select, Slots
 from edgesam_jax.files import sha256_of
-from edgesam_jax.portable.frame import Frame, into_frame, target_size
+from edgesam_jax.portable.frame import Frame, Resize, into_frame, target_size
 from edgesam_jax.portable.onnx_model import OnnxModel
 from edgesam_jax.predict import compiled
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, IGNORED, NEGATIVE, POSITIVE, MaskPrediction
@@ -51,20 +51,22 @@ class System(Protocol):
       image_size: side of the frame, in which prompts are given.
       mask_size: side of the low-resolution masks.
       frame: how photos are placed in the frame.
+      takes_float: whether photos may be resized without rounding (``Resize`` "torch").
     """
 
     name: str
     image_size: int
     mask_size: int
     frame: Frame
+    takes_float: bool
 
     @property
     def digest(self) -> str:
         """A hash of everything that determines the masks; a stopped run resumes only with the same one."""
         ...
 
-    def start(self, photo: Photo) -> Any:
-        """Encode a photo; returns the state for ``masks`` and ``proposals``."""
+    def start(self, photo: Photo, resize: Resize = "pillow") -> Any:
+        """Encode a photo, resized in one of two ways; returns the state for ``masks`` and ``proposals``."""
         ...
 
     def masks(self, state: Any, photo: Photo, slots: Slots) -> Answer:
@@ -113,6 +115,8 @@ class JaxSystem:
       UsageError: ``priors`` with a model without a proposal network.
     """
 
+    takes_float = True
+
     def __init__(
         self, name: str, model: Model, num_masks: int = 1, select: Select = "first", devices: Sequence[Any] = (),
         priors: bool = False,
@@ -138,11 +142,11 @@ class JaxSystem:
         """A hash of the weights and the configuration."""
         return digest_of({"config": repr(self._config), "variables": self._model.variables})
 
-    def start(self, photo: Photo) -> _JaxState:
+    def start(self, photo: Photo, resize: Resize = "pillow") -> _JaxState:
         """See ``System.start``."""
         where = self._devices.get()
         self._devices.put(where)
-        image, filled = into_frame(photo.image, self.image_size, self.frame)
+        image, filled = into_frame(photo.image, self.image_size, self.frame, resize)
         inputs = jax.device_put((image[None], np.asarray([filled], np.int32)), where)
         outputs = jax.block_until_ready(self._encode(self._variables[where], *inputs))
         if not self._priors:
@@ -195,6 +199,7 @@ class OnnxSystem:
         self._num_masks, self._select = num_masks, select
         self.image_size, self.mask_size = self._model.image_size, self._model.mask_size
         self.frame: Frame = "pad"
+        self.takes_float = self._model.encoder.takes_float
         if priors and not self._model.encoder.proposes:
             raise UsageError(f"--priors: {encoder} has no proposals output; export the encoder with --priors")
         if select != "first" and self._model.num_masks != 4:
@@ -202,9 +207,9 @@ class OnnxSystem:
                 f"--select {select}: {decoder} returns {self._model.num_masks} masks per prompt, expected 4"
             )
 
-    def start(self, photo: Photo) -> tuple[np.ndarray, Any]:
+    def start(self, photo: Photo, resize: Resize = "pillow") -> tuple[np.ndarray, Any]:
         """See ``System.start``."""
-        return self._model.encoder.run(*into_frame(photo.image, self.image_size))
+        return self._model.encoder.run(*into_frame(photo.image, self.image_size, resize=resize))
 
     def proposals(self, state: tuple[np.ndarray, Any]) -> tuple[np.ndarray, np.ndarray]:
         """See ``System.proposals``."""
@@ -254,6 +259,7 @@ class PredictionsSystem:
 
     image_size, mask_size = 1024, 256
     frame: Frame = "pad"
+    takes_float = True
 
     def __init__(
         self,
@@ -267,8 +273,8 @@ class PredictionsSystem:
         for entry in self.results:
             self._by_photo[entry["image_id"]].append(entry)
 
-    def start(self, photo: Photo) -> list[Window]:
-        """See ``System.start``."""
+    def start(self, photo: Photo, resize: Resize = "pillow") -> list[Window]:
+        """Decode a photo's masks; its pixels are not used."""
         size = self._sizes[photo.image_id]
         return [decode_window(e["segmentation"], *size, self.name) for e in self._by_photo.get(photo.image_id, ())]
 

@@ -67,7 +67,8 @@ class Pictures:
         trace = self._trace(host, self._setup.teacher_variables, first, self._setup.key)
         trace = jax.tree.map(lambda x: np.asarray(x)[0], trace)
         rows, columns = first.valid_size[0].tolist()
-        image, valid = np.asarray(first.image[0]), np.asarray(first.prompt_valid[0])
+        image = np.rint(np.asarray(first.image[0], np.float32)).astype(np.uint8)
+        valid = np.asarray(first.prompt_valid[0])
         picture = pictures.loop_picture(image, trace, valid, photo=(rows, columns))
         pictures.save_picture(self._folder / f"{done:07d}.png", picture)
         return picture
