@@ -2,7 +2,7 @@
 
 The encoder must reproduce the model's embedding. The decoder must reproduce the model's logits and masks, once from the
 model's embedding and once from the exported encoder's. Stability scores are compared with those of the exported logits
-and must not be NaN. Every format has its tolerances, and a failure names the worst comparison.
+and must not be NaN. The limits are those of ``convert.export.limits``, and a failure names the worst comparison.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from convert.export.tolerance import END_TO_END, TOLERANCES, Tolerance
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import SamConfig, UsageError
 from edgesam_jax.data.scenes.textures import photos as wheel_photos
@@ -26,42 +27,22 @@ from edgesam_jax.data.transforms import PHOTO_SUFFIXES, load_image
 from edgesam_jax.models.anchors import anchors_of
 from edgesam_jax.models.anchors import decode as decode_boxes
 from edgesam_jax.models.fold import folds
-from edgesam_jax.models.sam import Sam, decode, preprocess
+from edgesam_jax.models.sam import Sam, decode
 from edgesam_jax.portable.frame import into_frame, scale_coords
+from edgesam_jax.portable.onnx_model import normalised
 from edgesam_jax.portable.postprocess import stability_score
 from edgesam_jax.predict import compiled
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NOT_A_POINT, MaskPrediction, Prompts
 
+__all__ = [
+    "TOLERANCES", "Case", "Decoder", "Encoder", "Finding", "Prompt", "Tolerance", "Verdict", "decode_function",
+    "encode_function", "load_photos", "make_cases", "prompt_decoder", "propose_function", "report", "sample_prompts",
+    "verify",
+]  # fmt: skip
+
 COMPARED_ANCHORS = 100  # highest-scoring anchors whose boxes are compared
 MIN_UNION = 64  # pixels in the union of two low-resolution masks; below that, one pixel weighs too much
 UNDECIDED = 1e-4  # of the logits' root mean square: pixels nearer to the threshold don't enter overlaps
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """The largest accepted differences of a format.
-
-    Attributes:
-      embedding, logits: root mean square of the difference over that of the reference.
-      iou: minimum IoU of two masks whose union has at least ``MIN_UNION`` pixels.
-      score: maximum absolute error of a stability score, compared with that of the same logits. Predicted IoUs are
-        compared with the model's, within twice the limit of the logits.
-    """
-
-    embedding: float
-    logits: float
-    iou: float
-    score: float
-
-
-TOLERANCES = {
-    "float32": Tolerance(1e-4, 1e-4, 0.995, 1e-3),
-    "float16": Tolerance(4e-3, 2e-2, 0.94, 5e-3),
-    "int8": Tolerance(0.03, 0.05, 0.8, 5e-3),
-    "palette8": Tolerance(0.03, 0.05, 0.8, 5e-3),
-    "palette6": Tolerance(0.15, 0.25, 0.5, 5e-3),
-    "palette4": Tolerance(0.5, 0.7, 0.0, 5e-3),
-}
 
 
 class Encoder(Protocol):
@@ -156,7 +137,7 @@ class Finding:
 
     def __str__(self) -> str:
         sign = ">=" if self.overlap else "<="
-        return f"{self.quantity} of {self.where}: {self.value:.4g}, must be {sign} {self.limit:g}"
+        return f"{self.quantity} of {self.where}: {self.value:.4g}, must be {sign} {self.limit:.4g}"
 
 
 @dataclass
@@ -259,7 +240,8 @@ def make_cases(
 ) -> list[Case]:
     """Run the JAX model on photos and their prompts (``sample_prompts``)."""
     variables = compiled.for_inference(model.config, model.variables)
-    encode, decode_prompt = compiled.encoder(model.config), _decoder(model.config)
+    encode, decode_prompt = compiled.encoder(model.config), prompt_decoder(model.config)
+    propose = jax.jit(propose_function(model.config)) if priors else None
     cases = []
     for number, (name, photo) in enumerate(_progress(photos.items(), "running the JAX model")):
         frame, filled = into_frame(photo, model.config.image_size)
@@ -272,39 +254,64 @@ def make_cases(
         scores: list[np.ndarray] = []
         for prompt in prompts:
             mask = None if prompt.after is None else logits[prompt.after][0]
-            one_logits, iou = decode_prompt(variables, embedding, prompt, max(16, slots), mask)
+            one_logits, iou = decode_prompt(variables, embedding, prompt, mask, max(16, slots))
             stable = model.metadata.get("score", "stability") != "iou"
             logits.append(one_logits)
             scores.append(stability_score(one_logits) if stable else iou)
         channels_first = np.asarray(embedding).transpose(2, 0, 1)[None]
-        anchors = _anchors(model.config, variables, frame, filled) if priors else None
+        anchors = None
+        if propose is not None:
+            _, boxes, anchor_scores = propose(variables, normalised(frame, filled).transpose(0, 2, 3, 1))
+            anchors = np.asarray(boxes), np.asarray(anchor_scores)
         cases.append(Case(name, frame, filled, prompts, channels_first, np.stack(logits), np.stack(scores), anchors))
     return cases
 
 
-def _anchors(
-    config: SamConfig, variables: Any, frame: np.ndarray, filled: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the boxes (n 4) and scores (n) of all anchors, before proposals are selected."""
+def encode_function(config: SamConfig) -> Callable[[Any, Any], Any]:
+    """Return the encoder: folded variables and a normalised image (1 s s 3) to the embedding, in a tuple."""
 
-    @jax.jit
-    def run(variables: Any, image: Any, sizes: Any) -> Any:
-        return Sam(config, folded=folds(config)).apply(variables, preprocess(image, sizes), method="propose")
+    def encode(variables: Any, image: Any) -> Any:
+        return (Sam(config, folded=folds(config)).apply(variables, image, method="encode_image"),)
 
-    _, logits, codes = run(variables, frame[None], np.asarray([filled], np.int32))
-    boxes = decode_boxes(jnp.asarray(anchors_of(config)), codes[0], jnp.full(2, config.image_size, jnp.float32))
-    return np.asarray(boxes), np.asarray(jax.nn.sigmoid(logits[0]))
+    return encode
 
 
-def _decoder(config: SamConfig) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-    """Return the model's decoder, compiled once for all prompts: it gives logits (4 s s) and predicted IoU (4)."""
+def propose_function(config: SamConfig) -> Callable[[Any, Any], Any]:
+    """Return the encoder with proposals: embedding, boxes (n 4) and scores (n) of all anchors, before selection."""
 
-    @jax.jit
-    def run(variables: Any, embedding: Any, prompts: Prompts, mask: Any, has_mask: Any) -> MaskPrediction:
-        return decode(config, variables, embedding, prompts, mask, has_mask, num_masks=4)
+    def propose(variables: Any, image: Any) -> Any:
+        outputs: Any = Sam(config, folded=folds(config)).apply(variables, image, method="propose")
+        embedding, logits, codes = outputs
+        boxes = decode_boxes(jnp.asarray(anchors_of(config)), codes[0], jnp.full(2, config.image_size, jnp.float32))
+        return embedding, boxes, jax.nn.sigmoid(logits[0])
+
+    return propose
+
+
+def decode_function(config: SamConfig) -> Callable[..., MaskPrediction]:
+    """Return the decoder as a function of arrays.
+
+    Its arguments are variables, embedding (1 g g c), coords (1 1 n 2), labels and valid (1 1 n), mask (1 1 s s),
+    has_mask (1 1).
+    """
+
+    def run(variables: Any, embedding: Any, coords: Any, labels: Any, valid: Any, mask: Any, has: Any) -> Any:
+        return decode(config, variables, embedding, Prompts(coords, labels, valid), mask, has, num_masks=4)
+
+    return run
+
+
+def prompt_decoder(
+    config: SamConfig, transform: Callable[..., Any] = lambda function: function
+) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """Return the model's decoder, compiled once for all prompts: it gives logits (4 s s) and predicted IoU (4).
+
+    ``transform`` replaces the function to compile, ``decode_function(config)``.
+    """
+    run = jax.jit(transform(decode_function(config)))
 
     def decode_prompt(
-        variables: Any, embedding: Any, prompt: Prompt, slots: int, mask: np.ndarray | None
+        variables: Any, embedding: Any, prompt: Prompt, mask: np.ndarray | None, slots: int = 16
     ) -> tuple[np.ndarray, np.ndarray]:
         coords, labels = np.zeros((slots + 1, 2), np.float32), np.full(slots + 1, NOT_A_POINT, np.int32)
         n = len(prompt.coords)
@@ -313,7 +320,7 @@ def _decoder(config: SamConfig) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
         valid[-1] = not np.isin(prompt.labels, (NOT_A_POINT, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT)).any()  # SAM's padding
         side = config.mask_size
         prediction = run(
-            variables, embedding[None], Prompts(*(jnp.asarray(x)[None, None] for x in (coords, labels, valid))),
+            variables, embedding[None], *(x[None, None] for x in (coords, labels, valid)),
             np.zeros((1, 1, side, side), np.float32) if mask is None else mask[None, None],
             np.full((1, 1), mask is not None),
         )  # fmt: skip
@@ -342,14 +349,14 @@ def verify(
         if encoder is not None:
             embedding, *anchors = encoder.outputs(case.frame, case.filled)
             verdict.findings.append(
-                Finding("embedding", case.name, _relative(embedding, case.embedding), tolerance.embedding)
+                Finding("embedding", case.name, _relative(embedding, case.embedding), tolerance.limit("embedding"))
             )
             if case.anchors is not None:
                 verdict.findings += _compare_anchors(case, anchors, tolerance)
         if decoder is not None:
             verdict.findings += _compare(case, decoder, case.embedding, "", tolerance, score)
             if embedding is not None and np.isfinite(embedding).all():
-                verdict.findings += _compare(case, decoder, embedding, " from end to end", tolerance, score)
+                verdict.findings += _compare(case, decoder, embedding, END_TO_END, tolerance, score)
     verdict.seconds = time.perf_counter() - began
     return verdict
 
@@ -361,12 +368,14 @@ def _compare_anchors(case: Case, outputs: Sequence[np.ndarray], tolerance: Toler
     if [x.shape for x in outputs] != [(1, *boxes.shape), (1, *scores.shape)]:
         yield Finding("proposals", f"{case.name}: outputs of other shapes", float("inf"), 0)
         return
-    yield Finding("proposal scores", case.name, float(np.abs(outputs[1][0] - scores).max()), tolerance.logits)
+    yield Finding(
+        "proposal scores", case.name, float(np.abs(outputs[1][0] - scores).max()), tolerance.limit("proposal scores")
+    )
     best = np.argsort(-scores)[:COMPARED_ANCHORS]
     side = case.frame.shape[0]
     exported, reference = np.clip(outputs[0][0][best], 0, side), np.clip(boxes[best], 0, side)
     error = float(np.abs(exported - reference).max()) / side
-    yield Finding("proposal boxes", case.name, error, tolerance.logits)
+    yield Finding("proposal boxes", case.name, error, tolerance.limit("proposal boxes"))
 
 
 def _progress(items: Collection[Any], label: str) -> Iterable[Any]:
@@ -381,17 +390,25 @@ def _compare(
         mask = None if prompt.after is None else case.logits[prompt.after][0]
         logits, scores = decoder.decode(embedding, prompt.coords, prompt.labels, mask)
         where = f"{case.name}, {prompt.name}"
-        limit = tolerance.logits + (tolerance.embedding if suffix else 0)
-        yield Finding(f"logits{suffix}", where, _relative(logits, case.logits[i]), limit)
-        decided = np.abs(case.logits[i]) > UNDECIDED * np.sqrt(np.mean(case.logits[i] ** 2))
-        exported, reference = (logits > 0) & decided, (case.logits[i] > 0) & decided
-        for m, union in enumerate((exported | reference).sum((1, 2))):
-            if union >= MIN_UNION:
-                overlap = int((exported[m] & reference[m]).sum()) / int(union)
-                yield Finding(f"mask IoU{suffix}", f"{where}, mask {m}", overlap, tolerance.iou, overlap=True)
-        expected = stability_score(logits) if score == "stability" else case.scores[i]
-        error = np.abs(np.asarray(scores, np.float64) - expected).max()
-        yield Finding(f"score{suffix}", where, float(error), tolerance.score if score == "stability" else 2 * limit)
+        for quantity, place, value in _differences(case, i, logits, scores, score):
+            name = quantity + suffix
+            overlap = quantity == "mask IoU"
+            yield Finding(name, where + place, value, tolerance.limit(name, score), overlap)
+
+
+def _differences(
+    case: Case, i: int, logits: np.ndarray, scores: np.ndarray, score: str
+) -> Iterator[tuple[str, str, float]]:
+    """Yield quantity, place in the prompt and value of each comparison of a prompt's logits and scores."""
+    reference = case.logits[i]
+    yield "logits", "", _relative(logits, reference)
+    decided = np.abs(reference) > UNDECIDED * np.sqrt(np.mean(reference**2))
+    exported, expected = (logits > 0) & decided, (reference > 0) & decided
+    for m, union in enumerate((exported | expected).sum((1, 2))):
+        if union >= MIN_UNION:
+            yield "mask IoU", f", mask {m}", int((exported[m] & expected[m]).sum()) / int(union)
+    right = stability_score(logits) if score == "stability" else case.scores[i]
+    yield "score", "", float(np.abs(np.asarray(scores, np.float64) - right).max())
 
 
 def _relative(values: np.ndarray, reference: np.ndarray) -> float:
@@ -408,7 +425,7 @@ def report(verdict: Verdict, name: str) -> str:
     for quantity, figures in verdict.summary().items():
         if isinstance(figures, dict):
             lines.append(
-                f"  {quantity}: worst {figures['worst']:.4g} (limit {figures['limit']:g}; {figures['at']}), mean"
+                f"  {quantity}: worst {figures['worst']:.4g} (limit {figures['limit']:.4g}; {figures['at']}), mean"
                 f" {figures['mean']:.4g} of {figures['count']}"
             )
     head = f"{name}: {'equals' if verdict.passed else 'DIFFERS FROM'} the JAX model ({verdict.seconds:.1f} s)"

@@ -52,14 +52,12 @@ class OnnxPredictor(BasePredictor):
         labels: np.ndarray | None,
         masks: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        results = []
-        for i in range(next(len(x) for x in (boxes, coords) if x is not None)):
-            places, kinds = np.zeros((0, 2), np.float32), np.zeros(0, np.int32)
-            if boxes is not None:
-                places, kinds = boxes[i].reshape(2, 2), np.array([2, 3], np.int32)
-            elif not self.model.decoder.pads:
-                places, kinds = np.zeros((1, 2), np.float32), np.array([NOT_A_POINT], np.int32)
-            if coords is not None and labels is not None:
-                places, kinds = np.concatenate([places, coords[i]]), np.concatenate([kinds, labels[i]])
-            results.append(self.model.decoder.decode(embedding, places, kinds, None if masks is None else masks[i]))
-        return np.stack([logits for logits, _ in results]), np.stack([scores for _, scores in results])
+        count = next(len(x) for x in (boxes, coords) if x is not None)
+        places, kinds = np.zeros((count, 0, 2), np.float32), np.zeros((count, 0), np.int32)
+        if boxes is not None:
+            places, kinds = boxes.reshape(count, 2, 2), np.tile(np.int32([2, 3]), (count, 1))
+        elif not self.model.decoder.pads:
+            places, kinds = np.zeros((count, 1, 2), np.float32), np.full((count, 1), NOT_A_POINT, np.int32)
+        if coords is not None and labels is not None:
+            places, kinds = np.concatenate([places, coords], 1), np.concatenate([kinds, labels], 1)
+        return self.model.decoder.decode_prompts(embedding, places, kinds, masks)
