@@ -62,7 +62,7 @@ def convert(
 
         # Two axes with one symbol have the same length; the default is the published one.
         axis = ct.RangeDim(lower_bound=1, upper_bound=MAX_POINTS, default=1, symbol="num_points")
-        points = torch.export.Dim("num_points", min=1, max=MAX_POINTS)
+        points: Any = torch.export.Dim.DYNAMIC(min=1, max=MAX_POINTS)  # a named one fails on a guard that always holds
         example = tuple(torch.zeros([n or 3 for n in shape]) for shape in inputs.values())
         axes = [{i: points for i, n in enumerate(shape) if n == FLEXIBLE} for shape in inputs.values()]
         dynamic = axes if any(axes) else None

@@ -137,9 +137,9 @@ class Slots(nn.Module):
         phase = self.phase(coords.transpose(1, 2)[:, :, None])
         position = torch.cat([phase.sin(), phase.cos()], dim=1)
         kinds = cast(Tensor, self.kinds)
-        one_hot = (labels.to(kinds.dtype).reshape(len(labels), 1, 1, -1) == kinds).to(kinds.dtype)  # (b 5 1 n)
+        one_hot = (labels.to(kinds.dtype).reshape(labels.shape[0], 1, 1, -1) == kinds).to(kinds.dtype)  # (b 5 1 n)
         position = position * (1 - one_hot[:, 4:])  # the learned padding has no position
-        padding = repeated(cast(Tensor, self.padding), len(labels))
+        padding = repeated(cast(Tensor, self.padding), labels.shape[0])
         tokens = torch.cat([position + self.kind(one_hot), padding], dim=3)
         pads = 1 - one_hot[:, 2:].amax(dim=(1, 3), keepdim=True)  # 1 for prompts without corners and padding
         return tokens, torch.cat([one_hot.sum(dim=1, keepdim=True), pads], dim=3)
@@ -162,7 +162,7 @@ class Hypernetworks(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = tokens.permute(0, 3, 1, 2).reshape(len(tokens), -1, 1, 1)
+        x = tokens.permute(0, 3, 1, 2).reshape(tokens.shape[0], -1, 1, 1)
         first, second, last = self.stages
         x = last(second(first(x).relu()).relu())
         return x.reshape(*(x.shape[:1] if self.batched else ()), self.count, -1)
@@ -217,7 +217,7 @@ class ExportDecoder(nn.Module):
             dense = use_mask * self.mask_downscaling(mask_input) + (1 - use_mask) * dense
         image = image_embeddings + dense
         prompt, used = self.slots(point_coords, point_labels)
-        count = len(point_labels)
+        count = point_labels.shape[0]  # not len(), which torch.export takes for a constant
         tokens = torch.cat([repeated(output_tokens, count), prompt], dim=3)
         bias = (torch.cat([repeated(cast(Tensor, self.always), count), used], dim=3) - 1) * MASKED
         row, column = (bias, bias.transpose(2, 3)) if self.batched else (bias[0], bias.reshape(1, -1, 1))
