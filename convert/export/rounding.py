@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from jax.extend.core import jaxpr_as_fun
 
 MIN_COMPRESSED = 512  # elements; as in convert.coreml.packages
 KMEANS_STEPS = 50
-SMALLEST_NORMAL, SMALLEST = 2.0**-14, 2.0**-24  # of float16
+COMPILER_OPTIONS = {"xla_allow_excess_precision": False}  # by default, XLA drops a pair of casts
 
 
 class Kind(enum.IntEnum):
@@ -45,13 +45,12 @@ ACCUMULATES = CALLS | {"dot_general", "conv_general_dilated", "reduce_sum"}
 
 
 def to_float16(x: Array) -> Array:
-    """Round to float16 and back; XLA would drop a pair of casts."""
-    normal = lax.reduce_precision(x, exponent_bits=5, mantissa_bits=10)  # flushes subnormal numbers
-    return jnp.where(jnp.abs(x) < SMALLEST_NORMAL, jnp.round(x / SMALLEST) * SMALLEST, normal)
+    """Round to float16 and back, in a program compiled with ``COMPILER_OPTIONS``."""
+    return x.astype(jnp.float16).astype(jnp.float32)
 
 
 def in_float16(function: Callable[..., Any], kinds: Sequence[Kind]) -> Callable[..., Any]:
-    """Return ``function`` computed in float16; ``kinds`` has an entry per argument, which may be a tree of arrays."""
+    """Compile ``function`` in float16; ``kinds`` has an entry per argument, which may be a tree of arrays."""
 
     def run(*arguments: Any) -> Any:
         leaves = [(x, kind) for tree, kind in zip(arguments, kinds, strict=True) for x in jax.tree.leaves(tree)]
@@ -59,7 +58,7 @@ def in_float16(function: Callable[..., Any], kinds: Sequence[Kind]) -> Callable[
         outputs = [_settled(value)[0] for value in _evaluate(closed.jaxpr, closed.consts, leaves)]
         return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
-    return run
+    return cast(Callable[..., Any], jax.jit(run, compiler_options=COMPILER_OPTIONS))
 
 
 def _evaluate(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
