@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--formats {args.formats}: must be a comma-separated list of {', '.join(FORMATS)}")
     common.require("torch", "onnx", "onnxscript", "onnxruntime")
     if "coreml" in formats:
-        to_coreml.check(args)
+        options = to_coreml.check(args)
     job = common.load_job(args)
     photos = gate.load_photos(args.photos)
     contents: dict[str, Any] = {}
@@ -131,12 +131,12 @@ def run(args: argparse.Namespace) -> int:
             write_predictor(folder / "python")
         if "coreml" in formats:
             (folder / "coreml").mkdir()
-            contents["coreml"] = to_coreml.build(
-                job, folder / "coreml", args.precision, args.compress, args.image_input, cases
-            )
+            contents["coreml"] = to_coreml.build(job, folder / "coreml", options, cases)
         if "x-anylabeling" in formats:
             # X-AnyLabeling supports points, boxes and one output of the encoder.
-            labelling = dataclasses.replace(job, name=f"{job.name}_labelling", slots=0, mask_input=False, priors=False)
+            labelling = dataclasses.replace(
+                job, name=f"{job.name}_labelling", slots=0, mask_input=False, priors=False, batched=False
+            )
             (folder / "x-anylabeling").mkdir()
             plain = [dataclasses.replace(c.without_masks(), anchors=None) for c in cases]
             contents["x-anylabeling"] = to_onnx.build(labelling, folder / "x-anylabeling", "photo", plain)
@@ -155,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m convert.bundle", description="Export a checkpoint with all that shipping it needs.")
     common.add_flags(parser)
     parser.add_argument("--formats", default=",".join(FORMATS), help="comma-separated list (default: all, %(default)s)")
+    to_onnx.add_batch_flag(parser)
     to_coreml.add_flags(parser)
     return common.run_export(parser, run, argv)
 

@@ -1,6 +1,6 @@
 """Export checkpoints to Core ML, and verify the packages op by op on any machine.
 
-    python -m convert.to_coreml CHECKPOINT --output DIR [--precision float16] [--compress palette6] [--image-input]
+    python -m convert.to_coreml CHECKPOINT --output DIR [--precision float16] [--compress palette6] [--ios 16]
 
 Writes ``NAME_encoder.mlpackage``, ``NAME_decoder.mlpackage``, ``NAME_coreml.json`` (the contract of inputs and outputs,
 checksums, results of the verification) and ``NAME_operations.md`` (the operations of the programs, compared with a
@@ -13,11 +13,13 @@ import argparse
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from convert.export import common, contract, gate
 from convert.export.common import ExportJob
+from convert.export.limits import compute_limits
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
 
@@ -25,7 +27,7 @@ COMPRESSIONS = ("none", "int8", "palette8", "palette6", "palette4")
 
 
 def shapes(job: ExportJob) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Return the names and shapes of the inputs, by part."""
+    """Return the names and shapes of the inputs, by part; 0 is a flexible number of points (``packages.FLEXIBLE``)."""
     config = job.model.config
     side, g, s, n = config.image_size, config.grid, config.mask_size, job.slots
     decoder: dict[str, tuple[int, ...]] = {
@@ -39,7 +41,17 @@ def shapes(job: ExportJob) -> dict[str, dict[str, tuple[int, ...]]]:
 OUTPUTS = {"encoder": ["image_embeddings"], "decoder": ["scores", "masks"]}
 
 
-def export(job: ExportJob, folder: Path, precision: Any, compression: Any, image_input: bool) -> dict[str, Path]:
+@dataclass(frozen=True)
+class Options:
+    """The flags specific to Core ML; see ``add_flags``. ``ios``: the oldest version that the packages run on."""
+
+    precision: Any = "float16"
+    compression: Any = "none"
+    image_input: bool = False
+    ios: Any = 17
+
+
+def export(job: ExportJob, folder: Path, options: Options) -> dict[str, Path]:
     """Write the parts into a folder; return their paths by part."""
     from convert.coreml import packages
     from convert.export.decoder import ExportDecoder
@@ -48,14 +60,15 @@ def export(job: ExportJob, folder: Path, precision: Any, compression: Any, image
 
     written = {}
     for part in job.parts:
-        image = image_input and part == "encoder"
+        precision, compression = options.precision, options.compression
+        image = options.image_input and part == "encoder"
         module: Any
         if part == "encoder":
             module = ExportEncoder(job.model.config, job.model.variables, "image" if image else "tensor", job.priors)
         else:
             module = ExportDecoder(load_twin(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
         outputs = common.encoder_outputs(job) if part == "encoder" else OUTPUTS[part]
-        model = packages.convert(module, shapes(job)[part], outputs, precision, image)
+        model = packages.convert(module, shapes(job)[part], outputs, precision, image, options.ios)
         description = f"{job.name} {part}, {precision}" + ("" if compression == "none" else f", {compression}")
         path = folder / job.file(part, ".mlpackage")
         licence = str(job.model.metadata.get("licence", "the checkpoint's"))
@@ -63,7 +76,7 @@ def export(job: ExportJob, folder: Path, precision: Any, compression: Any, image
     return written
 
 
-def operations(job: ExportJob, files: dict[str, Path], precision: Any, folder: Path) -> tuple[dict[str, Any], str]:
+def operations(job: ExportJob, files: dict[str, Path], options: Options, folder: Path) -> tuple[dict[str, Any], str]:
     """Count the operations of the packages and of plain conversions made in ``folder``; return JSON and Markdown."""
     from convert.coreml import mil_evaluator, packages, plain
     from convert.coreml.op_report import census, table
@@ -75,7 +88,7 @@ def operations(job: ExportJob, files: dict[str, Path], precision: Any, folder: P
         try:
             inputs = {k: v for k, v in shapes(job)[part].items() if "mask_input" not in k}
             module = plain.part(job.model, part)
-            model = packages.convert(module, inputs, OUTPUTS[part], precision)
+            model = packages.convert(module, inputs, OUTPUTS[part], options.precision, ios=options.ios)
             scratch = packages.save(model, folder / f"plain_{part}.mlpackage", "plain", "")
             reference = census(mil_evaluator.load(scratch).operations())
             shutil.rmtree(scratch)
@@ -86,52 +99,60 @@ def operations(job: ExportJob, files: dict[str, Path], precision: Any, folder: P
     return content, "\n".join(sections)
 
 
-def build(
-    job: ExportJob, folder: Path, precision: Any, compression: Any, image_input: bool, cases: Sequence[gate.Case]
-) -> dict[str, Any]:
+def build(job: ExportJob, folder: Path, options: Options, cases: Sequence[gate.Case]) -> dict[str, Any]:
     """Export into a folder, verify, and write the contract and the report of operations; return the contract.
 
     Raises:
       Refused: the packages differ from the model.
     """
+    from convert.coreml.packages import MAX_POINTS
     from convert.coreml.program import CoremlDecoder, CoremlEncoder
 
-    print(f"{job.name}: {' and '.join(job.parts)} to Core ML", flush=True)
-    files = export(job, folder, precision, compression, image_input)
+    print(f"{job.name}: {' and '.join(job.parts)} to Core ML, iOS {options.ios} or later", flush=True)
+    files = export(job, folder, options)
     for path in files.values():
         print(f"{path.name}: {common.size_of(path) / 1e6:.1f} MB; verifying", flush=True)
-    encoder = CoremlEncoder(files["encoder"], image_input, common.encoder_outputs(job)) if "encoder" in files else None
-    decoder = None
+    encoder = decoder = None
+    if "encoder" in files:
+        encoder = CoremlEncoder(files["encoder"], options.image_input, common.encoder_outputs(job))
     if "decoder" in files:
         decoder = CoremlDecoder(files["decoder"], job.slots, job.mask_input)
-    tolerance = gate.TOLERANCES[precision if compression == "none" else compression]
-    verdict = gate.verify(cases, encoder, decoder, tolerance, job.score)
-    print(gate.report(verdict, job.name), flush=True)
+    limits = compute_limits(job.model, cases, options.precision, options.compression, job.parts, job.score)
+    verdict = gate.verify(cases, encoder, decoder, limits.tolerance, job.score)
+    print(gate.report(verdict, job.name), limits.report(), sep="\n", flush=True)
     if not verdict.passed:
         raise common.Refused("the export differs from the model; nothing was written")
-    counts, report = operations(job, files, precision, folder)
+    counts, report = operations(job, files, options, folder)
     (folder / f"{job.name}_operations.md").write_text(report)
     content = {
-        **contract.contract(job, "image" if image_input else "tensor"),
+        **contract.contract(job, "image" if options.image_input else "tensor"),
+        **({} if job.slots else {"points": {"min": 1, "max": MAX_POINTS}}),
         "files": {p.name: {"bytes": common.size_of(p), "sha256": common.sha256(p)} for p in files.values()},
-        "precision": precision,
-        "compression": compression,
+        "minimum_ios": options.ios,
+        "precision": options.precision,
+        "compression": options.compression,
         "verified": {"by": "predict" if sys.platform == "darwin" else "op by op", **verdict.summary()},
+        "limits": limits.content(),
         "operations": counts,
     }
     common.write_json(folder / f"{job.name}_coreml.json", content)
     return content
 
 
-def check(args: argparse.Namespace) -> None:
-    """Check the flags and the installed libraries before anything is loaded.
+def check(args: argparse.Namespace) -> Options:
+    """Check the flags and the installed libraries before anything is loaded; return the flags specific to Core ML.
 
     Raises:
       UsageError: flags that Core ML doesn't support, or missing libraries.
     """
     common.require("torch", "coremltools", *(("sklearn",) if args.compress.startswith("palette") else ()))
-    if not args.slots:
+    if args.slots == 0:
         raise UsageError("--slots dynamic: for ONNX only; the Neural Engine needs fixed shapes; pass --slots N")
+    oldest = 15 if args.compress == "none" else 16
+    ios = args.ios or (oldest if args.published else 17)
+    if ios < oldest:
+        raise UsageError(f"--ios {ios}: compressed weights need iOS 16; pass --ios 16, or --compress none")
+    return Options(args.precision, args.compress, args.image_input, ios)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -141,12 +162,12 @@ def run(args: argparse.Namespace) -> int:
       UsageError: wrong flags, missing libraries, or an output folder that can't be written.
       Refused: the export differs from the model.
     """
-    check(args)
+    options = check(args)
     job = common.load_job(args)
     photos = gate.load_photos(args.photos)
     with common.output_folder(args.output) as folder:
         cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)
-        build(job, folder, args.precision, args.compress, args.image_input, cases)
+        build(job, folder, options, cases)
     return 0
 
 
@@ -160,6 +181,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="store weights as int8, or with a palette of 8, 6 or 4 bits",
     )
     parser.add_argument("--image-input", action="store_true", help="the encoder takes an RGB image, and normalises it")
+    parser.add_argument(
+        "--ios",
+        type=int,
+        choices=(15, 16, 17),
+        help="oldest version that the packages run on (default: 17; with --published 15, or 16 with --compress)",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

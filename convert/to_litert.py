@@ -54,7 +54,14 @@ class LitertDecoder:
         self, embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Decode one prompt; return logits (m s s) and scores (m)."""
-        inputs = prompt_inputs(embedding, coords, labels, mask, self._job.slots, str(self._path))
+        inputs = prompt_inputs(
+            embedding,
+            coords[None],
+            labels[None],
+            None if mask is None else mask[None],
+            self._job.slots,
+            str(self._path),
+        )
         out = self._run(**{name: inputs[name] for name in to_coreml.shapes(self._job)["decoder"]})
         return out["output_1"][0], out["output_0"][0]
 
@@ -101,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
       Refused: the export differs from the model.
     """
     common.require("torch", "litert_torch", "ai_edge_litert", extra=EXTRA)
+    args.slots = common.SLOTS if args.slots is None else args.slots
     if not args.slots:
         raise UsageError("--slots dynamic: for ONNX only; LiteRT files have fixed shapes; pass --slots N")
     job = common.load_job(args)

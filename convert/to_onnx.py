@@ -1,6 +1,6 @@
 """Export checkpoints to ONNX, and verify the files with ONNX Runtime.
 
-    python -m convert.to_onnx CHECKPOINT --output DIR [--slots dynamic] [--image-input] [--published] [--priors]
+    python -m convert.to_onnx CHECKPOINT --output DIR [--slots dynamic] [--batch dynamic] [--image-input] [--published]
 
 Writes ``NAME_encoder.onnx``, ``NAME_decoder.onnx`` and ``NAME_onnx.json``: the contract of inputs and outputs (also in
 the files' metadata), checksums, and the results of the verification. If the files differ from the JAX model, nothing is
@@ -26,7 +26,8 @@ from edgesam_jax.cli.flags import Parser
 from edgesam_jax.portable.onnx_model import METADATA
 
 OPSET = 18
-POINTS = "num_points"  # name of the dynamic axis
+POINTS, PROMPTS = "num_points", "num_prompts"  # names of the dynamic axes
+MOST = 1024  # their upper bound while exporting
 
 
 def export(job: ExportJob, folder: Path, image_input: str) -> dict[str, Path]:
@@ -57,17 +58,17 @@ def export(job: ExportJob, folder: Path, image_input: str) -> dict[str, Path]:
         written["encoder"] = folder / job.file("encoder", ".onnx")
         _write(written["encoder"], encoder, (example,), ["image"], common.encoder_outputs(job), dynamic, content)
     if "decoder" in job.parts:
-        decoder = ExportDecoder(load_twin(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
-        n, g, s = job.slots or 3, config.grid, config.mask_size
-        example_inputs = [torch.zeros(1, config.embed_dim, g, g), torch.zeros(1, n, 2), torch.zeros(1, n)]
+        decoder = ExportDecoder(load_twin(job.model), job.score, job.mask_input, job.batched)  # type: ignore[arg-type]
+        b, n, g, s = 2 if job.batched else 1, job.slots or 3, config.grid, config.mask_size
+        example_inputs = [torch.zeros(1, config.embed_dim, g, g), torch.zeros(b, n, 2), torch.zeros(b, n)]
         names = ["image_embeddings", "point_coords", "point_labels"]
         if job.mask_input:
-            example_inputs += [torch.zeros(1, 1, s, s), torch.zeros(1)]
+            example_inputs += [torch.zeros(b, 1, s, s), torch.zeros(b)]
             names += ["mask_input", "has_mask_input"]
-        dynamic = None
-        if not job.slots:
-            points = torch.export.Dim(POINTS, min=1, max=1024)
-            dynamic = [{1: points} if name.startswith("point") else None for name in names]
+        prompts = {0: torch.export.Dim(PROMPTS, min=1, max=MOST)} if job.batched else {}
+        points = {} if job.slots else {1: torch.export.Dim(POINTS, min=1, max=MOST)}
+        axes = {"image_embeddings": {}, "point_coords": prompts | points, "point_labels": prompts | points}
+        dynamic = [axes.get(name, prompts) for name in names] if prompts or points else None
         written["decoder"] = folder / job.file("decoder", ".onnx")
         _write(written["decoder"], decoder, tuple(example_inputs), names, ["scores", "masks"], dynamic, content)
     return written
@@ -144,6 +145,16 @@ def build(job: ExportJob, folder: Path, image_input: str, cases: Sequence[gate.C
     return content
 
 
+def add_batch_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag for the number of prompts per call."""
+    parser.add_argument(
+        "--batch",
+        choices=("1", "dynamic"),
+        default="1",
+        help="prompts per call of the ONNX decoder: one, or any number (default: %(default)s)",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Export a checkpoint to ONNX.
 
@@ -164,6 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = Parser(prog="python -m convert.to_onnx", description="Export a checkpoint to ONNX, and verify it.")
     common.add_flags(parser)
+    add_batch_flag(parser)
     parser.add_argument(
         "--image-input",
         action="store_true",

@@ -1,7 +1,7 @@
 """Converts torch modules to Core ML packages, and compresses their weights.
 
-The conversion uses ``torch.export`` with decompositions and makes an ML Program for iOS 17 with fixed shapes. Float16
-programs compute in float16 except between the coordinates and their sines. docs/export.md gives the reasons.
+The conversion uses ``torch.export`` with decompositions and makes an ML Program. Float16 programs compute in float16
+except between the coordinates and their sines. docs/export.md gives the reasons.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ Precision = Literal["float16", "float32"]
 Compression = Literal["none", "int8", "palette8", "palette6", "palette4"]
 COORDINATES = "point_coords"
 MIN_COMPRESSED = 512  # elements; smaller weights aren't compressed, since that saves little and costs accuracy
+MAX_POINTS = 16  # of a decoder with a flexible number of points, as in the published package
+FLEXIBLE = 0  # a length in ``Shapes``: 1 to ``MAX_POINTS``
 Shapes = dict[str, tuple[int, ...]]
+Ios = Literal[15, 16, 17]
 
 
 @contextlib.contextmanager
@@ -40,31 +43,37 @@ def quiet() -> Iterator[None]:
 
 
 def convert(
-    module: Any, inputs: Shapes, outputs: Sequence[str], precision: Precision, image: bool = False
+    module: Any, inputs: Shapes, outputs: Sequence[str], precision: Precision, image: bool = False, ios: Ios = 17
 ) -> Any:  # coremltools.models.MLModel
     """Convert a torch module to an ML Program.
 
     Args:
       module: in evaluation mode; takes the inputs in order.
-      inputs: names and fixed shapes; all float32.
+      inputs: names and shapes, with at most one ``FLEXIBLE`` axis each; all float32.
       outputs: names, in the order the module returns them.
       precision: of the computation; inputs and outputs are float32.
       image: the only input is an RGB image.
+      ios: the oldest version of iOS that the program runs on.
     """
     import torch
 
     with quiet(), torch.no_grad():
         import coremltools as ct
 
-        example = tuple(torch.zeros(shape) for shape in inputs.values())
-        program = torch.export.export(module, example).run_decompositions({})
+        # Two axes with one symbol have the same length; the default is the published one.
+        axis = ct.RangeDim(lower_bound=1, upper_bound=MAX_POINTS, default=1, symbol="num_points")
+        points: Any = torch.export.Dim.DYNAMIC(min=1, max=MAX_POINTS)  # a named one fails on a guard that always holds
+        example = tuple(torch.zeros([n or 3 for n in shape]) for shape in inputs.values())
+        axes = [{i: points for i, n in enumerate(shape) if n == FLEXIBLE} for shape in inputs.values()]
+        dynamic = axes if any(axes) else None
+        program = torch.export.export(module, example, dynamic_shapes=dynamic).run_decompositions({})
         # Without an explicit type, float16 programs take all inputs in float16, including the coordinates.
         kind = ct.ImageType if image else functools.partial(ct.TensorType, dtype=np.float32)
         return ct.convert(
             program,
             convert_to="mlprogram",
-            minimum_deployment_target=ct.target.iOS17,
-            inputs=[kind(name=name, shape=shape) for name, shape in inputs.items()],
+            minimum_deployment_target=getattr(ct.target, f"iOS{ios}"),
+            inputs=[kind(name=name, shape=[n or axis for n in shape]) for name, shape in inputs.items()],
             outputs=[ct.TensorType(name=name, dtype=np.float32) for name in outputs],
             compute_precision=ct.transform.FP16ComputePrecision(op_selector=_may_be_float16)
             if precision == "float16"

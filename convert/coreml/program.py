@@ -71,6 +71,8 @@ class CoremlDecoder:
         self, embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Decode one prompt; return logits (m s s) and scores (m)."""
-        inputs = prompt_inputs(embedding, coords, labels, mask, self._slots, str(self._path))
+        inputs = prompt_inputs(
+            embedding, coords[None], labels[None], None if mask is None else mask[None], self._slots, str(self._path)
+        )
         out = self._run(**{n: value for n, value in inputs.items() if self._mask_input or "mask_input" not in n})
         return out["masks"][0], out["scores"][0]

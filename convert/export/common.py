@@ -21,6 +21,7 @@ from edgesam_jax.config import STUDENTS, UsageError
 from edgesam_jax.files import atomic_folder, sha256_of, staged_files
 from edgesam_jax.predict.compiled import check_priors
 
+SLOTS = 16  # points and box corners per prompt, unless the flags name another number
 EXTRA = "pip install 'edgesam-jax[export]'"
 
 
@@ -40,6 +41,7 @@ class ExportJob:
       score: ``stability`` or ``iou``, the meaning of the decoder's scores.
       model: the weights and their config, for the requested frame.
       priors: whether the encoder also returns the boxes and scores of all anchors, for granularity priors.
+      batched: whether a call of the decoder takes any number of prompts; otherwise one. For ONNX only.
     """
 
     name: str
@@ -49,6 +51,7 @@ class ExportJob:
     score: str
     model: Model
     priors: bool = False
+    batched: bool = False
 
     def file(self, part: str, suffix: str) -> str:
         """Return the file name of a part."""
@@ -67,14 +70,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--slots",
         type=_slots,
-        default=16,
         metavar="N|dynamic",
-        help="points and box corners per prompt, 2 to 1024 (default: 16)",
+        help="points and box corners per prompt, 2 to 1024 (default: 16; with --published, any number)",
     )
     parser.add_argument(
         "--published",
         action="store_true",
-        help="exactly the inputs and outputs of the official files: no mask input",
+        help="exactly the inputs and outputs of the official files: any number of points, no mask input",
     )
     parser.add_argument(
         "--priors", action="store_true", help="also export the region proposals, for granularity priors"
@@ -121,7 +123,9 @@ def load_job(args: argparse.Namespace) -> ExportJob:
         check_priors(model.config, "--priors")
         if args.part == "decoder":
             raise UsageError("--priors: not available with --part decoder; the encoder makes the proposals")
-    return ExportJob(name, parts, args.slots, not args.published, score, model, args.priors)
+    slots = args.slots if args.slots is not None else 0 if args.published else SLOTS
+    batched = getattr(args, "batch", "1") == "dynamic"
+    return ExportJob(name, parts, slots, not args.published, score, model, args.priors, batched)
 
 
 def encoder_outputs(job: ExportJob) -> list[str]:

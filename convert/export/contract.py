@@ -47,6 +47,7 @@ def contract(job: ExportJob, image_input: str) -> dict[str, Any]:
             "-1": "SAM's learned padding token, in any slot", str(UNUSED): "no point: the slot is unused",
         },
         "slots": job.slots or "dynamic",
+        "batch": "dynamic" if job.batched else 1,
         "adds_padding": True,
         "mask_input": job.mask_input,
         "masks": "logits of four masks; threshold 0; the first is the single mask, the other three range from part to"

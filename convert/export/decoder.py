@@ -1,13 +1,16 @@
 """The prompt encoder and mask decoder, rewritten for export: fixed prompt slots, channels first, few reshapes.
 
-All tensors are (1 c 1 t) or (1 c g g): every dense layer is a 1x1 convolution, and attention needs no transpose, since
-splitting (c t) into heads is a reshape that moves no data. Layout: Apple, "Deploying Transformers on the Apple Neural
-Engine" (2022). The weights are those of ``convert.torch_twin.model``.
+All tensors are (b c 1 t) or (b c g g) for b prompts, normally one. Every dense layer is a 1x1 convolution; attention
+needs no transpose, since splitting (c t) into heads is a reshape that moves no data. Layout: Apple, "Deploying
+Transformers on the Apple Neural Engine" (2022). The weights are those of ``convert.torch_twin.model``.
 
 One shape serves 1 to ``slots`` points and box corners. Slots with the label -2 (``portable.onnx_model.UNUSED``) are
 unused: a bias on their keys keeps them out of every softmax, and they don't change the result. The decoder adds SAM's
 learned padding token exactly where the predictor does: to prompts without a box, unless they already contain a point
 with label -1.
+
+With ``batched``, a call takes any number of prompts on one image, of equally many slots. Attention then has four axes,
+(b heads d t), otherwise three.
 
 Names of submodules and buffers become names of weights in the exported files, and so they stay as they are.
 """
@@ -45,42 +48,49 @@ def _norm(norm: nn.LayerNorm) -> ChannelNorm:
     return out
 
 
-class Attend(nn.Module):
-    """Attention of (1 c h w) queries to (1 c h w) keys and values.
+def repeated(x: Tensor, count: int) -> Tensor:
+    """Return (1 ...) as (count ...)."""
+    return x if isinstance(count, int) and count == 1 else x.expand(count, *x.shape[1:])
 
-    ``bias`` is added to the scores: (1 1 keys), or (1 keys 1) with ``image_queries``. The last axis of the scores is
-    the image in both cross-attentions: a few tokens there would fill only an eighth of a vector register.
+
+class Attend(nn.Module):
+    """Attention of (b c h w) queries to (b c h w) keys and values; b may be 1 for an image that all prompts share.
+
+    ``bias`` is added to the scores: (b 1 1 keys), or (b 1 keys 1) with ``image_queries``, without the first axis unless
+    ``batched``. The last axis of the scores is the image in both cross-attentions: a few tokens there would fill only
+    an eighth of a vector register.
     """
 
-    def __init__(self, source: Attention) -> None:
+    def __init__(self, source: Attention, batched: bool = False) -> None:
         super().__init__()
-        self.heads = source.heads
+        self.heads, self.batched = source.heads, batched
         width = source.q_proj.out_features // source.heads
         self.query = _conv(source.q_proj, 1 / math.sqrt(width))
         self.key, self.value, self.out = _conv(source.k_proj), _conv(source.v_proj), _conv(source.out_proj)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, image_queries: bool = False) -> Tensor:
         spatial = q.shape[2:]
-        q, k, v = (self._split(x) for x in (self.query(q), self.key(k), self.value(v)))  # (heads d t)
-        scores = k.transpose(1, 2) @ q if image_queries else q.transpose(1, 2) @ k
+        q, k, v = (self._split(x) for x in (self.query(q), self.key(k), self.value(v)))  # ([b] heads d t)
+        scores = k.transpose(-2, -1) @ q if image_queries else q.transpose(-2, -1) @ k
         if bias is not None:
             scores = scores + bias
-        mixed = v @ scores.softmax(dim=1) if image_queries else v @ scores.softmax(dim=2).transpose(1, 2)
-        return self.out(mixed.reshape(1, -1, *spatial))
+        mixed = v @ scores.softmax(dim=-2) if image_queries else v @ scores.softmax(dim=-1).transpose(-2, -1)
+        return self.out(mixed.reshape(mixed.shape[0] if self.batched else 1, -1, *spatial))
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.reshape(self.heads, x.shape[1] // self.heads, -1)
+        prompts = x.shape[:1] if self.batched else ()
+        return x.reshape(*prompts, self.heads, x.shape[1] // self.heads, -1)
 
 
 class Layer(nn.Module):
     """One two-way layer; ``row`` and ``column`` mask unused slots as keys, (1 1 t) and (1 t 1)."""
 
-    def __init__(self, source: TwoWayLayer) -> None:
+    def __init__(self, source: TwoWayLayer, batched: bool = False) -> None:
         super().__init__()
         self.first = source.first
-        self.own = Attend(source.self_attn)
-        self.to_image = Attend(source.cross_attn_token_to_image)
-        self.from_image = Attend(source.cross_attn_image_to_token)
+        self.own = Attend(source.self_attn, batched)
+        self.to_image = Attend(source.cross_attn_token_to_image, batched)
+        self.from_image = Attend(source.cross_attn_image_to_token, batched)
         self.norm1, self.norm2, self.norm3, self.norm4 = (
             _norm(n) for n in (source.norm1, source.norm2, source.norm3, source.norm4)
         )
@@ -103,7 +113,7 @@ class Layer(nn.Module):
 
 
 class Slots(nn.Module):
-    """Prompt slots to tokens: coords (1 n 2), labels (1 n) -> tokens (1 c 1 n+1), and 1 for used ones (1 1 1 n+1).
+    """Prompt slots to tokens: coords (b n 2), labels (b n) -> tokens (b c 1 n+1), and 1 for used ones (b 1 1 n+1).
 
     The last token is the learned padding. Slots with a label outside ``LABELS`` are unused.
     """
@@ -127,17 +137,18 @@ class Slots(nn.Module):
         phase = self.phase(coords.transpose(1, 2)[:, :, None])
         position = torch.cat([phase.sin(), phase.cos()], dim=1)
         kinds = cast(Tensor, self.kinds)
-        one_hot = (labels.to(kinds.dtype).reshape(1, 1, 1, -1) == kinds).to(kinds.dtype)  # (1 5 1 n)
+        one_hot = (labels.to(kinds.dtype).reshape(labels.shape[0], 1, 1, -1) == kinds).to(kinds.dtype)  # (b 5 1 n)
         position = position * (1 - one_hot[:, 4:])  # the learned padding has no position
-        tokens = torch.cat([position + self.kind(one_hot), cast(Tensor, self.padding)], dim=3)
+        padding = repeated(cast(Tensor, self.padding), labels.shape[0])
+        tokens = torch.cat([position + self.kind(one_hot), padding], dim=3)
         pads = 1 - one_hot[:, 2:].amax(dim=(1, 3), keepdim=True)  # 1 for prompts without corners and padding
         return tokens, torch.cat([one_hot.sum(dim=1, keepdim=True), pads], dim=3)
 
 
 class Hypernetworks(nn.Module):
-    """The MLPs of all mask tokens, as grouped convolutions: (1 c 1 m) -> (m c/8)."""
+    """The MLPs of all mask tokens, as grouped convolutions: (b c 1 m) -> (b m c/8), without b unless ``batched``."""
 
-    def __init__(self, mlps: nn.ModuleList) -> None:
+    def __init__(self, mlps: nn.ModuleList, batched: bool = False) -> None:
         super().__init__()
         count = len(mlps)
         stages = []
@@ -147,29 +158,30 @@ class Hypernetworks(nn.Module):
             conv.weight.data = torch.cat([x.weight for x in layers])[:, :, None, None].detach().clone()
             conv.bias.data = torch.cat([x.bias for x in layers]).detach().clone()
             stages.append(conv)
-        self.count = count
+        self.count, self.batched = count, batched
         self.stages = nn.ModuleList(stages)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = tokens.permute(0, 3, 1, 2).reshape(1, -1, 1, 1)
+        x = tokens.permute(0, 3, 1, 2).reshape(tokens.shape[0], -1, 1, 1)
         first, second, last = self.stages
         x = last(second(first(x).relu()).relu())
-        return x.reshape(self.count, -1)
+        return x.reshape(*(x.shape[:1] if self.batched else ()), self.count, -1)
 
 
 class ExportDecoder(nn.Module):
-    """An embedding (1 c g g) and prompt slots -> scores (1 m) and logits (1 m s s) of all mask tokens, in order.
+    """An embedding (1 c g g) and prompt slots -> scores (b m) and logits (b m s s) of all mask tokens, in order.
 
     Args:
       sam: the model whose weights to use.
       score: ``stability`` of the low-resolution masks, or the prediction of the ``iou`` head.
-      mask_input: whether ``forward`` also takes the logits of an earlier mask (1 1 s s), and (1) 1 to use them or 0.
+      mask_input: whether ``forward`` also takes the logits of an earlier mask (b 1 s s), and (b) 1 to use them or 0.
+      batched: whether b, the number of prompts, may differ from 1.
     """
 
-    def __init__(self, sam: TorchSam, score: Score, mask_input: bool) -> None:
+    def __init__(self, sam: TorchSam, score: Score, mask_input: bool, batched: bool = False) -> None:
         super().__init__()
         prompt, decoder = sam.prompt_encoder, sam.mask_decoder
-        self.score, self.takes_mask = score, mask_input
+        self.score, self.takes_mask, self.batched = score, mask_input, batched
         self.slots = Slots(prompt)
         self.count = decoder.mask_tokens.num_embeddings
         output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).T[None, :, None]
@@ -180,11 +192,11 @@ class ExportDecoder(nn.Module):
             "no_mask", prompt.no_mask_embed.weight[:, :, None, None].detach().clone(), persistent=False
         )
         self.mask_downscaling = prompt.mask_downscaling if mask_input else None
-        self.layers = nn.ModuleList(Layer(cast(TwoWayLayer, layer)) for layer in decoder.transformer.layers)
-        self.last = Attend(decoder.transformer.final_attn_token_to_image)
+        self.layers = nn.ModuleList(Layer(cast(TwoWayLayer, layer), batched) for layer in decoder.transformer.layers)
+        self.last = Attend(decoder.transformer.final_attn_token_to_image, batched)
         self.last_norm = _norm(decoder.transformer.norm_final_attn)
         self.upscaling = decoder.output_upscaling
-        self.hypernetworks = Hypernetworks(decoder.output_hypernetworks_mlps)
+        self.hypernetworks = Hypernetworks(decoder.output_hypernetworks_mlps, batched)
         first, second, third = (_conv(cast(nn.Linear, x)) for x in decoder.iou_prediction_head.layers)
         self.iou = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
         self.eval()
@@ -200,21 +212,23 @@ class ExportDecoder(nn.Module):
         output_tokens, image_pe, dense = (cast(Tensor, x) for x in (self.own, self.image_pe, self.no_mask))
         if self.takes_mask:
             assert mask_input is not None and has_mask_input is not None and self.mask_downscaling is not None
-            use_mask = has_mask_input.reshape(1, 1, 1, 1)
+            use_mask = has_mask_input.reshape(-1, 1, 1, 1) if self.batched else has_mask_input.reshape(1, 1, 1, 1)
             # Not "convolution - constant": coremltools 9.0 folds that into the bias with the wrong sign.
             dense = use_mask * self.mask_downscaling(mask_input) + (1 - use_mask) * dense
         image = image_embeddings + dense
         prompt, used = self.slots(point_coords, point_labels)
-        tokens = torch.cat([output_tokens, prompt], dim=3)
-        bias = (torch.cat([cast(Tensor, self.always), used], dim=3) - 1) * MASKED
-        row, column = bias[0], bias.reshape(1, -1, 1)
+        count = point_labels.shape[0]  # not len(), which torch.export takes for a constant
+        tokens = torch.cat([repeated(output_tokens, count), prompt], dim=3)
+        bias = (torch.cat([repeated(cast(Tensor, self.always), count), used], dim=3) - 1) * MASKED
+        row, column = (bias, bias.transpose(2, 3)) if self.batched else (bias[0], bias.reshape(1, -1, 1))
         token_pe = tokens
         for layer in self.layers:
             tokens, image = layer(tokens, image, token_pe, image_pe, row, column)
         tokens = self.last_norm(tokens + self.last(tokens + token_pe, image + image_pe, image, None))
         feat = self.upscaling(image)
         query = self.hypernetworks(tokens[:, :, :, 1 : 1 + self.count])
-        masks = (query @ feat.flatten(2)[0]).reshape(1, self.count, *feat.shape[2:])
+        pixels = feat.flatten(2) if self.batched else feat.flatten(2)[0]
+        masks = (query @ pixels).reshape(count if self.batched else 1, self.count, *feat.shape[2:])
         return self._scores(masks, tokens[:, :, :, :1]), masks
 
     def _scores(self, masks: Tensor, token: Tensor) -> Tensor:

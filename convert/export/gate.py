@@ -2,66 +2,31 @@
 
 The encoder must reproduce the model's embedding. The decoder must reproduce the model's logits and masks, once from the
 model's embedding and once from the exported encoder's. Stability scores are compared with those of the exported logits
-and must not be NaN. Every format has its tolerances, and a failure names the worst comparison.
+and must not be NaN. The limits are those of ``convert.export.limits``, and a failure names the worst comparison.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from edgesam_jax.checkpoints.model import Model
-from edgesam_jax.config import SamConfig, UsageError
-from edgesam_jax.data.photo import PHOTO_SUFFIXES, load_image
-from edgesam_jax.data.scenes.textures import photos as wheel_photos
-from edgesam_jax.models.anchors import anchors_of
-from edgesam_jax.models.anchors import decode as decode_boxes
-from edgesam_jax.models.fold import folds
-from edgesam_jax.models.sam import Sam, decode, preprocess
-from edgesam_jax.portable.frame import into_frame, scale_coords
+from convert.export.cases import Case, Prompt, load_photos, make_cases, progress, sample_prompts
+from convert.export.tolerance import END_TO_END, TOLERANCES, Tolerance
+from edgesam_jax.portable.onnx_model import UNUSED
 from edgesam_jax.portable.postprocess import stability_score
-from edgesam_jax.predict import compiled
-from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NOT_A_POINT, MaskPrediction, Prompts
+
+__all__ = [
+    "TOLERANCES", "Case", "Decoder", "Encoder", "Finding", "Prompt", "Tolerance", "Verdict", "load_photos",
+    "make_cases", "report", "sample_prompts", "verify",
+]  # fmt: skip
 
 COMPARED_ANCHORS = 100  # highest-scoring anchors whose boxes are compared
 MIN_UNION = 64  # pixels in the union of two low-resolution masks; below that, one pixel weighs too much
 UNDECIDED = 1e-4  # of the logits' root mean square: pixels nearer to the threshold don't enter overlaps
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """The largest accepted differences of a format.
-
-    Attributes:
-      embedding, logits: root mean square of the difference over that of the reference.
-      iou: minimum IoU of two masks whose union has at least ``MIN_UNION`` pixels.
-      score: maximum absolute error of a stability score, compared with that of the same logits. Predicted IoUs are
-        compared with the model's, within twice the limit of the logits.
-    """
-
-    embedding: float
-    logits: float
-    iou: float
-    score: float
-
-
-TOLERANCES = {
-    "float32": Tolerance(1e-4, 1e-4, 0.995, 1e-3),
-    "float16": Tolerance(4e-3, 2e-2, 0.94, 5e-3),
-    "int8": Tolerance(0.03, 0.05, 0.8, 5e-3),
-    "palette8": Tolerance(0.03, 0.05, 0.8, 5e-3),
-    "palette6": Tolerance(0.15, 0.25, 0.5, 5e-3),
-    "palette4": Tolerance(0.5, 0.7, 0.0, 5e-3),
-}
 
 
 class Encoder(Protocol):
@@ -84,50 +49,6 @@ class Decoder(Protocol):
     def decode(
         self, embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]: ...
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One prompt: coords (n 2) and labels (n) in -1 to 3.
-
-    ``after``: index of an earlier prompt whose first mask is fed back as mask input.
-    """
-
-    name: str
-    coords: np.ndarray
-    labels: np.ndarray
-    after: int | None = None
-
-
-@dataclass(frozen=True)
-class Case:
-    """A photo in the frame, its prompts, and the JAX model's outputs for them.
-
-    Attributes:
-      name: the photo's name.
-      frame: (s s 3) uint8, padded.
-      filled: (rows, columns) that the photo fills.
-      prompts: in the coordinates of the frame.
-      embedding: (1 c g g).
-      logits: (p 4 4g 4g).
-      scores: (p 4).
-      anchors: with priors, boxes (n 4) in the frame and scores (n) of all anchors.
-    """
-
-    name: str
-    frame: np.ndarray
-    filled: tuple[int, int]
-    prompts: tuple[Prompt, ...]
-    embedding: np.ndarray
-    logits: np.ndarray
-    scores: np.ndarray
-    anchors: tuple[np.ndarray, np.ndarray] | None = None
-
-    def without_masks(self) -> Case:
-        """Return the case without prompts that need a mask input."""
-        kept = [i for i, prompt in enumerate(self.prompts) if prompt.after is None]
-        prompts = tuple(self.prompts[i] for i in kept)
-        return dataclasses.replace(self, prompts=prompts, logits=self.logits[kept], scores=self.scores[kept])
 
 
 @dataclass(frozen=True)
@@ -156,7 +77,7 @@ class Finding:
 
     def __str__(self) -> str:
         sign = ">=" if self.overlap else "<="
-        return f"{self.quantity} of {self.where}: {self.value:.4g}, must be {sign} {self.limit:g}"
+        return f"{self.quantity} of {self.where}: {self.value:.4g}, must be {sign} {self.limit:.4g}"
 
 
 @dataclass
@@ -189,142 +110,6 @@ class Verdict:
         return out
 
 
-# ------------------------------------------------------------------------------------------------ photos and prompts
-
-
-def load_photos(paths: Sequence[str | Path]) -> dict[str, np.ndarray]:
-    """Load photos from files and folders, by name; without paths, three photos of scikit-image.
-
-    Raises:
-      UsageError: a missing file, a file that isn't a photo, or a folder without photos.
-    """
-    if not paths:
-        square, landscape, other = (wheel_photos()[i][0] for i in (0, 1, 2))
-        return {"astronaut": square, "chelsea": landscape, "coffee, on end": np.rot90(other).copy()}
-    files: list[Path] = []
-    for path in map(Path, paths):
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES) if path.is_dir() else [path]
-        if not inside:
-            raise UsageError(f"--photos {path}: contains no photos; pass files, or a folder of JPEG or PNG files")
-        files += inside
-    names = [file.name for file in files]
-    names = [name if names.count(name) == 1 else str(file) for name, file in zip(names, files, strict=True)]
-    return {name: load_image(file, f"--photos {file}") for name, file in zip(names, files, strict=True)}
-
-
-def sample_prompts(size: tuple[int, int], slots: int, with_mask: bool, seed: int) -> list[Prompt]:
-    """Return boxes, points and mixtures, up to all slots, in pixels of a photo of ``size`` (rows, columns).
-
-    Args:
-      slots: prompts with more points and corners are skipped; 0: with more than 16.
-      with_mask: add prompts with the mask of an earlier prompt as mask input.
-    """
-    rng = np.random.default_rng(seed)
-    h, w = size
-
-    def box(x0: float, y0: float, x1: float, y1: float) -> np.ndarray:
-        return np.array([[x0 * w, y0 * h], [x1 * w, y1 * h]])
-
-    def points(count: int) -> np.ndarray:
-        return rng.uniform(0.05, 0.95, (count, 2)) * (w, h)
-
-    def labels(count: int) -> np.ndarray:
-        return np.where(np.arange(count) % 3 == 2, 0, 1)
-
-    corners = np.array([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT])
-    large, small = box(0.13, 0.08, 0.82, 0.91), box(0.55, 0.42, 0.71, 0.63)
-    # Corners of the photo, and quarters of a pixel where float16 resolves only halves.
-    extremes = np.array([[0.0, 0.0], [w, h], [w * 0.9 + 0.25, h * 0.7 + 0.75]])
-    prompts = [
-        Prompt("large box", large, corners),
-        Prompt("small box", small, corners),
-        Prompt("point", points(1), labels(1)),
-        Prompt("point with its padding", np.concatenate([points(1), [[0, 0]]]), np.array([1, NOT_A_POINT])),
-        Prompt("two points", points(2), np.array([1, 0])),
-        Prompt("points in corners", extremes, np.array([1, 0, 1])),
-        Prompt("five points", points(5), labels(5)),
-        Prompt("box and a point", np.concatenate([small, points(1)]), np.append(corners, 0)),
-        Prompt("box and three points", np.concatenate([large, points(3)]), np.append(corners, labels(3))),
-    ]
-    limit = slots or 16
-    prompts.append(Prompt(f"{limit} points", points(limit), labels(limit)))
-    if with_mask:
-        prompts.append(Prompt("point on an earlier mask", prompts[2].coords, prompts[2].labels, after=2))
-        prompts.append(Prompt("box on an earlier mask", small, corners, after=0))
-    return [p for p in prompts if len(p.coords) <= limit]
-
-
-def make_cases(
-    model: Model, photos: dict[str, np.ndarray], slots: int, with_mask: bool, priors: bool = False
-) -> list[Case]:
-    """Run the JAX model on photos and their prompts (``sample_prompts``)."""
-    variables = compiled.for_inference(model.config, model.variables)
-    encode, decode_prompt = compiled.encoder(model.config), _decoder(model.config)
-    cases = []
-    for number, (name, photo) in enumerate(_progress(photos.items(), "running the JAX model")):
-        frame, filled = into_frame(photo, model.config.image_size)
-        embedding = encode(variables, frame[None], np.asarray([filled], np.int32))[0]
-        prompts = tuple(
-            Prompt(p.name, scale_coords(p.coords, (photo.shape[0], photo.shape[1]), filled), p.labels, p.after)
-            for p in sample_prompts((photo.shape[0], photo.shape[1]), slots, with_mask, number)
-        )
-        logits: list[np.ndarray] = []
-        scores: list[np.ndarray] = []
-        for prompt in prompts:
-            mask = None if prompt.after is None else logits[prompt.after][0]
-            one_logits, iou = decode_prompt(variables, embedding, prompt, max(16, slots), mask)
-            stable = model.metadata.get("score", "stability") != "iou"
-            logits.append(one_logits)
-            scores.append(stability_score(one_logits) if stable else iou)
-        channels_first = np.asarray(embedding).transpose(2, 0, 1)[None]
-        anchors = _anchors(model.config, variables, frame, filled) if priors else None
-        cases.append(Case(name, frame, filled, prompts, channels_first, np.stack(logits), np.stack(scores), anchors))
-    return cases
-
-
-def _anchors(
-    config: SamConfig, variables: Any, frame: np.ndarray, filled: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the boxes (n 4) and scores (n) of all anchors, before proposals are selected."""
-
-    @jax.jit
-    def run(variables: Any, image: Any, sizes: Any) -> Any:
-        return Sam(config, folded=folds(config)).apply(variables, preprocess(image, sizes), method="propose")
-
-    _, logits, codes = run(variables, frame[None], np.asarray([filled], np.int32))
-    boxes = decode_boxes(jnp.asarray(anchors_of(config)), codes[0], jnp.full(2, config.image_size, jnp.float32))
-    return np.asarray(boxes), np.asarray(jax.nn.sigmoid(logits[0]))
-
-
-def _decoder(config: SamConfig) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-    """Return the model's decoder, compiled once for all prompts: it gives logits (4 s s) and predicted IoU (4)."""
-
-    @jax.jit
-    def run(variables: Any, embedding: Any, prompts: Prompts, mask: Any, has_mask: Any) -> MaskPrediction:
-        return decode(config, variables, embedding, prompts, mask, has_mask, num_masks=4)
-
-    def decode_prompt(
-        variables: Any, embedding: Any, prompt: Prompt, slots: int, mask: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        coords, labels = np.zeros((slots + 1, 2), np.float32), np.full(slots + 1, NOT_A_POINT, np.int32)
-        n = len(prompt.coords)
-        coords[:n], labels[:n] = prompt.coords, prompt.labels
-        valid = np.arange(slots + 1) < n
-        valid[-1] = not np.isin(prompt.labels, (NOT_A_POINT, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT)).any()  # SAM's padding
-        side = config.mask_size
-        prediction = run(
-            variables, embedding[None], Prompts(*(jnp.asarray(x)[None, None] for x in (coords, labels, valid))),
-            np.zeros((1, 1, side, side), np.float32) if mask is None else mask[None, None],
-            np.full((1, 1), mask is not None),
-        )  # fmt: skip
-        return np.asarray(prediction.logits[0, 0]), np.asarray(prediction.iou[0, 0])
-
-    return decode_prompt
-
-
-# ------------------------------------------------------------------------------------------------------- comparing
-
-
 def verify(
     cases: Sequence[Case],
     encoder: Encoder | None,
@@ -337,19 +122,19 @@ def verify(
     ``score`` is the meaning of the decoder's scores, ``stability`` or ``iou``.
     """
     began, verdict = time.perf_counter(), Verdict()
-    for case in _progress(cases, "verifying"):
+    for case in progress(cases, "verifying"):
         embedding = None
         if encoder is not None:
             embedding, *anchors = encoder.outputs(case.frame, case.filled)
             verdict.findings.append(
-                Finding("embedding", case.name, _relative(embedding, case.embedding), tolerance.embedding)
+                Finding("embedding", case.name, _relative(embedding, case.embedding), tolerance.limit("embedding"))
             )
             if case.anchors is not None:
                 verdict.findings += _compare_anchors(case, anchors, tolerance)
         if decoder is not None:
             verdict.findings += _compare(case, decoder, case.embedding, "", tolerance, score)
             if embedding is not None and np.isfinite(embedding).all():
-                verdict.findings += _compare(case, decoder, embedding, " from end to end", tolerance, score)
+                verdict.findings += _compare(case, decoder, embedding, END_TO_END, tolerance, score)
     verdict.seconds = time.perf_counter() - began
     return verdict
 
@@ -361,37 +146,68 @@ def _compare_anchors(case: Case, outputs: Sequence[np.ndarray], tolerance: Toler
     if [x.shape for x in outputs] != [(1, *boxes.shape), (1, *scores.shape)]:
         yield Finding("proposals", f"{case.name}: outputs of other shapes", float("inf"), 0)
         return
-    yield Finding("proposal scores", case.name, float(np.abs(outputs[1][0] - scores).max()), tolerance.logits)
+    yield Finding(
+        "proposal scores", case.name, float(np.abs(outputs[1][0] - scores).max()), tolerance.limit("proposal scores")
+    )
     best = np.argsort(-scores)[:COMPARED_ANCHORS]
     side = case.frame.shape[0]
     exported, reference = np.clip(outputs[0][0][best], 0, side), np.clip(boxes[best], 0, side)
     error = float(np.abs(exported - reference).max()) / side
-    yield Finding("proposal boxes", case.name, error, tolerance.logits)
-
-
-def _progress(items: Collection[Any], label: str) -> Iterable[Any]:
-    return tqdm(items, desc=label, unit="photo", leave=False, disable=None)  # None: only on a terminal
+    yield Finding("proposal boxes", case.name, error, tolerance.limit("proposal boxes"))
 
 
 def _compare(
     case: Case, decoder: Decoder, embedding: np.ndarray, suffix: str, tolerance: Tolerance, score: str
 ) -> Iterator[Finding]:
-    """Compare the decoder on every prompt; a ``suffix`` marks findings from the exported encoder's embedding."""
+    """Compare the decoder on every prompt; a ``suffix`` marks findings from the exported encoder's embedding.
+
+    With a suffix, a batched decoder decodes prompts together: both its ways are compared.
+    """
+    together = _decode_together(decoder, embedding, case) if suffix else None
     for i, prompt in enumerate(case.prompts):
-        mask = None if prompt.after is None else case.logits[prompt.after][0]
-        logits, scores = decoder.decode(embedding, prompt.coords, prompt.labels, mask)
+        if together is None:
+            logits, scores = decoder.decode(embedding, prompt.coords, prompt.labels, case.masks[i])
+        else:
+            logits, scores = together[i]
         where = f"{case.name}, {prompt.name}"
-        limit = tolerance.logits + (tolerance.embedding if suffix else 0)
-        yield Finding(f"logits{suffix}", where, _relative(logits, case.logits[i]), limit)
-        decided = np.abs(case.logits[i]) > UNDECIDED * np.sqrt(np.mean(case.logits[i] ** 2))
-        exported, reference = (logits > 0) & decided, (case.logits[i] > 0) & decided
-        for m, union in enumerate((exported | reference).sum((1, 2))):
-            if union >= MIN_UNION:
-                overlap = int((exported[m] & reference[m]).sum()) / int(union)
-                yield Finding(f"mask IoU{suffix}", f"{where}, mask {m}", overlap, tolerance.iou, overlap=True)
-        expected = stability_score(logits) if score == "stability" else case.scores[i]
-        error = np.abs(np.asarray(scores, np.float64) - expected).max()
-        yield Finding(f"score{suffix}", where, float(error), tolerance.score if score == "stability" else 2 * limit)
+        for quantity, place, value in _differences(case, i, logits, scores, score):
+            name = quantity + suffix
+            overlap = quantity == "mask IoU"
+            yield Finding(name, where + place, value, tolerance.limit(name, score), overlap)
+
+
+def _decode_together(decoder: Any, embedding: np.ndarray, case: Case) -> list[tuple[np.ndarray, np.ndarray]] | None:
+    """Decode prompts in two calls, without and with masks, if the decoder is batched; unused slots fill them up."""
+    if not getattr(decoder, "batched", False):
+        return None
+    prompts, masks = case.prompts, case.masks
+    most = max(len(p.coords) for p in prompts)
+    coords, labels = np.zeros((len(prompts), most, 2), np.float32), np.full((len(prompts), most), UNUSED, np.int32)
+    for i, prompt in enumerate(prompts):
+        coords[i, : len(prompt.coords)], labels[i, : len(prompt.labels)] = prompt.coords, prompt.labels
+    results: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for masked in (False, True):
+        rows = [i for i, mask in enumerate(masks) if (mask is not None) == masked]
+        if rows:
+            given = np.stack([masks[i] for i in rows]) if masked else None  # type: ignore[misc]
+            answer = decoder.decode_prompts(embedding, coords[rows], labels[rows], given)
+            results |= zip(rows, zip(*answer, strict=True), strict=True)
+    return [results[i] for i in range(len(prompts))]
+
+
+def _differences(
+    case: Case, i: int, logits: np.ndarray, scores: np.ndarray, score: str
+) -> Iterator[tuple[str, str, float]]:
+    """Yield quantity, place in the prompt and value of each comparison of a prompt's logits and scores."""
+    reference = case.logits[i]
+    yield "logits", "", _relative(logits, reference)
+    decided = np.abs(reference) > UNDECIDED * np.sqrt(np.mean(reference**2))
+    exported, expected = (logits > 0) & decided, (reference > 0) & decided
+    for m, union in enumerate((exported | expected).sum((1, 2))):
+        if union >= MIN_UNION:
+            yield "mask IoU", f", mask {m}", int((exported[m] & expected[m]).sum()) / int(union)
+    right = stability_score(logits) if score == "stability" else case.scores[i]
+    yield "score", "", float(np.abs(np.asarray(scores, np.float64) - right).max())
 
 
 def _relative(values: np.ndarray, reference: np.ndarray) -> float:
@@ -408,7 +224,7 @@ def report(verdict: Verdict, name: str) -> str:
     for quantity, figures in verdict.summary().items():
         if isinstance(figures, dict):
             lines.append(
-                f"  {quantity}: worst {figures['worst']:.4g} (limit {figures['limit']:g}; {figures['at']}), mean"
+                f"  {quantity}: worst {figures['worst']:.4g} (limit {figures['limit']:.4g}; {figures['at']}), mean"
                 f" {figures['mean']:.4g} of {figures['count']}"
             )
     head = f"{name}: {'equals' if verdict.passed else 'DIFFERS FROM'} the JAX model ({verdict.seconds:.1f} s)"

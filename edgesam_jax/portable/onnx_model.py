@@ -15,6 +15,8 @@ from edgesam_jax.portable.priors import select
 
 NOT_A_POINT, UNUSED = -1, -2  # labels: SAM's learned padding; an unused slot
 LABELS = (UNUSED, NOT_A_POINT, 0, 1, 2, 3)
+PROMPT_INPUTS = ("point_coords", "point_labels", "mask_input", "has_mask_input")
+PROMPTS_PER_CALL = 16  # bounds the memory of a call: docs/export.md, "Measured: prompts per call"
 METADATA = "edgesam_jax"  # key of this project's contract (JSON) in a file's metadata
 
 
@@ -70,8 +72,10 @@ class OnnxDecoder:
     ``masks`` or ``low_res_masks`` (1 m s s) and ``scores`` or ``iou_predictions`` (1 m).
 
     SAM's ``mask_input``, ``has_mask_input`` and ``orig_im_size`` are optional inputs. ``slots``: number of points that
-    the decoder was exported for (0: any). ``pads``: whether the decoder itself adds SAM's learned padding token to
-    prompts without a box. This project's decoders do, the published ones don't (docs/published_code.md, "Exports").
+    the decoder was exported for (0: any). ``batched``: whether a call takes several prompts, which is the case if the
+    first axis of all inputs that describe prompts has no fixed length. ``pads``: whether the decoder itself adds SAM's
+    learned padding token to prompts without a box. This project's decoders do, the published ones don't
+    (docs/published_code.md, "Exports").
 
     Raises:
       UsageError: onnxruntime is not installed; the file is missing, damaged or has other names.
@@ -94,6 +98,8 @@ class OnnxDecoder:
         points = inputs["point_coords"].shape[1]
         self._inputs = set(inputs)
         self.slots = points if isinstance(points, int) else 0
+        of_prompts = [i for name, i in inputs.items() if name in PROMPT_INPUTS]
+        self.batched = all(i.shape and not isinstance(i.shape[0], int) for i in of_prompts)
         self.pads = bool(contract.get("adds_padding", False))
         self._image_size = float(contract.get("image_size", 1024))
 
@@ -111,13 +117,41 @@ class OnnxDecoder:
         Raises:
           UsageError: more points than the decoder has slots, or a mask for a decoder without ``mask_input``.
         """
-        if mask is not None and "mask_input" not in self._inputs:
+        logits, scores = self.decode_prompts(
+            embedding, coords[None], labels[None], None if mask is None else mask[None]
+        )
+        return logits[0], scores[0]
+
+    def decode_prompts(
+        self, embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray, masks: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Decode p prompts of one photo; return logits (p m s s) and scores (p m).
+
+        A ``batched`` decoder takes up to ``PROMPTS_PER_CALL`` of them in a call, others one.
+
+        Args:
+          embedding: (1 c g g).
+          coords: (p n 2) in the frame.
+          labels: (p n) -2 to 3.
+          masks: (p s s) logits of earlier predictions.
+
+        Raises:
+          UsageError: see ``decode``.
+        """
+        if masks is not None and "mask_input" not in self._inputs:
             raise UsageError(f"mask_input: {self._path} takes none; export the decoder again without --published")
-        inputs = prompt_inputs(embedding, coords, labels, mask, self.slots, str(self._path))
-        inputs["orig_im_size"] = np.full(2, self._image_size, np.float32)
-        inputs = {name: value for name, value in inputs.items() if name in self._inputs}
-        masks, scores = self._session.run(self._outputs, inputs)
-        return masks[0], scores[0]
+        results, step = [], PROMPTS_PER_CALL if self.batched else 1
+        for first in range(0, len(coords), step):
+            some = slice(first, first + step)
+            inputs = prompt_inputs(
+                embedding, coords[some], labels[some], None if masks is None else masks[some], self.slots,
+                str(self._path),
+            )  # fmt: skip
+            inputs["orig_im_size"] = np.full(2, self._image_size, np.float32)
+            inputs = {name: value for name, value in inputs.items() if name in self._inputs}
+            results.append(self._session.run(self._outputs, inputs))
+        logits, scores = (np.concatenate(parts) for parts in zip(*results, strict=True))
+        return logits, scores
 
 
 class OnnxModel:
@@ -148,34 +182,33 @@ def normalised(frame: np.ndarray, filled: Sequence[int]) -> np.ndarray:
 
 
 def prompt_inputs(
-    embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray, mask: np.ndarray | None, slots: int, name: str
+    embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray, masks: np.ndarray | None, slots: int, name: str
 ) -> dict[str, np.ndarray]:
-    """Return one prompt's decoder inputs by name, including the mask's.
+    """Return the decoder inputs of p prompts by name, including the masks'.
 
-    Coords (n 2) and labels (n) become (1 slots 2) and (1 slots) float32; with ``slots`` 0 they aren't padded.
+    Coords (p n 2) and labels (p n) become (p slots 2) and (p slots) float32; with ``slots`` 0 they aren't padded.
 
     Raises:
       UsageError: an unknown label, or more points than slots.
     """
     if not np.isin(labels, LABELS).all():
         raise UsageError(
-            f"labels: {sorted(set(np.asarray(labels).tolist()) - set(LABELS))} are unknown; use 1 for a point inside"
+            f"labels: {sorted(set(np.ravel(labels).tolist()) - set(LABELS))} are unknown; use 1 for a point inside"
             " the object, 0 outside, 2 and 3 for the corners of a box, -1 for SAM's padding, -2 for an unused slot"
         )
-    if slots and len(coords) > slots:
+    count, points = labels.shape
+    if slots and points > slots:
         raise UsageError(
-            f"prompt: {len(coords)} points and box corners, but {name} has {slots} slots; export the model again with a"
+            f"prompt: {points} points and box corners, but {name} has {slots} slots; export the model again with a"
             " larger --slots, or --slots dynamic"
         )
-    fill = max(0, slots - len(coords))
-    coords = np.pad(coords.astype(np.float32), ((0, fill), (0, 0)))
-    side = 4 * embedding.shape[-1]
+    fill, side = max(0, slots - points), 4 * embedding.shape[-1]
     return {
         "image_embeddings": embedding,
-        "point_coords": coords[None],
-        "point_labels": np.pad(labels.astype(np.float32), (0, fill), constant_values=UNUSED)[None],
-        "mask_input": np.zeros((1, 1, side, side), np.float32) if mask is None else mask[None, None],
-        "has_mask_input": np.full(1, mask is not None, np.float32),
+        "point_coords": np.pad(coords.astype(np.float32), ((0, 0), (0, fill), (0, 0))),
+        "point_labels": np.pad(labels.astype(np.float32), ((0, 0), (0, fill)), constant_values=UNUSED),
+        "mask_input": np.zeros((count, 1, side, side), np.float32) if masks is None else masks[:, None],
+        "has_mask_input": np.full(count, masks is not None, np.float32),
     }
 
 

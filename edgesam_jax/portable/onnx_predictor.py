@@ -54,15 +54,22 @@ class OnnxPredictor(BasePredictor):
         labels: np.ndarray | None,
         masks: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        results = []
-        for i in range(next(len(x) for x in (boxes, coords) if x is not None)):
-            places, kinds = np.zeros((0, 2), np.float32), np.zeros(0, np.int32)
+        count = next(len(x) for x in (boxes, coords) if x is not None)
+        used = np.zeros((count, 0), bool) if labels is None else labels != UNUSED
+        sizes = used.sum(1)
+        results: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for size in np.unique(sizes).tolist():  # prompts with equally many points are decoded together
+            rows = np.flatnonzero(sizes == size)
+            places, kinds = np.zeros((len(rows), 0, 2), np.float32), np.zeros((len(rows), 0), np.int32)
             if boxes is not None:
-                places, kinds = boxes[i].reshape(2, 2), np.array([2, 3], np.int32)
+                places, kinds = boxes[rows].reshape(-1, 2, 2), np.tile(np.int32([2, 3]), (len(rows), 1))
             elif not self.model.decoder.pads:
-                places, kinds = np.zeros((1, 2), np.float32), np.array([NOT_A_POINT], np.int32)
+                places, kinds = np.zeros((len(rows), 1, 2), np.float32), np.full((len(rows), 1), NOT_A_POINT, np.int32)
             if coords is not None and labels is not None:
-                used = labels[i] != UNUSED
-                places, kinds = np.concatenate([places, coords[i][used]]), np.concatenate([kinds, labels[i][used]])
-            results.append(self.model.decoder.decode(embedding, places, kinds, None if masks is None else masks[i]))
-        return np.stack([logits for logits, _ in results]), np.stack([scores for _, scores in results])
+                points, their = coords[rows][used[rows]], labels[rows][used[rows]]
+                places = np.concatenate([places, points.reshape(-1, size, 2)], 1)
+                kinds = np.concatenate([kinds, their.reshape(-1, size)], 1)
+            found = self.model.decoder.decode_prompts(embedding, places, kinds, None if masks is None else masks[rows])
+            results |= {int(row): (logits, scores) for row, logits, scores in zip(rows, *found, strict=True)}
+        logits, scores = zip(*(results[row] for row in range(count)), strict=True)
+        return np.stack(logits), np.stack(scores)
