@@ -62,7 +62,7 @@ class OnnxPredictor(BasePredictor):
             rows = np.flatnonzero(sizes == size)
             places, kinds = np.zeros((len(rows), 0, 2), np.float32), np.zeros((len(rows), 0), np.int32)
             if boxes is not None:
-                places, kinds = boxes[rows].reshape(-1, 2, 2), np.tile(np.int32([2, 3]), (len(rows), 1))
+                places, kinds = boxes[rows].reshape(-1, 2, 2), np.tile(np.array([2, 3], np.int32), (len(rows), 1))
             elif not self.model.decoder.pads:
                 places, kinds = np.zeros((len(rows), 1, 2), np.float32), np.full((len(rows), 1), NOT_A_POINT, np.int32)
             if coords is not None and labels is not None:
