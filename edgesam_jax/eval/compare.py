@@ -272,7 +272,8 @@ def _differing(file_a: str, file_b: str, a: Mapping[str, Any], b: Mapping[str, A
         if key in MUST_MATCH and not force:
             raise UsageError(
                 f"{file_a}, {file_b}: {key} differs ({one_line(value_a)} and {one_line(value_b)}), so a difference"
-                " would say little about the systems; score both with the same settings, or pass --force to compare anyway"
+                " would say little about the systems; score both with the same settings, or pass --force to compare"
+                " anyway"
             )
         if key in MUST_MATCH or None not in (value_a, value_b):
             notes.append(f"{key} differs: A {one_line(value_a)}, B {one_line(value_b)}")

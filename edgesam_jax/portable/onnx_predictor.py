@@ -67,8 +67,8 @@ class OnnxPredictor(BasePredictor):
                 places, kinds = np.zeros((len(rows), 1, 2), np.float32), np.full((len(rows), 1), NOT_A_POINT, np.int32)
             if coords is not None and labels is not None:
                 points, their = coords[rows][used[rows]], labels[rows][used[rows]]
-                places = np.concatenate([places, points.reshape(-1, size, 2)], 1)
-                kinds = np.concatenate([kinds, their.reshape(-1, size)], 1)
+                places = np.concatenate([places, points.reshape(len(rows), size, 2)], 1)
+                kinds = np.concatenate([kinds, their.reshape(len(rows), size)], 1)
             found = self.model.decoder.decode_prompts(embedding, places, kinds, None if masks is None else masks[rows])
             results |= {int(row): (logits, scores) for row, logits, scores in zip(rows, *found, strict=True)}
         logits, scores = zip(*(results[row] for row in range(count)), strict=True)
