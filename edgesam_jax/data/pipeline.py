@@ -64,8 +64,7 @@ class Batches(Iterator["Batch"]):
     """An endless iterator of batches.
 
     ``ids`` are the ids of the last batch's photos; ``counts`` is the number of skipped photos so far, by kind; ``used``
-    is the number of photos in all batches so far.  ``unused`` is the number of annotations that were found to be
-    unusable in the photos of all batches so far, by kind; one that is met in several epochs counts once.
+    is the number of photos in all batches so far.
     """
 
     def __init__(self, loaded: Iterator[Loaded], skipped: Sequence[Skipped] = ()) -> None:
@@ -73,8 +72,8 @@ class Batches(Iterator["Batch"]):
         self._new = list(skipped)
         self.ids: list[int | str] = []
         self.counts: Counter[str] = Counter()
-        self.unused: Counter[str] = Counter()
-        self._listed: set[str] = set()  # messages of annotations
+        self._unused: list[Skipped] = []
+        self._met: set[str] = set()  # messages of annotations that can't be used; they come again in every epoch
         self.used = 0
 
     def __next__(self) -> Batch:
@@ -85,15 +84,19 @@ class Batches(Iterator["Batch"]):
         self.counts.update(skipped.kind for skipped in loaded.skipped)
         self._new += loaded.skipped
         for row in loaded.unused:
-            if row.message not in self._listed:
-                self._listed.add(row.message)
-                self.unused[row.kind] += 1
-                self._new.append(row)
+            if row.message not in self._met:
+                self._met.add(row.message)
+                self._unused.append(row)
         return Batch(**cast(dict[str, Any], loaded.arrays))
 
     def take_skipped(self) -> list[Skipped]:
-        """Return the photos skipped and the annotations found to be unusable since the last call."""
+        """Return the photos skipped since the last call."""
         new, self._new = self._new, []
+        return new
+
+    def take_unused(self) -> list[Skipped]:
+        """Return the annotations of used photos that were found to be unusable since the last call, each once."""
+        new, self._unused = self._unused, []
         return new
 
     def close(self) -> None:

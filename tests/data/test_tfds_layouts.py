@@ -141,6 +141,7 @@ def test_coco_gives_boxes_and_leaves_crowds_out(tmp_path):
     assert source.record(1).photo == examples[1]["image"].getvalue()
     example = source.load(1)
     assert example.image_id == 71 and example.annotation_ids.tolist() == [10, 11]
+    assert [kind for kind, _ in example.skipped] == ["crowd", "annotation empty"]
     assert np.abs(example.boxes - [[3, 4, 23, 19], [30, 10, 55, 38]]).max() < 1e-3
     assert (example.masks == [rectangle(*box) for box in boxes[:2]]).all()
     assert "tensorflow" not in sys.modules
@@ -164,6 +165,7 @@ def test_panoptic_pictures_become_masks_of_things(tmp_path):
     assert source.true_masks
     loaded = source.load(0)
     assert loaded.annotation_ids.tolist() == numbers[:2]
+    assert [kind for kind, _ in loaded.skipped] == ["crowd", "stuff", "annotation empty"]
     assert (loaded.masks == [rectangle(*box) for box in boxes[:2]]).all()
     assert all(mask[int(y), int(x)] for mask, (x, y) in zip(loaded.masks, loaded.points, strict=True))
 
@@ -187,6 +189,7 @@ def test_lvis_gives_a_mask_for_each_object(tmp_path):
     source = PreparedSource(write_tfds(tmp_path / "lvis", LVIS, examples))
     assert source.true_masks and source.names() == [f"{n:012d}.jpg" for n in (139, 200, 201)]
     example = source.load(0)
+    assert [kind for kind, _ in example.skipped] == ["annotation empty"]
     assert example.image_id == 139 and (example.masks == masks).all() and example.annotation_ids.tolist() == [0, 1, 2]
     assert len(source.load(1)) == 0
     with pytest.raises(BadExample, match="000000000201") as caught:

@@ -24,6 +24,7 @@ def config(tmp_path):
     (root / "005.jpg").symlink_to(tmp_path / "nowhere")
     content = json.loads((root / "instances.json").read_text())
     content["annotations"][3]["bbox"] = "none"
+    content["annotations"][6]["segmentation"] = [[70, 9, 90, 9, 90, 30]]  # beside photo 3
     (root / "instances.json").write_text(json.dumps(content))
     return Config(
         model=CONV,
@@ -40,7 +41,9 @@ def rows(path):
 def test_what_is_skipped_is_listed_once_also_by_a_resumed_run(tmp_path, config, capsys):
     fit(config, tmp_path / "whole")
     listed = rows(tmp_path / "whole/skipped.jsonl")
-    opening, due = listed[:2], listed[2:]
+    opening, due = listed[:2], [row for row in listed[2:] if row["kind"] != "annotation empty"]
+    unused = [row for row in listed if row["kind"] == "annotation empty"]
+    assert len(unused) == 1 and "image 3, annotation 30: its mask has no pixel" in unused[0]["message"]
     assert [(row["step"], row["kind"]) for row in opening] == [(0, "annotation damaged"), (0, "file missing")]
     assert due and {row["kind"] for row in due} == {"photo damaged"}
     assert all("002.png" in row["message"] for row in due) and {row["step"] for row in due} <= set(range(4))
@@ -49,6 +52,7 @@ def test_what_is_skipped_is_listed_once_also_by_a_resumed_run(tmp_path, config, 
     notes = [line for line in output if line.startswith("note: ")]
     assert notes[0].startswith("note: 2 entries of the data set are skipped (annotation damaged 1, file missing 1)")
     assert notes[1].startswith(f"note: {len(due)} photos were skipped (photo damaged {len(due)})")
+    assert notes[2].startswith("note: 1 annotations were not used (annotation empty 1)")
     assert rows(tmp_path / "whole/metrics.jsonl")[-1]["skipped"] == len(due)
 
     steps = iter(range(99))

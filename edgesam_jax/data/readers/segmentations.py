@@ -89,7 +89,8 @@ def _runs(counts: list[int] | str | bytes) -> np.ndarray:
     """
     if isinstance(counts, list):
         listed = np.asarray(counts)
-        if listed.ndim != 1 or listed.dtype.kind not in "iuf" or (listed != np.floor(listed)).any():
+        integers = listed.ndim == 1 and listed.dtype.kind in "iuf" and not (listed != np.floor(listed)).any()
+        if not integers or (np.abs(listed.astype(np.float64)) >= 1 << 62).any():
             raise ValueError("its counts are not integers")
         return listed.astype(np.int64)
     digits = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8).astype(np.int64) - 48

@@ -29,7 +29,7 @@ def rows_of_process(workdir: Path, name: str, start: int) -> log.RowLog:
 class SkippedPhotos:
     """Lists skipped photos in ``skipped.jsonl`` and counts them by kind, over all resumptions of the run.
 
-    The annotations that can't be used in other photos are listed too, and counted for this resumption.
+    The annotations of other photos that can't be used are listed once, and counted since the last resumption.
 
     Args:
       start: finished steps at the start.
@@ -43,6 +43,7 @@ class SkippedPhotos:
         self.counts = self._counts_before = Counter(position.skipped)
         self.used = self._used_before = position.used
         self._unused: Counter[str] = Counter()
+        self._listed = {row.get("message") for row in log.read_metrics(self._rows.path)}
 
     def update(self, data: Batches) -> None:
         """List the photos that were skipped for the last batch.
@@ -52,9 +53,13 @@ class SkippedPhotos:
         """
         for skipped in data.take_skipped():
             self._rows.write(dataclasses.asdict(skipped))
+        for unused in data.take_unused():
+            if unused.message not in self._listed:
+                self._listed.add(unused.message)
+                self._unused[unused.kind] += 1
+                self._rows.write(dataclasses.asdict(unused))
         self.counts = self._counts_before + data.counts
         self.used = self._used_before + data.used
-        self._unused = data.unused
         bad = self.counts.total()
         drawn = bad + self.used
         if drawn >= ENOUGH_TO_JUDGE and bad > self._max_share * drawn:
