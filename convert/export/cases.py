@@ -73,7 +73,7 @@ class Case:
 
     def only(self, kept: Sequence[int]) -> Case:
         """Return the case with some of its prompts."""
-        prompts, masks = (tuple(x[i] for i in kept) for x in (self.prompts, self.masks))
+        prompts, masks = tuple(self.prompts[i] for i in kept), tuple(self.masks[i] for i in kept)
         logits, scores = self.logits[list(kept)], self.scores[list(kept)]
         return dataclasses.replace(self, prompts=prompts, masks=masks, logits=logits, scores=scores)
 

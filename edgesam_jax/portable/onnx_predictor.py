@@ -55,7 +55,7 @@ class OnnxPredictor(BasePredictor):
         count = next(len(x) for x in (boxes, coords) if x is not None)
         places, kinds = np.zeros((count, 0, 2), np.float32), np.zeros((count, 0), np.int32)
         if boxes is not None:
-            places, kinds = boxes.reshape(count, 2, 2), np.tile(np.int32([2, 3]), (count, 1))
+            places, kinds = boxes.reshape(count, 2, 2), np.tile(np.array([2, 3], np.int32), (count, 1))
         elif not self.model.decoder.pads:
             places, kinds = np.zeros((count, 1, 2), np.float32), np.full((count, 1), NOT_A_POINT, np.int32)
         if coords is not None and labels is not None:
