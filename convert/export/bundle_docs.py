@@ -66,8 +66,8 @@ Promptable segmentation with two models: run the encoder once per photo and the 
 SWIFT = """
 ## Swift
 
-$how
-All shapes are fixed, with $slots prompt slots, so that both models can run on the Neural Engine.
+The packages run on iOS $ios or later. $how
+$points
 
 ```swift
 import CoreML
@@ -181,6 +181,17 @@ def readme(job: ExportJob, contents: dict[str, Any]) -> str:
         else:
             values["how"] = "`image` is a tensor: (pixel - mean) / std of the resized photo, padded with zeros."
             values["feed"] = "MLFeatureValue(multiArray: normalised)"
+        values["ios"] = contents["coreml"]["minimum_ios"]
+        if job.slots:
+            values["points"] = (
+                f"All shapes are fixed, with {job.slots} prompt slots, so that both models can run on the Neural"
+                " Engine."
+            )
+        else:
+            values["points"] = (
+                "The decoder takes 1 to 16 points and box corners; another number than one may leave the Neural Engine,"
+                "\nand the first call with a new number can be slow."
+            )
     parts += [PYTHON] if "onnx" in contents else []
     parts += [X_ANYLABELING] if "x-anylabeling" in contents else []
     return Template("".join(parts)).substitute(values)

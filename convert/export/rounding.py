@@ -92,7 +92,13 @@ def _apply(equation: Any, inputs: list[Value]) -> list[Value]:
 
 def _scan(equation: Any, inputs: list[Value]) -> list[Value]:
     p = equation.params
-    first, last = p["num_consts"], p["num_consts"] + p["num_carry"]
+    inside = p["jaxpr"].jaxpr
+    # The params name the numbers of constants and carried values differently in every version of JAX; a loop's rows
+    # have an axis more outside.
+    collects = sum(_axes(a) > _axes(b) for a, b in zip(equation.outvars, inside.outvars, strict=True))
+    reads = sum(_axes(a) > _axes(b) for a, b in zip(equation.invars, inside.invars, strict=True))
+    last = len(inputs) - reads
+    first = last - (len(equation.outvars) - collects)
     constants, carry, rows = inputs[:first], inputs[first:last], [_waiting(v) for v in inputs[last:]]
     kinds = [kind for _, kind in rows]
 
@@ -104,6 +110,10 @@ def _scan(equation: Any, inputs: list[Value]) -> list[Value]:
     start = [_settled(v)[0] for v in carry]
     end, collected = lax.scan(step, start, [x for x, _ in rows], length=p["length"], reverse=p["reverse"])
     return [_typed(x, Kind.ROUNDED) for x in (*end, *collected)]
+
+
+def _axes(variable: Any) -> int:
+    return len(variable.aval.shape)
 
 
 def _bind(equation: Any, arrays: list[Any]) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import deterministic_weights
 import numpy as np
@@ -19,6 +20,7 @@ from convert.export import common, gate  # noqa: E402
 from convert.export import decoder as export_decoder  # noqa: E402
 from convert.export.decoder import ExportDecoder  # noqa: E402
 from convert.export.encoder import ExportEncoder  # noqa: E402
+from convert.export.limits import compute_limits  # noqa: E402
 from convert.torch_twin.loading import load_twin  # noqa: E402
 from edgesam_jax.checkpoints.model import Model  # noqa: E402
 from edgesam_jax.checkpoints.save import save_model_file  # noqa: E402
@@ -26,7 +28,7 @@ from edgesam_jax.models.sam import TINY  # noqa: E402
 
 # Not smaller: eight channels of random weights are worse conditioned than any trained model.
 CONFIG = dataclasses.replace(TINY, image_size=64)
-HALF = gate.TOLERANCES["float16"]
+OFFSET = 20.0  # of the hard weights: rounding them to float16 alone costs 0.007 of the embedding
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,71 @@ def exported(checkpoint, tmp_path_factory):
 @pytest.fixture(scope="module")
 def cases(model):
     return gate.make_cases(model, gate.load_photos([]), 16, True)
+
+
+@pytest.fixture(scope="module")
+def half(model, cases):
+    """The limits of a float16 export, computed from the weights."""
+    return compute_limits(model, cases, "float16", "none", ("encoder", "decoder"), "stability").tolerance
+
+
+@pytest.fixture(scope="module")
+def hard_model():
+    """A network whose batch norms remove large offsets: rounding a weight changes the difference of large numbers."""
+    variables = deterministic_weights.variables(CONFIG)
+    encoder, statistics = (variables[part]["image_encoder"] for part in ("params", "batch_stats"))
+    for name, block in encoder.items():
+        mixer = block.get("token_mixer_0", {}) if name.startswith("features_") else {}
+        if "conv1" not in mixer or "token_mixer_1" in block:
+            continue
+        mixer["conv"]["bn"]["bias"] += OFFSET
+        first, last = block["channel_mixer"]["m_0"], block["channel_mixer"]["m_2"]
+        statistics[name]["channel_mixer"]["m_0"]["bn"]["mean"] += OFFSET * first["c"]["kernel"][0, 0].sum(0)
+        last["bn"]["bias"] -= OFFSET
+    return Model(CONFIG, variables, {"score": "stability"})
+
+
+@pytest.fixture(scope="module")
+def hard_cases(hard_model):
+    return gate.make_cases(hard_model, gate.load_photos([]), 16, True)
+
+
+def encoder_package(module, folder, name, compression="none"):
+    made = packages.convert(module.eval(), {"image": (1, 3, 64, 64)}, ["image_embeddings"], "float16")
+    return packages.save(packages.compress(made, compression), folder / f"{name}.mlpackage", "", "")
+
+
+def swapped_channels(model):
+    module = ExportEncoder(CONFIG, model.variables)
+    stem = next(m for m in module.modules() if isinstance(m, torch.nn.Conv2d) and m.in_channels == 3)
+    stem.weight.data = stem.weight.data.flip(1)  # as if it were fed BGR
+    return module
+
+
+def bilinear(model):
+    config = dataclasses.replace(CONFIG, encoder=dataclasses.replace(CONFIG.encoder, upsample="bilinear"))
+    return ExportEncoder(config, model.variables)
+
+
+def corrupted(package, path):
+    """Copy a package with 32 of its float16 weights overwritten."""
+    shutil.copytree(package, path)
+    weights = path / "Data/com.apple.CoreML/weights/weight.bin"
+    raw = bytearray(weights.read_bytes())
+    middle = len(raw) // 2 // 2 * 2
+    raw[middle : middle + 64] = np.full(32, 3.0, np.float16).tobytes()
+    weights.write_bytes(raw)
+    return path
+
+
+def drop_padding(monkeypatch):
+    original = export_decoder.Slots.forward
+
+    def without(self, coords, labels):
+        tokens, used = original(self, coords, labels)
+        return tokens, torch.cat([used[..., :-1], 0 * used[..., -1:]], dim=3)
+
+    monkeypatch.setattr(export_decoder.Slots, "forward", without)
 
 
 def decoder_of(model, tmp_path, precision="float32", size=None):
@@ -153,44 +220,111 @@ def test_scores_of_whole_frames_are_numbers(model, tmp_path, value, expected):
 # ----------------------------------------------------------------------------------------------- the gate fails
 
 
-def test_a_corrupt_weight_file_is_found(exported, cases, tmp_path):
-    import shutil
-
+def test_a_corrupt_weight_file_is_found(exported, cases, half, tmp_path):
     for part in ("encoder", "decoder"):
-        path = tmp_path / f"{part}.mlpackage"
-        shutil.copytree(exported / f"small_{part}.mlpackage", path)
-        weights = path / "Data/com.apple.CoreML/weights/weight.bin"
-        raw = bytearray(weights.read_bytes())
-        middle = len(raw) // 2 // 2 * 2
-        raw[middle : middle + 64] = np.full(32, 3.0, np.float16).tobytes()  # 32 of the weights
-        weights.write_bytes(raw)
+        path = corrupted(exported / f"small_{part}.mlpackage", tmp_path / f"{part}.mlpackage")
         encoder = CoremlEncoder(path, False) if part == "encoder" else None
         decoder = CoremlDecoder(path, 16, True) if part == "decoder" else None
-        assert not gate.verify(cases, encoder, decoder, HALF, "stability").passed
+        assert not gate.verify(cases, encoder, decoder, half, "stability").passed
 
 
-def test_swapped_channels_and_bilinear_are_found(model, cases, tmp_path):
-    swapped = ExportEncoder(CONFIG, model.variables)
-    stem = next(m for m in swapped.modules() if isinstance(m, torch.nn.Conv2d) and m.in_channels == 3)
-    stem.weight.data = stem.weight.data.flip(1)  # as if it were fed BGR
-    bilinear = dataclasses.replace(CONFIG, encoder=dataclasses.replace(CONFIG.encoder, upsample="bilinear"))
-    for name, module in (("swapped", swapped), ("bilinear", ExportEncoder(bilinear, model.variables))):
-        made = packages.convert(module.eval(), {"image": (1, 3, 64, 64)}, ["image_embeddings"], "float16")
-        path = packages.save(made, tmp_path / f"{name}.mlpackage", "", "")
-        verdict = gate.verify(cases, CoremlEncoder(path, False), None, HALF, "stability")
-        assert not verdict.passed and verdict.worst.quantity == "embedding", name
+def test_swapped_channels_and_bilinear_are_found(model, cases, half, tmp_path):
+    for broken in (swapped_channels, bilinear):
+        path = encoder_package(broken(model), tmp_path, broken.__name__)
+        verdict = gate.verify(cases, CoremlEncoder(path, False), None, half, "stability")
+        assert not verdict.passed and verdict.worst.quantity == "embedding", broken
 
 
 def test_a_dropped_padding_token_is_found_by_the_command(checkpoint, tmp_path, monkeypatch, capsys):
-    original = export_decoder.Slots.forward
-
-    def without(self, coords, labels):
-        tokens, used = original(self, coords, labels)
-        return tokens, torch.cat([used[..., :-1], 0 * used[..., -1:]], dim=3)
-
-    monkeypatch.setattr(export_decoder.Slots, "forward", without)
+    drop_padding(monkeypatch)
     assert to_coreml.main([str(checkpoint), "--output", str(tmp_path / "out"), "--part", "decoder"]) == 1
     assert "point" in capsys.readouterr().out.split("worst: ")[1] and not (tmp_path / "out").exists()
+
+
+def test_the_limits_of_usual_weights_are_those_once_set_by_hand(half):
+    assert half.limit("embedding") < 4e-3 and half.limit("logits") < 2e-2 and half.limit("mask IoU") > 0.92
+
+
+def test_hard_weights_pass_if_the_export_is_right_and_fail_if_it_is_wrong(
+    hard_model, hard_cases, tmp_path, monkeypatch
+):
+    limits = compute_limits(hard_model, hard_cases, "float16", "none", ("encoder", "decoder"), "stability").tolerance
+    right = encoder_package(ExportEncoder(CONFIG, hard_model.variables), tmp_path, "right")
+    verdict = gate.verify(hard_cases, CoremlEncoder(right, False), None, limits, "stability")
+    assert verdict.passed and verdict.worst.value > 0.0055  # the limit was 0.004 for all weights
+    for path in (
+        corrupted(right, tmp_path / "corrupt.mlpackage"),
+        encoder_package(swapped_channels(hard_model), tmp_path, "swapped"),
+        encoder_package(bilinear(hard_model), tmp_path, "bilinear"),
+    ):
+        verdict = gate.verify(hard_cases, CoremlEncoder(path, False), None, limits, "stability")
+        assert not verdict.passed and verdict.worst.severity > 1.5, path.name
+    drop_padding(monkeypatch)
+    job = common.ExportJob("d", ("decoder",), 16, True, "stability", hard_model)
+    decoder = CoremlDecoder(to_coreml.export(job, tmp_path, to_coreml.Options())["decoder"], 16, True)
+    assert not gate.verify(hard_cases[:1], None, decoder, limits, "stability").passed
+
+
+@pytest.mark.parametrize("compression", ["int8", "palette6"])
+def test_limits_of_compressed_weights(compression, model, cases, tmp_path):
+    if compression != "int8":
+        pytest.importorskip("sklearn")
+    limits = compute_limits(model, cases, "float16", compression, ("encoder",), "stability")
+    right = encoder_package(ExportEncoder(CONFIG, model.variables), tmp_path, "right", compression)
+    verdict = gate.verify(cases, CoremlEncoder(right, False), None, limits.tolerance, "stability")
+    assert limits.limits is not None
+    estimate = limits.limits["embedding"].error
+    assert verdict.passed and 0.5 * estimate < verdict.worst.value < 1.5 * estimate
+    content = limits.content()
+    assert compression in content["how"] and content["embedding"]["limit"] == limits.tolerance.limit("embedding")
+    for broken in (swapped_channels, bilinear)[: 2 if compression == "int8" else 1]:
+        path = encoder_package(broken(model), tmp_path, broken.__name__, compression)
+        assert not gate.verify(cases, CoremlEncoder(path, False), None, limits.tolerance, "stability").passed, broken
+
+
+# ------------------------------------------------------------------------------------------------ the published inputs
+
+
+@pytest.fixture(scope="module")
+def published(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("coreml") / "published"
+    assert to_coreml.main([str(checkpoint), "--output", str(folder), "--published", "--part", "decoder"]) == 0
+    return folder
+
+
+def test_published_decoders_take_1_to_16_points_and_run_on_ios_15(published, model):
+    from coremltools.models import MLModel
+
+    content = json.loads((published / "small_coreml.json").read_text())
+    assert content["points"] == {"min": 1, "max": 16} and content["minimum_ios"] == 15 and not content["mask_input"]
+    assert content["limits"]["logits"]["limit"] == content["verified"]["logits"]["limit"]
+    path = published / "small_decoder.mlpackage"
+    spec = MLModel(str(path), skip_model_load=True).get_spec()
+    assert spec.specificationVersion == 6  # iOS 15
+    inputs = {item.name: item.type.multiArrayType for item in spec.description.input}
+    assert set(inputs) == {"image_embeddings", "point_coords", "point_labels"}
+    for name in ("point_coords", "point_labels"):
+        sizes = inputs[name].shapeRange.sizeRanges[1]
+        assert (sizes.lowerBound, sizes.upperBound) == (1, 16) and inputs[name].shape[1] == 1
+    assert [item.name for item in spec.description.output] == ["scores", "masks"]
+    program = mil_evaluator.load(path)
+    assert program.inputs["point_coords"][0] == (1, -1, 2)
+    embedding = random_embedding(program)
+    reference = ExportDecoder(load_twin(model), "stability", False)
+    for count in (1, 2, 5, 16):
+        rng = np.random.default_rng(count)
+        coords, labels = rng.uniform(0, 64, (1, count, 2)).astype(np.float32), np.ones((1, count), np.float32)
+        got = program(image_embeddings=embedding, point_coords=coords, point_labels=labels)
+        with torch.no_grad():
+            _, expected = reference(*map(torch.from_numpy, (embedding, coords, labels)))
+        assert gate._relative(got["masks"], expected.numpy()) < 0.02, count
+
+
+def test_the_oldest_ios_is_the_flags(checkpoint, tmp_path, capsys):
+    flags = ["--part", "encoder", "--ios", "16", "--compress", "int8", "--output", str(tmp_path / "out")]
+    assert to_coreml.main([str(checkpoint), *flags]) == 0
+    assert "iOS 16 or later" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "small_coreml.json").read_text())["minimum_ios"] == 16
 
 
 # ------------------------------------------------------------------------------------------------- reports and errors
@@ -224,6 +358,8 @@ def test_user_errors_are_one_line(checkpoint, tmp_path, capsys, monkeypatch):
     for flags, message in (
         ([*out, "--slots", "dynamic"], "--slots dynamic: for ONNX only"),
         ([*out, "--compress", "int2"], "--compress"),
+        ([*out, "--compress", "int8", "--ios", "15"], "--ios 15: compressed weights need iOS 16; pass --ios 16, or"),
+        ([*out, "--ios", "14"], "--ios"),
     ):
         assert to_coreml.main([str(checkpoint), *flags]) == 2
         text = capsys.readouterr().err

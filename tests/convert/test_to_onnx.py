@@ -206,6 +206,48 @@ def test_the_published_protocol_needs_an_encoder_that_takes_floats(labelling, tm
     assert command.main(flags) == 0
 
 
+@pytest.mark.parametrize("slots", [16, 0], ids=["fixed", "dynamic"])
+def test_prompts_in_one_call_are_those_one_by_one(slots, model, exported, cases, tmp_path, monkeypatch):
+    job = common.ExportJob("b", ("decoder",), slots, True, "stability", model, batched=True)
+    decoder = to_onnx.export(job, tmp_path, "tensor")["decoder"]
+    batched, single = OnnxDecoder(decoder), OnnxDecoder(parts(exported, "small")[1])
+    assert batched.batched and not single.batched and batched.slots == slots
+    assert json.loads({p.key: p.value for p in onnx.load(decoder).metadata_props}[METADATA])["batch"] == "dynamic"
+    verdict = gate.verify(cases[:1], OnnxEncoder(parts(exported, "small")[0]), batched, TOLERANCE, "stability")
+    assert verdict.passed and verdict.summary()["logits from end to end"]["count"] == 12  # decoded together
+
+    predictors = [OnnxPredictor(parts(exported, "small")[0], d) for d in (decoder, parts(exported, "small")[1])]
+    calls = []
+    session = predictors[0].model.decoder._session
+    monkeypatch.setattr(
+        predictors[0].model.decoder, "_session",
+        type("Counted", (), {"run": lambda self, *a: calls.append(len(a[1]["point_labels"])) or session.run(*a)})(),
+    )  # fmt: skip
+    rng, count = np.random.default_rng(0), 20
+    low = rng.uniform(0, 100, (count, 2))
+    boxes = np.concatenate([low, low + rng.uniform(20, 200, (count, 2))], 1)
+    points, labels = rng.uniform(0, 300, (count, 3, 2)), rng.integers(0, 2, (count, 3))
+    for predictor in predictors:
+        predictor.set_image(photos()[1][0])
+    for prompts in (
+        {"boxes": boxes},
+        {"point_coords": points, "point_labels": labels},
+        {"boxes": boxes, "point_coords": points, "point_labels": labels, "mask_inputs": rng.normal(size=(20, 16, 16))},
+    ):
+        calls.clear()
+        a, b = (predictor.predict_prompts(**prompts, num_masks=4) for predictor in predictors)
+        assert calls == [16, 4]
+        np.testing.assert_allclose(a[2], b[2], atol=1e-5 * np.abs(b[2]).max())
+        assert (a[0] != b[0]).mean() < 1e-5
+        np.testing.assert_allclose(a[1], b[1], atol=5e-3)
+
+
+def test_published_files_take_any_number_of_points(checkpoint, tmp_path):
+    out = tmp_path / "out"
+    assert to_onnx.main([str(checkpoint), "--output", str(out), "--published", "--part", "decoder"]) == 0
+    assert OnnxDecoder(out / "small_decoder.onnx").slots == 0
+
+
 # ----------------------------------------------------------------------------------------------- the gate fails
 
 
