@@ -189,9 +189,9 @@ def poison(monkeypatch, *positions: int) -> None:
     read = BatchSource._read
 
     def bad(self, source, index, position):
-        name, arrays = read(self, source, index, position)
-        return name, arrays | ({"boxes": arrays["boxes"] * np.nan, "points": arrays["points"] * np.nan}
-                               if position in positions else {})  # fmt: skip
+        name, arrays, unused = read(self, source, index, position)
+        poison = {"boxes": arrays["boxes"] * np.nan, "points": arrays["points"] * np.nan}
+        return name, arrays | (poison if position in positions else {}), unused
 
     monkeypatch.setattr(BatchSource, "_read", bad)
 
