@@ -189,9 +189,9 @@ def poison(monkeypatch, *positions: int) -> None:
     read = BatchSource._read
 
     def bad(self, source, index, position):
-        name, arrays = read(self, source, index, position)
-        return name, arrays | ({"boxes": arrays["boxes"] * np.nan, "points": arrays["points"] * np.nan}
-                               if position in positions else {})  # fmt: skip
+        name, arrays, unused = read(self, source, index, position)
+        poison = {"boxes": arrays["boxes"] * np.nan, "points": arrays["points"] * np.nan}
+        return name, arrays | (poison if position in positions else {}), unused
 
     monkeypatch.setattr(BatchSource, "_read", bad)
 
@@ -334,7 +334,8 @@ def test_another_config_in_the_folder_is_refused(finished, config_file, capsys):
     ],
 )
 def test_what_a_user_can_get_wrong_is_one_line(config_file, tmp_path, capfd, flags, says):
-    code = train.main(["--config", config_file, "--workdir", str(tmp_path / "run"), *flags])
+    given = {"--config": config_file, "--workdir": str(tmp_path / "run")}
+    code = train.main([*(part for flag in given if flag not in flags for part in (flag, given[flag])), *flags])
     error = capfd.readouterr().err
     assert code == 2 and says in error and error.startswith("error: ") and error.count("\n") == 1, error
 
