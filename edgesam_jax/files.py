@@ -13,8 +13,9 @@ import json
 import os
 import re
 import shutil
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,39 @@ def parse_json(content: str | bytes, where: str) -> Any:
     except ValueError:  # Python limits the digits of an integer
         reason = "an integer with thousands of digits"
     raise UsageError(f"{where}: not valid JSON ({reason})")
+
+
+def is_file(path: str | Path, what: str) -> bool:
+    """Return whether a file exists.
+
+    Args:
+      what: the flag or kind of file, which error messages begin with.
+
+    Raises:
+      UsageError: the system can't look it up: a name that is too long, a loop of links, no permission.
+    """
+    return _mode_of(path, what, stat.S_ISREG)
+
+
+def is_folder(path: str | Path, what: str) -> bool:
+    """Return whether a folder exists; otherwise as ``is_file``."""
+    return _mode_of(path, what, stat.S_ISDIR)
+
+
+def _mode_of(path: str | Path, what: str, test: Callable[[int], bool]) -> bool:
+    try:
+        return test(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{what} {short(path)}: cannot be looked up ({reason}); check the path") from None
+
+
+def short(text: object, limit: int = 500) -> str:
+    """Return a text for a message: a long one without its middle, and with control characters escaped."""
+    plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+    return plain if len(plain) <= limit else f"{plain[: limit // 2]}...{plain[-limit // 4 :]}"
 
 
 def sha256_of(path: Path) -> str:

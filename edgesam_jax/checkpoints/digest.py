@@ -23,6 +23,11 @@ def digest_of(tree: Any) -> str:
     return digest.hexdigest()
 
 
+def json_digest(content: dict[str, Any]) -> str:
+    """Return the SHA-256 of JSON content. JSON preserves every number exactly."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def encoder_digest(model: Model) -> str:
     """Return the SHA-256 of everything an embedding depends on: the image encoder's weights and config."""
     parts = {name: tree["image_encoder"] for name, tree in model.variables.items() if "image_encoder" in tree}

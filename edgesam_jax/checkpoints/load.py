@@ -11,19 +11,21 @@ loading a single file doesn't need it.
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from edgesam_jax.checkpoints.digest import digest_of
+from edgesam_jax.checkpoints.digest import digest_of, json_digest
 from edgesam_jax.checkpoints.model import BACKBONE, Model, score_kind
 from edgesam_jax.checkpoints.orbax import restore_numpy
 from edgesam_jax.checkpoints.save import FORMAT
 from edgesam_jax.checkpoints.steps import newest_step
-from edgesam_jax.config import Config, SamConfig, UsageError, from_json
+from edgesam_jax.checkpoints.suffixes import PUBLISHED, any_of
+from edgesam_jax.config import Config, SamConfig, UsageError, check_values, from_json
+from edgesam_jax.config.parse import from_plain
+from edgesam_jax.files import is_file, is_folder, parse_json, read_json, short
 
 TINY_TEACHER = "tiny_teacher"
 
@@ -33,7 +35,8 @@ def load_model(path: str | Path) -> Model:
 
     Args:
       path: an inference checkpoint folder; a training workdir (its newest checkpoint is loaded) or one of its
-        checkpoints; a .msgpack file; a published .pth or .safetensors file; or "tiny_teacher", the bundled model.
+        checkpoints; a .msgpack file; a published file (the suffixes in ``suffixes.PUBLISHED``); or "tiny_teacher",
+        the bundled model.
 
     Raises:
       UsageError: no such file, another kind of file, a damaged file, or only a model's backbone.
@@ -55,36 +58,40 @@ def load_weights(path: str | Path) -> Model:
     if str(path) == TINY_TEACHER:
         return _load_file(Path(__file__).parents[1] / "assets" / f"{TINY_TEACHER}.msgpack")
     path = Path(path).absolute()
-    if not path.exists():
-        raise UsageError(f"checkpoint {path}: no such file or folder")
-    if path.is_dir():
+    if is_folder(path, "checkpoint"):
         if (path / "config.json").is_file() and (path / "variables").is_dir():
             return _load_folder(path)
         step = newest_step(path)
         if step is None:
-            raise UsageError(f"checkpoint {path}: the folder contains no checkpoint of edgesam_jax")
+            found = [entry.name for entry in sorted(path.iterdir()) if entry.suffix in (".msgpack", *PUBLISHED)]
+            remedy = f"; pass the file itself: {path / found[0]}" if found else ""
+            raise UsageError(f"checkpoint {path}: the folder contains no checkpoint of edgesam_jax{remedy}")
         return _load_training(step)
+    if not is_file(path, "checkpoint"):
+        raise UsageError(f"checkpoint {short(path)}: no such file or folder")
     if path.suffix == ".msgpack":
         return _load_file(path)
-    if path.suffix in (".pth", ".pt", ".safetensors"):
+    if path.suffix in PUBLISHED:
         from edgesam_jax.checkpoints.published.read import load_published
 
         return load_published(path)
     raise UsageError(
-        f"checkpoint {path}: not a checkpoint; expected a folder, or a .msgpack, .pth or .safetensors file"
+        f"checkpoint {path}: not a checkpoint; expected a folder, or a {any_of((*PUBLISHED, '.msgpack'))} file"
     )
 
 
 def _load_file(path: Path) -> Model:
     from flax import serialization
 
-    if not path.is_file():
-        raise UsageError(f"checkpoint {path}: no such file")
     try:
-        content = serialization.msgpack_restore(path.read_bytes())
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"checkpoint {path}: cannot be read ({error.strerror})") from None
+    try:
+        content = serialization.msgpack_restore(data)
         payload = content["payload"]
         intact = content["format"] == FORMAT
-        config, metadata, sha256 = _read_header(content["header"], path)
+        config, metadata, sha256 = _read_header(parse_json(content["header"], f"checkpoint {path}"), path)
     except UsageError:
         raise
     except Exception:  # msgpack raises many types
@@ -95,29 +102,39 @@ def _load_file(path: Path) -> Model:
 
 
 def _load_folder(path: Path) -> Model:
-    config, metadata, sha256 = _read_header((path / "config.json").read_text(errors="replace"), path)
+    config, metadata, sha256 = _read_header(read_json(path / "config.json", "checkpoint"), path)
     variables = restore_numpy(path / "variables", path)
     if digest_of(variables) != sha256:
         raise UsageError(f"checkpoint {path}: damaged (its arrays don't match their checksum)")
     return Model(config, _float32(variables), metadata)
 
 
-def _read_header(text: str, path: Path) -> tuple[SamConfig, dict[str, Any], str]:
+def _read_header(content: Any, path: Path) -> tuple[SamConfig, dict[str, Any], str]:
     try:
-        content = json.loads(text)
-        config, metadata, sha256 = json.dumps(content["model"]), dict(content["metadata"]), str(content["sha256"])
-    except (ValueError, KeyError, TypeError):
+        plain, metadata, sha256 = content["model"], dict(content["metadata"]), str(content["sha256"])
+        own = content.pop("own_sha256", None)  # older checkpoints don't have it
+        intact = own is None or own == json_digest(content)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UsageError(f"checkpoint {path}: its config is damaged") from None
-    return from_json(SamConfig, config, f"checkpoint {path}"), metadata, sha256
+    config = from_plain(SamConfig, plain, f"checkpoint {path}")
+    check_values(config, f"checkpoint {path}: ")
+    if not intact:
+        raise UsageError(f"checkpoint {path}: damaged (its config doesn't match its checksum)")
+    return config, metadata, sha256
 
 
 def _load_training(step: Path) -> Model:
     try:
-        extra = json.loads((step / "extra" / "metadata").read_text())
-        text, sha256 = extra["config"], extra["sha256"]["variables"]
-    except (OSError, ValueError, KeyError, TypeError):
+        extra = read_json(step / "extra" / "metadata", "checkpoint")
+        text, sha256 = str(extra["config"]), extra["sha256"]["variables"]
+        own = extra.pop("own_sha256", None)  # older checkpoints don't have it
+        intact = own is None or own == json_digest(extra)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UsageError(f"checkpoint {step}: its config is damaged") from None
     config = from_json(Config, text, f"checkpoint {step}")
+    check_values(config.model, f"checkpoint {step}: ")
+    if not intact:
+        raise UsageError(f"checkpoint {step}: damaged (its config or position don't match their checksum)")
     variables = restore_numpy(step / "variables", step)
     if digest_of(variables) != sha256:
         raise UsageError(f"checkpoint {step}: damaged (its arrays don't match their checksum)")

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from edgesam_jax.checkpoints.digest import digest_of
+from edgesam_jax.checkpoints.digest import digest_of, json_digest
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.orbax import alone, orbax, quiet
 from edgesam_jax.config import UsageError
@@ -60,4 +60,4 @@ def _header(model: Model, sha256: str) -> str:
         "metadata": model.metadata,
         "sha256": sha256,
     }
-    return json.dumps(content, indent=1)
+    return json.dumps(content | {"own_sha256": json_digest(content)}, indent=1)

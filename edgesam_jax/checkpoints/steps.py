@@ -19,7 +19,7 @@ def newest_step(path: Path, at_most: int | None = None) -> Path | None:
         return path
     for folder in (path / CHECKPOINTS, path):
         if folder.is_dir():
-            steps = [p for p in folder.iterdir() if p.name.isdigit() and (p / "variables").is_dir()]
+            steps = [p for p in folder.iterdir() if p.name.isdecimal() and (p / "variables").is_dir()]
             steps = [p for p in steps if at_most is None or int(p.name) <= at_most]
             if steps:
                 return max(steps, key=lambda p: int(p.name))

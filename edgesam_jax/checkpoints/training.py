@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from edgesam_jax.checkpoints.digest import digest_of
+from edgesam_jax.checkpoints.digest import digest_of, json_digest
 from edgesam_jax.checkpoints.orbax import alone, orbax, quiet
 from edgesam_jax.checkpoints.steps import CHECKPOINTS, COLLECTIONS, newest_step
 from edgesam_jax.config import Config, UsageError, from_json, to_json
@@ -97,7 +96,7 @@ class TrainCheckpointer:
         items = args.Composite(
             variables=args.StandardSave(variables),
             optimizer=args.StandardSave(optimizer),
-            extra=args.JsonSave(extra | {"own_sha256": _digest(extra)}),
+            extra=args.JsonSave(extra | {"own_sha256": json_digest(extra)}),
         )
         try:
             with quiet():
@@ -184,22 +183,18 @@ def restore(folder: str | Path, template: TrainState) -> tuple[TrainState, dict[
             if digest_of(tree) != extra["sha256"][name]:
                 raise ValueError(f"its {name} don't match their checksum")
         sha256 = extra.pop("own_sha256", None)  # older checkpoints don't have it
-        if sha256 is not None and sha256 != _digest(extra):
+        if sha256 is not None and sha256 != json_digest(extra):
             raise ValueError("its config or position don't match their checksum")
     except Exception as error:
-        others = [p.name for p in step.parent.iterdir() if p.name.isdigit() and int(p.name) < int(step.name)]
-        remedy = f"; remove it to resume from step {max(others, key=int)}" if others else ""
+        numbers = [int(p.name) for p in step.parent.iterdir() if p.name.isdecimal()] if step.name.isdecimal() else []
+        others = [number for number in numbers if number < int(step.name)]
+        remedy = f"; remove it to resume from step {max(others)}" if others else ""
         raise UsageError(
             f"checkpoint {step}: damaged, or of another model or optimiser"
             f" ({type(error).__name__}: {_first_line(error)}){remedy}"
         ) from error
     state = dataclasses.replace(template, **parts["variables"], **parts["optimizer"])
     return state, extra["data"], from_json(Config, extra["config"], f"checkpoint {step}")
-
-
-def _digest(extra: dict[str, Any]) -> str:
-    """Return the SHA-256 of a checkpoint's JSON content. JSON preserves every number exactly."""
-    return hashlib.sha256(json.dumps(extra, sort_keys=True).encode()).hexdigest()
 
 
 def _silence() -> None:

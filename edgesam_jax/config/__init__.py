@@ -5,7 +5,7 @@ modules are imported by name: ``rules`` checks a config, ``derive`` makes one co
 """
 
 from edgesam_jax.config.parse import apply_overrides, from_json, load_config, to_json
-from edgesam_jax.config.rules import check_counts
+from edgesam_jax.config.rules import check_values
 from edgesam_jax.config.schema import (
     STUDENTS,
     ArmConfig,
@@ -57,7 +57,7 @@ __all__ = [
     "UsageError",
     "VitConfig",
     "apply_overrides",
-    "check_counts",
+    "check_values",
     "from_json",
     "load_config",
     "to_json",

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import inspect
 import json
+import os
 import re
 import types
 import typing
@@ -14,10 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from edgesam_jax import files
 from edgesam_jax.config.schema import Config
 from edgesam_jax.portable.errors import UsageError
 
 T = TypeVar("T")
+SUFFIXES = (".py", ".json")
+SHOWN = 200  # characters of a value or of another's message that are quoted in an error
 
 
 def load_config(path: str | Path, **arguments: Any) -> Config:
@@ -32,20 +36,21 @@ def load_config(path: str | Path, **arguments: Any) -> Config:
       arguments: arguments of ``get_config``, in place of or in addition to those in ``path``.
 
     Raises:
-      UsageError: a missing file, an unknown argument or bad value, or a Python file that fails or whose ``get_config``
-        doesn't return a ``Config``.
+      UsageError: a missing file, an unknown argument or bad value, or a Python file that fails or exits, or whose
+        ``get_config`` doesn't return a ``Config`` with values of the right types.
     """
-    where = f"--config {path}"
+    where = f"--config {files.short(path)}"
     file, texts = _split_arguments(str(path), where)
-    if not file.is_file():
-        raise UsageError(f"--config {file}: no such file")
+    if not files.is_file(file, "--config"):
+        raise UsageError(f"--config {files.short(file)}: no such file")
+    if file.suffix not in SUFFIXES:
+        raise UsageError(f"--config {file}: expected a {' or '.join(SUFFIXES)} file")
     if file.suffix == ".json":
         if texts or arguments:
             raise UsageError(f"{where}: a saved config takes no arguments; change its fields with --set")
-        return from_json(Config, file.read_text(), str(file))
+        return from_plain(Config, files.read_json(file, "--config"), str(file))
     spec = importlib.util.spec_from_file_location(f"edgesam_jax_config_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"--config {file}: expected a .py or .json file")
+    assert spec is not None and spec.loader is not None  # there is a loader for .py
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -53,19 +58,30 @@ def load_config(path: str | Path, **arguments: Any) -> Config:
         config = get_config(**_typed_arguments(get_config, texts, arguments, where)) if callable(get_config) else None
     except UsageError:  # from the arguments, or from a config that this one is derived from
         raise
+    except SystemExit as error:
+        raise UsageError(
+            f"--config {file}: exits (sys.exit({shown(error.code)})) instead of defining get_config(); remove that call"
+        ) from error
     except Exception as error:
-        raise UsageError(f"--config {file}: {type(error).__name__}: {error}") from error
+        raise UsageError(f"--config {file}: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(config, Config):
         raise UsageError(f"--config {file}: must define get_config() returning an edgesam_jax.config.Config")
-    return config
+    return from_plain(Config, _plain(config), str(file))
+
+
+def _plain(value: Any) -> Any:
+    """Return nested dataclasses as dicts, without copying other values as ``dataclasses.asdict`` does."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return tuple(map(_plain, value)) if isinstance(value, tuple | list) else value
 
 
 def _split_arguments(text: str, where: str) -> tuple[Path, dict[str, str]]:
     """Split ``FILE:name=value,name=value`` into the file and the texts of its arguments."""
     colons = [match.end() for match in re.finditer(r"\.(?:py|json)(?=:)", text)]
-    if not colons or Path(text).is_file():
+    if not colons or os.path.isfile(text):
         return Path(text), {}
-    colon = next((i for i in colons if Path(text[:i]).is_file()), colons[0])
+    colon = next((i for i in colons if os.path.isfile(text[:i])), colons[0])
     texts: dict[str, str] = {}
     for part in text[colon + 1 :].split(","):
         name, equals, value = (piece.strip() for piece in part.partition("="))
@@ -99,9 +115,10 @@ def apply_overrides(config: T, overrides: typing.Sequence[str]) -> T:
     """
     for text in overrides:
         name, equals, value = text.partition("=")
+        where = f"--set {files.short(text)}"
         if not equals:
-            raise UsageError(f"--set {text}: write it as a.b=value")
-        config = _set(config, name.strip().split("."), value.strip(), f"--set {text}")
+            raise UsageError(f"{where}: write it as a.b=value")
+        config = _set(config, name.strip().split("."), value.strip(), where)
     return config
 
 
@@ -127,14 +144,28 @@ def _literal(hint: Any, text: str, where: str) -> Any:
         return [part for part in text.split(",") if part]
     try:
         return ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: nested too deeply
         if typing.get_origin(hint) is Literal:
             return text  # _decode lists the choices
-        raise UsageError(f"{where}: cannot read {text!r} as {_type_name(hint)}") from None
+        raise UsageError(f"{where}: cannot read {shown(text)} as {_type_name(hint)}") from None
 
 
 def _type_name(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+
+
+def shown(value: Any) -> str:
+    """Return a value as it is quoted in an error message: on one line, and cut if it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python limits the digits of an integer that it prints
+        text = f"a {type(value).__name__} that is too long to print"
+    return files.short(text, SHOWN)
+
+
+def one_line(error: BaseException) -> str:
+    """Return the text of an exception on one line."""
+    return files.short(" ".join(str(error).split()), 2 * SHOWN)
 
 
 def to_json(config: Any) -> str:
@@ -151,22 +182,28 @@ def from_json(cls: type[T], text: str, where: str = "config") -> T:
     Raises:
       UsageError: damaged JSON, an unknown field, or a value of the wrong type.
     """
-    try:
-        plain = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{where}: not valid JSON ({error})") from None
-    return _decode(cls, plain, where)
+    return from_plain(cls, files.parse_json(text, where), where)
+
+
+def from_plain(cls: type[T], plain: Any, where: str = "config") -> T:
+    """Do the same from parsed JSON.
+
+    Raises:
+      UsageError: an unknown field, or a value of the wrong type.
+    """
+    return typing.cast(T, _decode(cls, plain, where))
 
 
 def _decode(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, dict):
-            raise UsageError(f"{where}: {hint.__name__} expected named fields, got {value!r}")
+            raise UsageError(f"{where}: {hint.__name__} expected named fields, got {shown(value)}")
         hints = typing.get_type_hints(hint)
-        unknown = sorted(set(value) - set(hints))
+        unknown = sorted(str(name) for name in set(value) - set(hints))
         if unknown:
-            raise UsageError(f"{where}: {hint.__name__} has no field {', '.join(unknown)}")
+            names = files.short(", ".join(unknown), SHOWN)
+            raise UsageError(f"{where}: {hint.__name__} has no field {names}")
         return hint(**{k: _decode(hints[k], v, f"{where}.{k}") for k, v in value.items()})
     if origin in (typing.Union, types.UnionType) and type(None) in args:
         (inside,) = (arg for arg in args if arg is not type(None))
@@ -174,22 +211,25 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         kinds = {typing.get_args(typing.get_type_hints(a)["kind"])[0]: a for a in args}
         kind = value.get("kind") if isinstance(value, dict) else None
-        if kind not in kinds:
-            raise UsageError(f"{where}: kind must be one of {', '.join(kinds)}, got {kind!r}")
+        if not isinstance(kind, str) or kind not in kinds:
+            raise UsageError(f"{where}: kind must be one of {', '.join(kinds)}, got {shown(kind)}")
         return _decode(kinds[kind], value, where)
     if origin is Literal:
         if not any(value == choice and type(value) is type(choice) for choice in args):  # True == 1
-            raise UsageError(f"{where}: must be one of {', '.join(map(str, args))}, got {value!r}")
+            raise UsageError(f"{where}: must be one of {', '.join(map(str, args))}, got {shown(value)}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise UsageError(f"{where}: expected a list, got {value!r}")
+            raise UsageError(f"{where}: expected a list, got {shown(value)}")
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(inner) != len(value):
-            raise UsageError(f"{where}: expected {len(inner)} values, got {value!r}")
+            raise UsageError(f"{where}: expected {len(inner)} values, got {shown(value)}")
         return tuple(_decode(h, v, where) for h, v in zip(inner, value, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise UsageError(f"{where}: {shown(value)} is too large") from None
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UsageError(f"{where}: expected {_type_name(hint)}, got {value!r}")
+        raise UsageError(f"{where}: expected {_type_name(hint)}, got {shown(value)}")
     return value

@@ -1,32 +1,48 @@
-"""Rules on values: lower bounds of counts, and the fields that may change when a run is resumed."""
+"""Rules on values: the range of every number, and the fields that may change when a run is resumed."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from typing import Any
+import typing
+from typing import Annotated, Any
 
-from edgesam_jax.config.parse import to_json
+from edgesam_jax.config.parse import shown, to_json
+from edgesam_jax.config.ranges import Range
 from edgesam_jax.config.schema import Config
 from edgesam_jax.portable.errors import UsageError
 
 
-def check_counts(config: Config) -> None:
-    """Check the lower bounds of all counts.
+def check_values(config: Any, where: str = "") -> None:
+    """Check the values of all fields of a config or of a part of it, nested ones included.
+
+    A number must be in the range that the schema gives its field, and a text must have no control characters.
+
+    Args:
+      where: begins the message, before the field's name.
 
     Raises:
-      UsageError: a count is too small; the field, its value and the bound are named.
+      UsageError: a value can't be used; the field, its value and the range are named.
     """
-    least = {
-        "train.steps": 1, "train.log_every": 1, "train.checkpoint_every": 1, "train.keep_checkpoints": 1,
-        "train.accumulate": 1, "train.keep_best": 0, "train.picture_every": 0, "train.prompt_chunk": 0,
-        "train.profile_steps": 0, "train.devices": 0, "data.batch_size": 1, "data.max_prompts": 1, "data.workers": 0,
-        "data.limit": 0, "data.shuffle_window": 0, "eval.every": 0, "eval.images": 0, "eval.batch_size": 1,
-        "eval.refine": 0,
-    }  # fmt: skip
-    for name, value in least.items():
-        part, field = name.split(".")
-        if (count := getattr(getattr(config, part), field)) < value:
-            raise UsageError(f"{name}={count}: must be at least {value}")
+    _check(type(config), config, "", where)
+
+
+def _check(hint: Any, value: Any, name: str, where: str) -> None:
+    if dataclasses.is_dataclass(value):
+        hints = typing.get_type_hints(type(value), include_extras=True)
+        for field, inner in hints.items():
+            _check(inner, getattr(value, field), f"{name}.{field}".lstrip("."), where)
+    elif isinstance(value, tuple):
+        args = typing.get_args(hint)
+        for i, item in enumerate(value):
+            _check(args[0] if args[-1] is Ellipsis else args[i], item, f"{name}[{i}]", where)
+    elif isinstance(value, str):
+        if any(ord(c) < 32 or ord(c) == 127 for c in value):
+            raise UsageError(f"{where}{name}={shown(value)}: must not contain line breaks or control characters")
+    elif typing.get_origin(hint) is Annotated:
+        for allowed in typing.get_args(hint)[1:]:
+            if isinstance(allowed, Range) and value not in allowed:
+                raise UsageError(f"{where}{name}={shown(value)}: {allowed.fault(value)}")
 
 
 # Fields that change how a run is monitored or where it runs, but not its result.

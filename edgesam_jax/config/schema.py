@@ -1,14 +1,17 @@
 """The fields of an experiment's configuration, as frozen dataclasses.
 
-Every field can be set on the command line with ``--set a.b=c`` and is part of the public interface.  Where the paper
-and its published code disagree, the field names both choices and ``docs/deviations.md`` explains them.  This module
-imports the standard library alone, so data workers and command lines can read a config without importing JAX.
+Every field can be set on the command line with ``--set a.b=c`` and is part of the public interface.  The type of a
+numeric field includes the range of its values, which ``rules.check_values`` checks.  Where the paper and its published
+code disagree, the field names both choices and ``docs/deviations.md`` explains them.  This module imports the standard
+library alone, so data workers and command lines can read a config without importing JAX.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
+
+from edgesam_jax.config.ranges import Count, Natural, NonNegative, Positive, Probability, Seed, Share, ShareBelow1
 
 # ---------------------------------------------------------------------------------------------------- models
 
@@ -18,9 +21,9 @@ class RepVitConfig:
     """RepViT encoder with the two-level fusion neck (EdgeSAM section 3.1; RepViT, CVPR 2024)."""
 
     kind: Literal["repvit"] = "repvit"
-    widths: tuple[int, ...] = (48, 96, 192, 384)
-    depths: tuple[int, ...] = (3, 4, 16, 3)  # blocks per stage, including the down-sampling block
-    stem_strides: tuple[int, int] = (2, 2)  # (2, 1) doubles the side of every grid, as in the tiny models
+    widths: tuple[Count, ...] = (48, 96, 192, 384)
+    depths: tuple[Natural, ...] = (3, 4, 16, 3)  # blocks per stage, including the down-sampling block
+    stem_strides: tuple[Count, Count] = (2, 2)  # (2, 1) doubles the side of every grid, as in the tiny models
     fuse: bool = True  # False: no down-sampling before the last stage and no fusion convolutions
     upsample: Literal["bicubic", "bilinear"] = "bicubic"  # bilinear: as in the published exports
     remat: bool = False  # recompute each block in the backward pass: less memory, more time
@@ -36,13 +39,13 @@ class VitConfig:
     """SAM's plain ViT image encoder with windowed attention and decomposed relative positions (SAM appendix A)."""
 
     kind: Literal["vit"] = "vit"
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    global_blocks: tuple[int, ...] = (2, 5, 8, 11)
-    window_size: int = 14
-    patch_size: int = 16
-    mlp_ratio: int = 4
+    width: Count = 768
+    depth: Count = 12
+    heads: Count = 12
+    global_blocks: tuple[Natural, ...] = (2, 5, 8, 11)
+    window_size: Natural = 14
+    patch_size: Count = 16
+    mlp_ratio: Count = 4
     remat: bool = False  # recompute each block in the backward pass: less memory, more time
 
     @property
@@ -56,20 +59,20 @@ class TinyVitConfig:
     """TinyViT-5M encoder (ECCV 2022), as in MobileSAM or with EdgeSAM's fusion neck (EdgeSAM Table 5c)."""
 
     kind: Literal["tiny_vit"] = "tiny_vit"
-    widths: tuple[int, ...] = (64, 128, 160, 320)
-    depths: tuple[int, ...] = (2, 2, 6, 2)
-    heads: tuple[int, ...] = (
+    widths: tuple[Count, ...] = (64, 128, 160, 320)
+    depths: tuple[Natural, ...] = (2, 2, 6, 2)
+    heads: tuple[Count, ...] = (
         2,
         4,
         5,
         10,
     )  # attention heads per stage; the first stage is convolutional and ignores its value
-    windows: tuple[int, ...] = (7, 7, 14, 7)  # side of the attention windows per stage, in cells
-    mlp_ratio: int = 4
+    windows: tuple[Count, ...] = (7, 7, 14, 7)  # side of the attention windows per stage, in cells
+    mlp_ratio: Count = 4
     # False: the last down-sampling has stride 1, as in MobileSAM; True: it has stride 2, followed by the fusion neck
     fuse: bool = False
     upsample: Literal["bicubic", "bilinear"] = "bicubic"
-    stem_strides: tuple[int, int] = (2, 2)
+    stem_strides: tuple[Count, Count] = (2, 2)
 
     @property
     def stride(self) -> int:
@@ -82,13 +85,19 @@ class EfficientVitConfig:
     """EfficientViT-B1 encoder (ICCV 2023, MIT HAN lab) as a student (EdgeSAM Table 5c)."""
 
     kind: Literal["efficient_vit"] = "efficient_vit"
-    widths: tuple[int, ...] = (16, 32, 64, 128, 256)  # of the stem and four stages; the last two have attention
-    depths: tuple[int, ...] = (1, 2, 3, 3, 4)  # blocks; in the last two stages excluding the one that halves the grid
-    head_dim: int = 16
-    expansion: int = 4  # hidden width of an inverted bottleneck / its width
+    widths: tuple[Count, ...] = (16, 32, 64, 128, 256)  # of the stem and four stages; the last two have attention
+    depths: tuple[Natural, ...] = (
+        1,
+        2,
+        3,
+        3,
+        4,
+    )  # blocks; in the last two stages excluding the one that halves the grid
+    head_dim: Count = 16
+    expansion: Count = 4  # hidden width of an inverted bottleneck / its width
     fuse: bool = True  # False: no down-sampling before the last stage and no fusion convolutions
     upsample: Literal["bicubic", "bilinear"] = "bicubic"
-    stem_stride: int = 2
+    stem_stride: Count = 2
 
     @property
     def stride(self) -> int:
@@ -101,12 +110,12 @@ class PlainVitConfig:
     """EfficientSAM's ViT-Tiny (width 192) or ViT-Small (width 384, 6 heads): global attention, absolute positions."""
 
     kind: Literal["plain_vit"] = "plain_vit"
-    width: int = 192
-    depth: int = 12
-    heads: int = 3
-    mlp_ratio: int = 4
-    patch_size: int = 16
-    trained_grid: int = 14  # side of the grid on which the position embeddings were trained, in cells
+    width: Count = 192
+    depth: Count = 12
+    heads: Count = 3
+    mlp_ratio: Count = 4
+    patch_size: Count = 16
+    trained_grid: Count = 14  # side of the grid on which the position embeddings were trained, in cells
 
     @property
     def stride(self) -> int:
@@ -119,8 +128,8 @@ class ConvEncoderConfig:
     """The tiny teacher's small convolutional encoder; every stage halves the grid."""
 
     kind: Literal["conv"] = "conv"
-    widths: tuple[int, ...] = (16, 32, 64, 96)
-    depths: tuple[int, ...] = (1, 2, 3, 3)  # residual blocks per stage
+    widths: tuple[Count, ...] = (16, 32, 64, 96)
+    depths: tuple[Natural, ...] = (1, 2, 3, 3)  # residual blocks per stage
 
     @property
     def stride(self) -> int:
@@ -137,36 +146,36 @@ STUDENTS = (RepVitConfig, TinyVitConfig, EfficientVitConfig)
 class DecoderConfig:
     """SAM's two-way transformer mask decoder (SAM appendix A)."""
 
-    depth: int = 2
-    heads: int = 8
-    mlp_dim: int = 2048
-    attention_downsample: int = 2  # inner width of cross attention: embed_dim / attention_downsample
-    num_mask_tokens: int = 4
+    depth: Count = 2
+    heads: Count = 8
+    mlp_dim: Count = 2048
+    attention_downsample: Count = 2  # inner width of cross attention: embed_dim / attention_downsample
+    num_mask_tokens: Count = 4
     tie_cross_keys: bool = False  # training from scratch: initialise cross-attention key projections as the queries'
-    lora_rank: int = 0  # rank of LoRA updates to every q_proj and v_proj, alpha 1 (EdgeSAM Table 6); 0: off
+    lora_rank: Natural = 0  # rank of LoRA updates to every q_proj and v_proj, alpha 1 (EdgeSAM Table 6); 0: off
 
 
 @dataclass(frozen=True)
 class ProposalConfig:
     """The region proposal network of the granularity priors (EdgeSAM section 3.2), with EfficientDet's values."""
 
-    channels: int = 64
-    repeats: int = 3  # layers of the bidirectional feature pyramid
-    head_convs: int = 3  # convolutions in the score head and in the box head
-    scale: float = 4.0  # side of an anchor: scale * stride * 2^(k / octaves) for k = 0 .. octaves - 1
-    octaves: int = 3
-    ratios: tuple[float, ...] = (1.0, 0.5, 2.0)  # height / width
-    prior: float = 0.01  # score of every anchor at initialisation
-    iou_positive: float = 0.5  # anchors with at least this IoU with a box are positive
-    iou_negative: float = 0.5  # anchors with less IoU with every box are negative; those in between are ignored
-    focal_alpha: float = 0.25
-    focal_gamma: float = 1.5
-    huber_beta: float = 0.1  # box errors beyond this count linearly
-    box_weight: float = 50.0  # of the box loss against the score loss
-    before_nms: int = 1000  # highest-scoring anchors passed to non-maximum suppression
-    nms_iou: float = 0.7  # IoU above which the lower-scoring proposal is suppressed; 1: off, as in the published code
-    kept: int = 100  # maximum number of proposals per photo
-    min_score: float = 0.05  # proposals below this score are dropped
+    channels: Count = 64
+    repeats: Count = 3  # layers of the bidirectional feature pyramid
+    head_convs: Natural = 3  # convolutions in the score head and in the box head
+    scale: Positive = 4.0  # side of an anchor: scale * stride * 2^(k / octaves) for k = 0 .. octaves - 1
+    octaves: Count = 3
+    ratios: tuple[Positive, ...] = (1.0, 0.5, 2.0)  # height / width
+    prior: Probability = 0.01  # score of every anchor at initialisation
+    iou_positive: Share = 0.5  # anchors with at least this IoU with a box are positive
+    iou_negative: Share = 0.5  # anchors with less IoU with every box are negative; those in between are ignored
+    focal_alpha: Share = 0.25
+    focal_gamma: NonNegative = 1.5
+    huber_beta: Positive = 0.1  # box errors beyond this count linearly
+    box_weight: NonNegative = 50.0  # of the box loss against the score loss
+    before_nms: Count = 1000  # highest-scoring anchors passed to non-maximum suppression
+    nms_iou: Share = 0.7  # IoU above which the lower-scoring proposal is suppressed; 1: off, as in the published code
+    kept: Count = 100  # maximum number of proposals per photo
+    min_score: Share = 0.05  # proposals below this score are dropped
 
     @property
     def anchors(self) -> int:
@@ -180,10 +189,10 @@ class SamConfig:
 
     encoder: EncoderConfig = field(default_factory=RepVitConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    image_size: int = 1024  # side of the square input, in pixels
-    embed_dim: int = 256  # channels of the image embedding
-    mask_in_chans: int = 16  # hidden channels of the mask prompt's encoder
-    position_std: float = 1.0  # standard deviation of the positional encoding's Gaussian matrix at initialisation
+    image_size: Count = 1024  # side of the square input, in pixels
+    embed_dim: Count = 256  # channels of the image embedding
+    mask_in_chans: Count = 16  # hidden channels of the mask prompt's encoder
+    position_std: Positive = 1.0  # standard deviation of the positional encoding's Gaussian matrix at initialisation
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters stay float32
     # efficient_sam: EfficientSAM's decoder and prompt encoding; photos are stretched to fill the square input
     variant: Literal["sam", "efficient_sam"] = "sam"
@@ -221,8 +230,8 @@ class MixtureConfig:
     subset: tuple[str, ...] = ()
     split: str = ""
     unlabelled: Literal["none", "grid", "superpixels"] = "none"
-    limit: int = 0
-    weight: float = 1.0  # number of photos drawn from this data set, relative to the others'
+    limit: Natural = 0
+    weight: Positive = 1.0  # number of photos drawn from this data set, relative to the others'
     ids: str = ""
 
 
@@ -234,9 +243,11 @@ class AugmentConfig:
     embeddings of the unchanged photos.
     """
 
-    flip: float = 0.0  # probability of mirroring left and right
-    scale: float = 0.0  # s: zoom by a factor between 1 - s and 1 + s; above 1 a window of the photo fills the frame
-    colour: float = 0.0  # s: change brightness, contrast and saturation each by a factor between 1 - s and 1 + s
+    flip: Share = 0.0  # probability of mirroring left and right
+    scale: ShareBelow1 = (
+        0.0  # s: zoom by a factor between 1 - s and 1 + s; above 1 a window of the photo fills the frame
+    )
+    colour: Share = 0.0  # s: change brightness, contrast and saturation each by a factor between 1 - s and 1 + s
 
 
 @dataclass(frozen=True)
@@ -249,24 +260,24 @@ class DataConfig:
     subset: tuple[str, ...] = ()  # tars to read: names such as sa_000020, or ranges sa_000020..sa_000029; empty: all
     split: str = ""  # of prepared data; empty: the only split, or "train"
     unlabelled: Literal["none", "grid", "superpixels"] = "none"  # source of prompts for photos without annotations
-    batch_size: int = 8  # images per step, over all devices
-    max_prompts: int = 16  # maximum number of instances drawn per image, without replacement
-    workers: int = 0  # worker processes; 0: load in the main process
-    seed: int = 0  # of shuffling, drawn instances, augmentation and generated scenes
-    limit: int = 0  # maximum number of photos or scenes; 0: all
+    batch_size: Count = 8  # images per step, over all devices
+    max_prompts: Count = 16  # maximum number of instances drawn per image, without replacement
+    workers: Natural = 0  # worker processes; 0: load in the main process
+    seed: Seed = 0  # of shuffling, drawn instances, augmentation and generated scenes
+    limit: Natural = 0  # maximum number of photos or scenes; 0: all
     shuffle: bool = True
-    shuffle_window: int = 0  # number of photos shuffled together, for disks with slow random access; 0: all
+    shuffle_window: Natural = 0  # number of photos shuffled together, for disks with slow random access; 0: all
     # standard deviation of noise on box corners, as a fraction of the side, clipped to 20 px (published: 0.1, but off)
-    box_jitter: float = 0.0
-    min_area: float = 0.0  # smaller masks are dropped; in pixels of the resized photo
-    mask_nms: float = 1.0  # masks of which larger ones cover more than this fraction are dropped; 1: off
+    box_jitter: NonNegative = 0.0
+    min_area: NonNegative = 0.0  # smaller masks are dropped; in pixels of the resized photo
+    mask_nms: Share = 1.0  # masks of which larger ones cover more than this fraction are dropped; 1: off
     # if not empty, these data sets replace source, root, annotations, subset, split, unlabelled, limit and ids
     mixture: tuple[MixtureConfig, ...] = ()
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     embeddings: tuple[str, ...] = ()  # stores of teacher embeddings (edgesam_jax.embed); empty: run the teacher online
-    max_bad_share: float = 0.01  # stop if, after 1,000 photos, more than this fraction can't be used
+    max_bad_share: Share = 0.01  # stop if, after 1,000 photos, more than this fraction can't be used
     scene_granularity: Literal["all", "objects", "parts"] = "all"  # scenes only: which instances to use
-    scene_difficulty: float = 0.5  # scenes only, 0 to 1: more and hollower objects, more texture, less contrast
+    scene_difficulty: Share = 0.5  # scenes only, 0 to 1: more and hollower objects, more texture, less contrast
     ids: str = ""  # file that lists the photos to use, one per line (prepare --sample writes one); empty: all
 
 
@@ -274,20 +285,22 @@ class DataConfig:
 class LossConfig:
     """Weights of the loss terms; 0 switches a term off (``docs/published_code.md``, "Losses")."""
 
-    bce: float = 5.0  # binary cross entropy of the masks
-    dice: float = 5.0  # Dice loss of the masks
-    iou: float = 0.0  # squared error of the IoU head, against the measured IoU (ground truth) or the teacher's IoU head
-    attention: float = 0.0  # squared error of the decoder's attention maps
-    features: float = 0.0  # squared error of the decoder's upscaled embedding
-    query: float = 0.0  # squared error of the hypernetworks' outputs, each scaled to L1 norm 1
-    encoder: float = 0.0  # the embedding loss of stage 1 as an additional term in stage 2
+    bce: NonNegative = 5.0  # binary cross entropy of the masks
+    dice: NonNegative = 5.0  # Dice loss of the masks
+    iou: NonNegative = (
+        0.0  # squared error of the IoU head, against the measured IoU (ground truth) or the teacher's IoU head
+    )
+    attention: NonNegative = 0.0  # squared error of the decoder's attention maps
+    features: NonNegative = 0.0  # squared error of the decoder's upscaled embedding
+    query: NonNegative = 0.0  # squared error of the hypernetworks' outputs, each scaled to L1 norm 1
+    encoder: NonNegative = 0.0  # the embedding loss of stage 1 as an additional term in stage 2
     # the three terms of the embedding loss
-    pixel: float = 1.0  # squared error, cell by cell
-    channel: float = 0.0  # KL divergence of each channel's softmax over the cells (channel-wise distillation)
-    channel_temperature: float = 4.0
-    correlation: float = 0.0  # squared error of the cosines between all pairs of cells (structured distillation)
-    grouping: float = 0.0  # auxiliary, for training from scratch: similar embedding cells within an object
-    grouping_until: float = 1.0  # fraction of the run after which the grouping loss is off
+    pixel: NonNegative = 1.0  # squared error, cell by cell
+    channel: NonNegative = 0.0  # KL divergence of each channel's softmax over the cells (channel-wise distillation)
+    channel_temperature: Positive = 4.0
+    correlation: NonNegative = 0.0  # squared error of the cosines between all pairs of cells (structured distillation)
+    grouping: NonNegative = 0.0  # auxiliary, for training from scratch: similar embedding cells within an object
+    grouping_until: Share = 1.0  # fraction of the run after which the grouping loss is off
 
 
 @dataclass(frozen=True)
@@ -297,11 +310,11 @@ class DistillConfig:
     mode: Literal["encoder_only", "prompt_in_the_loop", "proposals"] = "prompt_in_the_loop"
     targets: Literal["teacher", "ground_truth"] = "teacher"
     loss: LossConfig = field(default_factory=LossConfig)
-    rounds: int = 1  # rounds of the prompt loop after the first; 0: no loop
-    rounds_from: float = 0.0  # fraction of the run after which the loop is on
-    points_per_round: int = 1  # points added to each prompt in a round
+    rounds: Natural = 1  # rounds of the prompt loop after the first; 0: no loop
+    rounds_from: Share = 0.0  # fraction of the run after which the loop is on
+    points_per_round: Count = 1  # points added to each prompt in a round
     start: Literal["box", "point", "box_or_point"] = "box_or_point"  # prompt of the first round
-    box_share: float = 0.5  # box_or_point: probability of a box (0.5 in the paper and the published code)
+    box_share: Share = 0.5  # box_or_point: probability of a box (0.5 in the paper and the published code)
     # box_or_point is drawn for each prompt (paper), or once per device and step (published code)
     coin: Literal["prompt", "batch"] = "prompt"
     # first point: the annotation's point, or a random pixel of the mask
@@ -314,10 +327,10 @@ class DistillConfig:
     loss_over_prompts: Literal["pooled", "image"] = "pooled"  # equal weight for each prompt, or for each image
     # where points are drawn in the disagreement of the masks: see learning.sampling.sample_disagreement
     sampling: Literal["uniform", "side", "interior"] = "uniform"
-    min_disagreement: int = 10  # no point is drawn if the masks differ in fewer pixels
+    min_disagreement: Natural = 10  # no point is drawn if the masks differ in fewer pixels
     teacher_mask: Literal["hard", "soft"] = "hard"  # targets: thresholded masks, or sigmoid(logits / temperature)
-    temperature: float = 1.0  # divides the student's mask logits in the loss, and the teacher's if soft
-    mask_feedback: float = 0.0  # probability that rounds after the first also get the previous mask as a prompt
+    temperature: Positive = 1.0  # divides the student's mask logits in the loss, and the teacher's if soft
+    mask_feedback: Share = 0.0  # probability that rounds after the first also get the previous mask as a prompt
     freeze_image_encoder: bool = False
     freeze_prompt_encoder: bool = True
     freeze_mask_decoder: bool = False
@@ -329,56 +342,58 @@ class DistillConfig:
 class OptimConfig:
     """Optimiser, schedule and clipping (``docs/published_code.md``, "Optimiser and schedules")."""
 
-    learning_rate: float = 1e-3  # peak, for a batch of 512 if scale_by_batch
-    min_learning_rate: float = 0.0  # at the end of the run
-    warmup_learning_rate: float = 0.0  # at the first step of the warm-up
-    warmup_steps: int = 0
+    learning_rate: NonNegative = 1e-3  # peak, for a batch of 512 if scale_by_batch
+    min_learning_rate: NonNegative = 0.0  # at the end of the run
+    warmup_learning_rate: NonNegative = 0.0  # at the first step of the warm-up
+    warmup_steps: Natural = 0
     # cosine_unshifted counts from step 0, not from the end of the warm-up (published stage 1);
     # step divides the rate by 10 at each of the milestones
     schedule: Literal["cosine", "cosine_unshifted", "linear", "constant", "step"] = "cosine"
     scale_by_batch: bool = False  # multiply the three learning rates by data.batch_size / 512
-    b1: float = 0.9  # AdamW's beta 1, or the momentum of SGD
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.05
-    clip_norm: float = 0.0  # maximum global norm of the gradients; 0: no clipping
+    b1: ShareBelow1 = 0.9  # AdamW's beta 1, or the momentum of SGD
+    b2: ShareBelow1 = 0.999
+    eps: NonNegative = 1e-8
+    weight_decay: NonNegative = 0.05
+    clip_norm: NonNegative = 0.0  # maximum global norm of the gradients; 0: no clipping
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    milestones: tuple[float, ...] = ()  # of the step schedule, as fractions of the run
+    milestones: tuple[Share, ...] = ()  # of the step schedule, as fractions of the run
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Length, start, checkpoints and logs of a run."""
 
-    steps: int = 1000
-    seed: int = 0  # of initial weights and of draws in the step
-    devices: int = 0  # maximum number of local devices; 0 uses all.  On CPU, the number of host devices to create
-    log_every: int = 20  # steps
-    picture_every: int = 500  # steps between pictures of the prompt loop; 0: never
-    checkpoint_every: int = 500  # steps
-    keep_checkpoints: int = 2  # number of newest checkpoints kept
+    steps: Count = 1000
+    seed: Seed = 0  # of initial weights and of draws in the step
+    devices: Natural = 0  # maximum number of local devices; 0 uses all.  On CPU, the number of host devices to create
+    log_every: Count = 20  # steps
+    picture_every: Natural = 500  # steps between pictures of the prompt loop; 0: never
+    checkpoint_every: Count = 500  # steps
+    keep_checkpoints: Count = 2  # number of newest checkpoints kept
     init_from: str = ""  # checkpoint with the initial weights; empty: none
-    prompt_chunk: int = 0  # prompts per image decoded at once, to limit memory and fit the cache; 0: all
-    keep_best: int = 1  # number of best checkpoints also kept: by box IoU if eval.every is set, else by loss
+    prompt_chunk: Natural = 0  # prompts per image decoded at once, to limit memory and fit the cache; 0: all
+    keep_best: Natural = 1  # number of best checkpoints also kept: by box IoU if eval.every is set, else by loss
     fork_from: str = ""  # a run, or one of its checkpoints: continue from its full training state under this config
     # a loss or gradient that is not finite ends the run, or skips the update
     nonfinite: Literal["stop", "skip"] = "stop"
-    profile_steps: int = 0  # number of steps that jax.profiler traces into WORKDIR/profile
-    accumulate: int = 1  # micro-batches that each device computes one after the other; data.batch_size stays per step
+    profile_steps: Natural = 0  # number of steps that jax.profiler traces into WORKDIR/profile
+    accumulate: Count = 1  # micro-batches that each device computes one after the other; data.batch_size stays per step
     # images that share batch statistics: all of the batch, or those of a device (published stage 2)
     batch_norm: Literal["global", "device"] = "global"
-    peak_tflops: float = 0.0  # of one device, for the MFU in the log; 0: look up the accelerator, no MFU if unknown
+    peak_tflops: NonNegative = (
+        0.0  # of one device, for the MFU in the log; 0: look up the accelerator, no MFU if unknown
+    )
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     """The evaluation on held-out examples within a training run."""
 
-    every: int = 0  # steps between evaluations; 0: only at the end
-    images: int = 200  # maximum number of photos or scenes; 0: none (ablate --evaluate: all)
-    batch_size: int = 2  # images scored at a time; affects speed alone
-    refine: int = 2  # corrective points after the first prompt
-    seed: int = 0  # of held-out scenes and drawn points
+    every: Natural = 0  # steps between evaluations; 0: only at the end
+    images: Natural = 200  # maximum number of photos or scenes; 0: none (ablate --evaluate: all)
+    batch_size: Count = 2  # images scored at a time; affects speed alone
+    refine: Natural = 2  # corrective points after the first prompt
+    seed: Seed = 0  # of held-out scenes and drawn points
 
 
 @dataclass(frozen=True)

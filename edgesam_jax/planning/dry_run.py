@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -116,8 +117,12 @@ def setup_of(args: argparse.Namespace) -> Setup:
             setup.for_devices >= 1 and setup.for_devices % setup.hosts != 0
         ),
         f"--utilisation {setup.utilisation}: must be above 0 and at most 1": not 0 < setup.utilisation <= 1,
-        f"--achieved-tflops {setup.achieved_tflops}: must be above 0": setup.achieved_tflops < 0,
-        f"--bandwidth-gbit {setup.bandwidth_gbit}: must be above 0": setup.bandwidth_gbit <= 0,
+        f"--achieved-tflops {setup.achieved_tflops}: must be above 0 and finite": (
+            not 0 <= setup.achieved_tflops < math.inf
+        ),
+        f"--bandwidth-gbit {setup.bandwidth_gbit}: must be above 0 and finite": (
+            not 0 < setup.bandwidth_gbit < math.inf
+        ),
         f"--photos {setup.photos}: must be above 0": setup.photos < 0,
     }.items():
         if wrong:

@@ -7,8 +7,8 @@ plan a run on a TPU slice.  ``dry_run.py`` adds estimates of time and formats th
 from __future__ import annotations
 
 import functools
-import json
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,11 +19,13 @@ import jax
 import jax.numpy as jnp
 
 from edgesam_jax.checkpoints.load import load_model
-from edgesam_jax.config import Config, DataConfig, SamConfig, UsageError, from_json
+from edgesam_jax.config import Config, DataConfig, SamConfig, UsageError, check_values
 from edgesam_jax.config.derive import phase
+from edgesam_jax.config.parse import from_plain
 from edgesam_jax.data.embeddings import STORE, read_header
 from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.readers.tars import find_tars
+from edgesam_jax.files import read_json
 from edgesam_jax.learning.checks import check_distillation, check_teacher
 from edgesam_jax.learning.freezing import TRAINED
 from edgesam_jax.learning.objectives import objective_of
@@ -64,18 +66,21 @@ def teacher_config(config: Config, model_name: str = "") -> SamConfig | None:
         model = MODELS.get(model_name) or MODELS.get(f"sam_{model_name}")
         if model is None:
             raise UsageError(f"--teacher-model {model_name}: unknown model; choose from {known}")
-    elif model is None and path.suffix == ".msgpack" and path.is_file():
+    elif model is None and path.suffix == ".msgpack" and os.path.isfile(path):
         model = load_model(path).config
-    elif model is None and (path / "config.json").is_file():  # of a checkpoint or of a run: both have the key "model"
-        try:
-            model = from_json(SamConfig, json.dumps(json.loads((path / "config.json").read_text())["model"]))
-        except (ValueError, KeyError, TypeError):
-            raise UsageError(f"teacher={config.teacher}: its config.json is damaged") from None
+    elif model is None and os.path.isfile(
+        path / "config.json"
+    ):  # of a checkpoint or of a run: both have the key "model"
+        content = read_json(path / "config.json", "teacher")
+        if not isinstance(content, dict) or "model" not in content:
+            raise UsageError(f"teacher={config.teacher}: its config.json is damaged")
+        model = from_plain(SamConfig, content["model"], f"teacher={config.teacher}")
+        check_values(model, f"teacher={config.teacher}: ")
     elif model is None:
         size = re.search(r"vit[-_]?([blh])(?![a-z])", path.name.lower())
         model = MODELS[f"sam_vit_{size[1]}"] if size else None
     if model is None:
-        missing = "" if path.exists() else "file not found, and "
+        missing = "" if os.path.exists(path) else "file not found, and "
         raise UsageError(
             f"teacher={config.teacher}: {missing}the model can't be inferred from its name;"
             f" pass --teacher-model (one of {known})"
@@ -326,7 +331,7 @@ def photos_of(config: Config) -> tuple[int, str]:
                 return 0, "generated scenes are endless"
             total += entry.limit
             continue
-        if not Path(entry.root).exists():
+        if not os.path.exists(entry.root):
             return 0, f"data.root={entry.root} not found; pass --photos"
         try:
             if entry.source == "tars":

@@ -23,7 +23,7 @@ from edgesam_jax.cli import allocator
 from edgesam_jax.cli.command import run_command
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import Config, apply_overrides, load_config
-from edgesam_jax.config.rules import check_counts
+from edgesam_jax.config.rules import check_values
 from edgesam_jax.planning import dry_run
 
 
@@ -83,7 +83,7 @@ def parse(argv: Sequence[str] | None) -> Command:
     if not (args.workdir or args.dry_run):
         parser.error("the following arguments are required: --workdir")
     config = apply_overrides(load_config(args.config), [text for texts in args.set for text in texts])
-    check_counts(config)
+    check_values(config)
     job = Job(args.coordinator, args.processes, args.process)
     return Command(config, args.workdir, job, args.replay, setup if args.dry_run else None)
 

@@ -169,7 +169,7 @@ def test_code_is_never_executed(tiny, tmp_path, capsys):
     assert from_torch.main([str(path), "--output", str(tmp_path / "c")]) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
-    assert "ckpt_epoch_4.pth" in error and "would execute code" in error and "torch.save(c['model']" in error
+    assert "ckpt_epoch_4.pth" in error and "would execute code" in error and 'c["model"]' in error
     assert not (tmp_path / "c").exists()
 
 
@@ -223,7 +223,7 @@ def test_wrong_arguments(tiny, tmp_path, capsys):
     for arguments, message in [
         ([str(tmp_path / "none.pth"), "--output", out], "none.pth: no such file"),
         ([str(tmp_path), "--output", out], "is a folder"),
-        ([str(tmp_path / "x.onnx"), "--output", out], "not a .pth or .safetensors file"),
+        ([str(tmp_path / "x.onnx"), "--output", out], "x.onnx: not a .pth, .pt, .ckpt, .bin, .pkl, .safetensors or .npz file"),
         ([str(path), "--output", out, "--model", "edge"], "--model edge: not a known model; choose one of edge_sam"),
         ([str(path), "--output", out, "--model", "edge_sam"], "misshapen"),
         ([str(path), "--output", str(tmp_path / "full")], "already contains other files"),

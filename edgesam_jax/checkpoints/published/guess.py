@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from edgesam_jax.checkpoints.published import names
+from edgesam_jax.checkpoints.published.unwrap import first_segments
 from edgesam_jax.config import STUDENTS, ProposalConfig, SamConfig, UsageError
 from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.sam import MODELS
@@ -54,7 +55,7 @@ def guess(shapes: Shapes, what: str) -> tuple[str, SamConfig]:
     if found is None:
         raise UsageError(
             f"{what}: not a known model: none of its {len(shapes)} entries is of an EdgeSAM or SAM image encoder "
-            "(features.* or blocks.*)"
+            f"(image_encoder.features.* or image_encoder.blocks.*); their names start with {first_segments(shapes)}"
         )
     name = min(MODELS, key=lambda known: _distance(_comparable(MODELS[known]), found))
     return name, with_variant(MODELS[name], shapes)

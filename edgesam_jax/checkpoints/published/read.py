@@ -1,22 +1,19 @@
-"""Read published .pth and .safetensors files as models."""
+"""Read published files, and files that training systems saved, as models."""
 
 from __future__ import annotations
 
-import json
-import pickle
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgesam_jax.checkpoints.model import BACKBONE, Model
 from edgesam_jax.checkpoints.published import imagenet, names
+from edgesam_jax.checkpoints.published.entries import Arrays, read_flat
 from edgesam_jax.checkpoints.published.guess import ENCODER, guess, is_bare_encoder, published_shapes, with_variant
-from edgesam_jax.config import SamConfig, UsageError, from_json
+from edgesam_jax.config import SamConfig, UsageError, check_values
+from edgesam_jax.config.parse import from_plain
+from edgesam_jax.files import parse_json
 from edgesam_jax.models.sam import MODELS
 
-Arrays = dict[str, np.ndarray]
 HEADER = "edgesam_jax"  # key of a .safetensors header under which convert.to_torch stores config and metadata
 SHARED = ("prompt_encoder.", "mask_decoder.")  # the parts that EdgeSAM copies from SAM
 LICENCES = {  # by prefix of the model's name
@@ -32,7 +29,7 @@ def load_published(path: str | Path, model_name: str | None = None, decoder_from
     """Read a published file as a model of this project.
 
     Args:
-      path: .pth, .pt or .safetensors.
+      path: a file with one of the suffixes in ``checkpoints.suffixes.PUBLISHED``.
       model_name: a name in ``models.sam.MODELS``; None: inferred from the names and shapes of the entries.
       decoder_from: for a file with only an image encoder: the SAM file to take prompt encoder and mask decoder from.
 
@@ -92,12 +89,14 @@ def _identify(
 ) -> tuple[SamConfig, dict[str, Any]]:
     """Return the config, and metadata without ``source`` and ``num_batches_tracked``."""
     if HEADER in header and model_name is None:  # written by convert.to_torch: the header contains the config
+        content = parse_json(header[HEADER], f"{what}: header")
         try:
-            content = json.loads(header[HEADER])
-            text, metadata = json.dumps(content["config"]), dict(content["metadata"])
+            plain, metadata = content["config"], dict(content["metadata"])
         except (ValueError, KeyError, TypeError):
             raise UsageError(f"{what}: damaged (its header is not readable); pass --model NAME") from None
-        return from_json(SamConfig, text, what), metadata
+        config = from_plain(SamConfig, plain, what)
+        check_values(config, f"{what}: ")
+        return config, metadata
     shapes = {name: value.shape for name, value in source.items()}
     if model_name is None:
         model_name, config = guess(shapes, what)
@@ -109,78 +108,15 @@ def _identify(
 
 
 def read_entries(path: Path) -> tuple[Arrays, dict[str, str]]:
-    """Return the flat entries of a file, unwrapped and without constants, and the header of a .safetensors file.
+    """Return the entries of a file without constants and unused ones, and the header of a .safetensors file.
 
     Raises:
       UsageError: see ``load_published``.
     """
-    if not path.is_file():
-        raise UsageError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
-    if path.stat().st_size == 0:
-        raise UsageError(f"{path}: the file is empty")
-    if path.suffix == ".safetensors":
-        entries, header = _read_safetensors(path)
-    elif path.suffix in (".pth", ".pt"):
-        entries, header = _read_pickle(path), {}
-    else:
-        raise UsageError(f"{path}: not a .pth or .safetensors file")
-    entries = {name.removeprefix("module."): value for name, value in entries.items()}
+    entries, header = read_flat(path)
     entries = {name: value for name, value in entries.items() if name not in names.BUFFERS}
     if names.TINY_VIT in entries:
         entries = {name: value for name, value in entries.items() if not names.CLASSIFIER.match(name)}
     if not entries:
         raise UsageError(f"{path}: contains no weights")
     return entries, header
-
-
-def _read_safetensors(path: Path) -> tuple[Arrays, dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "numpy") as handle:
-            entries = {name: _plain(handle.get_tensor(name)) for name in handle.keys()}  # noqa: SIM118 (not a dict)
-            return entries, handle.metadata() or {}
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise UsageError(f"{path}: damaged, or not a .safetensors file ({_first_line(error)})") from error
-
-
-def _read_pickle(path: Path) -> Arrays:
-    try:
-        import torch
-    except ImportError as error:
-        raise UsageError(f"{path}: reading this file needs PyTorch: pip install 'edgesam-jax[convert]'") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if any(mark in str(error) for mark in ("Unsupported global", "Unsupported class", "GLOBAL")):
-            raise UsageError(
-                f"{path}: loading would execute code in this file (training checkpoints pickle their config this way). "
-                "If you trust the file, save only its weights, in the environment that wrote it: python -c "
-                f"\"import torch; c = torch.load('{path}', map_location='cpu', weights_only=False); "
-                f"torch.save(c['model'], '{path.stem}_weights.pth')\", and convert the new file"
-            ) from error
-        raise UsageError(f"{path}: damaged, or not a PyTorch file") from error
-    except Exception as error:  # torch, zipfile and pickle each raise their own types
-        raise UsageError(f"{path}: damaged, or not a PyTorch file ({_first_line(error)})") from error
-
-    for wrapper in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping):
-        raise UsageError(f"{path}: contains a {type(content).__name__}, not the weights of a model")
-    others = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]
-    if others:
-        raise UsageError(f"{path}: not the weights of a model; these entries are not tensors: {', '.join(others[:5])}")
-    return {
-        str(name): _plain(value.detach().float().numpy() if value.is_floating_point() else value.numpy())
-        for name, value in content.items()
-    }
-
-
-def _plain(array: np.ndarray) -> np.ndarray:
-    """Convert half-precision types to float32; return others unchanged."""
-    return array.astype(np.float32) if array.dtype.itemsize == 2 and array.dtype.kind not in "iu" else array
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:150]}"
