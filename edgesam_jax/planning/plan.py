@@ -68,9 +68,8 @@ def teacher_config(config: Config, model_name: str = "") -> SamConfig | None:
             raise UsageError(f"--teacher-model {model_name}: unknown model; choose from {known}")
     elif model is None and path.suffix == ".msgpack" and os.path.isfile(path):
         model = load_model(path).config
-    elif model is None and os.path.isfile(
-        path / "config.json"
-    ):  # of a checkpoint or of a run: both have the key "model"
+    elif model is None and os.path.isfile(path / "config.json"):
+        # Of a checkpoint or of a run: both have the key "model".
         content = read_json(path / "config.json", "teacher")
         if not isinstance(content, dict) or "model" not in content:
             raise UsageError(f"teacher={config.teacher}: its config.json is damaged")

@@ -61,7 +61,7 @@ def _read_npz(path: Path) -> Arrays:
     if not zipfile.is_zipfile(path):
         raise UsageError(f"{path}: damaged, or not an .npz file; write one with numpy.savez(FILE, **weights)")
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
             return {name: _plain(content[name]) for name in content.files}
     except ValueError as error:
         if "allow_pickle" in str(error):
@@ -171,7 +171,9 @@ def _why_refused(path: Path, error: Exception) -> str:
     """Return why ``torch.load(weights_only=True)`` refused a file, and what its owner can do."""
     found = outline(path)
     if found is None or (found.by_torch and not isinstance(error, pickle.UnpicklingError)):
-        return f"damaged, or not a PyTorch file ({_first_line(error)})"
+        # Torch's own message about an unpickling error advises to execute the code in the file.
+        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({_first_line(error)})"
+        return f"damaged, or not a PyTorch file{reason}"
     fix = _command(path, *_expression(found.thing), by_torch=found.by_torch)
     if not found.thing.is_mapping:
         return (
@@ -212,7 +214,7 @@ def _command(path: Path, weights: str, module: bool = False, by_torch: bool = Tr
         )
     else:
         code = (
-            f'import numpy, pickle; c = pickle.load(open({old}, "rb"));'
+            f"import numpy, pathlib, pickle; c = pickle.loads(pathlib.Path({old}).read_bytes());"
             f" numpy.savez({json.dumps(str(new))}, **{weights})"
         )
     return f"python -c {shlex.quote(code)}, and use {new}"

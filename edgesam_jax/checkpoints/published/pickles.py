@@ -44,7 +44,7 @@ class Outline(NamedTuple):
 
 
 def outline(path: Path) -> Outline | None:
-    """Return the object in a file of ``torch.save`` or ``pickle.dump``; None if the file contains no complete pickle."""
+    """Return the object in a file of ``torch.save`` or ``pickle.dump``; None without a complete pickle."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -102,6 +102,15 @@ def _run(file: IO[bytes]) -> Any:
             memo[len(memo) if name == "MEMOIZE" else argument] = stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(memo[argument])
+        elif name == "TUPLE":
+            stack.append(tuple(to_mark()))
+        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+            size = int(name[-1])
+            stack[-size:] = [tuple(stack[-size:])]
+        elif name == "BINPERSID":  # a storage, or in torch's old format ("module", its class, source file, source)
+            saved = stack.pop()
+            module = isinstance(saved, tuple) and saved[:1] == ("module",)
+            stack.append(saved[1] if module else None)
         elif name == "DUP":
             stack.append(stack[-1])
         elif name == "STOP":
