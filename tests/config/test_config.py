@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 import subprocess
 import sys
 import types
@@ -19,17 +21,21 @@ from edgesam_jax.config import (
     DataConfig,
     EfficientVitConfig,
     OptimConfig,
+    ProposalConfig,
     RepVitConfig,
     SamConfig,
     TinyVitConfig,
     UsageError,
     VitConfig,
     apply_overrides,
+    check_values,
     from_json,
     load_config,
     to_json,
 )
 from edgesam_jax.data.readers.tars import tar_names
+
+IMPORT = "from edgesam_jax.config import Config, TrainConfig"
 
 
 def strategy(hint):
@@ -151,16 +157,151 @@ def test_damaged_json_is_refused(text, says):
         ("def get_config():\n    return 3", "must define get_config"),
         ("import nothing_like_this", "ModuleNotFoundError"),
         ("def (", "SyntaxError"),
+        ("import sys\nsys.exit(0)", r"exits \(sys\.exit\(0\)\) instead of defining get_config"),
+        ("def get_config():\n    raise SystemExit('done\\n')", r"sys\.exit\('done"),
+        ("def get_config():\n    raise ValueError('one\\n  two\\x00')", r"ValueError: one two\\x00$"),
+        (b"x = '\xff'", "SyntaxError"),
+        (b"x = 1\0", "SyntaxError|ValueError"),
+        ("x = " + "7" * 5000, "SyntaxError"),
+        ("x = " + "(" * 500 + ")" * 500, "SyntaxError|MemoryError"),
+        ("def get_config():\n    return get_config()", "RecursionError"),
+        (f"{IMPORT}\ndef get_config(): return Config(train=TrainConfig(steps='many'))", "train.steps: expected int"),
+        (f"{IMPORT}\ndef get_config(): return Config(model=None)", "SamConfig expected named fields, got None"),
+        (f"{IMPORT}\ndef get_config(): return Config(name=[1])", r"name: expected str, got \(1,\)"),
         ("def get_config():\n    return 1 / 0", "ZeroDivisionError"),
     ],
 )
 def test_wrong_config_files_are_named(tmp_path, content, says):
     path = tmp_path / "c.py"
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UsageError, match=says) as caught:
         load_config(path)
-    assert str(path) in str(caught.value)
+    assert str(path) in str(caught.value) and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff{}", b"[" * 100_000, b"null", b'{"train": {"steps": ' + b"7" * 5000 + b"}}", b'{"name": {}}',
+        b'{"model": {"encoder": {"kind": [[1]]}}}', b'{"model": {"encoder": {}}}', b'{"study": {"a": 1}}',
+        b'{"distill": {"mode": ["encoder_only"]}}', b'{"optim": {"learning_rate": 1' + b"0" * 400 + b"}}",
+        b'{"data": {"subset": [["a"]]}}',
+    ],
+)  # fmt: skip
+def test_wrong_json_files_are_named(tmp_path, content):
+    path = tmp_path / "c.json"
+    path.write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value) and str(caught.value).isprintable() and len(str(caught.value)) < 1000
+
+
+def test_names_that_are_no_config(tmp_path):
+    for name in ("config", ".py", "c.txt", "c.PY"):
+        (tmp_path / name).write_text("")
+        with pytest.raises(UsageError, match=r"expected a \.py or \.json file$"):
+            load_config(tmp_path / name)
+    for path, says in (
+        (tmp_path / f"{'x' * 5000}.py", "cannot be looked up"),
+        (f"{'x' * 5000}.py:percent=3", "cannot be looked up"),
+        (tmp_path / "a\0b.py", "cannot be looked up"),
+        (tmp_path / "none\n.py", "no such file"),
+        (tmp_path, "no such file"),
+    ):
+        with pytest.raises(UsageError, match=says) as caught:
+            load_config(path)
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("train.steps", "7" * 5000), ("data.seed", "0x" + "f" * 5000), ("data.subset", "[" * 5000), ("name", "a\nb"),
+     ("model.encoder", "{'kind': []}"), ("model.encoder", "{1: 2, 'kind': 'vit'}"), ("optim.b1", "1e999"),
+     ("optim.eps", "1" + "0" * 400)],
+)  # fmt: skip
+def test_overrides_that_no_field_takes_are_one_line(field, value):
+    with pytest.raises(UsageError) as caught:
+        check_values(apply_overrides(Config(), [f"{field}={value}"]))
+    assert field in str(caught.value) and str(caught.value).isprintable() and len(str(caught.value)) < 1200
+
+
+# ------------------------------------------------------------------------------------------------------- ranges
+
+
+def classes(hint):
+    """Every dataclass that a field of this type may hold."""
+    if dataclasses.is_dataclass(hint):
+        yield hint
+    inside = typing.get_type_hints(hint).values() if dataclasses.is_dataclass(hint) else typing.get_args(hint)
+    for inner in inside:
+        yield from classes(inner)
+
+
+def numbers(hint):
+    """The types of the numbers in a field of this type: of itself, or of the items of a tuple."""
+    if typing.get_origin(hint) is typing.Annotated or hint in (int, float):
+        return [hint]
+    return [found for inner in typing.get_args(hint) for found in numbers(inner)]
+
+
+NUMBERS = [
+    (cls, name, number)
+    for cls in dict.fromkeys(classes(Config))
+    for name, hint in typing.get_type_hints(cls, include_extras=True).items()
+    if typing.get_origin(hint) is not typing.Literal
+    for number in numbers(hint)[:1]
+]
+
+
+def test_every_number_of_the_schema_has_a_range():
+    assert len(NUMBERS) > 110
+    assert [(cls, name) for cls, name, number in NUMBERS if number in (int, float)] == []
+
+
+@pytest.mark.parametrize(("cls", "name", "number"), NUMBERS, ids=[f"{c.__name__}.{name}" for c, name, _ in NUMBERS])
+def test_numbers_outside_their_range_are_refused(cls, name, number):
+    (allowed,) = number.__metadata__
+    check_values(cls())
+    for value in (float("inf"), float("-inf"), float("nan"), allowed.least - 1):
+        wrong = (value,) if isinstance(getattr(cls(), name), tuple) else value
+        with pytest.raises(UsageError, match=rf"^where {name}(\[0\])?=.*: must be ") as caught:
+            check_values(dataclasses.replace(cls(), **{name: wrong}), "where ")
+        assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(strategy(Config))
+def test_any_config_is_usable_or_refused_with_its_field(config):
+    try:
+        check_values(config)
+    except UsageError as error:
+        assert re.match(r"[a-z_0-9.\[\]]+=.*: must ", str(error)) and str(error).isprintable()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damaged_json_is_read_or_one_line(data):
+    """Any value in the place of any other, and any damage to the text."""
+    content = json.loads(to_json(Config(study=(ArmConfig("a"),), model=SamConfig(proposals=ProposalConfig()))))
+    node, path = content, []
+    while isinstance(node, dict | list) and node and (not path or data.draw(st.booleans())):
+        path.append((node, data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))))
+        node = node[path[-1][1]]
+    anything = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=5,
+    )
+    path[-1][0][path[-1][1]] = data.draw(anything)
+    text = json.dumps(content)
+    if data.draw(st.booleans()):
+        at = data.draw(st.integers(0, len(text) - 1))
+        text = text[:at] + data.draw(st.text(max_size=3)) + text[at + data.draw(st.integers(0, 9)) :]
+    try:
+        check_values(from_json(Config, text))
+    except UsageError as error:
+        assert str(error).isprintable()
 
 
 PARAMETERS = """
@@ -226,9 +367,6 @@ def test_arguments_where_none_can_be(tmp_path):
         load_config(saved, a=1)
     with pytest.raises(UsageError, match="unknown argument 'b'; this config takes none"):
         load_config(plain, b=1)
-    (tmp_path / "c.txt").write_text("")
-    with pytest.raises(UsageError, match=r"c\.txt: expected a \.py or \.json file"):
-        load_config(tmp_path / "c.txt")
 
 
 @pytest.mark.parametrize("name", ["a:b.py", "a.json:b.json", "a.py:b=1.py", "dir:x=1/c.py"])
