@@ -24,6 +24,7 @@ from edgesam_jax import files
 from edgesam_jax.cli.flags import count
 from edgesam_jax.config import UsageError
 from edgesam_jax.eval.report.load import load_system
+from edgesam_jax.files import short
 from edgesam_jax.reporting.tables import aligned_table
 
 MUST_MATCH = ("dataset", "prompt", "refine", "protocol")
@@ -31,6 +32,7 @@ NOTED = ("seed", "refine_point", "num_masks", "select", "box_noise", "priors", "
 # With fewer photos, intervals are far too narrow: all of 5 photos have the same sign by chance in 1 of 16 cases.
 FEW_PHOTOS = 10
 NAMED = 5  # unpaired instances named in the text; the JSON lists all
+MOST_SAMPLES = 10_000_000  # their means are kept in memory
 CELLS = 1_000_000  # photos times resamples in memory at a time: limits memory to about 40 MB
 SIGNIFICANT, NOT_SIGNIFICANT = "real", "can't be told apart"  # values in JSON, which programs read
 PRINTED = {SIGNIFICANT: "significant", NOT_SIGNIFICANT: "not significant"}
@@ -83,12 +85,16 @@ class Comparison:
 
     def text(self) -> str:
         """The comparison as text: a Markdown table with an explanation."""
-        settings = ", ".join(f"{key} {value}" for key, value in self.settings.items() if value is not None)
-        lines = [f"A: {self.system_a} ({self.file_a})", f"B: {self.system_b} ({self.file_b})", f"Both: {settings}"]
+        settings = ", ".join(f"{key} {short(value)}" for key, value in self.settings.items() if value is not None)
+        lines = [
+            f"A: {short(self.system_a)} ({self.file_a})",
+            f"B: {short(self.system_b)} ({self.file_b})",
+            f"Both: {settings}",
+        ]
         names = {"iou": "mIoU", "boundary_iou": "boundary IoU"}
         rows = [
             [
-                f"{names[c.measure]}, {c.prompt}",
+                f"{names[c.measure]}, {short(c.prompt)}",
                 f"{c.instances:,}",
                 f"{c.photos:,}",
                 f"{100 * c.a:.2f}",
@@ -110,7 +116,7 @@ class Comparison:
         )
         for name, ids in (("A", self.unpaired_a), ("B", self.unpaired_b)):
             if ids:
-                some = ", ".join(f"{image}/{annotation}" for image, annotation in ids[:NAMED])
+                some = ", ".join(f"{short(image)}/{short(annotation)}" for image, annotation in ids[:NAMED])
                 more = f" and {len(ids) - NAMED:,} more" if len(ids) > NAMED else ""
                 lines.append(f"Only in {name}, not compared: {len(ids):,} instances (photo/annotation {some}{more}).")
         return "\n".join([*lines, *(f"Note: {note}" for note in self.notes)])
@@ -133,8 +139,8 @@ def compare(a: str | Path, b: str | Path, samples: int = 10_000, seed: int = 0, 
       UsageError: a file doesn't exist or is not a report with instances; a system's name is missing or ambiguous; the
         reports can't be compared; or they have no instances in common.
     """
-    if samples < 1:
-        raise UsageError(f"--samples {samples}: must be at least 1")
+    if not 1 <= samples <= MOST_SAMPLES:
+        raise UsageError(f"--samples {samples}: must be from 1 to {MOST_SAMPLES}")
     (file_a, name_a, report_a), (file_b, name_b, report_b) = load_system(a), load_system(b)
     settings = {
         key: _setting(report_a, key) for key in MUST_MATCH if _setting(report_a, key) == _setting(report_b, key)
@@ -256,11 +262,11 @@ def _differing(file_a: str, file_b: str, a: Mapping[str, Any], b: Mapping[str, A
             continue
         if key in MUST_MATCH and not force:
             raise UsageError(
-                f"{file_a}, {file_b}: {key} differs ({value_a} and {value_b}), so a difference would say little about "
-                "the systems; score both with the same settings, or pass --force to compare anyway"
+                f"{file_a}, {file_b}: {key} differs ({short(value_a)} and {short(value_b)}), so a difference would say"
+                " little about the systems; score both with the same settings, or pass --force to compare anyway"
             )
         if key in MUST_MATCH or (key in a and key in b):
-            notes.append(f"{key} differs: A {value_a}, B {value_b}")
+            notes.append(f"{key} differs: A {short(value_a)}, B {short(value_b)}")
     return notes
 
 

@@ -6,6 +6,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
@@ -186,6 +188,7 @@ def without(report, key):
 
 
 GOOD = report(np.full((3, 2), 0.5), range(3))
+WRONG_IOUS = (7, -3, True, 1e308, float("inf"), float("-inf"), float("nan"), 1.0000001, "0.5", [0.5])
 ROW = {"image_id": 1, "annotation_id": 2, "iou": [0.5, 0.6]}
 
 
@@ -195,6 +198,8 @@ ROW = {"image_id": 1, "annotation_id": 2, "iou": [0.5, 0.6]}
         "not json {",
         "[]",
         "3",
+        "[" * 100_000,
+        "7" * 5000,
         '{"systems": []}',
         '{"systems": [3]}',
         "{}",
@@ -211,6 +216,14 @@ ROW = {"image_id": 1, "annotation_id": 2, "iou": [0.5, 0.6]}
                 GOOD | {"instances": [ROW, ROW | {"iou": [0.5]}]},
                 GOOD | {"instances": [ROW | {"image_id": None}]},
                 GOOD | {"instances": [ROW | {"boundary_iou": [0.1]}]},
+                GOOD | {"prompt": ["box"]},
+                GOOD | {"dataset": None},
+                GOOD | {"refine": "1"},
+                GOOD | {"refine": 7},
+                GOOD | {"instances": {"0": ROW}},
+                GOOD | {"instances": [ROW | {"annotation_id": True}]},
+                *(GOOD | {"instances": [ROW | {"iou": [0.5, value]}]} for value in WRONG_IOUS),
+                *(GOOD | {"instances": [ROW | {"boundary_iou": [value, 0.5]}]} for value in WRONG_IOUS),
             ],
         ),
     ],
@@ -218,16 +231,49 @@ ROW = {"image_id": 1, "annotation_id": 2, "iou": [0.5, 0.6]}
 def test_what_is_no_report_is_one_clear_line(tmp_path, content):
     path = tmp_path / "bad.json"
     path.write_text(content)
-    with pytest.raises(UsageError, match=r"bad\.json: not a report") as error:
+    with pytest.raises(UsageError, match=r"bad\.json: not (a report|valid JSON)") as error:
         compare(path, path)
     assert "\n" not in str(error.value)
+
+
+def test_a_wrong_value_is_named_with_its_place(tmp_path):
+    for value, text in ((float("nan"), "nan"), (7, "7"), (True, "True"), (float("-inf"), "-inf")):
+        wrong = write(tmp_path / "w.json", GOOD | {"instances": [ROW, ROW | {"iou": [0.5, value]}]})
+        with pytest.raises(UsageError, match=rf"\(instances\[1\]\.iou\[1\]: must be .* or null; got {text}\)"):
+            compare(wrong, wrong)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_damaged_report_is_compared_or_one_line(tmp_path, data):
+    """Any value in the place of any other."""
+    content = report(np.full((12, 2), 0.5), range(12), seed=0, num_masks=1, select="first", data_root="DIR")
+    node, path = content, []
+    while isinstance(node, dict | list) and node and (not path or data.draw(st.booleans())):
+        path.append((node, data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))))
+        node = node[path[-1][1]]
+    anything = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=4,
+    )
+    path[-1][0][path[-1][1]] = data.draw(anything)
+    changed, whole = write(tmp_path / "a.json", content), write(tmp_path / "b.json", GOOD)
+    for pair in ((changed, changed), (changed, whole)):
+        try:
+            result = compare(*pair, samples=5, force=True)
+        except UsageError as error:
+            assert "\n" not in str(error)
+            continue
+        assert all(0 <= column.a <= 1 and 0 <= column.b <= 1 for column in result.columns)
+        result.text()
 
 
 def test_missing_files_other_instances_and_binary_files(tmp_path):
     with pytest.raises(UsageError, match=r"none\.json: no such file"):
         compare(tmp_path / "none.json", tmp_path / "none.json")
     (tmp_path / "picture.png").write_bytes(bytes(range(256)))
-    with pytest.raises(UsageError, match=r"picture\.png: not a report"):
+    with pytest.raises(UsageError, match=r"picture\.png: not valid JSON"):
         compare(tmp_path / "picture.png", tmp_path / "picture.png")
     a, b = write(tmp_path / "a.json", GOOD), write(tmp_path / "b.json", report(np.ones((2, 2)), [8, 9]))
     with pytest.raises(UsageError, match="no instances in common; score both on the same photos"):

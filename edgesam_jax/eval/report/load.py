@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgesam_jax.config import UsageError
+from edgesam_jax.config.parse import shown
 from edgesam_jax.eval.report.settings import names_of
+from edgesam_jax.files import read_json, short
 
 
 class LoadedReport(NamedTuple):
@@ -31,12 +32,11 @@ def load_system(where: str | Path) -> LoadedReport:
         # The longest prefix that is a file, because names and folders may contain colons too.
         cuts = [i for i in range(len(text) - 1, 0, -1) if text[i] == ":" and os.path.isfile(text[:i])]
         if not cuts:
-            raise UsageError(f"{text}: no such file; pass a report written by python -m edgesam_jax.eval --output")
+            raise UsageError(
+                f"{short(text)}: no such file; pass a report written by python -m edgesam_jax.eval --output"
+            )
         path, name = text[: cuts[0]], text[cuts[0] + 1 :]
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: not a report: cannot be read as JSON ({error})") from None
+    content = read_json(path, "report")
     systems = content.get("systems", [content]) if isinstance(content, dict) else None
     if not isinstance(systems, list) or not systems or not all(isinstance(system, dict) for system in systems):
         raise UsageError(f"{path}: not a report; pass one written by python -m edgesam_jax.eval --output")
@@ -49,28 +49,43 @@ def load_system(where: str | Path) -> LoadedReport:
     if not matches:
         raise UsageError(f"{text}: no system {name!r} in {path}; it has {', '.join(names)}")
     report = systems[matches[0]]
-    if not _is_report(report):
+    if fault := _fault(report):
         raise UsageError(
-            f"{text}: not a report with the IoUs of every instance; pass one written by "
+            f"{text}: not a report with the IoUs of every instance ({fault}); pass one written by "
             "python -m edgesam_jax.eval --output for a ground-truth prompt (box, center or point)"
         )
     return LoadedReport(path, names[matches[0]], report)
 
 
-def _is_report(report: Any) -> bool:
-    """Whether the report's instances can be paired and compared."""
-    if not isinstance(report, dict) or not {"dataset", "prompt", "instances"} <= report.keys():
-        return False
-    rows = report["instances"]
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        return False
-    lengths = {_rounds(row.get("iou")) for row in rows}
-    boundaries = {_rounds(row["boundary_iou"]) for row in rows if "boundary_iou" in row}
-    ids = all(isinstance(row.get(key), int | str) for row in rows for key in ("image_id", "annotation_id"))
-    return ids and len(lengths) == 1 and lengths != {0} and (not boundaries or boundaries == lengths)
-
-
-def _rounds(values: Any) -> int:
-    """The number of IoUs in a list; 0 if ``values`` is not a list of numbers and None."""
-    valid = isinstance(values, list) and all(value is None or isinstance(value, int | float) for value in values)
-    return len(values) if valid else 0
+def _fault(report: Any) -> str | None:
+    """Return what prevents a report's instances from being paired and compared, with the field; None if nothing does."""
+    for key, kinds, needed in (
+        ("dataset", str, True), ("prompt", str, True), ("protocol", str, False), ("refine", int, False)
+    ):  # fmt: skip
+        if (needed and key not in report) or (key in report and not isinstance(report[key], kinds)):
+            return f"{key}: {f'got {shown(report[key])}' if key in report else 'missing'}"
+    rows = report.get("instances")
+    if not isinstance(rows, list) or not rows:
+        return f"instances: {'missing' if rows is None else f'got {shown(rows)}'}"
+    rounds = -1  # of the first row, which all others must have too
+    for number, row in enumerate(rows):
+        where = f"instances[{number}]"
+        if not isinstance(row, dict):
+            return f"{where}: got {shown(row)}"
+        for key in ("image_id", "annotation_id"):
+            if not isinstance(row.get(key), int | str) or isinstance(row[key], bool):
+                return f"{where}.{key}: must be a number or a text, got {shown(row.get(key))}"
+        for key in ("iou", *(["boundary_iou"] if "boundary_iou" in row else [])):
+            values = row.get(key)
+            if not isinstance(values, list) or not values:
+                return f"{where}.{key}: must be a list of fractions, got {shown(values)}"
+            for i, value in enumerate(values):
+                number_or_null = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+                if not number_or_null or (value is not None and not 0 <= value <= 1):  # NaN fails the comparison
+                    return f"{where}.{key}[{i}]: must be a fraction, 0 to 1, or null; got {shown(value)}"
+            rounds = len(values) if rounds < 0 else rounds
+            if len(values) != rounds:
+                return f"{where}.{key}: has {len(values)} values, the first instance has {rounds}"
+    if report.get("refine", rounds - 1) != rounds - 1:
+        return f"refine: is {shown(report['refine'])}, but every instance has {rounds} IoUs"
+    return None
