@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import shutil
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from edgesam_jax.checkpoints.steps import CHECKPOINTS, COLLECTIONS, newest_step
 from edgesam_jax.config import Config, UsageError, from_json, to_json
 from edgesam_jax.files import write_atomically
 from edgesam_jax.types import TrainState
+
+# Seconds after a failed save: how long nothing may appear before its folder counts as removed, and how long to wait.
+QUIET, SETTLING = 0.5, 10.0
 
 
 class TrainCheckpointer:
@@ -107,14 +111,22 @@ class TrainCheckpointer:
                 self._note_best()
         except Exception as error:  # a full disk may raise tensorstore's, Orbax's or the system's types
             _silence()
-            for unfinished in self.directory.glob(f"{step}.*tmp*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
+            self._remove_unfinished(step)
             last = newest_step(self.directory)
             raise UsageError(
                 f"{self.directory}: step {step} could not be saved ({_first_line(error)});"
                 f" {f'step {last.name} is still valid' if last else 'there is no earlier checkpoint'}."
                 " Make room or choose another --workdir, then run the same command again to resume"
             ) from error
+
+    def _remove_unfinished(self, step: int) -> None:
+        """Remove the folders of a save that failed; other threads of Orbax may still be creating some."""
+        end, empty_since = time.monotonic() + SETTLING, time.monotonic()
+        while time.monotonic() < min(end, empty_since + QUIET):
+            for unfinished in self.directory.glob(f"{step}.*tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+                empty_since = time.monotonic()
+            time.sleep(QUIET / 20)
 
     def _note_best(self) -> None:
         best = self._manager.best_step()

@@ -58,7 +58,7 @@ def load_system(where: str | Path) -> LoadedReport:
 
 
 def _fault(report: Any) -> str | None:
-    """Return what prevents a report's instances from being paired and compared, with the field; None if nothing does."""
+    """Return the field that prevents instances from being paired and compared, and its fault; None without one."""
     for key, kinds, needed in (
         ("dataset", str, True), ("prompt", str, True), ("protocol", str, False), ("refine", int, False)
     ):  # fmt: skip
