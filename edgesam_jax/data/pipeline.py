@@ -7,13 +7,8 @@ a function of its position.
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,13 +25,13 @@ from edgesam_jax.data.readers.records import decode
 from edgesam_jax.data.schema import BadExample, Example
 from edgesam_jax.data.source import Part, Source, Split, skipped_entries
 from edgesam_jax.data.transforms import MAX_SIDE, jitter_boxes, low_res_windows, suppress_masks
+from edgesam_jax.data.workers import in_processes, in_thread
 from edgesam_jax.portable.frame import pad_to_square, resize_longest_side, scale_coords, target_size
 
 if TYPE_CHECKING:  # workers import this module and must not start JAX
     from edgesam_jax.types import Batch
 
 Arrays = dict[str, np.ndarray]
-_AHEAD = 2  # batches prepared while a step runs
 _TRIES = 20  # photos tried for one place of a batch before the run stops
 MAX_RATIO = 64  # of the longer to the shorter side; beyond it the shorter is less than a cell of the embedding
 
@@ -55,11 +50,7 @@ class Skipped:
 
 @dataclass
 class Loaded:
-    """The arrays of a batch, with the ids of its photos and the photos skipped.
-
-    Wrapping the arrays also keeps grain from moving them to shared memory, where some would remain when a run ends
-    early.
-    """
+    """The arrays of a batch, with the ids of its photos and the photos skipped."""
 
     arrays: Arrays
     ids: list[int | str]
@@ -110,7 +101,7 @@ def batches(
     """Return endless batches of NumPy arrays, starting with ``start_step``.
 
     Each epoch has its own order, drawn from ``data.seed``; a batch may span two epochs.  With ``data.workers`` > 0
-    grain runs this many processes; otherwise one background thread prepares the next batches.
+    this many processes prepare the next batches; otherwise one background thread does.
 
     Args:
       data, model: the configs; ``model`` gives the size of the frame and of the mask targets.
@@ -131,7 +122,7 @@ def batches(
         )
     parts = parts or open_parts(data, model.image_size, split)
     steps = BatchSource(data, model, parts, shard)
-    loaded = _in_processes(steps, start_step, data.workers) if data.workers else _in_thread(steps, start_step)
+    loaded = in_processes(steps, start_step, data.workers) if data.workers else in_thread(steps, start_step)
     rows = (
         [row for part in parts for row in skipped_entries(part.source).rows] if (start_step, shard[0]) == (0, 0) else []
     )
@@ -282,64 +273,3 @@ def check_sides(image_id: int | str, height: int, width: int) -> None:
         raise BadExample("photo too large", f"photo {image_id}: {width}x{height} pixels; shrink it first")
     if max(height, width) > MAX_RATIO * min(height, width):
         raise BadExample("photo too thin", f"photo {image_id}: {width}x{height} pixels; crop it first")
-
-
-def _in_thread(steps: BatchSource, start: int) -> Iterator[Loaded]:
-    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="data")
-    pending: list[Future[Loaded]] = []
-    try:
-        step = start
-        while True:
-            while len(pending) < _AHEAD:
-                pending.append(executor.submit(steps.__getitem__, step))
-                step += 1
-            yield pending.pop(0).result()
-    finally:
-        executor.shutdown(wait=False, cancel_futures=True)
-
-
-class _OffsetBatches:
-    """The batches from a step on, indexed from 0 for grain."""
-
-    def __init__(self, steps: BatchSource, start: int) -> None:
-        self._steps, self._start = steps, start
-
-    def __len__(self) -> int:
-        return len(self._steps) - self._start
-
-    def __getitem__(self, index: int) -> Loaded:
-        return self._steps[self._start + int(index)]
-
-
-def _in_processes(steps: BatchSource, start: int, workers: int) -> Iterator[Loaded]:
-    import grain
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():  # grain reads absl flags, which are parsed only under absl.app.run
-        flags.FLAGS.mark_as_parsed()
-    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD)
-    dataset = grain.MapDataset.source(_OffsetBatches(steps, start)).to_iter_dataset(reading)
-    processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_AHEAD)
-    prefetched = iter(dataset.mp_prefetch(processes, worker_init_fn=_begin_worker))
-    try:
-        yield from prefetched
-    finally:
-        prefetched.close()
-
-
-def _begin_worker(index: int, count: int) -> None:
-    """Tie a worker's life to the process that started it.
-
-    A signal to the entire process group (Ctrl-C, a scheduler's SIGTERM) must not end the workers of a run that still
-    has to save, and a run that was killed must not leave its workers behind.
-    """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
