@@ -34,13 +34,15 @@ class PendingStep:
     """A step that was dispatched and whose metrics have not been read yet.
 
     ``done`` counts finished steps, this one included.  ``ids`` are the photos of its batch.  ``skipped`` counts the
-    photos skipped up to that batch: when the step is logged, the next one may have been drawn.
+    photos skipped up to that batch: when the step is logged, the next one may have been drawn.  ``batch`` is kept where
+    steps may be skipped, to check weights with it.
     """
 
     done: int
     metrics: dict[str, jax.Array]
     ids: list[int | str]
     skipped: int
+    batch: Batch | None
     times: Future[dict[str, float] | None]
 
 
@@ -70,6 +72,7 @@ class Loop:
         self.timer = StepTimer()
         self.pending: deque[PendingStep] = deque()
         self.phase: Config | None = None  # of the last step
+        self.finite: Batch | None = None  # the last one whose step was finite, where steps may be skipped
         self.progress = Progress(setup, workdir, start, position, quiet)
         self.skipped = SkippedPhotos(workdir, start, position, config.data.max_bad_share)
         self.saves = Saves(checkpointer, config)
@@ -98,7 +101,8 @@ class Loop:
                 state, metrics = step(*arguments)
                 done += 1
                 times = self.timer.track(metrics, waited)
-                self.pending.append(PendingStep(done, metrics, ids, self.skipped.counts.total(), times))
+                kept = batch if self.nonfinite.skips else None
+                self.pending.append(PendingStep(done, metrics, ids, self.skipped.counts.total(), kept, times))
                 self._read_metrics(keep=1)  # of the step before: the device always has a step to work on
                 leaving = parallel.agree_to_stop(done, stop)
                 if self.evaluation.due(done) and not leaving:
@@ -151,6 +155,7 @@ class Loop:
             times = step.times.result()
             self.progress.finished(step.done, times)
             if self.nonfinite.accept(step.done, metrics, step.ids):
+                self.finite = step.batch
                 self.progress.window.append(metrics | (times or {}))
                 self.saves.losses.append(metrics["loss"])
             if self.progress.due(step.done):
@@ -165,9 +170,18 @@ class Loop:
 
     def _save(self, done: int, state: TrainState) -> None:
         self._read_metrics(keep=0)
+        if self.finite is not None and self.phase is not None:
+            self.nonfinite.check_weights(done, self._repeat(self.finite, self.setup.step_for(self.phase), state))
+            self.timer.discard_elapsed()
         if self.first:
             self.saves.save(done, state, self.position, by_loss=self.evaluation.impossible)
             self.timer.discard_elapsed()
+
+    def _repeat(self, batch: Batch, step: parallel.TrainStep, state: TrainState) -> dict[str, float]:
+        """The metrics of a step on a batch; the state stays as it is."""
+        copy = self.setup.replicate(parallel.to_host(state, copy=True))  # a step overwrites its state
+        _, metrics = step(*self.setup.arguments(copy, batch))
+        return {name: float(value) for name, value in jax.device_get(metrics).items()}
 
     def _draw_picture(self, done: int, state: TrainState, batch: Batch) -> None:
         if self.first:

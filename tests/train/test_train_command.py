@@ -247,6 +247,18 @@ def test_skipping_ends_where_nothing_is_finite_any_more(tmp_path, monkeypatch):
         run.fit(changed(CONFIG, nonfinite="skip"), tmp_path / "run", quiet=True)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_weights_ruined_by_an_update_are_neither_saved_nor_handed_out(steps, tmp_path):
+    """Later steps are skipped, because no batch gives a finite loss any more; the run must not end as if it were well.
+
+    With one step, no later step would show it.
+    """
+    wild = dataclasses.replace(CONFIG, optim=OptimConfig(schedule="constant", learning_rate=1e30))
+    with pytest.raises(FloatingPointError, match=rf"step {min(steps, 2)}: .* is \w+ even on a batch .* not saved"):
+        run.fit(changed(wild, nonfinite="skip", steps=steps), tmp_path / "run", quiet=True)
+    assert kept_steps(tmp_path / "run") == [] and not (tmp_path / "run" / "model").exists()
+
+
 def test_a_full_disk_ends_the_run_and_the_last_checkpoint_goes_on(finished, config_file, tmp_path, capfd, monkeypatch):
     original = Path.open
 

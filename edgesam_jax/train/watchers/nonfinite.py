@@ -14,6 +14,9 @@ from edgesam_jax.train.watchers.skipped import rows_of_process
 MAX_IN_A_ROW = 10  # this many steps in a row that are not finite end a run that skips them
 
 
+CHECKED = ("loss", "grad_norm")
+
+
 class NonfinitePolicy:
     """Lists batches whose loss or gradient was not finite in ``nonfinite.jsonl``, and stops the run if required.
 
@@ -36,6 +39,27 @@ class NonfinitePolicy:
         """How many steps of the run were not finite."""
         return self._rows.count
 
+    @property
+    def skips(self) -> bool:
+        """Whether steps that are not finite are skipped."""
+        return self._action == "skip"
+
+    def check_weights(self, done: int, metrics: Mapping[str, float]) -> None:
+        """Refuse to save weights that an update has ruined: every later step is skipped, and they never recover.
+
+        Args:
+          metrics: of a step with these weights, on a batch that was finite with earlier ones.
+
+        Raises:
+          FloatingPointError: loss or gradient is not finite.
+        """
+        wrong = [f"{name} is {metrics[name]}" for name in CHECKED if not math.isfinite(metrics[name])]
+        if wrong:
+            raise FloatingPointError(
+                f"step {done}: {wrong[0]} even on a batch that was finite before, so the weights are ruined and not"
+                f" saved; {self._saves.last_good()}"
+            )
+
     def accept(self, done: int, metrics: Mapping[str, float], ids: Sequence[int | str]) -> bool:
         """Whether the step that ended as number ``done`` was finite; if not, list its batch.
 
@@ -45,7 +69,7 @@ class NonfinitePolicy:
         Raises:
           FloatingPointError: the step was not finite, and such steps are not skipped or there were too many in a row.
         """
-        values = {name: metrics[name] for name in ("loss", "grad_norm")}
+        values = {name: metrics[name] for name in CHECKED}
         if all(map(math.isfinite, values.values())):
             self.in_a_row = 0
             return True
