@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -10,6 +11,12 @@ from collections.abc import Callable
 from edgesam_jax.config import UsageError
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # 130 = 128 + SIGINT
+# In the messages of JAX's errors when a process of the job has gone: collectives, coordination service.
+LOST = re.compile(
+    r"gloo|nccl|closed by peer|reset by peer|broken pipe|socket closed|heartbeat|barrier|coordination service|"
+    r"preempted|unavailable",
+    re.IGNORECASE,
+)
 
 
 def run_command(
@@ -21,7 +28,7 @@ def run_command(
     """Call ``command``, which parses its flags and runs, and turn its errors into messages on stderr and exit codes.
 
     A ``UsageError`` prints ``error: ...`` on one line and gives exit code 2. Any other exception propagates, unless an
-    argument names it.
+    argument names it. In a JAX job, the loss of another process prints one line too and gives exit code 1.
 
     Args:
       command: returns an exit code.
@@ -43,14 +50,26 @@ def run_command(
         if interrupted is None:
             raise
         message, code = interrupted, INTERRUPTED
-    except Exception:
+    except Exception as error:
         if not (multiprocess and _in_a_job()):
             raise
-        message, code = traceback.format_exc(), FAILED
+        message, code = lost_process(error) or traceback.format_exc(), FAILED
     print(message, file=sys.stderr, flush=True)
     if multiprocess and _in_a_job():
         os._exit(code)
     return code
+
+
+def lost_process(error: BaseException) -> str | None:
+    """Return the message for an error of JAX that another process of the job has caused by ending; None for others."""
+    text = " ".join(str(error).split())
+    if type(error).__name__ not in ("JaxRuntimeError", "XlaRuntimeError") or not LOST.search(text):
+        return None
+    reason = re.sub(r"^\w+: |\[external[^]]*\] ", "", text)[:200]
+    return (
+        f"error: lost another process of this job, which was killed or failed ({reason}); see its own messages, then"
+        " start all processes again to resume from the last checkpoint"
+    )
 
 
 def _in_a_job() -> bool:

@@ -97,6 +97,7 @@ def batches(
     split: Split = "train",
     parts: list[Part] | None = None,
     shard: tuple[int, int] = (0, 1),
+    masks: bool = True,
 ) -> Batches:
     """Return endless batches of NumPy arrays, starting with ``start_step``.
 
@@ -109,6 +110,7 @@ def batches(
       split: "heldout" draws scenes that training never sees.
       parts: data sets to use instead of those that ``data`` describes.
       shard: (index of this process, number of processes); each reads only its own rows of the global batch.
+      masks: whether the batches have ``masks``; without them, making them takes no time.
 
     Raises:
       UsageError: on the call, the source can't be opened or the batch size doesn't fit; on iteration, too many photos
@@ -121,7 +123,7 @@ def batches(
             f"data.batch_size={data.batch_size} is not divisible by {shard[1]} processes; use a multiple of {shard[1]}"
         )
     parts = parts or open_parts(data, model.image_size, split)
-    steps = BatchSource(data, model, parts, shard)
+    steps = BatchSource(data, model, parts, shard, masks)
     loaded = in_processes(steps, start_step, data.workers) if data.workers else in_thread(steps, start_step)
     rows = (
         [row for part in parts for row in skipped_entries(part.source).rows] if (start_step, shard[0]) == (0, 0) else []
@@ -130,7 +132,11 @@ def batches(
 
 
 def example_arrays(
-    example: Example, data: DataConfig, model: SamConfig, rng: np.random.Generator | None = None
+    example: Example,
+    data: DataConfig,
+    model: SamConfig,
+    rng: np.random.Generator | None = None,
+    with_masks: bool = True,
 ) -> Arrays:
     """Convert one example to the arrays of a ``Batch`` without the leading ``b``, padded to ``max_prompts`` prompts.
 
@@ -138,7 +144,7 @@ def example_arrays(
     """
     n = min(len(example), data.max_prompts)
     masks = [crop(mask) for mask in example.masks[:n]]
-    return _arrays(example.image, masks, example.boxes[:n], example.points[:n], data, model, rng)
+    return _arrays(example.image, masks, example.boxes[:n], example.points[:n], data, model, rng, with_masks)
 
 
 def _arrays(
@@ -149,6 +155,7 @@ def _arrays(
     data: DataConfig,
     model: SamConfig,
     rng: np.random.Generator | None,
+    with_masks: bool,
 ) -> Arrays:
     old = (photo.height, photo.width) if isinstance(photo, Image.Image) else (photo.shape[0], photo.shape[1])
     image, new = resize_longest_side(photo, model.image_size)
@@ -161,20 +168,28 @@ def _arrays(
         "boxes": np.zeros((data.max_prompts, 4), np.float32),
         "points": np.zeros((data.max_prompts, 2), np.float32),
         "prompt_valid": np.zeros(data.max_prompts, bool),
-        "masks": np.zeros((data.max_prompts, model.mask_size, model.mask_size), bool),
     }
     arrays["prompt_valid"][:n] = [bool(mask) for mask in masks]  # an empty mask gives no training signal
     arrays["boxes"][:n] = scale_coords(boxes, old, new)
     arrays["points"][:n] = scale_coords(points, old, new)
-    arrays["masks"][:n] = low_res_windows(masks, old, new, model.image_size, model.mask_size)
+    if with_masks:
+        arrays["masks"] = np.zeros((data.max_prompts, model.mask_size, model.mask_size), bool)
+        arrays["masks"][:n] = low_res_windows(masks, old, new, model.image_size, model.mask_size)
     return arrays
 
 
 class BatchSource:
     """Random access to batches by step; sent to the workers."""
 
-    def __init__(self, data: DataConfig, model: SamConfig, parts: list[Part], shard: tuple[int, int] = (0, 1)) -> None:
-        self._data, self._model, self._parts, self._shard = data, model, parts, shard
+    def __init__(
+        self,
+        data: DataConfig,
+        model: SamConfig,
+        parts: list[Part],
+        shard: tuple[int, int] = (0, 1),
+        masks: bool = True,
+    ) -> None:
+        self._data, self._model, self._parts, self._shard, self._masks = data, model, parts, shard, masks
         # Created on first use, in the worker: grain imports JAX, and a store's index is larger to pickle than its path.
         self._order: Callable[[int], tuple[int, int]] | None = None
         self._stores: list[EmbeddingStore] = []
@@ -234,7 +249,8 @@ class BatchSource:
             check_annotations(stored.image_id)
             check_sides(stored.image_id, *decoded.size)
             n = data.max_prompts
-            arrays = _arrays(decoded.photo, decoded.masks[:n], decoded.boxes[:n], decoded.points[:n], data, model, rng)
+            prompts = decoded.masks[:n], decoded.boxes[:n], decoded.points[:n]
+            arrays = _arrays(decoded.photo, *prompts, data, model, rng, self._masks)
             image_id = stored.image_id
         else:
             example = source.load(index, keep)
@@ -246,7 +262,11 @@ class BatchSource:
                     selected = rng.permutation(selected)[: data.max_prompts]
                 example = example.take(selected)
             example = augment(example, data.augment, rng)
-            arrays, image_id, key = example_arrays(example, data, model, rng), example.image_id, example.key
+            arrays, image_id, key = (
+                example_arrays(example, data, model, rng, self._masks),
+                example.image_id,
+                example.key,
+            )
         if data.embeddings:
             stores = self._open_stores()
             store = next((store for store in stores if key in store), stores[0])

@@ -70,6 +70,10 @@ class Objective(Protocol):
         """Whether the instances' masks must be ground truth rather than boxes or guesses."""
         ...
 
+    def reads_masks(self, config: Config) -> bool:
+        """Whether ``Batch.masks`` is read; the data pipeline makes them only then."""
+        ...
+
     def compares_embeddings(self, config: Config) -> bool:
         """Whether student and teacher embeddings are compared, so that their sizes must agree."""
         ...

@@ -28,7 +28,7 @@ from edgesam_jax.data.readers.tars import find_tars
 from edgesam_jax.files import read_json
 from edgesam_jax.learning.checks import check_distillation, check_teacher
 from edgesam_jax.learning.freezing import TRAINED
-from edgesam_jax.learning.objectives import objective_of
+from edgesam_jax.learning.objectives import needs_masks, objective_of
 from edgesam_jax.learning.optim import labels, make_optimizer
 from edgesam_jax.learning.prompt_loop import POINT_SLOTS_AT_START
 from edgesam_jax.learning.step import AXIS, needed_teacher_variables, train_step
@@ -123,7 +123,7 @@ def abstract_batch(config: Config, images: int) -> Batch:
         "boxes": _array((images, p, 4)),
         "points": _array((images, p, 2)),
         "prompt_valid": _array((images, p), jnp.bool_),
-        "masks": _array((images, p, s, s), jnp.bool_),
+        "masks": _array((images, p, s, s), jnp.bool_) if needs_masks(config) else None,
         "teacher_embedding": embedding,
     }
     return Batch(**shapes)

@@ -15,7 +15,7 @@ from edgesam_jax.data.opening import open_parts
 from edgesam_jax.data.pipeline import Batches, batches
 from edgesam_jax.data.source import ENOUGH_TO_JUDGE, Part, skipped_entries
 from edgesam_jax.learning.checks import check_teacher
-from edgesam_jax.learning.objectives import objective_of
+from edgesam_jax.learning.objectives import needs_masks, objective_of
 
 
 def check_data(config: Config, parts: Sequence[Part]) -> None:
@@ -91,4 +91,4 @@ def open_data(config: Config, step: int, notes: list[str] | None = None) -> Batc
         if notes is not None and (found := skipped_entries(part.source)).rows:
             notes.append(f"note: {found.note}; skipped.jsonl lists them")
     shard = jax.process_index(), jax.process_count()
-    return batches(config.data, config.model, step, parts=parts, shard=shard)
+    return batches(config.data, config.model, step, parts=parts, shard=shard, masks=needs_masks(config))

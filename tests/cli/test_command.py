@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from edgesam_jax.cli.command import run_command
+from edgesam_jax.cli.command import lost_process, run_command
 from edgesam_jax.config import UsageError
 
 
@@ -61,3 +61,15 @@ def test_one_of_several_processes_ends_at_once(monkeypatch, capsys) -> None:
     assert codes == [2, 1]
     shown = capsys.readouterr().err
     assert "error: b\nTraceback" in shown and "ValueError: c" in shown
+
+
+def test_the_loss_of_another_process_is_one_line_and_other_errors_keep_their_traceback():
+    error = type("JaxRuntimeError", (RuntimeError,), {})
+    text = "UNKNOWN: Gloo all-reduce failed: [external/gloo/pair.cc:547] Connection closed by peer [10.0.0.2]:4470\n"
+    assert lost_process(error(text)) == (
+        "error: lost another process of this job, which was killed or failed (Gloo all-reduce failed: Connection closed"
+        " by peer [10.0.0.2]:4470); see its own messages, then start all processes again to resume from the last"
+        " checkpoint"
+    )
+    for other in (error("RESOURCE_EXHAUSTED: Out of memory"), RuntimeError(text), ValueError("gloo")):
+        assert lost_process(other) is None

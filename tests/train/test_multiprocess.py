@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -31,10 +32,18 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def job(workdir: Path, processes: int, devices: int, terminate: int = -1, broken: int = -1, timeout: float = 600):
+def job(
+    workdir: Path,
+    processes: int,
+    devices: int,
+    terminate: int = -1,
+    broken: int = -1,
+    timeout: float = 600,
+    number: signal.Signals = signal.SIGTERM,
+):
     """Run a job to its end: the exit code and the errors of each process.
 
-    ``terminate``: the process that gets SIGTERM as soon as a step is logged; batches then come slowly.
+    ``terminate``: the process that gets the signal ``number`` as soon as a step is logged; batches then come slowly.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "SLURM", "XLA_FLAGS"))}
     environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST_FLAGS}
@@ -52,7 +61,7 @@ def job(workdir: Path, processes: int, devices: int, terminate: int = -1, broken
         if terminate >= 0:
             while not read_metrics(workdir / "metrics.jsonl") and time.monotonic() < until:
                 time.sleep(0.1)
-            running[terminate].terminate()
+            running[terminate].send_signal(number)
         codes = [process.wait(max(1, until - time.monotonic())) for process in running]
     finally:
         for process in running:
@@ -109,6 +118,14 @@ def test_one_failing_process_ends_the_job(folder):
     assert codes[broken] == 2 and errors[broken].splitlines()[-1] == "error: the disk of this host is gone"
     assert codes[1 - broken] != 0, errors
     assert time.monotonic() - began < 200
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_with_one_line(folder):
+    codes, errors = job(folder / "killed", 2, 1, terminate=1, number=signal.SIGKILL, timeout=300)
+    assert codes == [1, -9], errors
+    assert errors[0].splitlines()[-1].startswith("error: lost another process of this job"), errors
+    assert "Traceback" not in errors[0]
 
 
 def test_clusters_are_recognised():

@@ -15,4 +15,14 @@ from edgesam_jax.learning.objective import Objective
 
 def objective_of(config: Config) -> Objective:
     """The objective that a config trains."""
-    return cast(Objective, importlib.import_module(f"{__name__}.{config.distill.mode}"))
+    return _module(config.distill.mode)
+
+
+def needs_masks(config: Config) -> bool:
+    """Whether a run reads the masks of its batches: in the objective, or for pictures of the prompt loop."""
+    pictures = config.train.picture_every > 0 and _module("prompt_in_the_loop").reads_masks(config)
+    return pictures or objective_of(config).reads_masks(config)
+
+
+def _module(mode: str) -> Objective:
+    return cast(Objective, importlib.import_module(f"{__name__}.{mode}"))

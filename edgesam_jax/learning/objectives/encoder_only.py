@@ -39,6 +39,11 @@ def needs_true_masks(config: Config) -> bool:
     return False
 
 
+def reads_masks(config: Config) -> bool:
+    """No mask is read."""
+    return False
+
+
 def compares_embeddings(config: Config) -> bool:
     """Only embeddings are compared."""
     return True

@@ -44,6 +44,12 @@ def needs_true_masks(config: Config) -> bool:
     return config.distill.targets == "ground_truth"
 
 
+def reads_masks(config: Config) -> bool:
+    """As targets, for the grouping loss, and to draw the first point."""
+    distill = config.distill
+    return needs_true_masks(config) or distill.loss.grouping > 0 or distill.point_start == "interior"
+
+
 def compares_embeddings(config: Config) -> bool:
     """Only if the feature loss of stage 1 is kept."""
     return config.distill.loss.encoder > 0

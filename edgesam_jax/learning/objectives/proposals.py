@@ -38,6 +38,11 @@ def needs_true_masks(config: Config) -> bool:
     return False
 
 
+def reads_masks(config: Config) -> bool:
+    """Only boxes are read."""
+    return False
+
+
 def compares_embeddings(config: Config) -> bool:
     """There is no teacher."""
     return False
