@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
+import os
+import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,9 @@ import jax
 import numpy as np
 
 from edgesam_jax.config import UsageError
+
+# Seconds after a failed save: how long nothing may appear before its folder counts as removed, and how long to wait.
+QUIET, SETTLING = 0.5, 10.0
 
 
 @functools.cache
@@ -53,6 +60,25 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
+
+
+def remove_unfinished(folder: Path, pattern: str) -> None:
+    """Remove the folders of a save that failed, until no more appear: other threads of Orbax may still create some."""
+    end, empty_since = time.monotonic() + SETTLING, time.monotonic()
+    while time.monotonic() < min(end, empty_since + QUIET):
+        for unfinished in folder.glob(pattern):
+            shutil.rmtree(unfinished, ignore_errors=True)
+            empty_since = time.monotonic()
+        time.sleep(QUIET / 20)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the operating system's message if the error's text contains it, else the first line of the text."""
+    text = str(error)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO):
+        if os.strerror(number) in text:
+            return os.strerror(number)
+    return (text.splitlines() or [type(error).__name__])[0][:200]
 
 
 def restore_numpy(folder: Path, where: Path) -> Any:

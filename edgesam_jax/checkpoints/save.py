@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 
 from edgesam_jax.checkpoints.digest import digest_of, json_digest
 from edgesam_jax.checkpoints.model import Model
-from edgesam_jax.checkpoints.orbax import alone, orbax, quiet
+from edgesam_jax.checkpoints.orbax import alone, orbax, quiet, reason_of, remove_unfinished
 from edgesam_jax.config import UsageError
 from edgesam_jax.files import atomic_file, atomic_folder
 
@@ -24,15 +26,22 @@ def save_model(path: str | Path, model: Model) -> Path:
     """Write an inference checkpoint folder, atomically; replace an earlier checkpoint at ``path``.
 
     Raises:
-      UsageError: ``path`` contains other files than an inference checkpoint.
+      UsageError: ``path`` contains other files than an inference checkpoint, or can't be written, for instance because
+        the disk is full; an earlier checkpoint is unchanged.
     """
     path = Path(path).absolute()
     if path.exists() and not (path / "config.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise UsageError(f"{path}: already contains other files; choose a new folder for the checkpoint")
-    with atomic_folder(path) as folder:
-        with quiet(), orbax().StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
-            checkpointer.save(folder / "variables", model.variables)
-        (folder / "config.json").write_text(_header(model, digest_of(model.variables)))
+    try:
+        with atomic_folder(path) as folder:
+            with quiet(), orbax().StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
+                checkpointer.save(folder / "variables", model.variables)
+            (folder / "config.json").write_text(_header(model, digest_of(model.variables)))
+    except Exception as error:  # a full disk may raise tensorstore's, Orbax's or the system's types
+        remove_unfinished(path.parent, f".{glob.escape(path.name)}.{os.getpid()}.*.part")
+        raise UsageError(
+            f"{path}: the checkpoint could not be saved ({reason_of(error)}); make room, then try again"
+        ) from error
     return path
 
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import json
-import os
-import shutil
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,14 +13,11 @@ import jax
 import numpy as np
 
 from edgesam_jax.checkpoints.digest import digest_of, json_digest
-from edgesam_jax.checkpoints.orbax import alone, orbax, quiet
+from edgesam_jax.checkpoints.orbax import alone, orbax, quiet, reason_of, remove_unfinished
 from edgesam_jax.checkpoints.steps import CHECKPOINTS, COLLECTIONS, newest_step
 from edgesam_jax.config import Config, UsageError, from_json, to_json
 from edgesam_jax.files import write_atomically
 from edgesam_jax.types import TrainState
-
-# Seconds after a failed save: how long nothing may appear before its folder counts as removed, and how long to wait.
-QUIET, SETTLING = 0.5, 10.0
 
 
 class TrainCheckpointer:
@@ -111,22 +104,13 @@ class TrainCheckpointer:
                 self._note_best()
         except Exception as error:  # a full disk may raise tensorstore's, Orbax's or the system's types
             _silence()
-            self._remove_unfinished(step)
+            remove_unfinished(self.directory, f"{step}.*tmp*")
             last = newest_step(self.directory)
             raise UsageError(
-                f"{self.directory}: step {step} could not be saved ({_first_line(error)});"
+                f"{self.directory}: step {step} could not be saved ({reason_of(error)});"
                 f" {f'step {last.name} is still valid' if last else 'there is no earlier checkpoint'}."
                 " Make room or choose another --workdir, then run the same command again to resume"
             ) from error
-
-    def _remove_unfinished(self, step: int) -> None:
-        """Remove the folders of a save that failed; other threads of Orbax may still be creating some."""
-        end, empty_since = time.monotonic() + SETTLING, time.monotonic()
-        while time.monotonic() < min(end, empty_since + QUIET):
-            for unfinished in self.directory.glob(f"{step}.*tmp*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
-                empty_since = time.monotonic()
-            time.sleep(QUIET / 20)
 
     def _note_best(self) -> None:
         best = self._manager.best_step()
@@ -203,7 +187,7 @@ def restore(folder: str | Path, template: TrainState) -> tuple[TrainState, dict[
         remedy = f"; remove it to resume from step {max(others)}" if others else ""
         raise UsageError(
             f"checkpoint {step}: damaged, or of another model or optimiser"
-            f" ({type(error).__name__}: {_first_line(error)}){remedy}"
+            f" ({type(error).__name__}: {reason_of(error)}){remedy}"
         ) from error
     state = dataclasses.replace(template, **parts["variables"], **parts["optimizer"])
     return state, extra["data"], from_json(Config, extra["config"], f"checkpoint {step}")
@@ -218,12 +202,3 @@ def _silence() -> None:
 
 def _score(metrics: Any) -> float:
     return float(metrics["score"])
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the operating system's message if the error's text contains it, else the first line of the text."""
-    text = str(error)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO):
-        if os.strerror(number) in text:
-            return os.strerror(number)
-    return (text.splitlines() or [type(error).__name__])[0][:200]

@@ -5,6 +5,7 @@ Each arm has its own folder inside the study's; arms that are finished there are
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -58,11 +59,13 @@ class HeldOut:
         settings = json.loads(
             json.dumps([dataclasses.asdict(config.eval), dataclasses.asdict(config.data), config.teacher])
         )
+        saved = None
         if cache.exists():
-            saved = json.loads(cache.read_text())
-            if saved["settings"] == settings:
-                scores: heldout.Scores = saved["scores"]
-                return scores
+            with contextlib.suppress(UsageError):  # damaged: measured again
+                saved = files.read_json(cache, "scores")
+        if isinstance(saved, dict) and saved.get("settings") == settings and "scores" in saved:
+            found: heldout.Scores = saved["scores"]
+            return found
         teacher = self.teacher if model is not self.teacher else None
         scores = heldout.measure(config, model.config, model.variables, self.examples, teacher, title)
         files.write_atomically(cache, json.dumps({"settings": settings, "scores": scores}, indent=2))

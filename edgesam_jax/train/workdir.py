@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.checkpoints.model import Model
-from edgesam_jax.config import Config, UsageError, from_json, to_json
+from edgesam_jax.config import Config, UsageError, to_json
+from edgesam_jax.config.parse import from_plain
 from edgesam_jax.config.rules import differing_fields
-from edgesam_jax.files import write_atomically
+from edgesam_jax.files import read_json, write_atomically
 from edgesam_jax.train import parallel
 
 
@@ -25,7 +25,7 @@ def check_workdir(config: Config, workdir: Path) -> None:
     saved = workdir / "config.json"
     if not saved.exists() or not any(workdir.glob("**/checkpoints/*/")):
         return
-    difference = differing_fields(from_json(Config, saved.read_text(), str(saved)), config)
+    difference = differing_fields(from_plain(Config, read_json(saved, "--workdir"), str(saved)), config)
     if difference:
         raise UsageError(
             f"--workdir {workdir}: already contains a run with another config: {'; '.join(difference)};"
@@ -92,5 +92,9 @@ def finished_run(config: Config, workdir: Path) -> RunResult | None:
     if not summary.exists():
         return None
     with claim_workdir(config, workdir):  # refuses another config
-        values = json.loads(summary.read_text())
-    return RunResult(load_model(str(workdir / "model")), values["steps"], values["seconds"], True)
+        values = read_json(summary, "--workdir")
+    try:
+        steps, seconds = int(values["steps"]), float(values["seconds"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise UsageError(f"{summary}: damaged; remove it, and the run is finished again") from None
+    return RunResult(load_model(str(workdir / "model")), steps, seconds, True)

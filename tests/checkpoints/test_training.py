@@ -6,6 +6,7 @@ import errno
 import json
 import resource
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ import pytest
 from damage import damage, same
 
 from edgesam_jax.checkpoints.load import load_model
+from edgesam_jax.checkpoints.model import Model
+from edgesam_jax.checkpoints.save import save_model
 from edgesam_jax.checkpoints.training import TrainCheckpointer, restore
 from edgesam_jax.config import Config, SamConfig, UsageError
 from edgesam_jax.types import TrainState
@@ -93,8 +96,9 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def test_a_failed_save_leaves_the_last_checkpoint(tmp_path: Path) -> None:
-    """A limit on file size makes a write fail halfway, as a full disk does."""
+@pytest.mark.parametrize("limit", [200_000, 20_000, 2_000, 1])
+def test_a_failed_save_leaves_the_last_checkpoint(limit: int, tmp_path: Path) -> None:
+    """A limit on file size makes a write fail halfway, as a full disk does; a small one makes the first write fail."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with TrainCheckpointer(tmp_path) as checkpointer:
         checkpointer.save(1, train_state(1), CONFIG)
@@ -102,15 +106,19 @@ def test_a_failed_save_leaves_the_last_checkpoint(tmp_path: Path) -> None:
         rng = np.random.default_rng(0)
         large = train_state(2, 100_000)
         large.params["image_encoder"]["a"] = rng.standard_normal((100_000, 3)).astype(np.float32)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
         try:
             checkpointer.save(2, large, CONFIG)
             with pytest.raises(
                 UsageError, match=r"step 2 could not be saved \(File too large\); step 1 is still valid\. Make"
             ) as caught:
                 checkpointer.wait()
+            with pytest.raises(UsageError, match=r"model: the checkpoint could not be saved \(File too large\)"):
+                save_model(tmp_path / "model", Model(CONFIG.model, {"params": large.params}))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    time.sleep(0.5)  # other threads of Orbax may still be working
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoints"]
     assert "\n" not in str(caught.value)
     assert steps(tmp_path) == {"1"}
     same(restore(tmp_path, train_state(0))[0], train_state(1))

@@ -141,6 +141,13 @@ def test_batches_have_the_promised_shapes():
     assert batch.teacher_embedding is None
 
 
+@pytest.mark.parametrize("jitter", [0.0, 0.1])
+def test_batches_without_masks_are_otherwise_the_same(jitter):
+    data = replace(DATA, box_jitter=jitter)
+    for whole, batch in islice(zip(batches(data, MODEL), batches(data, MODEL, masks=False), strict=False), 3):
+        assert whole.masks is not None and batch.masks is None and same(whole, replace(batch, masks=whole.masks))
+
+
 def test_prompts_belong_to_their_image():
     for batch in islice(batches(DATA, MODEL), 4):
         for k, p in zip(*np.nonzero(batch.prompt_valid), strict=True):
