@@ -2,10 +2,10 @@
 
     python -m convert.from_torch SOURCE --output DIR [--model NAME] [--decoder-from FILE]
 
-SOURCE is a .pth or .safetensors file: a published model, or a training checkpoint of the published system. A checkpoint
+SOURCE is a file with one of the suffixes in ``checkpoints.suffixes.PUBLISHED``: a published model, or a training checkpoint of the published system. A checkpoint
 of its first stage contains only the image encoder; ``--decoder-from`` takes the rest from a SAM file. An ImageNet
 classifier (RepViT, TinyViT or EfficientViT, from its authors or timm) becomes a backbone for ``train.init_from``.
-Objects that could run code are never unpickled. Only .pth files require torch.
+Objects that could run code are never unpickled. Only files of ``torch.save`` require torch.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from edgesam_jax.checkpoints.model import BACKBONE
 from edgesam_jax.checkpoints.published import names
 from edgesam_jax.checkpoints.published.read import load_published
 from edgesam_jax.checkpoints.save import save_model
+from edgesam_jax.checkpoints.suffixes import PUBLISHED, any_of
 from edgesam_jax.cli.command import run_command
 from edgesam_jax.config import UsageError
 from edgesam_jax.models.sam import MODELS
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m convert.from_torch", description="Convert a published file to a checkpoint of edgesam_jax."
     )
-    parser.add_argument("source", type=Path, metavar="SOURCE", help=".pth or .safetensors file")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help=f"{any_of(PUBLISHED)} file")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the new checkpoint")
     parser.add_argument("--model", metavar="NAME", help=f"default: inferred; one of {', '.join(MODELS)}")
     parser.add_argument(

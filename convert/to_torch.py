@@ -23,9 +23,12 @@ from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.published import names
 from edgesam_jax.checkpoints.published.guess import published_shapes
 from edgesam_jax.checkpoints.published.read import HEADER
+from edgesam_jax.checkpoints.suffixes import any_of
 from edgesam_jax.cli.command import run_command
 from edgesam_jax.config import UsageError
 from edgesam_jax.files import atomic_file
+
+WRITTEN = (".pth", ".pt", ".safetensors")
 
 
 def state_dict(model: Model) -> dict[str, np.ndarray]:
@@ -46,8 +49,8 @@ def save_published(path: str | Path, model: Model) -> Path:
       UsageError: another suffix, a .pth file without torch installed, or a folder that can't be written.
     """
     path = Path(path)
-    if path.suffix not in (".pth", ".pt", ".safetensors"):
-        raise UsageError(f"--output {path}: must end in .pth or .safetensors")
+    if path.suffix not in WRITTEN:
+        raise UsageError(f"--output {path}: must end in {any_of(WRITTEN)}")
     if path.is_dir():
         raise UsageError(f"--output {path}: is a folder; choose a file")
     entries = state_dict(model)
@@ -92,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m convert.to_torch", description="Write a checkpoint with the published names."
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="anything edgesam_jax.load_model reads")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=".pth or .safetensors")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=f"{any_of(WRITTEN)} file")
     return run_command(lambda: run(parser.parse_args(argv)))
 
 

@@ -235,7 +235,7 @@ def test_wrong_arguments(tiny, tmp_path, capsys):
     checkpoint = save_model(tmp_path / "ok", load_published(path))
     for arguments, message in [
         ([str(tmp_path / "none"), "--output", str(tmp_path / "y.pth")], "no such file"),
-        ([str(checkpoint), "--output", str(tmp_path / "y.onnx")], "must end in .pth or .safetensors"),
+        ([str(checkpoint), "--output", str(tmp_path / "y.onnx")], "must end in .pth, .pt or .safetensors"),
         ([str(checkpoint), "--output", str(path / "y.pth")], "--output"),
     ]:
         assert to_torch.main(arguments) == 2

@@ -125,7 +125,7 @@ def test_cosines_between_cells_need_no_equal_width():
         (("distill.targets=ground_truth", "distill.loss.attention=1"), "distill.loss.attention"),
         (("distill.targets=ground_truth", "distill.loss.query=1"), "no teacher's decoder"),
         (("distill.mode=encoder_only", "distill.loss.pixel=0"), "at least one must be above 0"),
-        (("distill.loss.channel_temperature=0",), "channel_temperature must be above 0"),
+        (("distill.loss.channel_temperature=0",), "channel_temperature=0.0: must be above 0"),
     ],
 )
 def test_losses_that_can_not_be_computed_are_refused(overrides, message):

@@ -21,6 +21,7 @@ from edgesam_jax.config import UsageError
 from edgesam_jax.files import is_file, short
 
 Arrays = dict[str, np.ndarray]
+MULTIARRAY = ("numpy._core.multiarray", "numpy.core.multiarray")  # since NumPy 2, and before
 
 
 def read_flat(path: Path) -> tuple[Arrays, dict[str, str]]:
@@ -126,15 +127,10 @@ def _harmless() -> list[Any]:
 
     None of these runs code from the file: arrays of objects contain only what the list allows as well.
     """
-    multiarray = np.empty(0).__reduce__()[0].__module__  # numpy._core.multiarray, before NumPy 2 numpy.core.multiarray
-    functions = [np.empty(0).__reduce__()[0], np.float32(0).__reduce__()[0]]
-    renamed = [(f, f"{module}.{f.__name__}") for f in functions for module in _both_names(multiarray)]
+    functions: list[Any] = [np.empty(0).__reduce__()[0], np.float32(0).__reduce__()[0]]
+    renamed = [(f, f"{module}.{f.__name__}") for f in functions for module in MULTIARRAY]
     types = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"} | {np.dtype, np.ndarray}
     return [*renamed, *types, argparse.Namespace]
-
-
-def _both_names(module: str) -> tuple[str, str]:
-    return module.replace("numpy._core.", "numpy.core."), module.replace("numpy.core.", "numpy._core.")
 
 
 def _to_numpy(value: Any) -> np.ndarray:
