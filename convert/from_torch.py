@@ -2,8 +2,9 @@
 
     python -m convert.from_torch SOURCE --output DIR [--model NAME] [--decoder-from FILE]
 
-SOURCE is a file with one of the suffixes in ``checkpoints.suffixes.PUBLISHED``: a published model, or a training checkpoint of the published system. A checkpoint
-of its first stage contains only the image encoder; ``--decoder-from`` takes the rest from a SAM file. An ImageNet
+SOURCE is a file with one of the suffixes in ``checkpoints.suffixes.PUBLISHED``: a published model, or a training
+checkpoint of the published system. A checkpoint of its first stage contains only the image encoder; ``--decoder-from``
+takes the rest from a SAM file. An ImageNet
 classifier (RepViT, TinyViT or EfficientViT, from its authors or timm) becomes a backbone for ``train.init_from``.
 Objects that could run code are never unpickled. Only files of ``torch.save`` require torch.
 """

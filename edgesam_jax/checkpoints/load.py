@@ -4,8 +4,8 @@
     NAME.msgpack                                                 the same as one file (``save_model_file``)
     WORKDIR/checkpoints/STEP/{variables,optimizer,extra}/        training checkpoint (``checkpoints.training``)
 
-``load_model`` reads all of them, and files of other systems (``suffixes.PUBLISHED``). Orbax is imported only when it is needed:
-loading a single file doesn't need it.
+``load_model`` reads all of them, and files of other systems (``suffixes.PUBLISHED``). Orbax is imported only when it
+is needed: loading a single file doesn't need it.
 """
 
 from __future__ import annotations
