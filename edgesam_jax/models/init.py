@@ -16,13 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from edgesam_jax.config import SamConfig
+from edgesam_jax.config import SamConfig, UsageError
 from edgesam_jax.models.sam import Sam
 from edgesam_jax.types import Prompts
 
 
 def abstract_variables(config: SamConfig) -> dict[str, Any]:
-    """Shapes and dtypes of ``{"params", "batch_stats", "constants"}``; ``batch_stats`` is empty without batch norms."""
+    """Shapes and dtypes of ``{"params", "batch_stats", "constants"}``; ``batch_stats`` is empty without batch norms.
+
+    Raises:
+      UsageError: the sizes in the config don't fit each other, such as a width that its heads don't divide.
+    """
     leaves, structure = _abstract_leaves(config)
     return jax.tree.unflatten(structure, leaves)
 
@@ -31,7 +35,14 @@ def abstract_variables(config: SamConfig) -> dict[str, Any]:
 def _abstract_leaves(config: SamConfig) -> tuple[tuple[jax.ShapeDtypeStruct, ...], Any]:
     prompts = Prompts(jnp.zeros((1, 1, 2, 2)), jnp.ones((1, 1, 2), jnp.int32), jnp.ones((1, 1, 2), bool))
     images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
-    shapes = jax.eval_shape(lambda x: Sam(config).init(jax.random.key(0), x, prompts), images)
+    try:
+        shapes = jax.eval_shape(lambda x: Sam(config).init(jax.random.key(0), x, prompts), images)
+    except (TypeError, ValueError, ArithmeticError, LookupError, AssertionError) as error:  # as any layer raises them
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UsageError(
+            f"model: its sizes don't fit each other ({reason}); check the widths, depths, heads and strides of"
+            " model.encoder and model.decoder, and model.image_size, which the encoder's stride must divide"
+        ) from error
     leaves, structure = jax.tree.flatten({"batch_stats": {}, **shapes})
     return tuple(leaves), structure
 

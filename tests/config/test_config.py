@@ -510,3 +510,27 @@ def test_numbers_that_no_run_can_have_are_one_line(name, capsys):
         assert capsys.readouterr().err == f"error: {name}={value}: must be at least 1\n"
     assert train.main(["--config", "configs/quickstart.py", "--dry-run", "--set", "train.prompt_chunk=-1"]) == 2
     assert capsys.readouterr().err == "error: train.prompt_chunk=-1: must be at least 0\n"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["optim.learning_rate=inf", "optim.learning_rate=-1", "optim.learning_rate=1e999", "optim.min_learning_rate=-1e-9",
+     "distill.loss.bce=nan", "distill.temperature=0", "distill.rounds=-1", "distill.box_share=1.5",
+     "data.max_bad_share=-0.1", "data.seed=-1", "optim.b2=1", "model.encoder.widths=(0,8,8,8)"],
+)  # fmt: skip
+def test_a_dry_run_refuses_numbers_that_no_run_can_have(value, capsys):
+    from edgesam_jax.train import __main__ as train
+
+    value = value.replace("=inf", "=1e400").replace("=nan", "=1e400")  # as the command line reads numbers
+    assert train.main(["--config", "configs/quickstart.py", "--dry-run", "--set", value]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {value.split('=')[0]}") and ": must be " in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", ["model.decoder.heads=3", "model.encoder.widths=()", "model.mask_in_chans=1"])
+def test_a_dry_run_refuses_sizes_that_do_not_fit(value, capsys):
+    from edgesam_jax.train import __main__ as train
+
+    assert train.main(["--config", "configs/quickstart.py", "--dry-run", "--set", value]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: model: its sizes don't fit each other (") and error.count("\n") == 1
