@@ -15,7 +15,7 @@ import optax
 import pytest
 from tiny import CONV, configured, make_batch
 
-from edgesam_jax.config import Config, DistillConfig
+from edgesam_jax.config import Config, DistillConfig, LossConfig, TrainConfig
 from edgesam_jax.learning import objectives
 from edgesam_jax.learning.objective import Objective, Outcome, Share
 from edgesam_jax.learning.objectives import encoder_only, objective_of
@@ -68,3 +68,21 @@ def test_a_new_objective_is_one_module(monkeypatch):
     before = variables["params"]["image_encoder"]
     assert metrics["loss"] == pytest.approx(float(optax.tree.norm(before, squared=True)), rel=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 0.8 * b, rtol=1e-5), after.params["image_encoder"], before)
+
+
+@pytest.mark.parametrize(
+    ("distill", "pictures", "needed"),
+    [
+        ({"mode": "encoder_only"}, 0, False),
+        ({"mode": "encoder_only", "point_start": "interior"}, 10, True),  # the pictures draw a first point
+        ({"mode": "proposals", "targets": "ground_truth"}, 0, False),
+        ({"mode": "proposals", "targets": "ground_truth"}, 10, True),
+        ({}, 10, False),
+        ({"targets": "ground_truth"}, 0, True),
+        ({"point_start": "interior"}, 0, True),
+        ({"loss": LossConfig(grouping=1.0)}, 0, True),
+    ],
+)
+def test_masks_are_made_only_for_runs_that_read_them(distill, pictures, needed):
+    config = Config(distill=DistillConfig(**distill), train=TrainConfig(picture_every=pictures))
+    assert objectives.needs_masks(config) is needed
