@@ -43,7 +43,7 @@ class Filled:
 
     name, digest, image_size, mask_size, frame = "filled", "0", 64, 16, "pad"
 
-    def start(self, photo: Photo) -> None:
+    def start(self, photo: Photo, resize: str = "pillow") -> None:
         return None
 
     def masks(self, state: None, photo: Photo, slots: Any) -> Answer:
