@@ -16,7 +16,7 @@ from benchmarks.fuzz.cases import Case, command
 from benchmarks.fuzz.damage import UNUSUAL, WRONG, damaged_bytes, paths, removed, replaced
 from edgesam_jax import Predictor, load_model
 from edgesam_jax.checkpoints.save import save_model, save_model_file
-from edgesam_jax.config import Config, apply_overrides, load_config, to_json
+from edgesam_jax.config import Config, apply_overrides, check_values, load_config, to_json
 from edgesam_jax.data.scenes.textures import photos
 from edgesam_jax.predict import __main__ as predict
 
@@ -69,6 +69,10 @@ def _objects(rng: random.Random) -> Any:
         lambda: np.array([10, 10, 30, 30 + 1j]),
         lambda: np.array(["10", "10", "30", "30"]),
         lambda: [[10.0, 10.0], [20.0]],
+        lambda: [5, 5, 30, 30],
+        lambda: [[10, 10], [12.5, 40]],
+        lambda: np.array([1, -1]),
+        lambda: rng.choice((1, 3, 4)),
         lambda: (x for x in [1, 2, 3, 4]),
         lambda: {1, 2, 3, 4},
         lambda: b"10,10,30,30",
@@ -162,9 +166,6 @@ def checkpoints(rng: random.Random, folder: Path) -> Iterator[Case]:
         file.unlink()
 
 
-CONFIG = "from edgesam_jax.config import Config\n\n\ndef get_config() -> Config:\n    return Config({})\n"
-
-
 def configs(rng: random.Random, folder: Path) -> Iterator[Case]:
     """Config files in Python and JSON: damaged text, and values of wrong types and ranges."""
     folder.mkdir()
@@ -182,20 +183,26 @@ def configs(rng: random.Random, folder: Path) -> Iterator[Case]:
         if kind == "python":
             file, text = folder / f"{number}.py", rng.choice(lines)
             file.write_text(text)
-            yield Case(f"python, {text[:30]!r}", lambda file=file: not load_config(file))
+            yield Case(f"python, {text[:30]!r}", lambda file=file: _checked(load_config(file)))
         elif kind == "bytes":
             file = folder / f"{number}.json"
             did, content = damaged_bytes(rng, to_json(Config()).encode())
             file.write_bytes(content)
-            yield Case(f"json, {did}", lambda file=file: not load_config(file), wrong=False)
+            yield Case(f"json, {did}", lambda file=file: _checked(load_config(file)), wrong=False)
         elif kind == "json":
             file, path, value = folder / f"{number}.json", rng.choice(places), rng.choice(WRONG)
             file.write_text(json.dumps(replaced(base, path, value)))
             accepted = _fits(_at(base, path), value)
-            yield Case(f"json, {path}: {_show(value)}", lambda file=file: not load_config(file), not accepted)
+            yield Case(f"json, {path}: {_show(value)}", lambda file=file: _checked(load_config(file)), not accepted)
         else:
             name = rng.choice(("x" * 5000, "none.json", "none", "", ".", "a\nb.py", "\x1b.py", "none.yaml", "x.py:a"))
-            yield Case(f"name {name[:20]!r}", lambda name=name: not load_config(name))
+            yield Case(f"name {name[:20]!r}", lambda name=name: _checked(load_config(name)))
+
+
+def _checked(config: Config) -> bool:
+    """Check a config as the commands do; it has nothing to report."""
+    check_values(config)
+    return False
 
 
 def _at(value: Any, path: tuple[Any, ...]) -> Any:
@@ -235,4 +242,4 @@ def overrides(rng: random.Random, folder: Path) -> Iterator[Case]:
             rng.choice(names) if rng.random() < 0.8 else rng.choice(("", ".", "model.", "a.b", "model.encoder.kind.x"))
         )
         text = f"{name}{rng.choice(('=', '=', '=', '', '=='))}{rng.choice(values)}"
-        yield Case(f"--set {text[:60]!r}", lambda text=text: not apply_overrides(Config(), [text]), wrong=False)
+        yield Case(f"--set {text[:60]!r}", lambda text=text: _checked(apply_overrides(Config(), [text])), wrong=False)
