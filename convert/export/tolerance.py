@@ -44,7 +44,7 @@ class Tolerance:
 # order of sums. For the other formats, ``convert.export.limits`` computes smaller ones.
 TOLERANCES = {
     "float32": Tolerance(1e-4, 1e-4, 0.995, 1e-3),
-    "float16": Tolerance(0.03, 0.1, 0.7, 5e-3),
+    "float16": Tolerance(0.03, 0.05, 0.7, 5e-3),
     "int8": Tolerance(0.1, 0.15, 0.5, 5e-3),
     "palette8": Tolerance(0.1, 0.15, 0.5, 5e-3),
     "palette6": Tolerance(0.3, 0.5, 0.2, 5e-3),
