@@ -213,7 +213,7 @@ def _at(value: Any, path: tuple[Any, ...]) -> Any:
 
 def _fits(old: Any, new: Any) -> bool:
     """Whether a field that holds ``old`` may hold ``new``: a text, a list, a switch, or an unset group."""
-    return old is None or isinstance(old, str | list | bool) or (isinstance(new, float) and 0 <= new < 1e300)
+    return old is None or isinstance(old, str | list | bool) or (isinstance(new, float) and 0 <= new < float("inf"))
 
 
 def overrides(rng: random.Random, folder: Path) -> Iterator[Case]:
