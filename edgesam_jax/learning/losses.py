@@ -39,7 +39,7 @@ def cross_entropy(logits: Array, target: Array) -> Array:
 
     A sum of terms that are not negative: ``softplus(x) - x t``, the shorter form, is 0 for a confident positive.
     """
-    logits, target = logits.astype(jnp.float32), target.astype(jnp.float32)
+    logits, target = jnp.asarray(logits, jnp.float32), jnp.asarray(target, jnp.float32)
     above = logits > 0
     wrong = jnp.where(above, (1 - target) * logits, -target * logits)
     # Both choices take the same branch at 0, so the gradient there is the sum of theirs, 1/2 - target.

@@ -89,10 +89,10 @@ def _identify(
 ) -> tuple[SamConfig, dict[str, Any]]:
     """Return the config, and metadata without ``source`` and ``num_batches_tracked``."""
     if HEADER in header and model_name is None:  # written by convert.to_torch: the header contains the config
-        content = parse_json(header[HEADER], f"{what}: header")
         try:
+            content = parse_json(header[HEADER], what)
             plain, metadata = content["config"], dict(content["metadata"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):  # UsageError is a ValueError
             raise UsageError(f"{what}: damaged (its header is not readable); pass --model NAME") from None
         config = from_plain(SamConfig, plain, what)
         check_values(config, f"{what}: ")
