@@ -37,6 +37,9 @@ def _abstract_leaves(config: SamConfig) -> tuple[tuple[jax.ShapeDtypeStruct, ...
     images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
     try:
         shapes = jax.eval_shape(lambda x: Sam(config).init(jax.random.key(0), x, prompts), images)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):  # recent versions of JAX accept empty kernels
+            if 0 in leaf.shape:
+                raise ValueError(f"{jax.tree_util.keystr(path)} would have the shape {leaf.shape}")
     except (TypeError, ValueError, ArithmeticError, LookupError, AssertionError) as error:  # as any layer raises them
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UsageError(
