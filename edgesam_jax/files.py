@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -127,8 +126,14 @@ def _system_errors() -> Iterator[None]:
 def exclusive(folder: Path) -> Iterator[bool]:
     """Hold an exclusive lock on an existing folder; yield False if another process holds it.
 
-    The lock leaves no file and ends with the process, however that ends. File systems without locks yield True.
+    The lock leaves no file and ends with the process, however that ends. Systems without such locks (Windows, some
+    network file systems) yield True.
     """
+    try:
+        import fcntl
+    except ImportError:
+        yield True
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:

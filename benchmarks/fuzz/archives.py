@@ -43,9 +43,9 @@ def _pair(number: int) -> dict[str, bytes]:
     return {f"sa_{number}.jpg": file.getvalue(), f"sa_{number}.json": text.encode()}
 
 
-def _tar(members: list[tuple[tarfile.TarInfo, bytes]], format: int = tarfile.GNU_FORMAT) -> bytes:
+def _tar(members: list[tuple[tarfile.TarInfo, bytes]]) -> bytes:
     file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=format) as archive:
+    with tarfile.open(fileobj=file, mode="w") as archive:
         for member, content in members:
             member.size = len(content) if member.isreg() else 0
             archive.addfile(member, io.BytesIO(content))

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,6 +170,3 @@ def _data(folder: Path) -> Path:
     folder.mkdir()
     write_scenes(folder / "data", 4)
     return folder / "data"
-
-
-GROUPS: dict[str, Callable[[random.Random, Path], Iterator[Case]]] = {"system": system, "concurrent": concurrent}

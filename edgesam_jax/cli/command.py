@@ -47,7 +47,7 @@ def run_command(
     except UsageError as error:
         message, code = f"error: {error}", USAGE
     except failures as error:
-        message, code = f"error: {one_line(str(error))}", FAILED
+        message, code = f"error: {one_line(error)}", FAILED
     except KeyboardInterrupt:
         if interrupted is None:
             raise
