@@ -123,35 +123,47 @@ class OnnxDecoder:
         return logits[0], scores[0]
 
     def decode_prompts(
-        self, embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray, masks: np.ndarray | None = None
+        self,
+        embedding: np.ndarray,
+        coords: np.ndarray,
+        labels: np.ndarray,
+        masks: np.ndarray | None = None,
+        used: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Decode p prompts of one photo; return logits (p m s s) and scores (p m).
 
-        A ``batched`` decoder takes up to ``PROMPTS_PER_CALL`` of them in a call, others one.
+        A ``batched`` decoder takes up to ``PROMPTS_PER_CALL`` prompts with equally many points in a call, others one.
 
         Args:
           embedding: (1 c g g).
           coords: (p n 2) in the frame.
           labels: (p n) -2 to 3.
           masks: (p s s) logits of earlier predictions.
+          used: (p n) which points to pass on, because not every export supports unused slots; default: all.
 
         Raises:
           UsageError: see ``decode``.
         """
         if masks is not None and "mask_input" not in self._inputs:
             raise UsageError(f"mask_input: {self._path} takes none; export the decoder again without --published")
-        results, step = [], PROMPTS_PER_CALL if self.batched else 1
-        for first in range(0, len(coords), step):
-            some = slice(first, first + step)
-            inputs = prompt_inputs(
-                embedding, coords[some], labels[some], None if masks is None else masks[some], self.slots,
-                str(self._path),
-            )  # fmt: skip
-            inputs["orig_im_size"] = np.full(2, self._image_size, np.float32)
-            inputs = {name: value for name, value in inputs.items() if name in self._inputs}
-            results.append(self._session.run(self._outputs, inputs))
-        logits, scores = (np.concatenate(parts) for parts in zip(*results, strict=True))
-        return logits, scores
+        used = np.ones(labels.shape, bool) if used is None else used
+        sizes, step = used.sum(1), PROMPTS_PER_CALL if self.batched else 1
+        results: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        for size in np.unique(sizes).tolist():
+            rows = np.flatnonzero(sizes == size)
+            for first in range(0, len(rows), step):
+                some = rows[first : first + step]
+                points, kinds = coords[some][used[some]], labels[some][used[some]]
+                inputs = prompt_inputs(
+                    embedding, points.reshape(len(some), size, 2), kinds.reshape(len(some), size),
+                    None if masks is None else masks[some], self.slots, str(self._path),
+                )  # fmt: skip
+                inputs["orig_im_size"] = np.full(2, self._image_size, np.float32)
+                inputs = {name: value for name, value in inputs.items() if name in self._inputs}
+                found = self._session.run(self._outputs, inputs)
+                results |= {int(row): each for row, each in zip(some, zip(*found, strict=True), strict=True)}
+        logits, scores = zip(*(results[row] for row in range(len(coords))), strict=True)
+        return np.stack(logits), np.stack(scores)
 
 
 class OnnxModel:

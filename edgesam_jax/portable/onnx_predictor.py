@@ -55,21 +55,13 @@ class OnnxPredictor(BasePredictor):
         masks: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         count = next(len(x) for x in (boxes, coords) if x is not None)
-        used = np.zeros((count, 0), bool) if labels is None else labels != UNUSED
-        sizes = used.sum(1)
-        results: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        for size in np.unique(sizes).tolist():  # prompts with equally many points are decoded together
-            rows = np.flatnonzero(sizes == size)
-            places, kinds = np.zeros((len(rows), 0, 2), np.float32), np.zeros((len(rows), 0), np.int32)
-            if boxes is not None:
-                places, kinds = boxes[rows].reshape(-1, 2, 2), np.tile(np.array([2, 3], np.int32), (len(rows), 1))
-            elif not self.model.decoder.pads:
-                places, kinds = np.zeros((len(rows), 1, 2), np.float32), np.full((len(rows), 1), NOT_A_POINT, np.int32)
-            if coords is not None and labels is not None:
-                points, their = coords[rows][used[rows]], labels[rows][used[rows]]
-                places = np.concatenate([places, points.reshape(len(rows), size, 2)], 1)
-                kinds = np.concatenate([kinds, their.reshape(len(rows), size)], 1)
-            found = self.model.decoder.decode_prompts(embedding, places, kinds, None if masks is None else masks[rows])
-            results |= {int(row): (logits, scores) for row, logits, scores in zip(rows, *found, strict=True)}
-        logits, scores = zip(*(results[row] for row in range(count)), strict=True)
-        return np.stack(logits), np.stack(scores)
+        places, kinds = np.zeros((count, 0, 2), np.float32), np.zeros((count, 0), np.int32)
+        if boxes is not None:
+            places, kinds = boxes.reshape(count, 2, 2), np.tile(np.array([2, 3], np.int32), (count, 1))
+        elif not self.model.decoder.pads:
+            places, kinds = np.zeros((count, 1, 2), np.float32), np.full((count, 1), NOT_A_POINT, np.int32)
+        used = np.ones(kinds.shape, bool)
+        if coords is not None and labels is not None:
+            places, kinds = np.concatenate([places, coords], 1), np.concatenate([kinds, labels], 1)
+            used = np.concatenate([used, labels != UNUSED], 1)
+        return self.model.decoder.decode_prompts(embedding, places, kinds, masks, used)

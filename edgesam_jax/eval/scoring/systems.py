@@ -221,12 +221,10 @@ class OnnxSystem:
         low: list[np.ndarray] = []
         full: list[list[Bits]] = []
         while len(slots.coords):
-            selected: list[np.ndarray] = []
-            for coords, labels, valid in zip(slots.coords, slots.labels, slots.valid, strict=True):
-                used = valid & (labels != IGNORED)  # exports don't support this label
-                selected.append(self._select_masks(*self._model.decoder.decode(state[0], coords[used], labels[used])))
-                if len(selected) == PROMPTS:
-                    break
+            coords, labels, valid = (x[:PROMPTS] for x in (slots.coords, slots.labels, slots.valid))
+            used = valid & (labels != IGNORED)  # exports don't support this label
+            found = self._model.decoder.decode_prompts(state[0], coords, labels, used=used)
+            selected = [self._select_masks(*each) for each in zip(*found, strict=True)]
             logits = np.zeros((PROMPTS, *selected[0].shape), np.float32)
             logits[: len(selected)] = selected
             full += _upscaled(logits, len(selected), photo, self)
