@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
     A worker and its subprocesses share a cache, so tests that train a config again don't compile it again.  Workers
     don't share one: JAX writes entries in place, and another worker may read half of one.
     """
+    gc.set_threshold(100_000, 20, 1000)  # tracing makes millions of objects that live on; searching them costs 10 %
     worker = getattr(config, "workerinput", None)
     if worker is None:  # workers inherit the environment
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_FLAGS}".strip()

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from edgesam_jax.checkpoints.model import Model
+from edgesam_jax.cli.command import print_note
 from edgesam_jax.config import SamConfig, UsageError
 from edgesam_jax.data.photo import PHOTO_SUFFIXES, load_image
 from edgesam_jax.data.scenes.textures import photos as wheel_photos
@@ -95,7 +96,11 @@ def load_photos(paths: Sequence[str | Path]) -> dict[str, np.ndarray]:
         files += inside
     names = [file.name for file in files]
     names = [name if names.count(name) == 1 else str(file) for name, file in zip(names, files, strict=True)]
-    return {name: load_image(file, f"--photos {file}") for name, file in zip(names, files, strict=True)}
+    notes: list[str] = []
+    photos = {name: load_image(file, f"--photos {file}", notes=notes) for name, file in zip(names, files, strict=True)}
+    for note in notes:
+        print_note(note)
+    return photos
 
 
 def sample_prompts(size: tuple[int, int], slots: int, with_mask: bool, seed: int) -> list[Prompt]:

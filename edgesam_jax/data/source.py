@@ -20,6 +20,7 @@ Keep = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 SkippedRow = tuple[str, str]
 """The kind and the message of an entry, a photo or an annotation that is not used."""
 CONSEQUENCE = "no annotations"  # the kind of photos that lost all annotations for another reason
+ASSUMED = "mask assumed"  # the kind of masks that are used; their message says what was assumed about the file
 
 
 class Source(Protocol):

@@ -44,13 +44,16 @@ class ImagesSource:
         folder = Path(root)
         if not root or not folder.is_dir():
             raise UsageError(f"data root {str(root)!r}: no such folder; pass the folder of the photos")
-        photos, masks = [], []
+        photos, masks, documents = [], [], []
         for path in folder.rglob("*"):
-            if path.suffix.lower() not in PHOTO_SUFFIXES.union(MASK_SUFFIXES):
+            suffix = path.suffix.lower()
+            if suffix in JSON:
+                documents.append(path)
+            elif suffix not in PHOTO_SUFFIXES.union(MASK_SUFFIXES):
                 continue
-            if MASKS in path.relative_to(folder).parts:
+            elif MASKS in path.relative_to(folder).parts:
                 masks.append(path)
-            elif path.suffix.lower() in PHOTO_SUFFIXES and path.is_file():
+            elif suffix in PHOTO_SUFFIXES and path.is_file():
                 photos.append(path)
         if not photos:
             raise UsageError(f"{folder}: no photos in it ({', '.join(sorted(PHOTO_SUFFIXES))})")
@@ -60,7 +63,8 @@ class ImagesSource:
         bare = [photo for photo, file in pairs if file is None] if annotated else []
         rows = [(CONSEQUENCE, f"{photo}: no JSON file and no masks") for photo in bare]
         used = {file for _, file in annotated}
-        rows += _unused_masks([path for path in masks if not {path, path.parent} & used])
+        rows += _unused("mask not used", [path for path in masks if not {path, path.parent} & used])
+        rows += _unused("JSON file not used", [path for path in documents if path not in used])
         self.skipped_entries = SkippedEntries(rows, len(pairs))
         self._folder = folder
         self.annotated = self.true_masks = bool(annotated)
@@ -109,16 +113,13 @@ def _annotations_of(photo: Path, root: Path, folders: Folders) -> Path | None:
     return None
 
 
-def _unused_masks(files: list[Path]) -> list[SkippedRow]:
-    """Return a row for each folder with mask files that no photo uses."""
+def _unused(kind: str, files: list[Path]) -> list[SkippedRow]:
+    """Return a row for each folder with files that no photo uses."""
     by_folder: dict[Path, list[str]] = {}
     for path in sorted(files):
         by_folder.setdefault(path.parent, []).append(path.name)
     return [
-        (
-            "mask not used",
-            f"{folder}: {len(names)} of no photo, or of one with a JSON file: {', '.join(names[:3])}",
-        )
+        (kind, f"{folder}: {len(names)} of no photo, or of one with other annotations: {', '.join(names[:3])}")
         for folder, names in by_folder.items()
     ]
 

@@ -19,11 +19,10 @@ from pycocotools import mask as coco_mask
 from edgesam_jax.data.readers.annotations import EMPTY
 from edgesam_jax.data.readers.records import MAX_MASKS, Record, check_annotated, read_file
 from edgesam_jax.data.schema import BadExample, boxes_of
-from edgesam_jax.data.source import SkippedRow
+from edgesam_jax.data.source import ASSUMED, SkippedRow
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jpg", ".jpeg")  # the first that exists is read
 FORMATS = ("PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG")
-ASSUMED = "mask assumed"
 VOID = (224, 224, 192)  # colour of PASCAL VOC's value 255, for the outlines between objects
 
 

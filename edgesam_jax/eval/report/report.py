@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from edgesam_jax.data.source import ASSUMED
 from edgesam_jax.eval.report import published_numbers
 from edgesam_jax.eval.report.settings import names_of, rounds_of, settings
 from edgesam_jax.reporting.tables import aligned_table
@@ -49,8 +50,10 @@ def terminal(reports: Sequence[Report]) -> str:
         counted = [(report.get("num_instances"), "instances"), (report.get("num_detections"), "detections")]
         scored = ", ".join(f"{count} {noun}" for count, noun in counted if count is not None)
         counts = Counter(report.get("skipped", {}).get("counts", {}))
+        assumed = counts.pop(ASSUMED, 0)
         kinds = ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
         skipped = f"; {counts.total()} entries skipped ({kinds})" if counts else ""
+        skipped += f"; {assumed} masks read under an assumption" if assumed else ""
         lines.append(
             f"{name}: {scored} on {report['num_images']} photos, {report['seconds']:.0f} s,"
             f" {report['compilations']} programs compiled{skipped}"
