@@ -22,7 +22,8 @@ FLOORS = (
     ("cli", "models", "data"),
     ("learning", "checkpoints"),
     ("planning", "predict", "prepare"),
-    ("embed", "eval"),
+    ("embed", "everything"),
+    ("compat", "eval"),
     ("train",),
     ("ablate",),
 )

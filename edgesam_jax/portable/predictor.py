@@ -16,6 +16,7 @@ from edgesam_jax.portable.postprocess import upscale_masks
 from edgesam_jax.portable.priors import RULES, Rule, merge
 from edgesam_jax.portable.prompts import PromptArrays, number_text, read_numbers, read_prompts
 from edgesam_jax.portable.regions import check_areas, clean
+from edgesam_jax.portable.scanning import Limits, Measured, scan
 
 Proposals = tuple[np.ndarray, np.ndarray]  # boxes (n 4) in the frame, scores (n); 0 marks an unused entry
 MASK_CHOICES = {1: slice(0, 1), 3: slice(1, 4), 4: slice(0, 4)}  # SAM: token 0 alone, tokens 1 to 3, all
@@ -222,6 +223,20 @@ class BasePredictor(ABC):
             raise UsageError(f"points: expected finite x, y of each click (p 2), got shape {points.shape}")
         found = self._prior_boxes(scale_coords(points.reshape(-1, 2), image.original_size, image.input_size), image)
         return scale_coords(found, image.input_size, image.original_size)
+
+    def scan_points(self, image: ImageEmbedding, points: np.ndarray, limits: Limits, batch: int) -> list[Measured]:
+        """Decode clicks to three masks each, and return the masks that pass the limits; for everything mode.
+
+        Args:
+          image: from ``set_image``.
+          points: (p 2) x, y in the model's frame, p at most ``batch``. They get no prior boxes.
+          limits: what a mask must reach.
+          batch: the largest p of all calls.
+        """
+        logits, scores = self._decode(image.values, None, points[:, None], np.ones((len(points), 1), np.int32), None)
+        return scan(
+            logits[:, 1:], scores[:, 1:], limits, self.image_size, image.input_size, image.original_size, self.frame
+        )
 
     def _prior_boxes(self, points: np.ndarray, image: ImageEmbedding) -> np.ndarray:
         """Return the boxes (p 4) of clicks (p 2), both in the frame; NaN for clicks without a box."""

@@ -16,6 +16,7 @@ from edgesam_jax.models.anchors import anchors_of, propose
 from edgesam_jax.models.fold import fold, folds
 from edgesam_jax.models.prompts import from_boxes, from_boxes_and_points, from_points
 from edgesam_jax.models.sam import Sam, decode, preprocess
+from edgesam_jax.portable.postprocess import MASK_THRESHOLD, STABILITY_OFFSET
 from edgesam_jax.types import MaskPrediction
 
 
@@ -113,5 +114,26 @@ def decoder(config: SamConfig) -> Callable[..., MaskPrediction]:
             config, variables, embedding[None], prompts, mask_input, has_mask, num_masks=4, chunk=decode_chunk()
         )
         return jax.tree.map(lambda x: x[0], result)
+
+    return run
+
+
+@functools.lru_cache(maxsize=16)
+def point_decoder(config: SamConfig) -> Callable[[Any, Array, Array | np.ndarray], tuple[Array, Array, Array]]:
+    """Return a compiled function that decodes clicks on one photo to three masks each.
+
+    Its signature is ``(variables, embedding, points) -> logits, iou, stability``: ``embedding`` (g g c), ``points``
+    (p 2) in the frame; logits (p 3 s s), the IoU head's scores (p 3) and the stability scores (p 3).
+    """
+
+    @jax.jit
+    def run(variables: Any, embedding: Array, points: Array) -> tuple[Array, Array, Array]:
+        prompts = from_points(points[None, :, None], jnp.ones((1, len(points), 1), jnp.int32))
+        result = decode(config, variables, embedding[None], prompts, num_masks=3, chunk=decode_chunk())
+        logits = result.logits[0]
+        sure, possible = (
+            (logits > MASK_THRESHOLD + offset).sum((-2, -1)) for offset in (STABILITY_OFFSET, -STABILITY_OFFSET)
+        )
+        return logits, result.iou[0], sure / jnp.maximum(possible, 1)
 
     return run

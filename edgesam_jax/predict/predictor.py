@@ -8,10 +8,11 @@ from jax import Array
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import UsageError
 from edgesam_jax.portable.postprocess import stability_score
-from edgesam_jax.portable.predictor import BasePredictor, Proposals
+from edgesam_jax.portable.predictor import BasePredictor, ImageEmbedding, Proposals
 from edgesam_jax.portable.priors import Rule
 from edgesam_jax.portable.prompts import UNUSED
-from edgesam_jax.predict import compiled
+from edgesam_jax.portable.scanning import Limits, Measured
+from edgesam_jax.predict import compiled, measuring
 
 PROMPT_BUCKETS = (1, 4, 16)  # numbers of prompts to compile for; above the last, its multiples
 
@@ -70,6 +71,21 @@ class Predictor(BasePredictor):
         if self.model.metadata.get("score", "stability") == "iou":
             return logits, np.asarray(result.iou[:count], np.float32)
         return logits, stability_score(logits)
+
+    def scan_points(self, image: ImageEmbedding, points: np.ndarray, limits: Limits, batch: int) -> list[Measured]:
+        """Decode and measure clicks on the device; see ``BasePredictor``."""
+        tile, config = min(batch, measuring.point_tile()), self.model.config
+        by_iou = self.model.metadata.get("score", "stability") == "iou"
+        resizing = measuring.resizing_of(
+            config.mask_size, config.image_size, image.input_size, image.original_size, config.frame
+        )
+        found: list[Measured] = []
+        for first in range(0, len(points), tile):
+            some = points[first : first + tile]
+            logits, iou, stability = compiled.point_decoder(config)(self._variables, image.values, _pad(some, tile))
+            scores = np.asarray(iou if by_iou else stability, np.float32)[: len(some)]
+            found += measuring.measure(logits, scores, limits, resizing, first)
+        return found
 
 
 def _bucket(count: int) -> int:

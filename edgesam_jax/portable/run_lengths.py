@@ -1,0 +1,68 @@
+"""Masks as COCO's run-length codes. Needs numpy only; ``compressed`` needs pycocotools.
+
+Runs are counted down the columns, from left to right: unset, set, unset, and so on. The first run may be empty.
+https://github.com/cocodataset/cocoapi (``maskApi``)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgesam_jax.portable.errors import UsageError
+
+Box = tuple[int, int, int, int]
+"""x0, y0, x1, y1 of a mask's outermost pixels, all of which belong to the mask: one pixel is (x, y, x, y)."""
+
+
+def runs_of(window: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """Return the runs (n) int64 of a mask that has no pixel outside a window.
+
+    Args:
+      window: (h w) bool.
+      corner: x and y of the window's first pixel.
+      size: rows and columns of the mask.
+    """
+    height, width = size
+    columns = np.zeros((window.shape[1], height), bool)
+    columns[:, corner[1] : corner[1] + window.shape[0]] = window.T
+    flat = columns.reshape(-1)
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    if flat.size and flat[0]:
+        edges = np.concatenate([[0], edges])
+    if len(edges) % 2:  # the mask reaches the window's last pixel
+        edges = np.append(edges, flat.size)
+    edges = edges + corner[0] * height
+    return np.diff(edges, prepend=0, append=height * width) if len(edges) else np.array([height * width])
+
+
+def mask_of(runs: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return the mask (h w) bool of runs."""
+    height, width = size
+    values = np.arange(len(runs)) % 2 == 1
+    return np.repeat(values, runs).reshape(width, height).T
+
+
+def area_of(runs: np.ndarray) -> int:
+    """Return the number of set pixels."""
+    return int(runs[1::2].sum())
+
+
+def uncompressed(runs: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
+    """Return the code as COCO's uncompressed RLE: ``size`` [h, w] and ``counts``, a list of integers."""
+    return {"size": list(size), "counts": runs.tolist()}
+
+
+def compressed(runs: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
+    """Return the code as COCO's compressed RLE, whose ``counts`` is a text.
+
+    Raises:
+      UsageError: pycocotools is not installed.
+    """
+    try:
+        from pycocotools import mask as coco
+    except ImportError:
+        raise UsageError("output_mode coco_rle needs pycocotools: pip install pycocotools") from None
+    code = coco.frPyObjects(uncompressed(runs, size), *size)
+    return {"size": list(size), "counts": code["counts"].decode()}
