@@ -1,4 +1,4 @@
-"""Masks as COCO's run-length codes. Needs numpy only; ``compressed`` needs pycocotools.
+"""Masks as COCO's run-length codes. Needs numpy only; compressed codes need pycocotools.
 
 Runs are counted down the columns, from left to right: unset, set, unset, and so on. The first run may be empty.
 https://github.com/cocodataset/cocoapi (``maskApi``)
@@ -59,9 +59,23 @@ def compressed(runs: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
     Raises:
       UsageError: pycocotools is not installed.
     """
-    try:
-        from pycocotools import mask as coco
-    except ImportError:
-        raise UsageError("output_mode coco_rle needs pycocotools: pip install pycocotools") from None
-    code = coco.frPyObjects(uncompressed(runs, size), *size)
+    code = _coco().frPyObjects(uncompressed(runs, size), *size)
     return {"size": list(size), "counts": code["counts"].decode()}
+
+
+def mask_of_code(code: dict[str, Any]) -> np.ndarray:
+    """Return the mask (h w) bool of a code that ``compressed`` has made.
+
+    Raises:
+      UsageError: pycocotools is not installed.
+    """
+    mask: np.ndarray = _coco().decode(code).astype(bool)
+    return mask
+
+
+def _coco() -> Any:
+    try:
+        from pycocotools import mask
+    except ImportError:
+        raise UsageError("COCO's compressed run-length code needs pycocotools: pip install pycocotools") from None
+    return mask
