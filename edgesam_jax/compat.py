@@ -127,7 +127,7 @@ class SamPredictor:
         )
         if return_logits:
             masks = upscale_logits(logits, predictor.image_size, image.input_size, image.original_size, predictor.frame)
-        return masks, scores, logits
+        return masks, np.array(scores), np.array(logits)  # writable, which views of JAX's arrays are not
 
     def get_image_embedding(self) -> np.ndarray:
         """Return the photo's embedding (1 c g g) float32; c = 256 channels and g = 64 cells for SAM and EdgeSAM.
@@ -135,7 +135,7 @@ class SamPredictor:
         Raises:
           UsageError: no photo is set.
         """
-        return np.asarray(self._photo().values, np.float32).transpose(2, 0, 1)[None]
+        return np.array(self._photo().values, np.float32).transpose(2, 0, 1)[None]
 
     def reset_image(self) -> None:
         """Forget the photo."""
