@@ -11,6 +11,7 @@ import deterministic_weights
 import jax
 import numpy as np
 import pytest
+from paths import ROOT
 from PIL import Image
 
 from edgesam_jax import compat
@@ -259,6 +260,11 @@ def test_names_and_their_models(name: str, ours: str, score: str, monkeypatch: p
     assert sam.model.config == MODELS[ours] and sam.model.variables == {"of": MODELS[ours]}
     assert sam.model.metadata["score"] == score
     assert sam.to("cpu") is sam.to(device="cuda:0") is sam.cuda() is sam.eval() is sam
+
+
+def test_the_page_lists_every_name() -> None:
+    page = (ROOT / "docs" / "compat.md").read_text()
+    assert all(f"`{name}`" in page for name in sam_model_registry)
 
 
 def test_builders_by_name_are_those_of_the_registry() -> None:
