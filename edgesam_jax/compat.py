@@ -53,7 +53,7 @@ class SamModel:
         return jax.devices()[0]
 
     def to(self, device: Any = None) -> SamModel:
-        """Return the model unchanged: JAX picks the device (``JAX_PLATFORMS=cpu`` in the environment picks another)."""
+        """Return the model unchanged: JAX picks the device; ``JAX_PLATFORMS`` in the environment overrules it."""
         del device
         return self
 
