@@ -162,7 +162,7 @@ def test_options_out_of_range_are_refused(predictor, options, message):
 
 def test_anything_but_a_photo_is_refused(predictor, photo):
     generator = EverythingGenerator(predictor, **LOOSE)
-    for image in (None, photo[..., 0], photo.astype(float), np.zeros((0, 4, 3), np.uint8)):
+    for image in (None, photo[..., 0], photo.astype(float), np.zeros((0, 4, 3), np.uint8), [[[1], [2, 3]]]):
         with pytest.raises(UsageError, match="image: expected RGB"):
             generator.generate(image)
     odd = EverythingGenerator(
@@ -170,3 +170,9 @@ def test_anything_but_a_photo_is_refused(predictor, photo):
     )
     with pytest.raises(UsageError, match="needs square grids"):
         odd.generate(photo)
+
+
+def test_a_generator_is_made_from_a_model_too(model, predictor, photo):
+    assert_equal(
+        EverythingGenerator(model, **LOOSE).generate(photo), EverythingGenerator(predictor, **LOOSE).generate(photo)
+    )

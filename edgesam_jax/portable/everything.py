@@ -16,7 +16,7 @@ import numpy as np
 from edgesam_jax.portable import crops, run_lengths
 from edgesam_jax.portable.errors import UsageError, type_text
 from edgesam_jax.portable.frame import scale_coords
-from edgesam_jax.portable.predictor import BasePredictor
+from edgesam_jax.portable.predictor import BasePredictor, read_photo
 from edgesam_jax.portable.regions import drop_islands, fill_holes
 from edgesam_jax.portable.scanning import Limits, Measured
 from edgesam_jax.portable.suppression import suppress
@@ -162,10 +162,8 @@ class EverythingGenerator:
         Raises:
           UsageError: ``image`` is not (h w 3) uint8.
         """
-        shape = np.shape(image)
-        if len(shape) != 3 or 0 in shape:
-            raise UsageError(f"image: expected RGB (h w 3) uint8, got shape {shape}")
-        image, size = np.asarray(image), (shape[0], shape[1])
+        image = read_photo(image)
+        size = image.shape[0], image.shape[1]
         masks = self._search(image, size, progress)
         if self.min_mask_region_area:
             masks = self._clean(masks, size)
