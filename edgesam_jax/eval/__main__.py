@@ -287,7 +287,7 @@ def _systems(
     for path in checkpoints:
         name, model = Path(path).name or path, load_model(path)
         if generation is not None:
-            systems.append(GeneratorSystem.of_model(name, model, generation))
+            systems.append(GeneratorSystem.of_model(name, model, generation, jax.local_devices()))
         else:
             systems.append(JaxSystem(name, model, *selection, jax.local_devices(), priors))
     for encoder, decoder in arguments.onnx:

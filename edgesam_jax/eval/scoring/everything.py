@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import math
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -65,24 +68,34 @@ class GeneratorSystem:
 
     Args:
       name: for tables.
-      predictor: encodes photos and decodes points, for several threads at once.
+      predictors: one or more of the same model, each with JAX's device (None without JAX); threads use them in turn.
       digest: a hash of everything that determines the masks, apart from ``options``.
       options: of the generator.
     """
 
     stage = GENERATE
 
-    def __init__(self, name: str, predictor: BasePredictor, digest: str, options: Generation) -> None:
-        self.name, self.digest, self.image_size = name, digest, predictor.image_size
+    def __init__(
+        self, name: str, predictors: Sequence[tuple[BasePredictor, Any]], digest: str, options: Generation
+    ) -> None:
+        self.name, self.digest, self.image_size = name, digest, predictors[0][0].image_size
         self.options: dict[str, Any] = asdict(options)
-        self._generator = EverythingGenerator(predictor, output_mode="coco_rle", **self.options)
+        generators = [
+            (EverythingGenerator(predictor, output_mode="coco_rle", **self.options), device)
+            for predictor, device in predictors
+        ]
+        self._in_turn, self._lock = itertools.cycle(generators), threading.Lock()
 
     @classmethod
-    def of_model(cls, name: str, model: Model, options: Generation) -> GeneratorSystem:
-        """A model of this package, on the first local device."""
+    def of_model(cls, name: str, model: Model, options: Generation, devices: Sequence[Any] = ()) -> GeneratorSystem:
+        """A model of this package, on one or more devices; the default is the first local device."""
         # The two kinds of score select different masks.
         kind = {"config": repr(model.config), "score": model.metadata.get("score", "stability")}
-        return cls(name, Predictor(model), digest_of({**kind, "variables": model.variables}), options)
+        predictors = []
+        for device in devices or jax.local_devices()[:1]:
+            with jax.default_device(device):
+                predictors.append((Predictor(model), device))
+        return cls(name, predictors, digest_of({**kind, "variables": model.variables}), options)
 
     @classmethod
     def of_pair(cls, encoder: Path, decoder: Path, options: Generation) -> GeneratorSystem:
@@ -95,11 +108,14 @@ class GeneratorSystem:
             predictor = OnnxPredictor(encoder, decoder)
         except UsageError as error:
             raise UsageError(f"--onnx {error}") from None
-        return cls(name_of_pair(decoder), predictor, sha256_of(encoder) + sha256_of(decoder), options)
+        return cls(name_of_pair(decoder), [(predictor, None)], sha256_of(encoder) + sha256_of(decoder), options)
 
     def masks_of(self, photo: Photo) -> list[ScoredMask]:
         """All masks of a photo."""
-        records = self._generator.generate(photo.image)
+        with self._lock:
+            generator, device = next(self._in_turn)
+        with jax.default_device(device):
+            records = generator.generate(photo.image)
         return [ScoredMask(record["predicted_iou"], record["segmentation"]) for record in records]
 
 
