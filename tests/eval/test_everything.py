@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,23 @@ def test_an_annotation_is_matched_once() -> None:
     )
     best, matched = match(photo, [ScoredMask(0.5, rle(masks[0])), ScoredMask(0.9, rle(masks[0]))])
     assert best.tolist() == [1.0, 0.0] and matched.tolist() == [[1] * 10] * 4
+
+
+def test_a_damaged_photo_is_counted_and_the_others_are_scored(
+    dataset: Path, truth: dict[int, np.ndarray], tmp_path: Path
+) -> None:
+    root, file, output = tmp_path / "data", tmp_path / "masks.json", tmp_path / "r.json"
+    shutil.copytree(dataset, root)
+    photo = root / "images" / "3.png"
+    photo.write_bytes(photo.read_bytes()[:200])
+    entries = [{"image_id": i, "score": 1, "segmentation": rle(mask)} for i in truth for mask in truth[i]]
+    file.write_text(json.dumps([*entries, {**entries[0], "image_id": 99}]))
+    assert score(*flags_of(root), "--predictions", file, "--output", output, "--no-pictures") == 0
+    report = json.loads(output.read_text())
+    assert report["num_images"] == 2 and report["num_instances"] == 11
+    assert report["everything"]["ar"]["10"] == 1.0 == report["everything"]["mean_best_iou"]
+    assert report["everything"]["masks_per_photo"] == 5.5
+    assert report["skipped"]["counts"] == {"photo damaged": 1, "photo unknown": 1, "no annotations": 1, "crowd": 1}
 
 
 # -------------------------------------------------------------------------------------------------------- generators
