@@ -30,7 +30,6 @@ from edgesam_jax.data.schema import BadExample
 from edgesam_jax.eval.scoring.photos import Photo
 from edgesam_jax.eval.scoring.prompted import StageTimer, description, in_parallel
 from edgesam_jax.eval.scoring.results import compressed
-from edgesam_jax.eval.scoring.rows import Row, Rows
 from edgesam_jax.eval.scoring.systems import name_of_pair
 from edgesam_jax.everything import EverythingGenerator
 from edgesam_jax.files import sha256_of
@@ -38,6 +37,7 @@ from edgesam_jax.portable import run_lengths
 from edgesam_jax.portable.onnx_predictor import OnnxPredictor
 from edgesam_jax.portable.predictor import BasePredictor
 from edgesam_jax.predict.predictor import Predictor
+from edgesam_jax.reporting.rows import Row, Rows
 
 COUNTS = (1, 10, 100, 1000)  # masks of a photo that a recall counts
 GENERATE = "generate"  # stage of a photo's row
