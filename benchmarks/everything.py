@@ -1,6 +1,6 @@
 """Everything mode against SAM's own generator (package ``segment-anything``) with the same weights, and its memory.
 
-    python -m benchmarks.everything [--model edge_sam] [--points-per-side 32] [--size 640 480] [--kept 0.1] [--rounds 1]
+    python -m benchmarks.everything [--model edge_sam] [--points-per-side 32] [--size 640 480] [--kept 0.1]
     python -m benchmarks.everything --alone --size 4000 3000 --points-per-side 64
 
 The weights are random, so the limit of the score is set to the quantile that a share ``--kept`` of the masks passes.
@@ -52,8 +52,10 @@ def compare(ours: list[dict], theirs: list[dict]) -> None:  # type: ignore[type-
         (a["segmentation"] & b["segmentation"]).sum() / max(1, (a["segmentation"] | b["segmentation"]).sum())
         for a, b in pairs
     ]
-    same = sum(a["point_coords"] == b["point_coords"] and a["bbox"] == b["bbox"] for a, b in pairs)
-    print(f"records: {len(ours)} and {len(theirs)}; {same} pairs of equal rank have the same point and box")
+    points = sum(a["point_coords"] == b["point_coords"] for a, b in pairs)
+    apart = [int(np.abs(np.subtract(a["bbox"], b["bbox"])).max()) for a, b in pairs]
+    print(f"records: {len(ours)} and {len(theirs)}; of equal rank, {points} pairs have the same point", end="")
+    print(f", {apart.count(0)} the same box (others up to {max(apart, default=0)} px apart)")
     if ious:
         print(f"mask IoU of equal rank: lowest {min(ious):.6f}, {np.mean(np.array(ious) >= 0.999):.2%} at least 0.999")
 
@@ -66,6 +68,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=[640, 480], metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--kept", type=float, default=0.1, help="share of the masks whose score passes")
     parser.add_argument("--crop-n-layers", type=int, default=0)
+    parser.add_argument("--box-nms-thresh", type=float, default=1.0, help="1 keeps all, as random masks are alike")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--alone", action="store_true", help="our generator only, with its peak memory")
     args = parser.parse_args()
@@ -77,6 +80,7 @@ def main() -> None:
     options = {
         "points_per_side": args.points_per_side, "crop_n_layers": args.crop_n_layers,
         "pred_iou_thresh": score_limit(predictor, photo, args.kept), "stability_score_thresh": 0.0,
+        "box_nms_thresh": args.box_nms_thresh,
     }  # fmt: skip
     rate, _ = timing.machine()
     points = args.points_per_side**2 * sum(4**i for i in range(args.crop_n_layers + 1))
@@ -96,16 +100,25 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(f"{len(records)} records in {seconds:.1f} s; peak {peak / 1e6:.2f} GB, {before / 1e6:.2f} GB before")
         return
-    published = generator_of(model, **options)
-    generator = EverythingGenerator(predictor, **options)
 
-    def theirs() -> list[dict]:  # type: ignore[type-arg]
+    def published(side: int) -> list[dict]:  # type: ignore[type-arg]
         with torch.no_grad():
-            return published.generate(photo)  # type: ignore[no-any-return]
+            return generator_of(model, **options | {"points_per_side": side}).generate(photo)  # type: ignore[no-any-return]
 
-    compare(generator.generate(photo), theirs())
-    times = timing.in_turn({"segment-anything (torch)": theirs, "ours": lambda: generator.generate(photo)}, args.rounds)
+    def ours(side: int) -> list[dict]:  # type: ignore[type-arg]
+        return EverythingGenerator(predictor, **options | {"points_per_side": side}).generate(photo)
+
+    contenders = {"segment-anything (torch)": published, "ours": ours}
+    for contender in contenders.values():
+        contender(4)  # compiles
+    results, times = {}, {name: [] for name in contenders}  # type: ignore[var-annotated]
+    for _ in range(args.rounds):
+        for name, contender in contenders.items():
+            start, cpu = time.perf_counter(), time.process_time()
+            results[name] = contender(args.points_per_side)
+            times[name].append((time.perf_counter() - start, (time.process_time() - cpu) / timing.cores()))
     timing.report(times, "ours")
+    compare(results["ours"], results["segment-anything (torch)"])
 
 
 if __name__ == "__main__":
