@@ -91,7 +91,7 @@ class BasePredictor(ABC):
         Raises:
           UsageError: ``image`` is not (h w 3) uint8; or the embedding is of another photo or another model.
         """
-        image = _photo(image)
+        image = as_photo(image)
         photo = hashlib.blake2b(image.data, digest_size=16).digest()
         if embedding is None:
             framed, input_size = into_frame(image, self.image_size, self.frame)
@@ -199,7 +199,7 @@ class BasePredictor(ABC):
         if image is None:
             image = self.embedding
         self._check_embedding(image, "image")
-        chosen = _chosen_masks(num_masks)
+        chosen = chosen_masks(num_masks)
         check_areas(fill_holes, drop_islands)
         prompts = read_prompts(
             boxes, point_coords, point_labels, mask_inputs, image.original_size, image.input_size, self.mask_size
@@ -264,7 +264,7 @@ class BasePredictor(ABC):
         return logits, scores
 
 
-def _photo(image: Any) -> np.ndarray:
+def as_photo(image: Any) -> np.ndarray:
     """Return a photo as a contiguous array (h w 3) uint8.
 
     Raises:
@@ -283,7 +283,7 @@ def _photo(image: Any) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def _chosen_masks(num_masks: Any) -> slice:
+def chosen_masks(num_masks: Any) -> slice:
     """Return the mask tokens that ``num_masks`` selects."""
     whole = isinstance(num_masks, int | np.integer)
     if not whole or num_masks not in MASK_CHOICES:
