@@ -30,9 +30,9 @@ from edgesam_jax.eval.scoring.photos import choose_instances, load, read_ahead
 from edgesam_jax.eval.scoring.prompted import run_prompted, score_photo
 from edgesam_jax.eval.scoring.protocol import Settings
 from edgesam_jax.eval.scoring.results import check_results, read_results, top_per_image
-from edgesam_jax.eval.scoring.rows import Row, Rows
 from edgesam_jax.eval.scoring.systems import PredictionsSystem, System, input_size
 from edgesam_jax.files import sha256_of, write_atomically
+from edgesam_jax.reporting.rows import Row, Rows
 
 FORMAT = 2  # of the rows
 LISTED = 1000  # skipped entries that a report lists individually

@@ -43,6 +43,7 @@ class Item:
       image: (h w 3) uint8 RGB, or the path of a photo.
       boxes, point_coords, point_labels, mask_inputs: as for ``Predictor.predict_prompts``.
       id: anything; the item's result has it too.
+      orient: apply the EXIF orientation to a photo given as a path. The prompts refer to the photo that results.
     """
 
     image: np.ndarray | str | Path
@@ -51,6 +52,7 @@ class Item:
     point_labels: Any = None
     mask_inputs: Any = None
     id: Any = None
+    orient: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,7 +213,7 @@ class _Run:
         config, notes = self.model.config, []  # type: ignore[var-annotated]
         try:
             if isinstance(item.image, str | Path):
-                image = load_image(item.image, pixel_range=self.options.pixel_range, notes=notes)
+                image = load_image(item.image, pixel_range=self.options.pixel_range, notes=notes, orient=item.orient)
             else:
                 image = as_photo(item.image)
             frame, input_size = into_frame(image, config.image_size, config.frame)
@@ -284,6 +286,6 @@ def _with_priors(prompts: PromptArrays, proposals: tuple[np.ndarray, np.ndarray]
     clicks = prompts.single_clicks
     if not clicks.any() or prompts.coords is None:
         return prompts
-    boxes = np.full((len(prompts), 4), np.nan, np.float32)
+    boxes = np.full((len(prompts), 4), np.nan, np.float32) if prompts.boxes is None else prompts.boxes.copy()
     boxes[clicks] = merge(prompts.coords[clicks, 0], *proposals, rule)
     return dataclasses.replace(prompts, boxes=boxes)

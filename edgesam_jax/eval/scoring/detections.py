@@ -14,9 +14,9 @@ from edgesam_jax.eval.scoring.photos import Photo
 from edgesam_jax.eval.scoring.prompted import StageTimer, in_parallel
 from edgesam_jax.eval.scoring.protocol import HEAD, Settings, Slots
 from edgesam_jax.eval.scoring.results import result
-from edgesam_jax.eval.scoring.rows import Row, Rows
 from edgesam_jax.eval.scoring.systems import System, input_size
 from edgesam_jax.portable.frame import scale_coords
+from edgesam_jax.reporting.rows import Row, Rows
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
 
 Detection = Mapping[str, Any]

@@ -22,8 +22,8 @@ from edgesam_jax.eval.scoring.boundary import boundary_iou
 from edgesam_jax.eval.scoring.device import Bits
 from edgesam_jax.eval.scoring.photos import Photo, choose_instances
 from edgesam_jax.eval.scoring.protocol import HEAD, Settings, Slots
-from edgesam_jax.eval.scoring.rows import Row, Rows
 from edgesam_jax.eval.scoring.systems import Answer, System, input_size
+from edgesam_jax.reporting.rows import Row, Rows
 
 T = TypeVar("T")
 R = TypeVar("R")

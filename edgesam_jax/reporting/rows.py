@@ -1,4 +1,4 @@
-"""Results on disk as they arrive, one line per photo, so that a stopped evaluation resumes where it stopped.
+"""Results on disk as they arrive, one line per photo, so that a stopped run resumes where it stopped.
 
 Several hosts that share the folder each write a file for their part; the last one to finish has all rows.
 """
@@ -10,26 +10,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgesam_jax.config import UsageError
 from edgesam_jax.files import write_atomically
+from edgesam_jax.portable.errors import UsageError
 
 Row = dict[str, Any]
 
 
 class Rows:
-    """The rows of one system's evaluation.
+    """The rows of one run, for instance of one system's evaluation.
 
     Args:
       stem: path of the files without their suffix: ``STEM.rows.jsonl``, ``STEM.rows.1-of-4.jsonl``; None keeps the
         rows in memory only.
-      header: describes the evaluation; existing rows with a different header are refused.
+      header: describes the run; existing rows with a different header are refused.
       part: number of this host (from 0) and number of hosts.
+      what: kind of run, for messages.
 
     Raises:
-      UsageError: the files hold rows of another evaluation, or the folder can't be written.
+      UsageError: the files hold rows of another run, or the folder can't be written.
     """
 
-    def __init__(self, stem: Path | None, header: Mapping[str, Any], part: tuple[int, int] = (0, 1)) -> None:
+    def __init__(
+        self, stem: Path | None, header: Mapping[str, Any], part: tuple[int, int] = (0, 1), what: str = "evaluation"
+    ) -> None:
+        self._what = what
         self._stem, self._header, self._part = stem, json.loads(json.dumps(header)), part
         self._rows: dict[int, Row] = {}
         self._file: Any = None
@@ -53,7 +57,7 @@ class Rows:
         """Read the rows that all hosts have written so far.
 
         Raises:
-          UsageError: a file holds rows of another evaluation.
+          UsageError: a file holds rows of another run.
         """
         if self._stem is None:
             return
@@ -62,7 +66,7 @@ class Rows:
             differing = sorted(k for k in {*header, *self._header} if header.get(k) != self._header.get(k))
             if differing:
                 raise UsageError(
-                    f"{path}: rows of another evaluation ({', '.join(differing)} differ); remove the file or choose"
+                    f"{path}: rows of another {self._what} ({', '.join(differing)} differ); remove the file or choose"
                     " another --output"
                 )
             self._rows |= {row["photo"]: row for row in rows}

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.eval.scoring.rows import Rows
+from edgesam_jax.reporting.rows import Rows
 
 HEADER = {"settings": {"seed": 0}, "photos": 4}
 
