@@ -82,6 +82,9 @@ def read_prompts(
         raise UsageError("no prompt: pass a box or points")
     if read_boxes is not None and not read_boxes:
         raise UsageError("boxes: empty; pass at least one box")
+    bare = next((i for i, box in enumerate(read_boxes or ()) if np.isnan(box).any()), None)
+    if points is None and bare is not None:
+        raise UsageError(f"boxes[{bare}]: a prompt without a box and without a point; leave it out")
     if points is not None:
         if read_boxes is not None and len(read_boxes) != len(points):
             raise UsageError(f"prompts: {len(read_boxes)} boxes but {len(points)} sets of points")

@@ -26,8 +26,11 @@ def read_mask_input(path: Path, prompts: int, side: int) -> np.ndarray:
     """
     flag = f"--mask-input {path}"
     try:
-        with np.load(path, allow_pickle=False) as saved:
-            names = list(getattr(saved, "files", ()))
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):  # a single array
+            raise UsageError(f"{flag}: has no array low_res_logits; pass the logits.npz that --save-logits writes")
+        with loaded as saved:
+            names = saved.files
             if "low_res_logits" not in names:
                 raise UsageError(f"{flag}: has no array low_res_logits; pass the logits.npz that --save-logits writes")
             logits = saved["low_res_logits"]

@@ -113,24 +113,25 @@ def read_prompt_file(path: Path, photo_list: str = "") -> tuple[list[Listed], li
     """
     where = f"--prompts {path}"
     rows: list[SkippedRow] = []
+    content = None if path.suffix.lower() in LINES else read_json(path, "--prompts")
+    if photo_list and not isinstance(content, list):
+        raise UsageError("--annotations: goes with COCO results as --prompts; other files name their photos")
     if path.suffix.lower() in LINES:
         listed = _from_lines(_lines(path), where, rows)
+    elif isinstance(content, dict) and isinstance(content.get("annotations"), list):
+        listed = _from_coco(content, where, rows)
+    elif isinstance(content, dict) and "image" in content:
+        listed = _from_lines([(where, content)], where, rows)
+    elif isinstance(content, list) and content and all(isinstance(x, dict) and "image" in x for x in content):
+        listed = _from_lines([(f"{where}: [{i}]", x) for i, x in enumerate(content)], where, rows)
+    elif isinstance(content, list) and any(isinstance(x, dict) for x in content):
+        names = read_json(photo_list, "--annotations") if photo_list else None
+        listed = _from_results(content, names, where, f"--annotations {photo_list}", rows)
     else:
-        content = read_json(path, "--prompts")
-        if isinstance(content, dict) and isinstance(content.get("annotations"), list):
-            listed = _from_coco(content, where, rows)
-        elif isinstance(content, dict) and "image" in content:
-            listed = _from_lines([(where, content)], where, rows)
-        elif isinstance(content, list) and content and all(isinstance(x, dict) and "image" in x for x in content):
-            listed = _from_lines([(f"{where}: [{i}]", x) for i, x in enumerate(content)], where, rows)
-        elif isinstance(content, list) and any(isinstance(x, dict) for x in content):
-            names = read_json(photo_list, "--annotations") if photo_list else None
-            listed = _from_results(content, names, where, f"--annotations {photo_list}", rows)
-        else:
-            raise UsageError(
-                f"{where}: expected COCO annotations, COCO results (a list of boxes), or a file .jsonl with one photo"
-                " per line"
-            )
+        raise UsageError(
+            f"{where}: expected COCO annotations, COCO results (a list of boxes), or a file .jsonl with one photo"
+            " per line"
+        )
     return [photo for photo in listed if photo.prompts], rows
 
 

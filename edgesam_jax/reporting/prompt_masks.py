@@ -38,7 +38,7 @@ def draw_all(
     unit = max(1, round(min(image.shape[:2]) / 400))  # line width
     for number, mask in enumerate(masks):
         shade = np.asarray(colour(number), np.float32)
-        rows, columns = (slice(*_extent(mask.any(axis), unit)) for axis in (1, 0))
+        rows, columns = (slice(*_extent(np.asarray(mask.any(axis)), unit)) for axis in (1, 0))
         part, inside = pixels[rows, columns], mask[rows, columns]
         part[inside] = ((1 - TINT) * part[inside] + TINT * shade).astype(np.uint8)
         part[contour(inside, unit)] = shade.astype(np.uint8)

@@ -11,6 +11,7 @@ import queue
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -295,9 +296,8 @@ class PredictionsSystem:
         masks = [mask for _, mask in state]
         answers = {number: mask for number, mask in reversed(state) if is_integer(number)}  # the first of several
         windows: list[Window] = []
-        for number, coords, labels, valid in zip(
-            photo.ids.tolist(), slots.coords * scale, slots.labels, slots.valid, strict=True
-        ):
+        prompts = zip(slots.coords * scale, slots.labels, slots.valid, strict=True)
+        for number, (coords, labels, valid) in zip(chain(photo.ids.tolist(), repeat(None)), prompts, strict=False):
             if number in answers and set(labels[valid].tolist()) == {BOX_TOP_LEFT, BOX_BOTTOM_RIGHT}:
                 windows.append(answers[number])
             else:
