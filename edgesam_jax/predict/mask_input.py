@@ -24,27 +24,23 @@ def read_mask_input(path: Path, prompts: int, side: int) -> np.ndarray:
     Raises:
       UsageError: the file can't be read, has no logits, or logits of another number of prompts or another size.
     """
-    flag = f"--mask-input {path}"
+    flag, remedy = f"--mask-input {path}", "pass the logits.npz that --save-logits writes"
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):  # a single array
-            raise UsageError(f"{flag}: has no array low_res_logits; pass the logits.npz that --save-logits writes")
-        with loaded as saved:
-            names = saved.files
+        with path.open("rb") as file:  # np.load leaves damaged files open
+            saved = np.load(file, allow_pickle=False)
+            names = saved.files if isinstance(saved, np.lib.npyio.NpzFile) else []
             if "low_res_logits" not in names:
-                raise UsageError(f"{flag}: has no array low_res_logits; pass the logits.npz that --save-logits writes")
-            logits = saved["low_res_logits"]
-            scores = saved["scores"] if "scores" in names else None
+                raise UsageError(f"{flag}: has no array low_res_logits; {remedy}")
+            logits = np.asarray(saved["low_res_logits"])
+            scores = np.asarray(saved["scores"]) if "scores" in names else None
     except UsageError:
         raise
     except FileNotFoundError:
-        raise UsageError(f"{flag}: no such file; pass the logits.npz that --save-logits writes") from None
+        raise UsageError(f"{flag}: no such file; {remedy}") from None
     except OSError as error:
         raise UsageError(f"{flag}: cannot be read ({error.strerror or error}); check the file") from None
     except (ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UsageError(
-            f"{flag}: not a file of logits ({error}); pass the logits.npz that --save-logits writes"
-        ) from None
+        raise UsageError(f"{flag}: not a file of logits ({error}); {remedy}") from None
     if logits.ndim != 4 or logits.dtype.kind != "f" or not logits.shape[1]:
         raise UsageError(f"{flag}: low_res_logits must be (prompts masks side side), got {logits.shape} {logits.dtype}")
     if logits.shape[2:] != (side, side):
