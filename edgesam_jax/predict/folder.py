@@ -55,7 +55,7 @@ class Summary:
 
 
 @dataclass
-class _Work:
+class Work:
     """A photo with its prompts; ``used`` are those that are on the photo, found when it is opened."""
 
     path: Path
@@ -123,7 +123,7 @@ def run(arguments: argparse.Namespace) -> Summary:
     if not found:
         why = reasons(rows) if rows else "it has no prompts"
         raise UsageError(f"--prompts {prompt_file}: no prompt in it is on a photo of --image {arguments.image}: {why}")
-    work = [_Work(paths[number], found[number]) for number in sorted(found)]
+    work = [Work(paths[number], found[number]) for number in sorted(found)]
 
     from edgesam_jax.checkpoints.digest import digest_of
     from edgesam_jax.checkpoints.load import load_model
@@ -152,7 +152,7 @@ def run(arguments: argparse.Namespace) -> Summary:
             stack.callback(records.close)
             new, began = len(work), time.perf_counter()
             new -= sum(number in records for number in range(len(work)))
-            _predict(predictor, work, records, arguments)
+            predict_photos(predictor, work, records, arguments)
             seconds = time.perf_counter() - began
             summary = _finish(output, records, len(paths), rows, new, seconds, arguments)
         records.path.unlink(missing_ok=True)
@@ -161,7 +161,7 @@ def run(arguments: argparse.Namespace) -> Summary:
     return summary
 
 
-def _predict(predictor: Any, work: Sequence[_Work], records: Rows, arguments: argparse.Namespace) -> None:
+def predict_photos(predictor: Any, work: Sequence[Work], records: Rows, arguments: argparse.Namespace) -> None:
     """Predict the photos that have no row yet, and add their rows."""
     from tqdm import tqdm
 
@@ -200,7 +200,7 @@ def _predict(predictor: Any, work: Sequence[_Work], records: Rows, arguments: ar
             add(row | ({"notes": list(result.notes)} if result.notes else {}))
 
 
-def _open(work: _Work, number: int) -> Item | None:
+def _open(work: Work, number: int) -> Item | None:
     """Make the item of a photo from its header; None if the photo or all of its prompts can't be used."""
     try:
         upright, stored = photo_sizes(work.path, str(work.path))
@@ -231,7 +231,7 @@ def _open(work: _Work, number: int) -> Item | None:
     )  # fmt: skip
 
 
-def _results(work: _Work, result: Result, overlay: Path | None) -> list[dict[str, Any]]:
+def _results(work: Work, result: Result, overlay: Path | None) -> list[dict[str, Any]]:
     """The results of a photo in COCO's format, each from the best mask of its prompt; draw them if wanted."""
     from pycocotools import mask as coco
 
