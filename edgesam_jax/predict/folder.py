@@ -167,7 +167,8 @@ def predict_photos(predictor: Any, work: Sequence[Work], records: Rows, argument
 
     todo = [number for number in range(len(work)) if number not in records]
     overlay_names = _overlay_names([w.path for w in work]) if arguments.overlays else []
-    masks = skipped = 0
+    done = records.in_order()
+    masks, skipped = sum(len(row.get("results", ())) for row in done), sum(len(row["skipped"]) for row in done)
     with tqdm(total=len(work), initial=len(work) - len(todo), unit="photo", desc="predict", dynamic_ncols=True) as bar:
 
         def add(row: Row) -> None:

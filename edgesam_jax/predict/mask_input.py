@@ -39,8 +39,8 @@ def read_mask_input(path: Path, prompts: int, side: int) -> np.ndarray:
         raise UsageError(f"{flag}: no such file; {remedy}") from None
     except OSError as error:
         raise UsageError(f"{flag}: cannot be read ({error.strerror or error}); check the file") from None
-    except (ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UsageError(f"{flag}: not a file of logits ({error}); {remedy}") from None
+    except (ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error):
+        raise UsageError(f"{flag}: damaged, or not a file of arrays; {remedy}") from None
     if logits.ndim != 4 or logits.dtype.kind != "f" or not logits.shape[1]:
         raise UsageError(f"{flag}: low_res_logits must be (prompts masks side side), got {logits.shape} {logits.dtype}")
     if logits.shape[2:] != (side, side):
