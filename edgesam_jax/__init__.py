@@ -14,17 +14,19 @@ if TYPE_CHECKING:
     from edgesam_jax.checkpoints.load import load_model
     from edgesam_jax.checkpoints.model import Model
     from edgesam_jax.config import UsageError
+    from edgesam_jax.everything import EverythingGenerator
     from edgesam_jax.portable.onnx_predictor import OnnxPredictor
     from edgesam_jax.predict.predictor import Predictor
 
 __version__ = "0.1.0"
-__all__ = ["Model", "OnnxPredictor", "Predictor", "UsageError", "__version__", "load_model"]
+__all__ = ["EverythingGenerator", "Model", "OnnxPredictor", "Predictor", "UsageError", "__version__", "load_model"]
 
 _HOMES = {
     "load_model": "checkpoints.load",
     "Model": "checkpoints.model",
     "Predictor": "predict.predictor",
     "OnnxPredictor": "portable.onnx_predictor",
+    "EverythingGenerator": "everything",
     "UsageError": "config",
 }
 

@@ -13,6 +13,7 @@ scoring/     photos in, results out
   systems, device    our models, ONNX pairs and files of masks behind one interface; the compiled functions
   prompted           ground-truth prompts: overlap per instance and round (EdgeSAM, Tables 2 and 3)
   detections         a detector's boxes as prompts: masks for average precision (EdgeSAM, Table 4)
+  everything        all masks of a photo, matched with its instances of any category: average recall, best IoU
   average_precision, boundary, ground_truth, results      COCO and LVIS metrics and file formats
   rows               results on disk, photo by photo, so that a stopped run can resume
 

@@ -26,6 +26,7 @@ from edgesam_jax.portable.priors import RULES
 
 if TYPE_CHECKING:
     from edgesam_jax.data.source import Source
+    from edgesam_jax.eval.scoring.everything import EverythingSystem, Generation
     from edgesam_jax.eval.scoring.protocol import Settings
     from edgesam_jax.eval.scoring.systems import System
 
@@ -43,6 +44,21 @@ def _non_negative(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"must be an integer of at least 0, not {text!r}")
     return value
+
+
+def _points_per_side(text: str) -> int:
+    """Parse an integer from 1 to 1024."""
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"must be an integer from 1 to 1024, not {text!r}")
+    return int(text)
+
+
+def _threshold(text: str) -> float:
+    """Parse a number from 0 to 1."""
+    try:
+        return share(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}") from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,9 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     prompts = parser.add_argument_group("prompts")
     prompts.add_argument(
         "--prompt",
-        choices=("box", "center", "point", "detections"),
+        choices=("box", "center", "point", "detections", "everything"),
         required=True,
-        help="the first prompt of each instance",
+        help="the first prompt of each instance; everything: none, all masks of a photo are matched with its instances",
     )
     prompts.add_argument("--detections", default="", metavar="FILE", help="a detector's boxes in COCO's results format")
     prompts.add_argument("--refine", type=_non_negative, default=0, metavar="N", help="number of refinement points")
@@ -120,6 +136,21 @@ def _parser() -> argparse.ArgumentParser:
         "--center", choices=("exact", "published"),
         help="how --prompt center finds a mask's centre, if not by the protocol's rule",
     )  # fmt: skip
+    everything = parser.add_argument_group("everything mode (--prompt everything)")
+    everything.add_argument(
+        "--points-per-side", type=_points_per_side, metavar="N", help="the grid has N x N points; default: 32"
+    )
+    everything.add_argument(
+        "--pred-iou-thresh", type=_threshold, metavar="T",
+        help="keep masks with a score above T; default: 0.88 (SAM's)",
+    )  # fmt: skip
+    everything.add_argument(
+        "--stability-score-thresh", type=_threshold, metavar="T",
+        help="keep masks with a stability score of at least T; default: 0.95 (SAM's)",
+    )  # fmt: skip
+    everything.add_argument(
+        "--coarse-to-fine", action="store_true", help="skip points inside masks found before: faster, finds fewer parts"
+    )
     work = parser.add_argument_group("execution and report")
     work.add_argument("--batch-size", type=count, default=2, help="photos in flight; affects speed, not results")
     work.add_argument(
@@ -173,6 +204,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
     if arguments.select and arguments.num_masks == 1:
         raise UsageError(f"--select {arguments.select}: only one mask is decoded per prompt; pass --num-masks 3 or 4")
+    if arguments.prompt == "everything":
+        _check_everything(arguments)
     if arguments.prompt == "detections":
         if arguments.refine or arguments.select == "oracle" or arguments.max_instances:
             raise UsageError(
@@ -195,7 +228,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
             f"--center {arguments.center}: --prompt {arguments.prompt} clicks no centre; use --prompt center"
         )
     return Settings(
-        prompt="box" if arguments.prompt == "detections" else arguments.prompt, refine=arguments.refine,
+        prompt="box" if arguments.prompt in ("detections", "everything") else arguments.prompt, refine=arguments.refine,
         refine_point=arguments.refine_point, protocol=arguments.protocol, num_masks=arguments.num_masks,
         select="first" if arguments.num_masks == 1 else arguments.select or "score", seed=arguments.seed,
         box_noise=arguments.box_noise, max_instances=arguments.max_instances, priors=arguments.priors,
@@ -203,19 +236,64 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     )  # fmt: skip
 
 
-def _systems(arguments: argparse.Namespace, settings: Settings, predictions: Callable[[Path], System]) -> list[System]:
+def _check_everything(arguments: argparse.Namespace) -> None:
+    """Refuse flags that have no meaning in everything mode."""
+    given = {
+        "--refine": arguments.refine, "--refine-point": arguments.refine_point != "random",
+        "--box-noise": arguments.box_noise, "--priors": arguments.priors != "off",
+        "--num-masks": arguments.num_masks != 1, "--center": arguments.center,
+        "--max-instances": arguments.max_instances, "--protocol": arguments.protocol != "exact",
+    }  # fmt: skip
+    if flags := [flag for flag, value in given.items() if value]:
+        raise UsageError(
+            f"--prompt everything: has no prompts from annotations, and scores all instances exactly; remove"
+            f" {', '.join(flags)}"
+        )
+
+
+def _generation(arguments: argparse.Namespace) -> Generation | None:
+    """The options of everything mode; None with another prompt."""
+    from edgesam_jax.eval.scoring.everything import Generation
+
+    options = {
+        "points_per_side": arguments.points_per_side, "pred_iou_thresh": arguments.pred_iou_thresh,
+        "stability_score_thresh": arguments.stability_score_thresh, "coarse_to_fine": arguments.coarse_to_fine or None,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
+    names = ", ".join(f"--{name.replace('_score', '').replace('_', '-')}" for name in given)
+    if given and arguments.prompt != "everything":
+        raise UsageError(f"{names}: only valid with --prompt everything")
+    if given and arguments.predictions and not arguments.checkpoint and not arguments.onnx:
+        raise UsageError(f"{names}: files of masks have no such option; add --checkpoint or --onnx, or remove it")
+    return Generation(**given) if arguments.prompt == "everything" else None
+
+
+def _systems(
+    arguments: argparse.Namespace,
+    settings: Settings,
+    generation: Generation | None,
+    predictions: Callable[[Path], System | EverythingSystem],
+) -> list[System | EverythingSystem]:
     """The systems to score, in the order of the flags; ``predictions`` makes a system of a file of masks."""
     import jax
 
     from edgesam_jax.checkpoints.load import TINY_TEACHER, load_model
+    from edgesam_jax.eval.scoring.everything import GeneratorSystem
     from edgesam_jax.eval.scoring.systems import JaxSystem, OnnxSystem
 
     selection, priors = (settings.num_masks, settings.select), settings.priors != "off"
-    systems: list[System] = []
+    systems: list[System | EverythingSystem] = []
     checkpoints = arguments.checkpoint or ([] if arguments.onnx or arguments.predictions else [TINY_TEACHER])
     for path in checkpoints:
-        systems.append(JaxSystem(Path(path).name or path, load_model(path), *selection, jax.local_devices(), priors))
+        name, model = Path(path).name or path, load_model(path)
+        if generation is not None:
+            systems.append(GeneratorSystem.of_model(name, model, generation, jax.local_devices()))
+        else:
+            systems.append(JaxSystem(name, model, *selection, jax.local_devices(), priors))
     for encoder, decoder in arguments.onnx:
+        if generation is not None:
+            systems.append(GeneratorSystem.of_pair(Path(encoder), Path(decoder), generation))
+            continue
         pair = OnnxSystem(Path(encoder), Path(decoder), *selection, priors)
         if settings.resize == "torch" and not pair.takes_float:
             raise UsageError(
@@ -248,7 +326,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         raise UsageError(f"--output {output}: is a folder; pass a file name for the report")
     if arguments.part[1] > 1 and output is None:
         raise UsageError("--part: pass --output, in a folder that all hosts share")
-    settings = _settings(arguments)
+    settings, generation = _settings(arguments), _generation(arguments)
 
     from edgesam_jax.cli import compile_cache
     from edgesam_jax.data.readers.ranged import pixel_note
@@ -259,14 +337,14 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     job = Job(
         settings, arguments.dataset, arguments.data_root, arguments.prompt,
         detections_file=Path(arguments.detections) if arguments.detections else None, part=arguments.part,
-        at_once=arguments.batch_size, boundary=not arguments.no_boundary,
+        at_once=arguments.batch_size, boundary=not arguments.no_boundary and generation is None,
     )  # fmt: skip
     if arguments.dataset == "scenes":  # the model comes first, because scenes are drawn at its image size
-        systems = _systems(arguments, settings, job.predictions)
+        systems = _systems(arguments, settings, generation, job.predictions)
         job.open(_source(arguments, systems[0].image_size))
     else:
         job.open(_source(arguments, 0))
-        systems = _systems(arguments, settings, job.predictions)
+        systems = _systems(arguments, settings, generation, job.predictions)
     if note := pixel_note(job.source):
         print_note(note)
     began, before = time.perf_counter(), compiled()

@@ -30,7 +30,7 @@ from edgesam_jax.reporting.tables import aligned_table
 MUST_MATCH = ("dataset", "prompt", "refine", "protocol")
 NOTED = (
     "seed", "refine_point", "num_masks", "select", "box_noise", "priors", "center", "resize", "pixel_range",
-    "data_root", "annotations",
+    "points_per_side", "pred_iou_thresh", "stability_score_thresh", "coarse_to_fine", "data_root", "annotations",
 )  # fmt: skip
 # With fewer photos, intervals are far too narrow: all of 5 photos have the same sign by chance in 1 of 16 cases.
 FEW_PHOTOS = 10
@@ -94,7 +94,8 @@ class Comparison:
             f"B: {one_line(self.system_b)} ({self.file_b})",
             f"Both: {settings}",
         ]
-        names = {"iou": "mIoU", "boundary_iou": "boundary IoU"}
+        everything = self.settings.get("prompt") == "everything"
+        names = {"iou": "mean best IoU" if everything else "mIoU", "boundary_iou": "boundary IoU"}
         rows = [
             [
                 f"{names[c.measure]}, {one_line(c.prompt)}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,6 +26,7 @@ from edgesam_jax.eval.report.report import markdown
 from edgesam_jax.eval.report.summary import clicks, summarise
 from edgesam_jax.eval.scoring.average_precision import LVIS_RESULTS, average_precision, boundary_average_precision
 from edgesam_jax.eval.scoring.detections import run_detections
+from edgesam_jax.eval.scoring.everything import GENERATE, EverythingSystem, ResultsSystem, recall, run_everything
 from edgesam_jax.eval.scoring.ground_truth import IMAGE_DAMAGED, read_ground_truth
 from edgesam_jax.eval.scoring.photos import choose_instances, load, read_ahead
 from edgesam_jax.eval.scoring.prompted import run_prompted, score_photo
@@ -58,9 +60,9 @@ class Job:
     Call ``open`` with the data set before the other methods.
 
     Attributes:
-      settings: prompts, protocol, masks and seeds.
+      settings: prompts, protocol, masks and seeds; the defaults in everything mode.
       dataset, data_root: as named on the command line, for messages and reports.
-      prompt: the command line's: "detections", or one of the protocol's.
+      prompt: the command line's: "detections", "everything", or one of the protocol's.
       detections_file: a detector's boxes, for the prompt "detections".
       part: number of this host (from 0) and number of hosts; each scores every n-th photo.
       at_once: photos in flight; affects speed, not results.
@@ -119,14 +121,16 @@ class Job:
         if self.coco is None:
             raise UsageError(f"{flag} {path}: needs --dataset coco or lvis, because its entries refer to image ids")
         results = read_results(path, flag)
-        kept, rows = check_results(results, self.coco.sizes, self.coco.categories or None, need)
+        everything = self.prompt == "everything"  # all masks count, whatever their category
+        categories = None if everything else self.coco.categories or None
+        kept, rows = check_results(results, self.coco.sizes, categories, need)
         if not kept:
             why = reasons(rows) if rows else "it is an empty list"
             raise UsageError(f"{flag} {path}: none of its {len(results)} entries can be used: {why}")
         self.skipped += [(kind, f"{path}: {message}") for kind, message in rows]
-        return top_per_image(kept, LVIS_RESULTS) if self.dataset == "lvis" else kept
+        return top_per_image(kept, LVIS_RESULTS) if self.dataset == "lvis" and not everything else kept
 
-    def predictions(self, path: Path) -> System:
+    def predictions(self, path: Path) -> System | EverythingSystem:
         """Make a system of a file of masks.
 
         Raises:
@@ -134,9 +138,11 @@ class Job:
         """
         results = self._checked(path, "--predictions", "segmentation")
         assert self.coco is not None
+        if self.prompt == "everything":
+            return ResultsSystem(path.name, sha256_of(path), results)
         return PredictionsSystem(path.name, sha256_of(path), results, self.coco.sizes)
 
-    def score(self, system: System, stem: Path | None) -> dict[str, Any] | None:
+    def score(self, system: System | EverythingSystem, stem: Path | None) -> dict[str, Any] | None:
         """Score one system, resuming from its rows.
 
         Args:
@@ -161,7 +167,9 @@ class Job:
                     bar.update(bar.total - len(todo))
                     bar.unpause()
                     photos = read_ahead(self.source, todo)
-                    if self.prompt == "detections":
+                    if isinstance(system, EverythingSystem):
+                        run_everything(system, photos, rows, self.at_once, bar.update)
+                    elif self.prompt == "detections":
                         run_detections(
                             system, photos, self.detections, self.settings, rows, self.at_once, bar.update
                         )  # fmt: skip
@@ -186,9 +194,12 @@ class Job:
         stages: Counter[str] = Counter()
         for row in scored:
             stages.update(row.get("seconds", {}))
+        if GENERATE in stages:
+            times = [row["seconds"][GENERATE] for row in scored if "seconds" in row]
+            report["seconds_per_photo"] = round(statistics.median(times), 3)  # the first photos include compilation
         return report | {"stage_seconds": {name: round(value, 3) for name, value in stages.items()}}
 
-    def _header(self, system: System) -> dict[str, Any]:
+    def _header(self, system: System | EverythingSystem) -> dict[str, Any]:
         """Everything that determines the rows."""
         files = [self.coco.annotation_file] if self.coco else []
         files += [self.detections_file] if self.prompt == "detections" and self.detections_file is not None else []
@@ -197,20 +208,23 @@ class Job:
             "format": FORMAT, "system": system.digest, "settings": asdict(self.settings), "prompt": self.prompt,
             "boundary": self.boundary, "photos": len(self.source),
             "names": hashlib.sha256(json.dumps(names).encode()).hexdigest(), "files": [sha256_of(f) for f in files],
-            **self._pixel_range(),
+            **self._pixel_range(), **(system.options if isinstance(system, EverythingSystem) else {}),
         }  # fmt: skip
 
     def _pixel_range(self) -> dict[str, str]:
         """The range that photos are read with, if one was given."""
         return {"pixel_range": self.source.pixel_range} if isinstance(self.source, RangedSource) else {}
 
-    def _description(self, system: System) -> dict[str, Any]:
+    def _description(self, system: System | EverythingSystem) -> dict[str, Any]:
+        if isinstance(system, EverythingSystem):
+            settings = {"protocol": self.settings.protocol, "refine": 0, **system.options}
+        else:
+            settings = {k: v for k, v in asdict(self.settings).items() if k != "prompt" and v is not None}
         return {
             "system": system.name, "dataset": self.dataset, "data_root": self.data_root,
             "annotations": str(self.coco.annotation_file) if self.coco else "", "prompt": self.prompt,
             "checkpoint": system.name, "resize": self.settings.resize,
-            **{k: v for k, v in asdict(self.settings).items() if k != "prompt" and v is not None},
-            **self._pixel_range(),
+            **settings, **self._pixel_range(),
         }  # fmt: skip
 
     def _skipped(self, listed: Sequence[SkippedRow]) -> dict[str, Any]:
@@ -231,11 +245,14 @@ class Job:
         if not instances:
             listed = self._listed(rows)
             why = reasons(listed) if listed else "the photos have no annotations"
-            raise UsageError(f"--data-root {self.data_root}: no photo there has an instance to prompt with: {why}")
-        summary = {
-            "num_images": sum("instances" in row for row in rows), "num_instances": len(instances),
-            **summarise(instances, self.coco.categories if self.coco else {}),
+            use = "score" if self.prompt == "everything" else "prompt with"
+            raise UsageError(f"--data-root {self.data_root}: no photo there has an instance to {use}: {why}")
+        summary: dict[str, Any] = {
+            "num_images": sum("instances" in row for row in rows), "num_instances": len(instances)
         }  # fmt: skip
+        if self.prompt == "everything":
+            return summary | {"everything": recall(rows), "instances": instances}
+        summary |= summarise(instances, self.coco.categories if self.coco else {})
         if self.settings.prompt != "box":
             summary["noc"] = clicks(instances, 1 + self.settings.refine)
         return summary | {"instances": instances}
@@ -261,14 +278,18 @@ class Job:
     # ------------------------------------------------------------------------------------------------------- reports
 
     def write(
-        self, output: Path, systems: Sequence[System], reports: list[dict[str, Any]], pictures: bool = True
+        self,
+        output: Path,
+        systems: Sequence[System | EverythingSystem],
+        reports: list[dict[str, Any]],
+        pictures: bool = True,
     ) -> None:
         """Write the JSON and, in the same folder, Markdown, plots and contact sheets.
 
         Args:
           output: the JSON file.
           systems, reports: in the same order.
-          pictures: write plots and contact sheets.
+          pictures: write plots and contact sheets (plots alone in everything mode).
 
         Raises:
           UsageError: a file can't be written.
@@ -283,6 +304,8 @@ class Job:
                 shown += plots(reports, stem)
                 for number, (system, report) in enumerate(zip(systems, reports, strict=True)):
                     name = f"{stem.name}{f'.{number + 1}' if len(reports) > 1 else ''}.sheet.png"
+                    if isinstance(system, EverythingSystem):  # its masks belong to no annotation
+                        continue
                     if self._sheet(system, report, stem.with_name(name)):
                         shown.append(stem.with_name(name))
             text = markdown(reports) + "".join(f"\n![{path.stem}]({path.name})\n" for path in shown)

@@ -28,7 +28,8 @@ def crop_boxes(size: tuple[int, int], layers: int, overlap: float) -> tuple[np.n
     """Return the boxes (c 4) of all crops, the whole photo first, and the layer (c) of each.
 
     Layer i has 2^i x 2^i crops of equal size, column by column. Neighbours overlap by ``overlap * 2 / 2^i`` of the
-    photo's shorter side; crops at the right and at the bottom end with the photo.
+    photo's shorter side; crops at the right and at the bottom end with the photo. A photo of very few pixels has fewer
+    crops, because those beyond its end are left out.
 
     Args:
       size: rows and columns of the photo.
@@ -42,8 +43,9 @@ def crop_boxes(size: tuple[int, int], layers: int, overlap: float) -> tuple[np.n
         for i in range(per_side):
             for j in range(per_side):
                 x, y = (crop_width - shared) * i, (crop_height - shared) * j
-                boxes.append((x, y, min(x + crop_width, width), min(y + crop_height, height)))
-                layer_of.append(layer)
+                if x < width and y < height:
+                    boxes.append((x, y, min(x + crop_width, width), min(y + crop_height, height)))
+                    layer_of.append(layer)
     return np.array(boxes, np.int64), np.array(layer_of)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from edgesam_jax.portable import crops, run_lengths
 from edgesam_jax.portable.errors import UsageError, type_text
 from edgesam_jax.portable.frame import scale_coords
-from edgesam_jax.portable.predictor import BasePredictor
+from edgesam_jax.portable.predictor import BasePredictor, read_photo
 from edgesam_jax.portable.regions import drop_islands, fill_holes
 from edgesam_jax.portable.scanning import Limits, Measured
 from edgesam_jax.portable.suppression import suppress
@@ -48,11 +48,11 @@ class _Masks:
         return len(self.runs)
 
     def __add__(self, other: _Masks) -> _Masks:
-        arrays = (
-            np.concatenate([getattr(self, name), getattr(other, name)])
-            for name in ("scores", "stability", "boxes", "points", "crop")
-        )
-        return _Masks(*arrays, self.runs + other.runs)
+        return _Masks(
+            np.concatenate([self.scores, other.scores]), np.concatenate([self.stability, other.stability]),
+            np.concatenate([self.boxes, other.boxes]), np.concatenate([self.points, other.points]),
+            np.concatenate([self.crop, other.crop]), self.runs + other.runs,
+        )  # fmt: skip
 
     def take(self, indices: np.ndarray) -> _Masks:
         return _Masks(
@@ -114,24 +114,18 @@ class EverythingGenerator:
         max_masks: int = 0,
         memory: int = MEMORY,
     ) -> None:
-        for name, value, low, high in (
-            ("points_per_batch", points_per_batch, 1, 1 << 16),
-            ("crop_n_layers", crop_n_layers, 0, 6),
-            ("min_mask_region_area", min_mask_region_area, 0, math.inf),
-            ("min_area", min_area, 0, math.inf),
-            ("max_masks", max_masks, 0, math.inf),
-            ("memory", memory, 1 << 20, math.inf),
-        ):
-            _check_number(name, value, low, high, whole=True)
-        for name, value, high in (
-            ("pred_iou_thresh", pred_iou_thresh, 1.0),
-            ("stability_score_thresh", stability_score_thresh, 1.0),
-            ("stability_score_offset", stability_score_offset, math.inf),
-            ("box_nms_thresh", box_nms_thresh, 1.0),
-            ("crop_nms_thresh", crop_nms_thresh, 1.0),
-            ("crop_overlap_ratio", crop_overlap_ratio, 0.99),
-        ):
-            _check_number(name, value, 0, high)
+        _check_number("points_per_batch", points_per_batch, 1, 1 << 16, whole=True)
+        _check_number("crop_n_layers", crop_n_layers, 0, 6, whole=True)
+        _check_number("min_mask_region_area", min_mask_region_area, 0, math.inf, whole=True)
+        _check_number("min_area", min_area, 0, math.inf, whole=True)
+        _check_number("max_masks", max_masks, 0, math.inf, whole=True)
+        _check_number("memory", memory, 1 << 20, math.inf, whole=True)
+        _check_number("pred_iou_thresh", pred_iou_thresh, 0, 1)
+        _check_number("stability_score_thresh", stability_score_thresh, 0, 1)
+        _check_number("stability_score_offset", stability_score_offset, 0, math.inf)
+        _check_number("box_nms_thresh", box_nms_thresh, 0, 1)
+        _check_number("crop_nms_thresh", crop_nms_thresh, 0, 1)
+        _check_number("crop_overlap_ratio", crop_overlap_ratio, 0, 0.99)
         _check_number("crop_n_points_downscale_factor", crop_n_points_downscale_factor, 1, math.inf)
         if output_mode not in OUTPUT_MODES:
             raise UsageError(f"output_mode: must be one of {', '.join(OUTPUT_MODES)}, not {output_mode!r}")
@@ -168,10 +162,8 @@ class EverythingGenerator:
         Raises:
           UsageError: ``image`` is not (h w 3) uint8.
         """
-        shape = np.shape(image)
-        if len(shape) != 3 or 0 in shape:
-            raise UsageError(f"image: expected RGB (h w 3) uint8, got shape {shape}")
-        image, size = np.asarray(image), (shape[0], shape[1])
+        image = read_photo(image)
+        size = image.shape[0], image.shape[1]
         masks = self._search(image, size, progress)
         if self.min_mask_region_area:
             masks = self._clean(masks, size)

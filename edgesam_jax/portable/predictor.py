@@ -91,7 +91,7 @@ class BasePredictor(ABC):
         Raises:
           UsageError: ``image`` is not (h w 3) uint8; or the embedding is of another photo or another model.
         """
-        image = as_photo(image)
+        image = read_photo(image)
         photo = hashlib.blake2b(image.data, digest_size=16).digest()
         if embedding is None:
             framed, input_size = into_frame(image, self.image_size, self.frame)
@@ -264,7 +264,7 @@ class BasePredictor(ABC):
         return logits, scores
 
 
-def as_photo(image: Any) -> np.ndarray:
+def read_photo(image: Any) -> np.ndarray:
     """Return a photo as a contiguous array (h w 3) uint8.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Masks as COCO's run-length codes. Needs numpy only; ``compressed`` needs pycocotools.
+"""Masks as COCO's run-length codes. Needs numpy only; compressed codes need pycocotools.
 
 Runs are counted down the columns, from left to right: unset, set, unset, and so on. The first run may be empty.
 https://github.com/cocodataset/cocoapi (``maskApi``)
@@ -17,7 +17,7 @@ Box = tuple[int, int, int, int]
 
 
 def runs_of(window: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Return the runs (n) int64 of a mask that has no pixel outside a window.
+    """Return the runs (n) int64 of a mask that has no pixel outside a window. Only the first run may be empty.
 
     Args:
       window: (h w) bool.
@@ -28,13 +28,12 @@ def runs_of(window: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) 
     columns = np.zeros((window.shape[1], height), bool)
     columns[:, corner[1] : corner[1] + window.shape[0]] = window.T
     flat = columns.reshape(-1)
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    if flat.size and flat[0]:
-        edges = np.concatenate([[0], edges])
-    if len(edges) % 2:  # the mask reaches the window's last pixel
-        edges = np.append(edges, flat.size)
-    edges = edges + corner[0] * height
-    return np.diff(edges, prepend=0, append=height * width) if len(edges) else np.array([height * width])
+    edges = np.flatnonzero(np.diff(flat, prepend=False, append=False))  # starts and ends of set runs, in turn
+    if not len(edges):
+        return np.array([height * width])
+    edges += corner[0] * height
+    last = [height * width] if edges[-1] < height * width else []
+    return np.diff(np.concatenate([[0], edges, last]).astype(np.int64))
 
 
 def mask_of(runs: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -60,9 +59,23 @@ def compressed(runs: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
     Raises:
       UsageError: pycocotools is not installed.
     """
-    try:
-        from pycocotools import mask as coco
-    except ImportError:
-        raise UsageError("output_mode coco_rle needs pycocotools: pip install pycocotools") from None
-    code = coco.frPyObjects(uncompressed(runs, size), *size)
+    code = _coco().frPyObjects(uncompressed(runs, size), *size)
     return {"size": list(size), "counts": code["counts"].decode()}
+
+
+def mask_of_code(code: dict[str, Any]) -> np.ndarray:
+    """Return the mask (h w) bool of a code that ``compressed`` has made.
+
+    Raises:
+      UsageError: pycocotools is not installed.
+    """
+    mask: np.ndarray = _coco().decode(code).astype(bool)
+    return mask
+
+
+def _coco() -> Any:
+    try:
+        from pycocotools import mask
+    except ImportError:
+        raise UsageError("COCO's compressed run-length code needs pycocotools: pip install pycocotools") from None
+    return mask

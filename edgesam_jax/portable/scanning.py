@@ -138,10 +138,10 @@ def _measure(
     for number, (weights, first) in enumerate(zip(strips.weights, strips.first, strict=True)):
         start, stop = number * per_strip, min(rows, (number + 1) * per_strip)
         strip = weights[: stop - start] @ wide[first : first + taps]
-        sure += np.count_nonzero(strip > MASK_THRESHOLD + offset)
-        possible += np.count_nonzero(strip > MASK_THRESHOLD - offset)
+        sure += int(np.count_nonzero(strip > MASK_THRESHOLD + offset))
+        possible += int(np.count_nonzero(strip > MASK_THRESHOLD - offset))
         mask = strip > MASK_THRESHOLD
-        area += np.count_nonzero(mask)
+        area += int(np.count_nonzero(mask))
         in_column |= mask.any(0)
         in_row[start:stop] = mask.any(1)
         bits[start:stop] = np.packbits(mask, axis=1)

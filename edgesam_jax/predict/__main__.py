@@ -3,6 +3,9 @@
 Each ``--box`` is a separate prompt. All ``--point``s together are one prompt, combined with the box if exactly one is
 given. Coordinates are pixels of the photo as displayed (EXIF orientation applied).
 
+With ``--everything`` there are no prompts: the masks of a photo, or of all photos of a folder, come from a grid of
+points, as in SAM's automatic mask generator (``predict/everything.py``).
+
 The output folder gets ``predictions.json`` (per prompt and mask: COCO RLE, box, area, score) and ``overlay_I.png`` per
 prompt; with ``--save-masks`` also ``mask_I_J.png``, mask J of prompt I as a black and white picture of the photo's
 size, and with ``--save-logits`` also ``logits.npz``. Exit codes: 0 success, 2 wrong usage or input.
@@ -35,6 +38,15 @@ if TYPE_CHECKING:
     from edgesam_jax.predict.predictor import Predictor
 
 Point = tuple[float, float, int]
+EVERYTHING: tuple[tuple[str, type, float, str], ...] = (
+    ("--points-per-side", int, 32, "points along each side of the grid"),
+    ("--pred-iou-thresh", float, 0.88, "drop masks whose score is not above this; 0 keeps all"),
+    ("--stability-score-thresh", float, 0.95, "drop masks whose stability score is below this; 0 keeps all"),
+    ("--crop-n-layers", int, 0, "also search this many layers of crops"),
+    ("--min-mask-region-area", int, 0, "fill holes and drop separate parts of masks of fewer pixels"),
+    ("--min-area", int, 0, "drop masks of fewer pixels"),
+    ("--max-masks", int, 0, "keep only so many masks of a photo, those of the highest score; 0 keeps all"),
+)  # flag, type, default, help
 OUTPUT_FILES = r"overlay_\d+\.png|mask_\d+_\d+\.png|predictions\.json|logits\.npz"
 
 
@@ -55,7 +67,10 @@ def _parser() -> argparse.ArgumentParser:
         default="tiny_teacher",
         help="checkpoint folder or file; default: tiny_teacher, the bundled model",
     )
-    parser.add_argument("--image", required=True, help="the photo; with --prompts a folder, a pattern or a list")
+    parser.add_argument(
+        "--image", required=True,
+        help="the photo; with --everything also a folder, with --prompts a folder, a pattern or a list",
+    )  # fmt: skip
     parser.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1", help="a prompt; may be repeated")
     parser.add_argument(
         "--point", action="append", default=[], metavar="X,Y,LABEL", help="label 1 inside, 0 outside; may be repeated"
@@ -90,7 +105,41 @@ def _parser() -> argparse.ArgumentParser:
         "--pixel-range", default="auto", metavar="LO,HI",
         help="map these pixel values to 0 and 255, for photos of more than 8 bits; default: auto",
     )  # fmt: skip
+    everything = parser.add_argument_group("everything mode", "masks of everything, without prompts")
+    everything.add_argument("--everything", action="store_true", help="find all objects from a grid of points")
+    for flag, kind, default, text in EVERYTHING:
+        everything.add_argument(flag, type=kind, default=None, metavar="N", help=f"{text}; default: {default}")
+    everything.add_argument(
+        "--coarse-to-fine", action="store_true", help="skip points inside the smallest masks of earlier points"
+    )
     return parser
+
+
+def _read_everything(arguments: argparse.Namespace) -> None:
+    """Fill in the defaults of everything mode, and refuse flags that don't go with the mode.
+
+    Raises:
+      UsageError: a flag of one mode with the other.
+    """
+    names = {flag: flag[2:].replace("-", "_") for flag, *_ in EVERYTHING}
+    if arguments.everything:
+        others = (
+            "box", "point", "mask_input", "prompts", "annotations", "overlays", "save_masks", "save_logits",
+            "fill_holes", "drop_islands",
+        )  # fmt: skip
+        given = [f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name)]
+        given += ["--num-masks"] if arguments.num_masks != 1 else []
+        given += ["--priors"] if arguments.priors != "off" else []
+        if given:
+            raise UsageError(f"{given[0]} can't be used with --everything; leave one of them out")
+        for flag, _, default, _ in EVERYTHING:
+            if getattr(arguments, names[flag]) is None:
+                setattr(arguments, names[flag], default)
+        return
+    given = [flag for flag, name in names.items() if getattr(arguments, name) is not None]
+    given += ["--coarse-to-fine"] if arguments.coarse_to_fine else []
+    if given:
+        raise UsageError(f"{given[0]} needs --everything")
 
 
 def _numbers(flag: str, text: str, count: int) -> list[float]:
@@ -241,6 +290,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> int:
         arguments = _parser().parse_args(argv)
+        _read_everything(arguments)
+        if arguments.everything:
+            from edgesam_jax.predict import everything
+
+            return everything.run(arguments)
         if arguments.prompts:
             from edgesam_jax.predict import folder
 

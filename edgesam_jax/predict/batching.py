@@ -25,7 +25,7 @@ from edgesam_jax.data.pixels import AUTO, parse_range
 from edgesam_jax.portable.errors import type_text
 from edgesam_jax.portable.frame import into_frame
 from edgesam_jax.portable.postprocess import stability_score, upscale_masks
-from edgesam_jax.portable.predictor import as_photo, chosen_masks
+from edgesam_jax.portable.predictor import chosen_masks, read_photo
 from edgesam_jax.portable.priors import Rule, merge
 from edgesam_jax.portable.prompts import PromptArrays, read_prompts
 from edgesam_jax.portable.regions import check_areas, clean
@@ -215,7 +215,7 @@ class _Run:
             if isinstance(item.image, str | Path):
                 image = load_image(item.image, pixel_range=self.options.pixel_range, notes=notes, orient=item.orient)
             else:
-                image = as_photo(item.image)
+                image = read_photo(item.image)
             frame, input_size = into_frame(image, config.image_size, config.frame)
             prompts = read_prompts(
                 item.boxes, item.point_coords, item.point_labels, item.mask_inputs,

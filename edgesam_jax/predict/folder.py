@@ -254,7 +254,7 @@ def _results(work: Work, result: Result, overlay: Path | None) -> list[dict[str,
         if overlay is not None:
             drawn.append(mask)
     if overlay is not None and result.image is not None:
-        from edgesam_jax.reporting.prompt_masks import draw_all
+        from edgesam_jax.reporting.overlay import draw_all
 
         points = [[(x, y, k) for (x, y), k in zip(p.points, p.labels, strict=True)] for p in work.used]
         picture = draw_all(result.image, drawn, [p.box for p in work.used], points)

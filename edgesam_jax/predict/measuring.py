@@ -53,16 +53,16 @@ def resizing_of(
     mask_size: int, image_size: int, input_size: tuple[int, int], original_size: tuple[int, int], frame: Frame
 ) -> Resizing:
     """Return the resizing of masks to a photo; see ``portable.postprocess.axis_matrix``."""
-    by_row, by_column = (
+    rows, columns = (
         axis_matrix(mask_size, image_size, valid, original, frame)
         for valid, original in zip(input_size, original_size, strict=True)
     )
-    columns = -(-original_size[1] // COLUMNS) * COLUMNS
-    strips = bands(by_row, strip_rows(columns), TAPS)
-    padded = np.zeros((columns, mask_size), np.float32)
-    padded[: original_size[1]] = by_column
-    arrays = jax.device_put((strips.weights, strips.first, padded.T))
-    return Resizing(*arrays, original_size)
+    width = -(-original_size[1] // COLUMNS) * COLUMNS
+    strips = bands(rows, strip_rows(width), TAPS)
+    padded = np.zeros((width, mask_size), np.float32)
+    padded[: original_size[1]] = columns
+    weights, first, by_column = jax.device_put((strips.weights, strips.first, padded.T))
+    return Resizing(weights, first, by_column, original_size)
 
 
 @jax.jit

@@ -84,7 +84,8 @@ class Predictor(BasePredictor):
         found: list[Measured] = []
         for first in range(0, len(points), tile):
             some = points[first : first + tile]
-            logits, iou, stability = compiled.point_decoder(config)(self._variables, image.values, _pad(some, tile))
+            padded = np.resize(some, (tile, 2))
+            logits, iou, stability = compiled.point_decoder(config)(self._variables, image.values, padded)
             scores = np.asarray(iou if by_iou else stability, np.float32)[: len(some)]
             found += measuring.measure(logits, scores, limits, resizing, first)
         return found

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx_pair import export_pair
 from pycocotools import mask as coco_mask
 
 from edgesam_jax.checkpoints.model import Model
@@ -157,44 +157,7 @@ def test_a_zero_token_attends_and_an_empty_slot_does_not(model):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory, model) -> tuple[Path, Path]:
-    """The model exported through the torch twin as an ONNX pair with the published names."""
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    from convert.to_torch import state_dict
-    from convert.torch_twin.model import TorchSam
-
-    twin = TorchSam(CONFIG).eval()
-    twin.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state_dict(model).items()})
-    folder = tmp_path_factory.mktemp("onnx")
-
-    class Encode(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = twin
-
-        def forward(self, image):
-            return self.model.encode_image(image)
-
-    class Decode(Encode):
-        def forward(self, embedding, coords, labels):
-            masks, iou, *_ = self.model.decode_tokens(embedding, coords, labels)
-            return iou, masks
-
-    def export(part, arguments, path, inputs, outputs, axes):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                part.eval(), arguments, str(path), dynamo=False, opset_version=17, input_names=inputs,
-                output_names=outputs, dynamic_axes=axes,
-            )  # fmt: skip
-
-    encoder, decoder = folder / "m_encoder.onnx", folder / "m_decoder.onnx"
-    export(Encode(), (torch.zeros(1, 3, 64, 64),), encoder, ["image"], ["image_embeddings"], {})
-    given = (torch.zeros(1, 16, 4, 4), torch.zeros(1, 2, 2), torch.ones(1, 2))
-    names = ["image_embeddings", "point_coords", "point_labels"]
-    export(Decode(), given, decoder, names, ["scores", "masks"], {n: {1: "n"} for n in names[1:]})
-    return encoder, decoder
+    return export_pair(model, tmp_path_factory.mktemp("onnx"))
 
 
 @pytest.mark.parametrize(

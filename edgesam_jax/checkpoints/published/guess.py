@@ -57,7 +57,7 @@ def guess(shapes: Shapes, what: str) -> tuple[str, SamConfig]:
             f"{what}: not a known model: none of its {len(shapes)} entries is of an EdgeSAM or SAM image encoder "
             f"(image_encoder.features.* or image_encoder.blocks.*); their names start with {first_segments(shapes)}"
         )
-    name = min(MODELS, key=lambda known: _distance(_comparable(MODELS[known]), found))
+    name = min(MODELS, key=lambda known: _distance(architecture(MODELS[known]), found))
     return name, with_variant(MODELS[name], shapes)
 
 
@@ -80,7 +80,7 @@ def is_bare_encoder(entries: Mapping[str, Any]) -> bool:
 
 
 def _features(shapes: Shapes) -> dict[str, Any] | None:
-    """Return the config fields that the entries reveal, named as in ``_comparable``; None without an image encoder."""
+    """Return the config fields that the entries reveal, named as in ``architecture``; None without an image encoder."""
     neck = shapes.get(ENCODER + "neck.2.weight", (0,))[0]
     mlp = shapes.get("mask_decoder.transformer.layers.0.mlp.lin1.weight", (0,))[0]
     common = {"embed_dim": neck, "mlp_dim": mlp}
@@ -122,7 +122,8 @@ def _features(shapes: Shapes) -> dict[str, Any] | None:
     return {**common, "kind": "repvit", "widths": widths, "depths": depths}
 
 
-def _comparable(config: SamConfig) -> dict[str, Any]:
+def architecture(config: SamConfig) -> dict[str, Any]:
+    """Return the config fields that tell known models apart: the image encoder's kind and sizes, and two widths."""
     encoder = config.encoder
     plain = dataclasses.asdict(encoder)
     distinctive = {name: plain[name] for name in ("kind", *SIZES.get(encoder.kind, ("widths", "depths")))}

@@ -53,7 +53,7 @@ def load_system(where: str | Path) -> LoadedReport:
     if fault := _fault(report):
         raise UsageError(
             f"{text}: not a report with the IoUs of every instance ({fault}); pass one written by "
-            "python -m edgesam_jax.eval --output for a ground-truth prompt (box, center or point)"
+            "python -m edgesam_jax.eval --output with --prompt box, center, point or everything"
         )
     return LoadedReport(path, names[matches[0]], report)
 

@@ -31,8 +31,9 @@ def markdown(reports: Sequence[Report]) -> str:
     if not reports:
         raise ValueError("no reports: pass at least one")
     names = names_of(reports)
+    kind = "mode" if reports[0].get("prompt") == "everything" else "prompts"
     parts = [
-        f"# Evaluation: {_all(reports, 'prompt')} prompts on {_all(reports, 'dataset')}",
+        f"# Evaluation: {_all(reports, 'prompt')} {kind} on {_all(reports, 'dataset')}",
         f"## Setup\n\n{settings(reports, names)}",
         f"## Results\n\n{_results(reports, names)}",
         *([f"## Comparison with the paper\n\n{text}"] if (text := _paper(reports, names)) else []),
@@ -85,7 +86,7 @@ def _results(reports: Sequence[Report], names: Sequence[str]) -> str:
     """One table of all systems, with every column that at least one of them has."""
     heads: list[str] = []
     cells: list[dict[str, str]] = [{} for _ in reports]
-    for group in (_overlaps, _boundary, _sizes, _clicks, _precisions):
+    for group in (_overlaps, _boundary, _sizes, _clicks, _precisions, _everything):
         columns = [group(report) for report in reports]
         for row, new in zip(cells, columns, strict=True):
             row.update(new)
@@ -110,6 +111,12 @@ def _results(reports: Sequence[Report], names: Sequence[str]) -> str:
         )
     if any("AP" in head for head in heads):
         notes.append("AP in percent, by the official definition")
+    if any("AR" in head for head in heads):
+        notes.append(
+            "AR@k in percent: recall of the k masks of highest score per photo, of any category, averaged over IoU 0.50"
+            " to 0.95. Best IoU: mean over instances of the best IoU of any mask, in percent. s/photo: median seconds"
+            " in which a photo's masks were generated, beside the other photos in flight"
+        )
     return f"{table}\n\n{'. '.join(notes)}." if notes else table
 
 
@@ -151,6 +158,16 @@ def _clicks(report: Report) -> dict[str, str]:
 def _precisions(report: Report) -> dict[str, str]:
     both = (("", report.get("ap") or {}), ("B ", report.get("boundary_ap") or {}))
     return {prefix + name: percent(ap[name]) for prefix, ap in both for name in AVERAGE_PRECISIONS if name in ap}
+
+
+def _everything(report: Report) -> dict[str, str]:
+    found = report.get("everything") or {}
+    if not found:
+        return {}
+    cells = {f"AR@{count}": percent(value) for count, value in found["ar"].items()}
+    cells |= {"best IoU": percent(found["mean_best_iou"]), "masks/photo": f"{found['masks_per_photo']:.1f}"}
+    seconds = report.get("seconds_per_photo")
+    return cells | ({} if seconds is None else {"s/photo": f"{seconds:.2f}"})
 
 
 # ------------------------------------------------------------------------------------------------ the paper

@@ -13,6 +13,7 @@ PROMPTS = {
     "center": "the centre of the annotation's mask, one foreground point",
     "point": "the annotation's point, one foreground point",
     "detections": "a detector's boxes",
+    "everything": "none (everything mode: all masks of a photo are matched with its instances, of any category)",
 }
 PROTOCOLS = {
     "exact": "exact (masks are compared with the annotation pixel by pixel at the photo's own resolution)",
@@ -84,10 +85,21 @@ def _prompted(report: Report) -> str:
     return text + (f", with noise added (`--box-noise {report['box_noise']:g}`)" if report.get("box_noise") else "")
 
 
+def _generated(report: Report) -> str:
+    if report.get("prompt") != "everything":
+        return ""
+    if "points_per_side" not in report:
+        return "those of the file"
+    text = f"from a grid of {report['points_per_side']} x {report['points_per_side']} points"
+    text += f", score above {report['pred_iou_thresh']:g}, stability score at least"
+    text += f" {report['stability_score_thresh']:g}"
+    return text + (", coarse to fine" if report.get("coarse_to_fine") else "")
+
+
 def _refined(report: Report) -> str:
     count = report.get("refine", len(report.get("miou", ())) - 1)
     if count <= 0:
-        return "" if report.get("prompt") == "detections" else "none"
+        return "" if report.get("prompt") in ("detections", "everything") else "none"
     points = "1 point" if count == 1 else f"{count} points added one at a time, each"
     if report.get("refine_point", "random") == "largest":
         return f"{points} at the centre of the largest error region"
@@ -115,6 +127,7 @@ _SETTINGS: dict[str, Callable[[Report], str]] = {
     "Protocol": lambda report: PROTOCOLS.get(report.get("protocol", ""), str(report.get("protocol", ""))),
     "Prompt": _prompted,
     "Refinement": _refined,
+    "Masks": _generated,
     "Masks per prompt": _selected,
     "Seed": lambda report: str(report.get("seed", "")),
     "Checkpoint": lambda report: f"`{report['checkpoint']}`" if report.get("checkpoint") else "",

@@ -190,6 +190,10 @@ class StageTimer:
         self.seconds[stage] += now - self._last
         self._last = now
 
+    def skip(self) -> None:
+        """Leave out the time since the last lap."""
+        self._last = time.perf_counter()
+
     @property
     def rounded(self) -> dict[str, float]:
         """The seconds rounded to microseconds, for a row."""
@@ -250,15 +254,19 @@ def row_of(photo: Photo, scored: Scored) -> Row:
     """The results of one photo as a JSON row, with None for an undefined overlap; ``unused`` lists annotations."""
     instances = []
     for i in range(len(photo)):
-        instance: dict[str, Any] = {"image_id": photo.image_id, "annotation_id": int(photo.ids[i])}
-        if photo.categories[i] >= 0:
-            instance["category_id"] = int(photo.categories[i])
-        instance |= {"area": float(photo.areas[i]), "iou": _nan_to_none(scored.iou[i])}
+        instance = description(photo, i) | {"iou": _nan_to_none(scored.iou[i])}
         if scored.boundary_iou is not None:
             instance["boundary_iou"] = _nan_to_none(scored.boundary_iou[i])
         instances.append(instance)
     row: Row = {"photo": photo.index, "instances": instances, "seconds": scored.seconds}
     return row | ({"unused": [list(unused) for unused in photo.skipped]} if photo.skipped else {})
+
+
+def description(photo: Photo, instance: int) -> dict[str, Any]:
+    """An instance's ids, category if known, and area, for a row."""
+    known = {"category_id": int(photo.categories[instance])} if photo.categories[instance] >= 0 else {}
+    ids = {"image_id": photo.image_id, "annotation_id": int(photo.ids[instance])}
+    return {**ids, **known, "area": float(photo.areas[instance])}
 
 
 def _nan_to_none(values: np.ndarray) -> list[float | None]:

@@ -177,6 +177,11 @@ class JaxSystem:
         return Answer(np.concatenate(low), full)
 
 
+def name_of_pair(decoder: Path) -> str:
+    """The name of an ONNX pair in tables."""
+    return decoder.name.removesuffix(".onnx").removesuffix("_decoder")
+
+
 class OnnxSystem:
     """A pair of ONNX files as for ``portable.onnx_model``; the padding token after points is a point of label -1.
 
@@ -192,7 +197,7 @@ class OnnxSystem:
     def __init__(
         self, encoder: Path, decoder: Path, num_masks: int = 1, select: Select = "first", priors: bool = False
     ) -> None:
-        self.name = decoder.name.removesuffix(".onnx").removesuffix("_decoder")
+        self.name = name_of_pair(decoder)
         try:
             self._model = OnnxModel(encoder, decoder)
         except UsageError as error:
