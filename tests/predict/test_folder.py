@@ -299,6 +299,7 @@ def test_wrong_usage_is_one_line(place: Path, tmp_path: Path, capsys: pytest.Cap
         (command(place, coco, tmp_path / "out", "--box", "1,2,3,4"), "--box: for prompts on one photo"),
         (command(place, coco, tmp_path / "out", "--save-masks"), "--save-masks: for prompts on one photo"),
         (command(place, coco, tmp_path / "out", "--annotations", "x"), "--annotations: goes with COCO results"),
+        (command(place, coco, tmp_path / "out", "--everything"), "--prompts can't be used with --everything"),
         (command(place, tmp_path / "none.json", tmp_path / "out"), "no such file"),
         (main(["--image", "a.png", "--box", "0,0,9,9", "--overlays", "--output", "x"]), "--overlays: goes with"),
     ]
