@@ -22,7 +22,7 @@ FLOORS = (
     ("cli", "models", "data"),
     ("learning", "checkpoints"),
     ("planning", "predict", "prepare"),
-    ("embed", "everything"),
+    ("batching", "embed", "everything"),
     ("compat", "eval"),
     ("train",),
     ("ablate",),

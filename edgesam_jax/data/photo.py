@@ -28,6 +28,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TRANSPOSED = (5, 6, 7, 8)  # orientations that swap rows and columns
 PHOTO_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"}
 )  # fmt: skip
@@ -49,14 +50,18 @@ _UNSUPPORTED = ("unsupported", "not supported", "not available", "not implemente
 
 
 def load_image(
-    source: str | Path | bytes, name: str = "", pixel_range: str = pixels.AUTO, notes: list[str] | None = None
+    source: str | Path | bytes,
+    name: str = "",
+    pixel_range: str = pixels.AUTO,
+    notes: list[str] | None = None,
+    orient: bool = True,
 ) -> np.ndarray:
     """Read a photo as an array (h w 3) uint8 RGB; see ``load_photo``.
 
     Raises:
       UsageError, BadExample: see ``load_photo``.
     """
-    return np.array(load_photo(source, name, pixel_range=pixel_range, notes=notes))
+    return np.array(load_photo(source, name, orient, pixel_range=pixel_range, notes=notes))
 
 
 def load_photo(
@@ -113,6 +118,21 @@ def stored_size(photo: bytes, name: str) -> tuple[int, int]:
     """
     with _opened(photo, name, limited=True) as image:
         return image.height, image.width
+
+
+def photo_sizes(source: str | Path | bytes, name: str = "") -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return a photo's (rows, columns) upright and as stored, before EXIF orientation, from its header alone.
+
+    Raises:
+      BadExample: as ``load_photo``, for faults that the header shows.
+    """
+    with _opened(source, name, limited=False) as image:
+        stored = image.height, image.width
+        try:
+            turned = image.getexif().get(_ORIENTATION, 1) in _TRANSPOSED
+        except Exception:  # damaged EXIF gives no orientation
+            turned = False
+        return (stored[::-1] if turned else stored), stored
 
 
 def _name(source: str | Path | bytes) -> str:

@@ -55,10 +55,50 @@ def upscale_masks(
     logits: np.ndarray, frame: int, input_size: tuple[int, int], original_size: tuple[int, int], kind: Frame = "pad"
 ) -> np.ndarray:
     """Upscale logits (... s s) and threshold them to masks (... h w) bool, one mask at a time to save memory."""
-    masks = np.empty((*logits.shape[:-2], *original_size), bool)
+    masks = np.zeros((*logits.shape[:-2], *original_size), bool)
     for index in np.ndindex(*logits.shape[:-2]):
-        masks[index] = upscale_logits(logits[index], frame, input_size, original_size, kind) > MASK_THRESHOLD
+        if kind == "pad":
+            _fill_mask(masks[index], np.asarray(logits[index], np.float32), frame, input_size)
+        else:
+            masks[index] = upscale_logits(logits[index], frame, input_size, original_size, kind) > MASK_THRESHOLD
     return masks
+
+
+@functools.lru_cache(maxsize=64)
+def _taps(low: int, frame: int, valid: int, original: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``axis_matrix`` without its zeros: the first column used by each row (n), and k weights (n k)."""
+    matrix = axis_matrix(low, frame, valid, original)
+    used = matrix != 0
+    first = used.argmax(1)
+    k = int((low - used[:, ::-1].argmax(1) - first).max())
+    first = np.minimum(first, low - k)
+    return first, np.take_along_axis(matrix, first[:, None] + np.arange(k), axis=1)
+
+
+def _fill_mask(mask: np.ndarray, logits: np.ndarray, frame: int, input_size: tuple[int, int]) -> None:
+    """Set the pixels of an empty mask (h w) whose logit, upscaled from (s s), is above the threshold.
+
+    Bilinear resizing doesn't exceed the largest logit it reads, so only the surroundings of positive logits are
+    computed. A pixel reads three logits or fewer per axis. Summed one by one, they need no product of matrices, whose
+    threads would wait for those of the decoder.
+    """
+    positive = logits > MASK_THRESHOLD
+    parts = []
+    for axis in (0, 1):
+        first, weights = _taps(logits.shape[axis], frame, input_size[axis], mask.shape[axis])
+        lines = np.flatnonzero(positive.any(1 - axis))
+        if not len(lines):
+            return
+        start, end = np.searchsorted(first, [lines[0] - weights.shape[1] + 1, lines[-1] + 1])
+        if start == end:
+            return
+        parts.append((start, end, first[start:end], weights[start:end]))
+    (top, bottom, rows, row_weights), (left, right, columns, column_weights) = parts
+    low, high = rows[0], rows[-1] + row_weights.shape[1]
+    band = logits[low:high]
+    wide = sum(band[:, columns + t] * column_weights[:, t] for t in range(column_weights.shape[1]))
+    tall = sum(wide[rows - low + t] * row_weights[:, t, None] for t in range(row_weights.shape[1]))
+    mask[top:bottom, left:right] = tall > MASK_THRESHOLD
 
 
 def stability_score(logits: np.ndarray) -> np.ndarray:

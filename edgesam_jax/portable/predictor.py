@@ -184,7 +184,7 @@ class BasePredictor(ABC):
         """Predict masks for p prompts at once.
 
         Args:
-          boxes: (p 4).
+          boxes: (p 4); in a list, a prompt that has points may have None instead of a box.
           point_coords, point_labels: (p n 2) and (p n); or lists of p entries (n 2) and (n), whose n may differ. With
             boxes, a prompt may have no points.
           mask_inputs: (p s s).
@@ -199,7 +199,7 @@ class BasePredictor(ABC):
         if image is None:
             image = self.embedding
         self._check_embedding(image, "image")
-        chosen = _chosen_masks(num_masks)
+        chosen = chosen_masks(num_masks)
         check_areas(fill_holes, drop_islands)
         prompts = read_prompts(
             boxes, point_coords, point_labels, mask_inputs, image.original_size, image.input_size, self.mask_size
@@ -246,18 +246,18 @@ class BasePredictor(ABC):
 
     def _decode_with_priors(self, image: ImageEmbedding, prompts: PromptArrays) -> tuple[np.ndarray, np.ndarray]:
         """Decode all prompts; those that are a single click together with their prior box if they have one."""
-        priors = np.full((len(prompts), 4), np.nan, np.float32)
+        boxes = np.full((len(prompts), 4), np.nan, np.float32) if prompts.boxes is None else prompts.boxes.copy()
         clicks = prompts.single_clicks
         if clicks.any() and prompts.coords is not None:
-            priors[clicks] = self._prior_boxes(prompts.coords[clicks, 0], image)
-        has_box = ~np.isnan(priors[:, 0])
-        if not has_box.any():
-            return self._decode(image.values, prompts.boxes, prompts.coords, prompts.labels, prompts.masks)
+            boxes[clicks] = self._prior_boxes(prompts.coords[clicks, 0], image)
+        has_box = ~np.isnan(boxes[:, 0])
+        if has_box.all() or not has_box.any():
+            used = boxes if has_box.all() else None
+            return self._decode(image.values, used, prompts.coords, prompts.labels, prompts.masks)
         parts = []
-        for group, boxes in ((has_box, priors[has_box]), (~has_box, None)):
-            if group.any():
-                rest = (None if x is None else x[group] for x in (prompts.coords, prompts.labels, prompts.masks))
-                parts.append((group, self._decode(image.values, boxes, *rest)))
+        for group, some in ((has_box, boxes[has_box]), (~has_box, None)):
+            rest = (None if x is None else x[group] for x in (prompts.coords, prompts.labels, prompts.masks))
+            parts.append((group, self._decode(image.values, some, *rest)))
         logits, scores = (np.zeros((len(prompts), *x.shape[1:]), x.dtype) for x in parts[0][1])
         for group, (group_logits, group_scores) in parts:
             logits[group], scores[group] = group_logits, group_scores
@@ -283,7 +283,7 @@ def read_photo(image: Any) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def _chosen_masks(num_masks: Any) -> slice:
+def chosen_masks(num_masks: Any) -> slice:
     """Return the mask tokens that ``num_masks`` selects."""
     whole = isinstance(num_masks, int | np.integer)
     if not whole or num_masks not in MASK_CHOICES:

@@ -25,8 +25,8 @@ BOX, POINTS, LABELS = "four numbers x0, y0, x1, y1", "x, y of each point (n 2)",
 class PromptArrays:
     """Prompts in the model's frame: boxes (p 4), points (p n 2), their labels (p n) and masks (p s s), each or None.
 
-    All are float32, but labels are int32. The points of a prompt come first; the label of the slots that remain is
-    ``UNUSED``.
+    All are float32, but labels are int32. The box of a prompt without one is NaN where others have one. The points of a
+    prompt come first; the label of the slots that remain is ``UNUSED``.
     """
 
     boxes: np.ndarray | None
@@ -40,9 +40,10 @@ class PromptArrays:
     @property
     def single_clicks(self) -> np.ndarray:
         """Which prompts (p) are one point inside the object and nothing else."""
-        if self.boxes is not None or self.labels is None:
+        if self.labels is None:
             return np.zeros(len(self), bool)
-        return (self.labels[:, 0] == 1) & (self.labels[:, 1:] == UNUSED).all(1)
+        without_box = True if self.boxes is None else np.isnan(self.boxes[:, 0])
+        return without_box & (self.labels[:, 0] == 1) & (self.labels[:, 1:] == UNUSED).all(1)
 
 
 def read_prompts(
@@ -51,7 +52,7 @@ def read_prompts(
     """Read p prompts on a photo.
 
     Args:
-      boxes: p boxes x0, y0, x1, y1, or None.
+      boxes: p boxes x0, y0, x1, y1, or None; a prompt with points may have None instead of a box.
       coords, labels: for each prompt, points (n 2) and their labels (n), or None; n may differ between prompts.
       masks: for each prompt, logits (side side) of an earlier prediction, or None.
       size: rows and columns of the photo.
@@ -65,7 +66,13 @@ def read_prompts(
         raise UsageError("points: point_coords and point_labels go together; pass both")
     read_boxes = None
     if boxes is not None:
-        read_boxes = [_box(box, name, size) for box, name in _entries(boxes, "box", "boxes", BOX)]
+        entries = _entries(boxes, "box", "boxes", BOX)
+        if coords is not None and entries and all(box is None for box, _ in entries):
+            entries, boxes = [], None
+        read_boxes = [
+            np.full(4, np.nan) if box is None and coords is not None else _box(box, name, size) for box, name in entries
+        ]
+        read_boxes = None if boxes is None else read_boxes
     points = None if coords is None else _points(coords, labels, size)
     if points is not None and not any(len(some) for some, _ in points):
         points = None
@@ -75,11 +82,15 @@ def read_prompts(
         raise UsageError("no prompt: pass a box or points")
     if read_boxes is not None and not read_boxes:
         raise UsageError("boxes: empty; pass at least one box")
+    bare = next((i for i, box in enumerate(read_boxes or ()) if np.isnan(box).any()), None)
+    if points is None and bare is not None:
+        raise UsageError(f"boxes[{bare}]: a prompt without a box and without a point; leave it out")
     if points is not None:
         if read_boxes is not None and len(read_boxes) != len(points):
             raise UsageError(f"prompts: {len(read_boxes)} boxes but {len(points)} sets of points")
-        bare = next((i for i, (some, _) in enumerate(points) if not len(some)), None)
-        if read_boxes is None and bare is not None:
+        no_box = [read_boxes is None or bool(np.isnan(read_boxes[i]).any()) for i in range(len(points))]
+        bare = next((i for i, (some, _) in enumerate(points) if not len(some) and no_box[i]), None)
+        if bare is not None:
             raise UsageError(f"point_coords[{bare}]: a prompt without a point; leave it out, or pass boxes too")
     count = len(read_boxes if read_boxes is not None else points or ())
     scaled_coords, kinds = (None, None) if points is None else _padded(points, size, frame)

@@ -9,6 +9,8 @@ points, as in SAM's automatic mask generator (``predict/everything.py``).
 The output folder gets ``predictions.json`` (per prompt and mask: COCO RLE, box, area, score) and ``overlay_I.png`` per
 prompt; with ``--save-masks`` also ``mask_I_J.png``, mask J of prompt I as a black and white picture of the photo's
 size, and with ``--save-logits`` also ``logits.npz``. Exit codes: 0 success, 2 wrong usage or input.
+
+With ``--prompts``, a file of prompts for many photos, see ``predict/folder.py``.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from edgesam_jax.config import UsageError
 from edgesam_jax.files import staged_files
 from edgesam_jax.portable.errors import one_line
 from edgesam_jax.portable.priors import RULES
+from edgesam_jax.predict.mask_input import read_mask_input
 
 if TYPE_CHECKING:
     from edgesam_jax.predict.predictor import Predictor
@@ -64,11 +67,25 @@ def _parser() -> argparse.ArgumentParser:
         default="tiny_teacher",
         help="checkpoint folder or file; default: tiny_teacher, the bundled model",
     )
-    parser.add_argument("--image", required=True, help="the photo; with --everything also a folder of photos")
+    parser.add_argument(
+        "--image", required=True,
+        help="the photo; with --everything also a folder, with --prompts a folder, a pattern or a list",
+    )  # fmt: skip
     parser.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1", help="a prompt; may be repeated")
     parser.add_argument(
         "--point", action="append", default=[], metavar="X,Y,LABEL", help="label 1 inside, 0 outside; may be repeated"
     )
+    parser.add_argument(
+        "--mask-input", default="", metavar="FILE", help="logits.npz of an earlier run, which the prompts refine"
+    )
+    parser.add_argument(
+        "--prompts", default="", metavar="FILE",
+        help="prompts for many photos: COCO annotations or results, or JSON lines (docs/batches.md)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--annotations", default="", metavar="FILE", help="with results as --prompts: COCO file with the photos' names"
+    )
+    parser.add_argument("--overlays", action="store_true", help="with --prompts: also write a picture of each photo")
     parser.add_argument(
         "--priors", choices=RULES, default="off",
         help="granularity priors: a single click gets a box from the proposals around it; needs a proposal network",
@@ -106,7 +123,10 @@ def _read_everything(arguments: argparse.Namespace) -> None:
     """
     names = {flag: flag[2:].replace("-", "_") for flag, *_ in EVERYTHING}
     if arguments.everything:
-        others = ("box", "point", "save_masks", "save_logits", "fill_holes", "drop_islands")
+        others = (
+            "box", "point", "mask_input", "prompts", "annotations", "overlays", "save_masks", "save_logits",
+            "fill_holes", "drop_islands",
+        )  # fmt: skip
         given = [f"--{name.replace('_', '-')}" for name in others if getattr(arguments, name)]
         given += ["--num-masks"] if arguments.num_masks != 1 else []
         given += ["--priors"] if arguments.priors != "off" else []
@@ -181,8 +201,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     boxes = None if prompts[0][0] is None else np.asarray([box for box, _ in prompts])
     points = np.asarray([points for _, points in prompts])  # (p n 3), n may be 0
     coords, labels = (points[..., :2], points[..., 2]) if points.size else (None, None)
+    mask_inputs = None
+    if arguments.mask_input:
+        mask_inputs = read_mask_input(Path(arguments.mask_input), len(prompts), predictor.mask_size)
     masks, scores, logits = predictor.predict_prompts(
-        boxes, coords, labels, num_masks=arguments.num_masks, fill_holes=arguments.fill_holes,
+        boxes, coords, labels, mask_inputs, num_masks=arguments.num_masks, fill_holes=arguments.fill_holes,
         drop_islands=arguments.drop_islands,
     )  # fmt: skip
     report = {
@@ -272,6 +295,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             from edgesam_jax.predict import everything
 
             return everything.run(arguments)
+        if arguments.prompts:
+            from edgesam_jax.predict import folder
+
+            for line in folder.lines_of(folder.run(arguments), arguments.output):
+                print(one_line(line))
+            return 0
+        for flag in ("annotations", "overlays"):
+            if getattr(arguments, flag):
+                raise UsageError(f"--{flag}: goes with --prompts, a file of prompts for many photos")
         report = run(arguments)
         for entry in report["prompts"]:
             best = entry["masks"][entry["best"]]

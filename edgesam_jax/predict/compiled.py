@@ -37,6 +37,16 @@ def check_priors(config: SamConfig, flag: str) -> None:
         )
 
 
+def check_mask_input(config: SamConfig) -> None:
+    """Check that a model takes masks as prompts.
+
+    Raises:
+      UsageError: it doesn't.
+    """
+    if config.variant == "efficient_sam":
+        raise UsageError("mask_input: EfficientSAM takes no masks; omit mask_input")
+
+
 def for_inference(config: SamConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
     """Put a model's variables on the device, with the encoder's batch norms and branches folded if it has any."""
     return jax.device_put(fold(config, variables))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 from jax import Array
 
 from edgesam_jax.checkpoints.model import Model
-from edgesam_jax.config import UsageError
+from edgesam_jax.data.pixels import AUTO
 from edgesam_jax.portable.postprocess import stability_score
 from edgesam_jax.portable.predictor import BasePredictor, ImageEmbedding, Proposals
 from edgesam_jax.portable.priors import Rule
 from edgesam_jax.portable.prompts import UNUSED
 from edgesam_jax.portable.scanning import Limits, Measured
-from edgesam_jax.predict import compiled, measuring
+from edgesam_jax.predict import batching, compiled, measuring
 
 PROMPT_BUCKETS = (1, 4, 16)  # numbers of prompts to compile for; above the last, its multiples
 
@@ -56,8 +58,8 @@ class Predictor(BasePredictor):
         labels: np.ndarray | None,
         masks: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        if masks is not None and self.model.config.variant == "efficient_sam":
-            raise UsageError("mask_input: EfficientSAM takes no masks; omit mask_input")
+        if masks is not None:
+            compiled.check_mask_input(self.model.config)
         count = next(len(x) for x in (boxes, coords) if x is not None)
         slots = 0
         if coords is not None and labels is not None:
@@ -87,6 +89,36 @@ class Predictor(BasePredictor):
             scores = np.asarray(iou if by_iou else stability, np.float32)[: len(some)]
             found += measuring.measure(logits, scores, limits, resizing, first)
         return found
+
+    def predict_many(
+        self,
+        items: Iterable[batching.Item],
+        num_masks: int = 1,
+        *,
+        batch_size: int = 0,
+        fill_holes: int = 0,
+        drop_islands: int = 0,
+        pixel_range: str = AUTO,
+    ) -> Iterator[batching.Result]:
+        """Predict masks for the prompts of many photos; equals ``set_image`` and ``predict_prompts`` for each.
+
+        Photos are read and resized in threads while the device works. A photo or prompt that can't be used costs its
+        item alone: the result has the error. The photo of ``set_image`` stays.
+
+        Args:
+          items: photos with their prompts, any number on each; a generator is consumed as needed.
+          num_masks, fill_holes, drop_islands: see ``predict``.
+          batch_size: photos encoded at once; the last batch is padded. 0: 2 on a CPU, 16 elsewhere.
+          pixel_range: for photos given as paths, ``auto`` or the range ``LO,HI`` of pixels that becomes 0 to 255.
+
+        Returns:
+          A generator of results in the order of the items.
+
+        Raises:
+          UsageError: an argument is out of range; while iterating, an element of ``items`` is not an ``Item``.
+        """
+        options = batching.Options(num_masks, batch_size, fill_holes, drop_islands, pixel_range)
+        return batching.predict_many(self.model, self._variables, items, options, self.priors)
 
 
 def _bucket(count: int) -> int:

@@ -56,13 +56,46 @@ def draw(
     return picture
 
 
-def draw_all(image: np.ndarray, masks: Iterable[np.ndarray]) -> Image.Image:
-    """Draw masks (h w) bool on the photo, each in a colour of its own and on top of those before."""
+def draw_all(
+    image: np.ndarray,
+    masks: Iterable[np.ndarray],
+    boxes: Sequence[Sequence[float] | None] = (),
+    points: Sequence[Sequence[tuple[float, float, int]]] = (),
+) -> Image.Image:
+    """Draw masks (h w) bool on the photo, each in a colour of its own and on top of those before.
+
+    Args:
+      image: (h w 3) uint8 RGB.
+      masks: any number of them.
+      boxes: x0, y0, x1, y1 of the prompts, in the colours of their masks; or None.
+      points: x, y, label of each prompt's points, as in ``draw``.
+    """
     pixels = image.copy()
     unit = max(1, round(min(image.shape[:2]) / 600))
     for number, mask in enumerate(masks):
-        hue = number * 0.618034 % 1  # the golden ratio keeps the hues of any number of masks apart
-        colour = 255 * np.array(colorsys.hsv_to_rgb(hue, 0.55 + 0.45 * (number // 2 % 2), 1.0))
-        pixels[mask] = ((1 - TINT) * image[mask] + TINT * colour).astype(np.uint8)
-        pixels[contour(mask, unit)] = colour.astype(np.uint8)
-    return Image.fromarray(pixels)
+        rows, columns = (_extent(np.asarray(mask.any(axis)), unit) for axis in (1, 0))
+        part, inside, below = pixels[rows, columns], mask[rows, columns], image[rows, columns]
+        part[inside] = ((1 - TINT) * below[inside] + TINT * _colour(number)).astype(np.uint8)
+        part[contour(inside, unit)] = _colour(number).astype(np.uint8)
+    picture = Image.fromarray(pixels)
+    pen, radius = ImageDraw.Draw(picture), 3 * unit
+    for number, box in enumerate(boxes):
+        if box is not None:
+            red, green, blue = _colour(number).astype(int).tolist()
+            pen.rectangle(tuple(box), outline=(red, green, blue), width=unit)
+    for x, y, label in (point for some in points for point in some):
+        circle = (x - radius, y - radius, x + radius, y + radius)
+        pen.ellipse(circle, fill=INSIDE if label else OUTSIDE, outline=EDGE, width=unit)
+    return picture
+
+
+def _colour(number: int) -> np.ndarray:
+    """Return the colour (3) of a mask by its number, 0 to 255."""
+    hue = number * 0.618034 % 1  # the golden ratio keeps the hues of any number of masks apart
+    return 255 * np.array(colorsys.hsv_to_rgb(hue, 0.55 + 0.45 * (number // 2 % 2), 1.0))
+
+
+def _extent(used: np.ndarray, margin: int) -> slice:
+    """Return the lines from the first that is used to the last, with a margin where there is room."""
+    lines = np.flatnonzero(used)
+    return slice(max(0, int(lines[0]) - margin), int(lines[-1]) + 1 + margin) if len(lines) else slice(0, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -228,3 +229,21 @@ def test_prompts_choose_among_the_masks_of_a_file():
     assert (masks[0] == near).all() and (masks[1] == (near | inner)).all()
     assert not masks[2].any() and not masks[3].any()
     assert answer.low.shape == (4, 1, 256, 256) and answer.low[0].any() and not answer.low[3].any()
+
+
+def test_the_box_of_an_annotation_chooses_the_mask_that_answers_it():
+    one = photo(2)
+    near, other = np.zeros((2, 48, 80), bool)
+    near[2:20, 2:30], other[25:45, 40:70] = True, True
+    entries = [entry(near), {**entry(other), "annotation_id": int(one.ids[1])}, {**entry(near), "annotation_id": "x"}]
+    system = PredictionsSystem("f", "d", entries, {0: (48, 80)})
+    slots = protocol.Slots(np.zeros((3, 3, 2), np.float32), np.full((3, 3), -1, np.int32), np.zeros((3, 3), bool))
+    scale = np.array(target_size(*one.size, 1024)[::-1]) / (80, 48)
+    for i in range(3):  # around the first mask
+        slots.put(i, 0, *(np.array((3, 1)) * scale), 2)
+        slots.put(i, 1, *(np.array((31, 21)) * scale), 3)
+    slots.put(2, 2, *(np.array((7, 7)) * scale), 1)
+    one = dataclasses.replace(one, ids=np.array([one.ids[0], one.ids[1], one.ids[1]]), masks=[one.masks[0]] * 3)
+    masks = [found[0].mask for found in system.masks(system.start(one), one, slots).full]
+    assert (masks[0] == near).all() and (masks[1] == other).all()
+    assert (masks[2] == near).all()  # with a click, the file's masks are chosen among as for any prompt

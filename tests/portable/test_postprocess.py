@@ -30,6 +30,19 @@ def test_masks_equal_the_two_steps_of_sam(original: tuple[int, int]) -> None:
     np.testing.assert_array_equal(masks[sure], (expected > 0)[sure])
 
 
+@pytest.mark.parametrize("original", [(97, 128), (256, 171), (30, 40), (1, 7), (9, 1), (3, 3)])
+@pytest.mark.parametrize("shift", [-30, -2.5, 0, 30])
+def test_masks_are_upscaled_around_their_positive_logits(original: tuple[int, int], shift: float) -> None:
+    scale = 64 / max(original)
+    valid = (max(1, int(original[0] * scale + 0.5)), max(1, int(original[1] * scale + 0.5)))
+    noise = np.random.default_rng(1).standard_normal((3, 16, 16)).astype(np.float32) + np.float32(shift)
+    blob = 4 - np.hypot(*np.mgrid[-9:7, -2:14]).astype(np.float32)
+    for logits in (*noise, blob, -blob, np.maximum(blob.T, 0)):
+        expected = upscale_logits(logits, 64, valid, original)
+        sure = abs(expected) > 1e-5
+        np.testing.assert_array_equal(upscale_masks(logits, 64, valid, original)[sure], (expected > 0)[sure])
+
+
 def test_resizing_agrees_with_torch() -> None:
     torch = pytest.importorskip("torch")
     x = np.random.default_rng(1).standard_normal((1, 1, 32, 32)).astype(np.float32)

@@ -58,9 +58,25 @@ def test_with_boxes_some_prompts_may_have_no_points(ready: Predictor) -> None:
     assert_equal_to_each(ready, guided, each)
 
 
+def test_with_points_some_prompts_may_have_no_box(ready: Predictor) -> None:
+    boxes, points, labels = [[10, 5, 60, 40], None, None], [[], POINTS[1], POINTS[0][:1]], [[], LABELS[1], [1]]
+    each = [
+        {"box": boxes[0]},
+        {"point_coords": POINTS[1], "point_labels": LABELS[1]},
+        {"point_coords": POINTS[0][:1], "point_labels": [1]},
+    ]
+    assert_equal_to_each(ready, ready.predict_prompts(boxes, points, labels, num_masks=4), each)
+    none = ready.predict_prompts([None, None], POINTS[:2], LABELS[:2])
+    np.testing.assert_array_equal(none[2], ready.predict_prompts(None, POINTS[:2], LABELS[:2])[2])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (([[1, 2, 30, 40], None], [[], []], [[], []]), r"boxes\[1\]: a prompt without a box and without"),
+        (([[1, 2, 30, 40], None], [[[1, 2]], []], [[1], []]), r"point_coords\[1\]: a prompt without a point"),
+        (([[1, 2, 30, 40], None],), r"boxes\[1\]: expected four numbers x0, y0, x1, y1, got None"),
+        (([None],), "box: expected four numbers x0, y0, x1, y1, got None"),
         ((None, [[[1, 2]], []], [[1], []]), r"point_coords\[1\]: a prompt without a point"),
         ((None, [[[1, 2]], [[3, 4]]], [[1]]), "point_coords of 2 and point_labels of 1 prompts"),
         ((None, [[[1, 2]], None], [[1], [1]]), r"point_coords\[1\]: expected x, y of each point .n 2., got None"),

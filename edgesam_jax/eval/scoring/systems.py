@@ -11,6 +11,7 @@ import queue
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -22,6 +23,7 @@ from edgesam_jax.checkpoints.digest import digest_of
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.mask_window import Window, crop
+from edgesam_jax.data.readers.annotations import is_integer
 from edgesam_jax.data.readers.segmentations import decode_window
 from edgesam_jax.data.transforms import low_res_windows
 from edgesam_jax.eval.scoring import device
@@ -276,10 +278,13 @@ class PredictionsSystem:
         for entry in self.results:
             self._by_photo[entry["image_id"]].append(entry)
 
-    def start(self, photo: Photo, resize: Resize = "pillow") -> list[Window]:
-        """Decode a photo's masks; its pixels are not used."""
+    def start(self, photo: Photo, resize: Resize = "pillow") -> list[tuple[Any, Window]]:
+        """Decode a photo's masks, each with its annotation's id or None; the photo's pixels are not used."""
         size = self._sizes[photo.image_id]
-        return [decode_window(e["segmentation"], *size, self.name) for e in self._by_photo.get(photo.image_id, ())]
+        return [
+            (e.get("annotation_id"), decode_window(e["segmentation"], *size, self.name))
+            for e in self._by_photo.get(photo.image_id, ())
+        ]
 
     def proposals(self, state: Any) -> tuple[np.ndarray, np.ndarray]:
         """Not available.
@@ -289,13 +294,19 @@ class PredictionsSystem:
         """
         raise UsageError(f"--priors: {self.name} is a file of masks and has no proposals")
 
-    def masks(self, state: Sequence[Window], photo: Photo, slots: Slots) -> Answer:
+    def masks(self, state: Sequence[tuple[Any, Window]], photo: Photo, slots: Slots) -> Answer:
         """See ``System.masks``."""
         filled = input_size(photo, self)
         scale = np.array(photo.size[::-1]) / filled[::-1]
+        masks = [mask for _, mask in state]
+        answers = {number: mask for number, mask in reversed(state) if is_integer(number)}  # the first of several
         windows: list[Window] = []
-        for coords, labels, valid in zip(slots.coords * scale, slots.labels, slots.valid, strict=True):
-            windows.append(self._select_mask(state, photo.size, coords[valid], labels[valid]))
+        prompts = zip(slots.coords * scale, slots.labels, slots.valid, strict=True)
+        for number, (coords, labels, valid) in zip(chain(photo.ids.tolist(), repeat(None)), prompts, strict=False):
+            if number in answers and set(labels[valid].tolist()) == {BOX_TOP_LEFT, BOX_BOTTOM_RIGHT}:
+                windows.append(answers[number])
+            else:
+                windows.append(self._select_mask(masks, photo.size, coords[valid], labels[valid]))
         low = low_res_windows(windows, photo.size, filled, self.image_size, self.mask_size)
         full = []
         for window in windows:
