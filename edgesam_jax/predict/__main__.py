@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--image", required=True,
-        help="the photo; with --everything also a folder, with --prompts a folder, a pattern or a list",
+        help="the photo; with --everything or --prompts also a folder, a pattern or a list of photos",
     )  # fmt: skip
     parser.add_argument("--box", action="append", default=[], metavar="X0,Y0,X1,Y1", help="a prompt; may be repeated")
     parser.add_argument(

@@ -1,7 +1,8 @@
-"""``predict --everything``: masks of everything on a photo, or on each photo of a folder.
+"""``predict --everything``: masks of everything on a photo, or on each of many photos.
 
-The output folder gets ``predictions.json``, COCO results of all photos, and ``everything_NAME.png`` per photo. A run
-that is stopped resumes from ``predictions.rows.jsonl``. Photos that can't be read are counted and listed.
+The output folder gets ``predictions.json``, COCO results of all photos, ``report.json`` with counts and everything that
+was skipped, and a picture per photo in ``overlays/``. Until the run is complete, results are appended to
+``predictions.rows.jsonl``, from which the same command resumes.
 """
 
 from __future__ import annotations
@@ -10,24 +11,27 @@ import argparse
 import json
 import os
 import re
-import sys
-from collections.abc import Iterator
+from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from edgesam_jax.checkpoints.digest import digest_of
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.cli import compile_cache
 from edgesam_jax.cli.command import print_note
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.photo import PHOTO_SUFFIXES, load_image
+from edgesam_jax.data.photo import load_image
+from edgesam_jax.data.pixels import parse_range
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.source import reasons
-from edgesam_jax.files import atomic_file, write_atomically
+from edgesam_jax.files import atomic_file, exclusive, write_atomically
 from edgesam_jax.portable.everything import EverythingGenerator
 from edgesam_jax.portable.run_lengths import mask_of_code
+from edgesam_jax.predict.photo_files import find_photos, picture_names
 from edgesam_jax.predict.predictor import Predictor
 from edgesam_jax.reporting import overlay
 from edgesam_jax.reporting.rows import Rows
@@ -42,6 +46,8 @@ OPTIONS = (
     "max_masks",
     "coarse_to_fine",
 )  # of the generator, by the names of their flags
+FORMAT = 1  # of the rows
+LISTED = 1000  # skipped photos that the report lists individually
 CATEGORY = 1  # of all results: everything mode knows no categories
 
 
@@ -51,45 +57,44 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
       UsageError: invalid arguments or checkpoint, or no photo that can be read.
     """
-    photos, output = _photos(Path(arguments.image)), Path(arguments.output)
+    photos, output = find_photos(arguments.image), Path(arguments.output)
     if os.path.exists(output) and not os.path.isdir(output):
         raise UsageError(f"--output {output}: is a file; choose a folder")
+    parse_range(arguments.pixel_range)
     options = {name: getattr(arguments, name) for name in OPTIONS}
     compile_cache.enable()
-    predictor = Predictor(load_model(arguments.checkpoint))
+    model = load_model(arguments.checkpoint)
     try:
-        generator = EverythingGenerator(predictor, **options, output_mode="coco_rle")
+        generator = EverythingGenerator(Predictor(model), **options, output_mode="coco_rle")
     except UsageError as error:  # it begins with the option's name
         raise UsageError(re.sub(r"^\w+", lambda name: f"--{name[0].replace('_', '-')}", str(error))) from None
+    score = model.metadata.get("score", "stability")
     header = {
-        "checkpoint": str(arguments.checkpoint), "photos": [name for name, _ in photos],
-        "pixel_range": arguments.pixel_range, **options,
+        "format": FORMAT, "photos": [str(path) for path in photos], "pixel_range": arguments.pixel_range, **options,
+        "model": digest_of({"config": repr(model.config), "score": score, "variables": model.variables}),
     }  # fmt: skip
-    rows = Rows(output / "predictions", header, what="run")
+    pictures = [output / "overlays" / name for name in picture_names(photos)]
     try:
-        for index, (name, path) in enumerate(photos):
-            if index not in rows:
-                rows.add({"photo": index, **_predict(generator, name, path, output, arguments.pixel_range)})
-    finally:
-        rows.close()
-    return _finish(rows, [name for name, _ in photos], output)
+        (output / "overlays").mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            if not stack.enter_context(exclusive(output)):
+                raise UsageError(f"--output {output}: another run writes there; wait for it or choose another folder")
+            rows = Rows(output / "predictions", header, what="run")
+            stack.callback(rows.close)
+            for number, (path, picture) in enumerate(zip(photos, pictures, strict=True)):
+                if number not in rows:
+                    progress = f"{number + 1}/{len(photos)} {path.name}"
+                    rows.add({"photo": number, **_predict(generator, path, picture, arguments.pixel_range, progress)})
+            _finish(rows, arguments, options)
+        rows.path.unlink()
+    except OSError as error:
+        raise UsageError(f"--output {output}: cannot write there ({error.strerror})") from None
+    return 0
 
 
-def _photos(source: Path) -> list[tuple[str, Path]]:
-    """Return names and paths of the photos, in the order of their names.
-
-    Raises:
-      UsageError: there is none.
-    """
-    if not source.is_dir():
-        return [(source.name, source)]
-    paths = sorted(p for p in source.rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES and p.is_file())
-    if not paths:
-        raise UsageError(f"--image {source}: contains no photos ({', '.join(sorted(PHOTO_SUFFIXES))})")
-    return [(path.relative_to(source).as_posix(), path) for path in paths]
-
-
-def _predict(generator: EverythingGenerator, name: str, path: Path, output: Path, pixel_range: str) -> dict[str, Any]:
+def _predict(
+    generator: EverythingGenerator, path: Path, picture: Path, pixel_range: str, progress: str
+) -> dict[str, Any]:
     """Return a photo's row: its results, or the reason why there are none; and write its picture."""
     notes: list[str] = []
     try:
@@ -98,15 +103,13 @@ def _predict(generator: EverythingGenerator, name: str, path: Path, output: Path
         return {"skipped": [error.kind, str(error)]}
     for note in notes:
         print_note(note)
-    records = _with_progress(generator, image, name)
-    stem = Path(name).stem
-    image_id: int | str = int(stem) if stem.isascii() and stem.isdigit() else name
+    records = _with_progress(generator, image, progress)
     results = [
         {
-            "image_id": image_id,
-            "file_name": name,
+            "image_id": int(path.stem) if path.stem.isascii() and path.stem.isdigit() else path.name,
+            "file_name": path.name,
             "category_id": CATEGORY,
-            "bbox": [record["bbox"][0], record["bbox"][1], record["bbox"][2] + 1, record["bbox"][3] + 1],
+            "bbox": [*record["bbox"][:2], record["bbox"][2] + 1, record["bbox"][3] + 1],  # COCO's includes both ends
             "segmentation": record["segmentation"],
             "area": record["area"],
             "score": record["predicted_iou"],
@@ -115,20 +118,17 @@ def _predict(generator: EverythingGenerator, name: str, path: Path, output: Path
         }
         for record in records
     ]
-    picture = overlay.draw_all(image, (mask_of_code(record["segmentation"]) for record in _by_area(records)))
-    with atomic_file(output / f"everything_{name.replace('/', '_')}.png") as temporary:
-        picture.save(temporary, format="PNG")
+    largest_first = sorted(records, key=lambda record: -record["area"])  # small masks are drawn on top
+    drawn = overlay.draw_all(image, (mask_of_code(record["segmentation"]) for record in largest_first))
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(picture) as temporary:
+        drawn.save(temporary, "JPEG", quality=90)
     return {"results": results}
 
 
-def _by_area(records: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The largest first, so that small masks are drawn on top."""
-    return iter(sorted(records, key=lambda record: -record["area"]))
-
-
-def _with_progress(generator: EverythingGenerator, image: np.ndarray, name: str) -> list[dict[str, Any]]:
+def _with_progress(generator: EverythingGenerator, image: np.ndarray, text: str) -> list[dict[str, Any]]:
     """Generate the masks of a photo, with a bar of points and the number of masks found."""
-    with tqdm(desc=name, unit="point", leave=False, file=sys.stderr) as bar:
+    with tqdm(desc=text, unit="point", leave=False, dynamic_ncols=True) as bar:
 
         def report(done: int, total: int, found: int) -> None:
             bar.total = total
@@ -138,21 +138,27 @@ def _with_progress(generator: EverythingGenerator, image: np.ndarray, name: str)
         return generator.generate(image, report)
 
 
-def _finish(rows: Rows, names: list[str], output: Path) -> int:
-    """Write ``predictions.json``, remove the rows, and tell what was found.
+def _finish(rows: Rows, arguments: argparse.Namespace, options: dict[str, Any]) -> None:
+    """Write ``predictions.json`` and ``report.json``, and tell what was found.
 
     Raises:
-      UsageError: no photo could be read.
+      UsageError: no photo could be read; the rows are removed.
     """
-    skipped = [(row["skipped"][0], row["skipped"][1]) for row in rows.in_order() if "skipped" in row]
-    results = [result for row in rows.in_order() for result in row.get("results", ())]
-    if len(skipped) == len(names):
+    output, done = Path(arguments.output), rows.in_order()
+    skipped = [(row["skipped"][0], row["skipped"][1]) for row in done if "skipped" in row]
+    results = [result for row in done for result in row.get("results", ())]
+    if len(skipped) == len(done):
         rows.path.unlink()
-        raise UsageError(skipped[0][1] if len(names) == 1 else f"no photo can be read: {reasons(skipped)}")
+        raise UsageError(skipped[0][1] if len(done) == 1 else f"no photo can be read: {reasons(skipped)}")
     write_atomically(output / "predictions.json", json.dumps(results))
-    rows.path.unlink()
+    report = {
+        "checkpoint": str(arguments.checkpoint), "image": str(arguments.image), "options": options,
+        "photos": len(done) - len(skipped), "masks": len(results),
+        "skipped": {
+            "counts": dict(Counter(kind for kind, _ in skipped)), "listed": [list(row) for row in skipped[:LISTED]]
+        },
+    }  # fmt: skip
+    write_atomically(output / "report.json", json.dumps(report, indent=1))
+    print(f"{output / 'predictions.json'}: {len(results)} masks on {len(done) - len(skipped)} photos")
     if skipped:
-        write_atomically(output / "skipped.txt", "".join(f"{message}\n" for _, message in skipped))
-        print_note(f"{len(skipped)} photos are skipped ({reasons(skipped)}); {output / 'skipped.txt'} lists them")
-    print(f"{output / 'predictions.json'}: {len(results)} masks on {len(names) - len(skipped)} photos")
-    return 0
+        print_note(f"{len(skipped)} photos are skipped ({reasons(skipped)}); {output / 'report.json'} lists them")

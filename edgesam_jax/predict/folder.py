@@ -8,7 +8,6 @@ appended to ``predictions.rows.jsonl``, from which the same command resumes.
 from __future__ import annotations
 
 import argparse
-import glob
 import hashlib
 import json
 import os
@@ -24,12 +23,13 @@ import numpy as np
 
 from edgesam_jax.cli.command import print_note
 from edgesam_jax.config import UsageError
-from edgesam_jax.data.photo import PHOTO_SUFFIXES, photo_sizes
+from edgesam_jax.data.photo import photo_sizes
 from edgesam_jax.data.pixels import parse_range
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.source import SkippedRow, reasons
-from edgesam_jax.files import atomic_file, exclusive, is_file, is_folder, sha256_of, write_atomically
+from edgesam_jax.files import atomic_file, exclusive, sha256_of, write_atomically
 from edgesam_jax.predict.batching import Item, Result
+from edgesam_jax.predict.photo_files import find_photos, picture_names
 from edgesam_jax.predict.photo_prompts import Listed, Prompt, match, read_prompt_file
 from edgesam_jax.reporting.rows import Row, Rows
 
@@ -62,44 +62,6 @@ class Work:
     listed: Listed
     used: list[Prompt] = field(default_factory=list)
     skipped: list[SkippedRow] = field(default_factory=list)
-
-
-def find_photos(text: str) -> list[Path]:
-    """Return the photos that ``--image`` names: of a folder and its subfolders, a pattern or a list, or one photo.
-
-    A list is a text file with a path per line, relative to its folder; empty lines and lines with ``#`` are ignored.
-
-    Raises:
-      UsageError: there is no photo, or the list can't be read.
-    """
-    if is_folder(text, "--image"):
-        found = sorted(p for p in Path(text).rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES and p.is_file())
-        if not found:
-            raise UsageError(f"--image {text}: no photos in this folder ({', '.join(sorted(PHOTO_SUFFIXES))})")
-        return found
-    if is_file(text, "--image"):
-        return [Path(text)] if Path(text).suffix.lower() in PHOTO_SUFFIXES else _read_list(Path(text))
-    if glob.has_magic(text):
-        found = sorted(Path(p) for p in glob.iglob(text, recursive=True) if os.path.isfile(p))
-        found = [p for p in found if p.suffix.lower() in PHOTO_SUFFIXES]
-        if not found:
-            raise UsageError(f"--image {text}: no photo matches this pattern ({', '.join(sorted(PHOTO_SUFFIXES))})")
-        return found
-    raise UsageError(f"--image {text}: no such file or folder; pass a folder, a pattern in quotes, or a list of photos")
-
-
-def _read_list(path: Path) -> list[Path]:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise UsageError(
-            f"--image {path}: neither a photo nor a list of photos, one path per line ({reason})"
-        ) from None
-    found = list(dict.fromkeys(path.parent / line for line in lines if line and not line.startswith("#")))
-    if not found:
-        raise UsageError(f"--image {path}: no photo in this list; write one path per line")
-    return found
 
 
 def run(arguments: argparse.Namespace) -> Summary:
@@ -166,7 +128,7 @@ def predict_photos(predictor: Any, work: Sequence[Work], records: Rows, argument
     from tqdm import tqdm
 
     todo = [number for number in range(len(work)) if number not in records]
-    overlay_names = _overlay_names([w.path for w in work]) if arguments.overlays else []
+    overlay_names = picture_names([w.path for w in work]) if arguments.overlays else []
     done = records.in_order()
     masks, skipped = sum(len(row.get("results", ())) for row in done), sum(len(row["skipped"]) for row in done)
     with tqdm(total=len(work), initial=len(work) - len(todo), unit="photo", desc="predict", dynamic_ncols=True) as bar:
@@ -262,17 +224,6 @@ def _results(work: Work, result: Result, overlay: Path | None) -> list[dict[str,
         with atomic_file(overlay) as temporary:
             picture.save(temporary, "JPEG", quality=90)
     return entries
-
-
-def _overlay_names(paths: Sequence[Path]) -> list[Path]:
-    """Return names for overlays: the photos' paths below their common folder, as JPEG, all different."""
-    root = os.path.commonpath([path.absolute().parent for path in paths])
-    names = [path.absolute().relative_to(root) for path in paths]
-    taken = Counter(str(name.with_suffix("")) for name in names)
-    return [
-        name.with_suffix(".jpg") if taken[str(name.with_suffix(""))] == 1 else name.with_name(f"{name.name}.jpg")
-        for name in names
-    ]
 
 
 def _finish(

@@ -33,14 +33,16 @@ def test_a_folder_gives_coco_results_and_pictures(folder, tmp_path, capsys):
     assert call(folder, tmp_path / "out") == 0
     output, errors = capsys.readouterr()
     results = json.loads((tmp_path / "out/predictions.json").read_text())
-    assert {result["image_id"] for result in results} == {7, "inner/b.png"}
+    assert {result["image_id"] for result in results} == {7, "b.png"}
     for result in results:
         mask = coco.decode(result["segmentation"])
         assert result["area"] == mask.sum() and result["bbox"] == coco.toBbox(result["segmentation"]).tolist()
         assert 0.4 < result["score"] <= 1 and result["category_id"] == 1
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"predictions.json", "skipped.txt", "everything_7.png.png", "everything_inner_b.png.png"}
-    assert np.asarray(Image.open(tmp_path / "out/everything_7.png.png")).shape == (128, 128, 3)
+    names = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    assert names == {"predictions.json", "report.json", "overlays/7.jpg", "overlays/inner/b.jpg"}
+    assert np.asarray(Image.open(tmp_path / "out/overlays/7.jpg")).shape == (128, 128, 3)
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["photos"] == 2 and report["skipped"]["counts"] == {"photo damaged": 1}
     assert f"{len(results)} masks on 2 photos" in output
     assert "1 photos are skipped (photo damaged 1" in errors and "broken.jpg" in errors
 
@@ -86,7 +88,7 @@ def test_other_modes_and_folders_are_told_apart(folder, tmp_path, capsys):
     assert "--max-masks needs --everything" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert call(tmp_path / "empty", tmp_path / "out") == 2
-    assert "contains no photos" in capsys.readouterr().err
+    assert "no photos in this folder" in capsys.readouterr().err
     assert call(folder / "broken.jpg", tmp_path / "out") == 2
     assert "broken.jpg: not an image" in capsys.readouterr().err
-    assert not list((tmp_path / "out").glob("*"))
+    assert not list((tmp_path / "out").rglob("*.*"))
