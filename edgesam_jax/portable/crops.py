@@ -14,7 +14,8 @@ EDGE = 20  # px; a mask that ends so close to the edge of a crop is cut off by i
 
 def point_grid(per_side: int) -> np.ndarray:
     """Return the centres (n 2) x, y of ``per_side`` x ``per_side`` equal cells of the unit square, row by row."""
-    line = (np.arange(per_side) + 0.5) / per_side
+    offset = 1 / (2 * per_side)
+    line = np.linspace(offset, 1 - offset, per_side)  # to the last bit SAM's, unlike (i + 1/2) / per_side
     x, y = np.meshgrid(line, line)
     return np.stack([x, y], axis=-1).reshape(-1, 2)
 

@@ -60,6 +60,8 @@ def test_crops_are_sams():
         boxes, layer_of = published.generate_crop_boxes(size, layers, 512 / 1500)
         ours, ours_of = crops.crop_boxes(size, layers, 512 / 1500)
         assert ours.tolist() == boxes and ours_of.tolist() == layer_of
+    for per_side in range(1, 65):
+        np.testing.assert_array_equal(crops.point_grid(per_side), published.build_point_grid(per_side))
 
 
 def test_masks_cut_by_a_crop_are_known_by_their_edge():
