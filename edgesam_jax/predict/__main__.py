@@ -184,6 +184,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     output = Path(arguments.output)
     if os.path.exists(output) and not os.path.isdir(output):  # methods of Path raise for names that are too long
         raise UsageError(f"--output {output}: is a file; choose a folder")
+    if os.path.isdir(arguments.image):
+        raise UsageError(f"--image {arguments.image}: is a folder; for many photos pass --everything or --prompts FILE")
     notes: list[str] = []
     image = load_image(arguments.image, f"--image {arguments.image}", arguments.pixel_range, notes)
     prompts = _prompts(arguments.box, arguments.point, (image.shape[0], image.shape[1]))

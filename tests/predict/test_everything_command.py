@@ -86,6 +86,8 @@ def test_other_modes_and_folders_are_told_apart(folder, tmp_path, capsys):
     common = ["--image", str(folder / "7.png"), "--output", str(tmp_path / "out")]
     assert main([*common, "--box", "1,2,30,40", "--max-masks", "3"]) == 2
     assert "--max-masks needs --everything" in capsys.readouterr().err
+    assert main(["--image", str(folder), "--output", str(tmp_path / "out"), "--box", "1,2,30,40"]) == 2
+    assert "is a folder; for many photos pass --everything or --prompts FILE" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert call(tmp_path / "empty", tmp_path / "out") == 2
     assert "no photos in this folder" in capsys.readouterr().err
