@@ -155,7 +155,7 @@ BOX = ("--box", "10,5,60,40")
         (BOX, {"image": "none.png"}, "none.png: no such file"),
         (BOX, {"image": "notes.txt"}, "notes.txt"),
         (BOX, {"image": "cut.jpg"}, "cut.jpg"),
-        (BOX, {"image": "."}, "not a file"),
+        (BOX, {"image": "."}, "is a folder; for many photos pass --everything or --prompts FILE"),
         (BOX, {"checkpoint": "none"}, "none: no such file"),
         (BOX, {"checkpoint": "notes.txt"}, "notes.txt: not a checkpoint"),
         (BOX, {"checkpoint": "folder"}, "folder: its config is damaged"),
