@@ -82,8 +82,9 @@ def write_predictor(folder: Path) -> None:
             (target / source.name).write_text(text)
     (target / "__init__.py").write_text(
         f'"""Masks from ONNX files: numpy, Pillow and ONNX Runtime."""\n\n'
-        f"from {PORTABLE}.errors import UsageError\nfrom {PORTABLE}.onnx_predictor import OnnxPredictor\n\n"
-        '__all__ = ["OnnxPredictor", "UsageError"]\n'
+        f"from {PORTABLE}.errors import UsageError\nfrom {PORTABLE}.everything import EverythingGenerator\n"
+        f"from {PORTABLE}.onnx_predictor import OnnxPredictor\n\n"
+        '__all__ = ["EverythingGenerator", "OnnxPredictor", "UsageError"]\n'
     )
     (folder / "check.py").write_text(bundle_docs.CHECK)
 

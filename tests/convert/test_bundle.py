@@ -72,6 +72,18 @@ def test_its_predictor_runs_without_this_package(folder, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("overlap 1.0000") == 12
+    masks = subprocess.run([sys.executable, "-I", "-c", (
+        "import sys; sys.modules['edgesam_jax'] = None; sys.path.insert(0, sys.argv[1])\n"
+        "import numpy as np\n"
+        "from edgesam_onnx import EverythingGenerator, OnnxPredictor\n"
+        "predictor = OnnxPredictor(*sys.argv[2:])\n"
+        "generator = EverythingGenerator(predictor, 2, pred_iou_thresh=0, stability_score_thresh=0)\n"
+        "noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)\n"
+        "print([record['segmentation'].shape for record in generator.generate(noise)])\n"
+        "assert not {'jax', 'torch'} & set(sys.modules)"
+    ), str(moved / "python"), *(str(moved / "onnx" / f"tiny_teacher_{part}.onnx") for part in ("encoder", "decoder"))],
+        cwd=tmp_path, capture_output=True, text=True)  # fmt: skip
+    assert masks.returncode == 0 and masks.stdout.startswith("[(40, 60)"), masks.stderr
     decoder = moved / "onnx" / "tiny_teacher_decoder.onnx"
     proto = onnx.load(decoder)
     largest = max(proto.graph.initializer, key=lambda tensor: len(tensor.raw_data))
