@@ -260,7 +260,7 @@ def _generation(arguments: argparse.Namespace) -> Generation | None:
         "stability_score_thresh": arguments.stability_score_thresh, "coarse_to_fine": arguments.coarse_to_fine or None,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
-    names = ", ".join(f"--{name.replace('_score', '').replace('_', '-')}" for name in given)
+    names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
     if given and arguments.prompt != "everything":
         raise UsageError(f"{names}: only valid with --prompt everything")
     if given and arguments.predictions and not arguments.checkpoint and not arguments.onnx:
