@@ -17,7 +17,7 @@ Box = tuple[int, int, int, int]
 
 
 def runs_of(window: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Return the runs (n) int64 of a mask that has no pixel outside a window. Only the first run may be empty.
+    """Return the runs (n) int32 of a mask that has no pixel outside a window. Only the first run may be empty.
 
     Args:
       window: (h w) bool.
@@ -30,10 +30,10 @@ def runs_of(window: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) 
     flat = columns.reshape(-1)
     edges = np.flatnonzero(np.diff(flat, prepend=False, append=False))  # starts and ends of set runs, in turn
     if not len(edges):
-        return np.array([height * width])
+        return np.array([height * width], np.int32)
     edges += corner[0] * height
-    last = [height * width] if edges[-1] < height * width else []
-    return np.diff(np.concatenate([[0], edges, last]).astype(np.int64))
+    last = [height * width] if edges[-1] < height * width else edges[:0]
+    return np.diff(np.concatenate([[0], edges, last])).astype(np.int32)
 
 
 def mask_of(runs: np.ndarray, size: tuple[int, int]) -> np.ndarray:
