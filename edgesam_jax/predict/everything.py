@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-from collections import Counter
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from edgesam_jax.checkpoints.digest import digest_of
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.cli import compile_cache
 from edgesam_jax.cli.command import print_note
@@ -28,11 +24,12 @@ from edgesam_jax.data.photo import load_image
 from edgesam_jax.data.pixels import parse_range
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.source import reasons
-from edgesam_jax.files import atomic_file, exclusive, write_atomically
+from edgesam_jax.files import atomic_file, write_atomically
 from edgesam_jax.portable.everything import EverythingGenerator
 from edgesam_jax.portable.run_lengths import mask_of_code
 from edgesam_jax.predict.photo_files import find_photos, picture_names
 from edgesam_jax.predict.predictor import Predictor
+from edgesam_jax.predict.resuming import check_output, resumable_rows, skipped_report
 from edgesam_jax.reporting import overlay
 from edgesam_jax.reporting.rows import Rows
 
@@ -47,7 +44,6 @@ OPTIONS = (
     "coarse_to_fine",
 )  # of the generator, by the names of their flags
 FORMAT = 1  # of the rows
-LISTED = 1000  # skipped photos that the report lists individually
 CATEGORY = 1  # of all results: everything mode knows no categories
 
 
@@ -58,8 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
       UsageError: invalid arguments or checkpoint, or no photo that can be read.
     """
     photos, output = find_photos(arguments.image), Path(arguments.output)
-    if os.path.exists(output) and not os.path.isdir(output):
-        raise UsageError(f"--output {output}: is a file; choose a folder")
+    check_output(output)
     parse_range(arguments.pixel_range)
     options = {name: getattr(arguments, name) for name in OPTIONS}
     compile_cache.enable()
@@ -68,27 +63,16 @@ def run(arguments: argparse.Namespace) -> int:
         generator = EverythingGenerator(Predictor(model), **options, output_mode="coco_rle")
     except UsageError as error:  # it begins with the option's name
         raise UsageError(re.sub(r"^\w+", lambda name: f"--{name[0].replace('_', '-')}", str(error))) from None
-    score = model.metadata.get("score", "stability")
     header = {
         "format": FORMAT, "photos": [str(path) for path in photos], "pixel_range": arguments.pixel_range, **options,
-        "model": digest_of({"config": repr(model.config), "score": score, "variables": model.variables}),
     }  # fmt: skip
     pictures = [output / "overlays" / name for name in picture_names(photos)]
-    try:
-        (output / "overlays").mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            if not stack.enter_context(exclusive(output)):
-                raise UsageError(f"--output {output}: another run writes there; wait for it or choose another folder")
-            rows = Rows(output / "predictions", header, what="run")
-            stack.callback(rows.close)
-            for number, (path, picture) in enumerate(zip(photos, pictures, strict=True)):
-                if number not in rows:
-                    progress = f"{number + 1}/{len(photos)} {path.name}"
-                    rows.add({"photo": number, **_predict(generator, path, picture, arguments.pixel_range, progress)})
-            _finish(rows, arguments, options)
-        rows.path.unlink()
-    except OSError as error:
-        raise UsageError(f"--output {output}: cannot write there ({error.strerror})") from None
+    with resumable_rows(output, model, header) as rows:
+        for number, (path, picture) in enumerate(zip(photos, pictures, strict=True)):
+            if number not in rows:
+                progress = f"{number + 1}/{len(photos)} {path.name}"
+                rows.add({"photo": number, **_predict(generator, path, picture, arguments.pixel_range, progress)})
+        _finish(rows, arguments, options)
     return 0
 
 
@@ -109,7 +93,7 @@ def _predict(
             "image_id": int(path.stem) if path.stem.isascii() and path.stem.isdigit() else path.name,
             "file_name": path.name,
             "category_id": CATEGORY,
-            "bbox": [*record["bbox"][:2], record["bbox"][2] + 1, record["bbox"][3] + 1],  # COCO's includes both ends
+            "bbox": _coco_box(record),
             "segmentation": record["segmentation"],
             "area": record["area"],
             "score": record["predicted_iou"],
@@ -124,6 +108,12 @@ def _predict(
     with atomic_file(picture) as temporary:
         drawn.save(temporary, "JPEG", quality=90)
     return {"results": results}
+
+
+def _coco_box(record: dict[str, Any]) -> list[int]:
+    """COCO's box of a mask, which includes both ends; zeros for an empty mask."""
+    x, y, width, height = record["bbox"]
+    return [x, y, width + 1, height + 1] if record["area"] else [0, 0, 0, 0]
 
 
 def _with_progress(generator: EverythingGenerator, image: np.ndarray, text: str) -> list[dict[str, Any]]:
@@ -154,9 +144,7 @@ def _finish(rows: Rows, arguments: argparse.Namespace, options: dict[str, Any]) 
     report = {
         "checkpoint": str(arguments.checkpoint), "image": str(arguments.image), "options": options,
         "photos": len(done) - len(skipped), "masks": len(results),
-        "skipped": {
-            "counts": dict(Counter(kind for kind, _ in skipped)), "listed": [list(row) for row in skipped[:LISTED]]
-        },
+        "skipped": skipped_report(skipped),
     }  # fmt: skip
     write_atomically(output / "report.json", json.dumps(report, indent=1))
     print(f"{output / 'predictions.json'}: {len(results)} masks on {len(done) - len(skipped)} photos")

@@ -10,11 +10,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,14 +24,14 @@ from edgesam_jax.data.photo import photo_sizes
 from edgesam_jax.data.pixels import parse_range
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.source import SkippedRow, reasons
-from edgesam_jax.files import atomic_file, exclusive, sha256_of, write_atomically
+from edgesam_jax.files import atomic_file, sha256_of, write_atomically
 from edgesam_jax.predict.batching import Item, Result
 from edgesam_jax.predict.photo_files import find_photos, picture_names
 from edgesam_jax.predict.photo_prompts import Listed, Prompt, match, read_prompt_file
+from edgesam_jax.predict.resuming import LISTED, check_output, resumable_rows, skipped_report
 from edgesam_jax.reporting.rows import Row, Rows
 
 FORMAT = 1  # of the rows
-LISTED = 1000  # skipped entries that the report lists individually
 SINGLE = ("box", "point", "save_masks", "save_logits", "mask_input")  # flags for prompts on one photo
 
 
@@ -75,8 +72,7 @@ def run(arguments: argparse.Namespace) -> Summary:
         flag = f"--{given[0].replace('_', '-')}"
         raise UsageError(f"{flag}: for prompts on one photo; remove {flag} or --prompts")
     output, prompt_file = Path(arguments.output), Path(arguments.prompts)
-    if os.path.exists(output) and not os.path.isdir(output):
-        raise UsageError(f"--output {output}: is a file; choose a folder")
+    check_output(output)
     parse_range(arguments.pixel_range)
     paths = find_photos(arguments.image)
     listed, unread = read_prompt_file(prompt_file, arguments.annotations)
@@ -87,7 +83,6 @@ def run(arguments: argparse.Namespace) -> Summary:
         raise UsageError(f"--prompts {prompt_file}: no prompt in it is on a photo of --image {arguments.image}: {why}")
     work = [Work(paths[number], found[number]) for number in sorted(found)]
 
-    from edgesam_jax.checkpoints.digest import digest_of
     from edgesam_jax.checkpoints.load import load_model
     from edgesam_jax.cli import compile_cache
     from edgesam_jax.predict.predictor import Predictor
@@ -97,7 +92,7 @@ def run(arguments: argparse.Namespace) -> Summary:
     predictor = Predictor(model, arguments.priors)
     names = [[str(w.path), str(w.listed.image_id)] for w in work]
     header = {
-        "format": FORMAT, "model": digest_of({"config": repr(model.config), "variables": model.variables}),
+        "format": FORMAT,
         "prompts": sha256_of(prompt_file), "photos": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
         "annotations": sha256_of(Path(arguments.annotations)) if arguments.annotations else "",
         "settings": [
@@ -105,22 +100,11 @@ def run(arguments: argparse.Namespace) -> Summary:
         ],
         "overlays": arguments.overlays,
     }  # fmt: skip
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            if not stack.enter_context(exclusive(output)):
-                raise UsageError(f"--output {output}: another run writes there; wait for it or choose another folder")
-            records = Rows(output / "predictions", header, what="run")
-            stack.callback(records.close)
-            new, began = len(work), time.perf_counter()
-            new -= sum(number in records for number in range(len(work)))
-            predict_photos(predictor, work, records, arguments)
-            seconds = time.perf_counter() - began
-            summary = _finish(output, records, len(paths), rows, new, seconds, arguments)
-        records.path.unlink(missing_ok=True)
-    except OSError as error:
-        raise UsageError(f"--output {output}: cannot write there ({error.strerror})") from None
-    return summary
+    with resumable_rows(output, model, header) as records:
+        new, began = sum(number not in records for number in range(len(work))), time.perf_counter()
+        predict_photos(predictor, work, records, arguments)
+        seconds = time.perf_counter() - began
+        return _finish(output, records, len(paths), rows, new, seconds, arguments)
 
 
 def predict_photos(predictor: Any, work: Sequence[Work], records: Rows, arguments: argparse.Namespace) -> None:
@@ -240,9 +224,7 @@ def _finish(
     report = {
         "checkpoint": str(arguments.checkpoint), "image": str(arguments.image), "prompts": str(arguments.prompts),
         "photos": predicted, "masks": len(results), "photos_without_prompts": photos - len(done),
-        "skipped": {
-            "counts": dict(Counter(kind for kind, _ in skipped)), "listed": [list(row) for row in skipped[:LISTED]]
-        },
+        "skipped": skipped_report(skipped),
         "notes": notes[:LISTED],
     }  # fmt: skip
     write_atomically(output / "report.json", json.dumps(report, indent=1))

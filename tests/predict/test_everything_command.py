@@ -12,6 +12,7 @@ from pycocotools import mask as coco
 from edgesam_jax.data.scenes.scene import scene
 from edgesam_jax.portable.everything import EverythingGenerator
 from edgesam_jax.predict.__main__ import main
+from edgesam_jax.predict.everything import _coco_box
 
 FLAGS = ["--everything", "--points-per-side", "4", "--pred-iou-thresh", "0.4", "--stability-score-thresh", "0.6"]
 
@@ -94,3 +95,8 @@ def test_other_modes_and_folders_are_told_apart(folder, tmp_path, capsys):
     assert call(folder / "broken.jpg", tmp_path / "out") == 2
     assert "broken.jpg: not an image" in capsys.readouterr().err
     assert not list((tmp_path / "out").rglob("*.*"))
+
+
+def test_boxes_are_cocos_also_of_an_empty_mask():
+    assert _coco_box({"bbox": [3, 4, 0, 0], "area": 1}) == [3, 4, 1, 1]
+    assert _coco_box({"bbox": [0, 0, 0, 0], "area": 0}) == [0, 0, 0, 0]
