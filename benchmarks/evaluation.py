@@ -24,9 +24,10 @@ from convert.to_torch import state_dict
 from convert.torch_twin.model import TorchSam
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.data.schema import Example, boxes_of
+from edgesam_jax.data.threads import in_threads
 from edgesam_jax.eval.scoring import protocol
 from edgesam_jax.eval.scoring.photos import Photo, from_example
-from edgesam_jax.eval.scoring.prompted import in_parallel, score_photo
+from edgesam_jax.eval.scoring.prompted import score_photo
 from edgesam_jax.eval.scoring.protocol import HEAD, Settings
 from edgesam_jax.eval.scoring.systems import JaxSystem
 from edgesam_jax.models.init import init_variables
@@ -119,7 +120,7 @@ def main() -> None:
         for photo in photos:
             torch_loop(twin, photo, settings)
         middle = time.perf_counter()
-        for scored in in_parallel(lambda photo: score_photo(system, photo, settings), photos, 2):
+        for scored in in_threads(lambda photo: score_photo(system, photo, settings), photos, 2, 2, "scoring"):
             stages.update(scored.seconds)
         end = time.perf_counter()
         times["torch loop"].append(middle - began)

@@ -16,9 +16,10 @@ from tqdm import tqdm
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.cli import compile_cache
 from edgesam_jax.data.readers.coco import CocoSource
+from edgesam_jax.data.threads import in_threads
 from edgesam_jax.eval.report.summary import summarise
 from edgesam_jax.eval.scoring.photos import load
-from edgesam_jax.eval.scoring.prompted import in_parallel, row_of, score_photo
+from edgesam_jax.eval.scoring.prompted import row_of, score_photo
 from edgesam_jax.eval.scoring.protocol import Settings
 from edgesam_jax.eval.scoring.systems import JaxSystem
 from edgesam_jax.reporting.tables import aligned_table
@@ -53,8 +54,8 @@ def main() -> None:
         exact: list[float] = []
         for name, change in CHANGES.items():
             settings = replace(base, **change)  # type: ignore[arg-type]
-            work = in_parallel(
-                lambda photo, settings=settings: (photo, score_photo(system, photo, settings)), photos, 2
+            work = in_threads(
+                lambda photo, settings=settings: (photo, score_photo(system, photo, settings)), photos, 2, 2, "scoring"
             )
             instances = []
             for photo, scored in tqdm(work, total=len(photos), desc=f"{prompt}, {name}", leave=False):

@@ -20,9 +20,10 @@ from edgesam_jax.config import Config, SamConfig, UsageError
 from edgesam_jax.data.opening import open_source
 from edgesam_jax.data.schema import BadExample, Example
 from edgesam_jax.data.source import SkippedRow, reasons
+from edgesam_jax.data.threads import in_threads
 from edgesam_jax.eval.metrics import filled_box, inscribed_ellipse, mask_iou, mean_iou
 from edgesam_jax.eval.scoring.photos import Photo, from_example
-from edgesam_jax.eval.scoring.prompted import Scored, in_parallel, score_photo
+from edgesam_jax.eval.scoring.prompted import Scored, score_photo
 from edgesam_jax.eval.scoring.protocol import PromptKind, Settings
 from edgesam_jax.eval.scoring.systems import JaxSystem
 
@@ -134,7 +135,7 @@ def evaluate(
     image_ids: list[int | str] = []
     annotation_ids: list[int] = []
     results: list[Scored] = []
-    for photo, scored in in_parallel(work, examples, at_once):
+    for photo, scored in in_threads(work, examples, at_once, at_once, "scoring"):
         image_ids += [photo.image_id] * len(photo)
         annotation_ids += [int(v) for v in photo.ids]
         results.append(scored)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.photo import load_image
 from edgesam_jax.data.pixels import AUTO, parse_range
+from edgesam_jax.data.threads import in_threads
 from edgesam_jax.portable.errors import type_text
 from edgesam_jax.portable.frame import into_frame
 from edgesam_jax.portable.postprocess import stability_score, upscale_masks
@@ -194,20 +193,15 @@ class _Run:
 
     def _read_ahead(self, items: Iterable[Item]) -> Iterator[_Read]:
         """Read items in threads, in order; at most a batch and a photo for each thread are in flight."""
-        waiting: deque[Future[_Read]] = deque()
-        with ThreadPoolExecutor(READERS, thread_name_prefix="photos") as pool:
-            try:
-                for index, item in enumerate(items):
-                    if not isinstance(item, Item):
-                        raise UsageError(f"items[{index}]: expected an Item, got {type_text(item)}")
-                    waiting.append(pool.submit(self._read, index, item))
-                    if len(waiting) > self.options.batch_size + READERS:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+
+        def checked() -> Iterator[tuple[int, Item]]:
+            for index, item in enumerate(items):
+                if not isinstance(item, Item):
+                    raise UsageError(f"items[{index}]: expected an Item, got {type_text(item)}")
+                yield index, item
+
+        ahead = self.options.batch_size + READERS
+        return in_threads(lambda pair: self._read(*pair), checked(), READERS, ahead, "photos")
 
     def _read(self, index: int, item: Item) -> _Read:
         config, notes = self.model.config, []  # type: ignore[var-annotated]

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from edgesam_jax.data.schema import BadExample
+from edgesam_jax.data.threads import in_threads
 from edgesam_jax.data.transforms import jitter_boxes
 from edgesam_jax.eval.scoring.photos import Photo
-from edgesam_jax.eval.scoring.prompted import StageTimer, in_parallel
+from edgesam_jax.eval.scoring.prompted import StageTimer
 from edgesam_jax.eval.scoring.protocol import HEAD, Settings, Slots
 from edgesam_jax.eval.scoring.results import result
 from edgesam_jax.eval.scoring.systems import System, input_size
@@ -77,7 +78,7 @@ def run_detections(
             timer.lap("encode masks")
         return {"photo": index, "image_id": photo.image_id, "results": results, "seconds": timer.rounded}
 
-    for row in in_parallel(work, photos, at_once):
+    for row in in_threads(work, photos, at_once, at_once, "scoring"):
         rows.add(row)
         if on_photo is not None:
             on_photo()

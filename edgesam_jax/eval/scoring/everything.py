@@ -27,8 +27,9 @@ from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.mask_window import Window
 from edgesam_jax.data.schema import BadExample
+from edgesam_jax.data.threads import in_threads
 from edgesam_jax.eval.scoring.photos import Photo
-from edgesam_jax.eval.scoring.prompted import StageTimer, description, in_parallel
+from edgesam_jax.eval.scoring.prompted import StageTimer, description
 from edgesam_jax.eval.scoring.results import compressed
 from edgesam_jax.eval.scoring.systems import name_of_pair
 from edgesam_jax.everything import EverythingGenerator
@@ -210,7 +211,7 @@ def run_everything(
         timer.lap(system.stage)
         return *item, masks, timer
 
-    for index, photo, masks, timer in in_parallel(work, photos, at_once):
+    for index, photo, masks, timer in in_threads(work, photos, at_once, at_once, "scoring"):
         if isinstance(photo, BadExample):
             rows.add({"photo": index, "skipped": [photo.kind, str(photo)]})
         else:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +14,7 @@ from edgesam_jax.data.readers.annotations import area_of
 from edgesam_jax.data.readers.records import decode
 from edgesam_jax.data.schema import BadExample, Example
 from edgesam_jax.data.source import SkippedRow, Source
+from edgesam_jax.data.threads import in_threads
 
 AHEAD = 3  # photos read while others are scored
 
@@ -95,22 +94,13 @@ def _area(annotation: Mapping[str, Any], mask: Window) -> float:
 def read_ahead(source: Source, indices: Sequence[int]) -> Iterator[tuple[int, Photo | BadExample]]:
     """Photos of a source in the order of ``indices``, read ahead by a thread; the error where one can't be read."""
 
-    def read(index: int) -> Photo | BadExample:
+    def read(index: int) -> tuple[int, Photo | BadExample]:
         try:
-            return load(source, index)
+            return index, load(source, index)
         except BadExample as error:
-            return error
+            return index, error
 
-    with ThreadPoolExecutor(1, thread_name_prefix="photos") as pool:
-        waiting: deque[tuple[int, Future[Photo | BadExample]]] = deque()
-        for index in indices:
-            waiting.append((index, pool.submit(read, index)))
-            if len(waiting) > AHEAD:
-                first, photo = waiting.popleft()
-                yield first, photo.result()
-        while waiting:
-            first, photo = waiting.popleft()
-            yield first, photo.result()
+    return in_threads(read, indices, 1, AHEAD, "photos")
 
 
 def choose_instances(photo: Photo, most: int, seed: int) -> Photo:

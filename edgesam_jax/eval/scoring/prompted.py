@@ -7,16 +7,16 @@ so the results don't depend on the order of the photos or on the number of threa
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from edgesam_jax.data.mask_window import Window
 from edgesam_jax.data.schema import BadExample
+from edgesam_jax.data.threads import in_threads
 from edgesam_jax.eval.scoring import protocol
 from edgesam_jax.eval.scoring.boundary import boundary_iou
 from edgesam_jax.eval.scoring.device import Bits
@@ -24,9 +24,6 @@ from edgesam_jax.eval.scoring.photos import Photo, choose_instances
 from edgesam_jax.eval.scoring.protocol import HEAD, Settings, Slots
 from edgesam_jax.eval.scoring.systems import Answer, System, input_size
 from edgesam_jax.reporting.rows import Row, Rows
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,22 +197,6 @@ class StageTimer:
         return {stage: round(value, 6) for stage, value in self.seconds.items()}
 
 
-def in_parallel(work: Callable[[T], R], items: Iterable[T], at_once: int) -> Iterator[R]:
-    """``map`` with ``at_once`` threads, in the order of the items; at most ``at_once + 1`` items are in flight."""
-    with ThreadPoolExecutor(at_once, thread_name_prefix="scoring") as pool:
-        waiting: deque[Future[R]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > at_once:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
 def run_prompted(
     system: System,
     photos: Iterable[tuple[int, Photo | BadExample]],
@@ -244,7 +225,7 @@ def run_prompted(
         photo = choose_instances(photo, settings.max_instances, settings.seed)
         return row_of(photo, score_photo(system, photo, settings, boundary))
 
-    for row in in_parallel(work, photos, at_once):
+    for row in in_threads(work, photos, at_once, at_once, "scoring"):
         rows.add(row)
         if on_photo is not None:
             on_photo()
