@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgesam_jax.learning.device_step import make_train_step
 from edgesam_jax.cli import allocator
 from edgesam_jax.config import Config, DataConfig, DistillConfig, LossConfig, TrainConfig, UsageError, apply_overrides
 from edgesam_jax.types import Batch
@@ -96,7 +97,7 @@ def measure(row: Row, size: int) -> dict[str, float]:
     inputs = state, abstract_variables(teacher_config), abstract_batch(row, config), key
     devices = parallel.request_devices(1)
     parallel.check_batch(row.batch, devices, config.train.accumulate)
-    step: Any = parallel.make_train_step(config, teacher_config, tx, devices)
+    step: Any = make_train_step(config, teacher_config, tx, devices)
     began = time.perf_counter()
     traced = step.trace(*inputs)
     plan = traced.lower().compile().memory_analysis()

@@ -26,6 +26,7 @@ from statistics import median
 import numpy as np
 
 from benchmarks import timing
+from edgesam_jax.learning.device_step import make_train_step
 from edgesam_jax.cli import allocator
 from edgesam_jax.config import Config, DataConfig, DistillConfig, OptimConfig, TrainConfig
 from edgesam_jax.models.sam import MODELS
@@ -78,7 +79,7 @@ def jax_step(stage: int, size: int, chunk: int) -> Callable[[], float]:
     teacher = init_variables(model, 1)
     tx, _ = make_optimizer(config, variables["params"])
     state = TrainState(step=jnp.zeros((), jnp.int32), opt_state=tx.init(variables["params"]), **variables)
-    step = parallel.make_train_step(config, model, tx, devices)
+    step = make_train_step(config, model, tx, devices)
     state, teacher, key = parallel.replicate((state, teacher, jax.random.key(0)), devices)
     batch = parallel.shard_batch(batch, devices)
     current = [state]

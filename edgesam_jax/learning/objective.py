@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array, lax
@@ -138,6 +139,7 @@ def student_model(setting: Setting) -> Sam:
     )
 
 
+@jax.named_scope("student")
 def student_embedding(variables: Mapping[str, Any], images: Array, setting: Setting) -> tuple[Array, Any]:
     """The student's embedding (b g g c) of preprocessed images, and the batch statistics after it."""
     sam = student_model(setting)
@@ -147,6 +149,7 @@ def student_embedding(variables: Mapping[str, Any], images: Array, setting: Sett
     return embedding, updated.get("batch_stats", variables["batch_stats"])
 
 
+@jax.named_scope("teacher")
 def teacher_embedding(teacher: Any, batch: Batch, images: Array, setting: Setting) -> Array:
     """The teacher's embedding (b g g c) float32 without a gradient: the batch's if it has one, else computed."""
     assert setting.teacher is not None and teacher is not None

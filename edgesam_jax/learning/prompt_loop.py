@@ -225,7 +225,8 @@ def _rounds(
         if cfg.freeze_image_encoder:
             seen = lax.stop_gradient(seen)
         drawn = round_inputs.prompts, round_inputs.previous, round_inputs.previous_valid
-        student = decode(model, {"params": params, "constants": constants}, seen, *drawn, targets=bool(matched))
+        with jax.named_scope("student_decoder"):
+            student = decode(model, {"params": params, "constants": constants}, seen, *drawn, targets=bool(matched))
         if teacher is None:
             assert round_inputs.masks is not None
             target, chosen = round_inputs.masks[:, :, None], jnp.zeros(round_inputs.single.shape, jnp.int32)
@@ -233,7 +234,8 @@ def _rounds(
             target_masks = round_inputs.masks
         else:
             assert teacher_config is not None
-            answer = decode(teacher_config, teacher.variables, teacher.embedding, *drawn, targets=bool(matched))
+            with jax.named_scope("teacher_decoder"):
+                answer = decode(teacher_config, teacher.variables, teacher.embedding, *drawn, targets=bool(matched))
             chosen = jnp.where(round_inputs.single, 0, answer.iou.argmax(axis=-1))
             terms = _teacher_terms(student, answer, valid, round_inputs.single, cfg)
             if matched:

@@ -31,6 +31,7 @@ def draw_pixels(key: Array, area: Array, count: int = 1) -> tuple[Array, Array]:
     return jnp.where(there, index, 0), there
 
 
+@jax.named_scope("sampling")
 def sample_disagreement(
     keys: Array,
     student: Array,

@@ -1,4 +1,4 @@
-"""The body of a training step: a pure function; ``train.parallel`` compiles it for one device or several.
+"""The body of a training step: a pure function; ``device_step.py`` compiles it for one device or several.
 
 Devices and micro-batches split a batch in one place: quantities of the global batch are computed first (``_share``),
 and losses are normalised so that the mean over all pieces is the loss of the batch.
@@ -66,8 +66,9 @@ def train_step(
         grads, batch_stats, metrics = lax.pmean((grads, batch_stats, metrics), axis_name)
     # Frozen parts keep their statistics exactly: a mean of equal numbers may be rounded.
     batch_stats = objective.statistics(state.batch_stats, batch_stats, config)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope("optimiser"):
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
     metrics["grad_norm"] = optax.global_norm(grads)
     if config.train.nonfinite == "skip":  # the step counter still advances, so that the next step draws other numbers
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])

@@ -13,7 +13,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,8 @@ class Work:
 
     Attributes:
       products: FLOPs of matrix products and convolutions.
+      traffic: bytes of the operands and results of matrix products and convolutions, each read or written once: what
+        has to pass through memory if everything else is fused into them.
       others: one operation for each element that other arithmetic operations write or reductions read.
       reduced: bytes that are summed over devices.
       waits: length of the longest chain of sums over devices that depend on one another.
@@ -51,6 +53,7 @@ class Work:
     reduced: float = 0.0
     waits: int = 0
     open_loops: int = 0
+    traffic: float = 0.0
 
     def __add__(self, other: Work) -> Work:
         return Work(
@@ -59,12 +62,14 @@ class Work:
             self.reduced + other.reduced,
             self.waits + other.waits,
             self.open_loops + other.open_loops,
+            self.traffic + other.traffic,
         )
 
     def __mul__(self, times: int) -> Work:
         return Work(
-            self.products * times, self.others * times, self.reduced * times, self.waits * times, self.open_loops
-        )
+            self.products * times, self.others * times, self.reduced * times, self.waits * times, self.open_loops,
+            self.traffic * times,
+        )  # fmt: skip
 
 
 def work(program: ClosedJaxpr) -> Work:
@@ -83,7 +88,7 @@ def work(program: ClosedJaxpr) -> Work:
             op_work = Work(reduced=sum(size_of(v.aval) for v in sent), waits=1 if sent else 0)
         elif op.eqn.primitive.name == "broadcast_in_dim" and isinstance(op.eqn.invars[0], Literal):
             zeros.update(op.writes)
-        total += Work(op_work.products, op_work.others, op_work.reduced, 0, op_work.open_loops)
+        total += replace(op_work, waits=0)
         depth.update(dict.fromkeys(op.writes, before + op_work.waits))
     longest = max(depth.values(), default=0)
     return total + Work(waits=longest)
@@ -94,9 +99,11 @@ def _work_of(eqn: Any) -> Work:
     if name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
         shape = eqn.invars[0].aval.shape
-        return Work(products=2.0 * eqn.outvars[0].aval.size * math.prod(shape[i] for i in contracted))
+        return Work(
+            products=2.0 * eqn.outvars[0].aval.size * math.prod(shape[i] for i in contracted), traffic=_operands(eqn)
+        )
     if name == "conv_general_dilated":
-        return Work(products=_convolution(eqn))
+        return Work(products=_convolution(eqn), traffic=_operands(eqn))
     if name == "scan":
         return work(eqn.params["jaxpr"]) * eqn.params["length"]
     if name == "while":
@@ -108,6 +115,10 @@ def _work_of(eqn: Any) -> Work:
     if name in REDUCTIONS:
         return Work(others=float(eqn.invars[0].aval.size))
     return Work()
+
+
+def _operands(eqn: Any) -> float:
+    return float(sum(size_of(v.aval) for v in (*eqn.invars, *eqn.outvars)))
 
 
 def _convolution(eqn: Any) -> float:

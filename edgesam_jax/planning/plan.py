@@ -137,18 +137,26 @@ def abstract_state(config: Config) -> TrainState:
     return TrainState(step=step, opt_state=jax.eval_shape(tx.init, variables["params"]), **variables)
 
 
-def trace_step(config: Config, teacher: SamConfig | None, images: int, devices: int = 0) -> Any:
-    """Return the jaxpr of a step with this many images on one of ``devices`` devices; 0: one device, no exchange."""
+def step_and_shapes(
+    config: Config, teacher: SamConfig | None, images: int, axis: str | None = None
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Return the body of a step with this many images on a device, and the shapes of its arguments."""
     state = abstract_state(config)
     tx, _ = make_optimizer(config, state.params)
-    axis = AXIS if devices else None
     body = functools.partial(train_step, config=config, teacher_config=teacher, tx=tx, axis_name=axis)
-    variables = _variables(teacher) if teacher else None
+    variables = needed_teacher_variables(config, _variables(teacher)) if teacher else None
     key = jax.eval_shape(lambda: jax.random.key(0))
+    return body, (state, variables, abstract_batch(config, images), key)
+
+
+def trace_step(config: Config, teacher: SamConfig | None, images: int, devices: int = 0) -> Any:
+    """Return the jaxpr of a step with this many images on one of ``devices`` devices; 0: one device, no exchange."""
+    axis = AXIS if devices else None
+    body, arguments = step_and_shapes(config, teacher, images, axis)
     environment = [(axis, max(devices, 2))] if axis else None  # even one device per host exchanges with other hosts
     # Trace the accelerator's form of every operation; the CPU's form does the same work in more operations.
     with ops.traced_for("gpu"):
-        return jax.make_jaxpr(body, axis_env=environment)(state, variables, abstract_batch(config, images), key)
+        return jax.make_jaxpr(body, axis_env=environment)(*arguments)
 
 
 def flops_per_step(config: Config, teacher: SamConfig | None) -> float:

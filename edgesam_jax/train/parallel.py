@@ -1,8 +1,4 @@
-"""Devices and processes: the project's only ``jax.pmap``, batch sharding, and the start of multi-process jobs.
-
-The training step is compiled here for one device (``jit``) or mapped over several (``pmap``).  Both take and return an
-unstacked state, and give the same numbers for the same global batch.
-"""
+"""Devices and processes: replicated arrays, batch sharding, and the start and meeting points of multi-process jobs."""
 
 from __future__ import annotations
 
@@ -23,7 +19,6 @@ from edgesam_jax.learning.step import AXIS, train_step
 from edgesam_jax.types import Batch, TrainState
 
 COMPILING_MS = 3_600_000  # longest wait of processes for one another, mostly for compilation
-TrainStep = Callable[[TrainState, Any, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def start_processes(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
@@ -189,25 +184,3 @@ def to_host(tree: Any, copy: bool = False) -> Any:
     """Replicated arrays as numpy arrays, from the first local device; on CPU without a copy unless ``copy``."""
     as_numpy = np.array if copy else np.asarray
     return jax.tree.map(lambda x: as_numpy(x.addressable_data(0)) if isinstance(x, jax.Array) else x, tree)
-
-
-def make_train_step(
-    config: Config,
-    teacher_config: SamConfig | None,
-    tx: optax.GradientTransformation,
-    devices: Sequence[jax.Device],
-) -> TrainStep:
-    """The compiled step ``(state, teacher, batch, key) -> (state, metrics)``.
-
-    The state is donated.  ``state``, ``teacher`` and ``key`` come from ``replicate``, the batch from ``shard_batch``.
-    """
-    alone = len(devices) == 1 and jax.process_count() == 1
-    body = functools.partial(
-        train_step, config=config, teacher_config=teacher_config, tx=tx, axis_name=None if alone else AXIS
-    )
-    if alone:
-        return jax.jit(body, donate_argnums=0)
-    chosen = None if jax.process_count() > 1 else list(devices)
-    return jax.pmap(
-        body, axis_name=AXIS, in_axes=(None, None, 0, None), out_axes=None, donate_argnums=0, devices=chosen
-    )

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from edgesam_jax.learning.device_step import TrainStep, make_train_step
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import Config
 from edgesam_jax.learning.optim import make_optimizer
@@ -48,12 +49,12 @@ class TrainSetup:
         self._everywhere = parallel.replicate((self.teacher_variables, self.key), devices)
         self._compiled = functools.cache(self._make_step)
 
-    def step_for(self, phase: Config) -> parallel.TrainStep:
+    def step_for(self, phase: Config) -> TrainStep:
         """The train step for a phase of the run (``config.derive.phase``); made once, compiled by its first call."""
         return self._compiled(phase)
 
-    def _make_step(self, phase: Config) -> parallel.TrainStep:
-        return parallel.make_train_step(phase, self.teacher_config, self._optimizer, self.devices)
+    def _make_step(self, phase: Config) -> TrainStep:
+        return make_train_step(phase, self.teacher_config, self._optimizer, self.devices)
 
     def replicate(self, state: TrainState) -> TrainState:
         """A copy of a train state on every device, as ``arguments`` takes it."""

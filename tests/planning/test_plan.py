@@ -16,6 +16,7 @@ from jax import lax
 from paths import ROOT
 from tiny import CONV, REPVIT, configured
 
+from edgesam_jax.learning.device_step import make_train_step
 from edgesam_jax.config import ConvEncoderConfig, DecoderConfig, RepVitConfig, UsageError, VitConfig, to_json
 from edgesam_jax.learning.optim import make_optimizer
 from edgesam_jax.learning.step import train_step
@@ -157,17 +158,17 @@ def test_counting_leaves_later_programs_alone():
     """The trainer counts before it compiles: the accelerator's form must not stay in any cache of traces."""
     config = configured("teacher=given", "data.batch_size=2", "distill.mode=encoder_only", model=REPVIT)
     state, tx = plan.abstract_state(config), make_optimizer(config, plan.abstract_state(config).params)[0]
-    step = parallel.make_train_step(config, CONV, tx, jax.devices()[:1])
+    step = make_train_step(config, CONV, tx, jax.devices()[:1])
     variables = jax.eval_shape(lambda: init_variables(CONV))
     given = state, variables, plan.abstract_batch(config, 2), jax.eval_shape(lambda: jax.random.key(0))
     plan.flops_per_step(config, CONV)
     text = str(step.trace(*given).jaxpr)
     jax.clear_caches()
-    again = parallel.make_train_step(config, CONV, tx, jax.devices()[:1])
+    again = make_train_step(config, CONV, tx, jax.devices()[:1])
     assert text == str(again.trace(*given).jaxpr)
     with ops.traced_for("gpu"):
         jax.clear_caches()
-        other = parallel.make_train_step(config, CONV, tx, jax.devices()[:1])
+        other = make_train_step(config, CONV, tx, jax.devices()[:1])
         assert text != str(other.trace(*given).jaxpr), "the two forms do differ"
 
 

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny import CONV, PROPOSALS, SHALLOW, make_batch
 
+from edgesam_jax.learning.device_step import make_train_step
 from edgesam_jax.config import Config, DataConfig, DistillConfig, LossConfig, OptimConfig, TrainConfig
 from edgesam_jax.learning.optim import make_optimizer
 from edgesam_jax.models.init import init_variables
@@ -30,7 +31,7 @@ def train(config: Config, teacher: dict, devices: list, order: np.ndarray) -> tu
     variables = init_variables(config.model, 0)
     tx, _ = make_optimizer(config, variables["params"])
     state = TrainState(step=jnp.zeros((), jnp.int32), opt_state=tx.init(variables["params"]), **variables)
-    step = parallel.make_train_step(config, CONV, tx, devices)
+    step = make_train_step(config, CONV, tx, devices)
     state, teacher, key = (parallel.replicate(x, devices) for x in (state, teacher, jax.random.key(7)))
     rows = []
     for number in range(STEPS):

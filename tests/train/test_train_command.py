@@ -35,7 +35,7 @@ from edgesam_jax.data.pipeline import BatchSource, batches
 from edgesam_jax.planning.accelerators import peak_flops
 from edgesam_jax.planning.plan import flops_per_step
 from edgesam_jax.train import __main__ as train
-from edgesam_jax.train import inputs, run
+from edgesam_jax.train import inputs, run, setup
 from edgesam_jax.train.log import read_metrics
 from edgesam_jax.train.timing import TIMES
 from edgesam_jax.train.watchers import nonfinite
@@ -298,7 +298,7 @@ def test_parameters_that_overflow_are_not_saved(tmp_path, monkeypatch):
         params = jax.tree.map(lambda x: x * (np.inf if state.step == 2 else 1), state.params)
         return state.replace(step=state.step + 1, params=params), {"loss": np.ones(()), "grad_norm": np.ones(())}
 
-    monkeypatch.setattr(run.parallel, "make_train_step", lambda *_: step)
+    monkeypatch.setattr(setup, "make_train_step", lambda *_: step)
     config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, checkpoint_every=1, picture_every=0))
     with pytest.raises(FloatingPointError, match=r"^step 3: the parameters are no longer finite.* checkpoint is 2 in"):
         run.fit(config, tmp_path / "run", quiet=True)
