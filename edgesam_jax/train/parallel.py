@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +10,11 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from edgesam_jax.config import Config, SamConfig, UsageError
-from edgesam_jax.learning.step import AXIS, train_step
-from edgesam_jax.types import Batch, TrainState
+from edgesam_jax.config import UsageError
+from edgesam_jax.learning.step import AXIS
+from edgesam_jax.types import Batch
 
 COMPILING_MS = 3_600_000  # longest wait of processes for one another, mostly for compilation
 

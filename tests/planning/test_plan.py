@@ -16,8 +16,8 @@ from jax import lax
 from paths import ROOT
 from tiny import CONV, REPVIT, configured
 
-from edgesam_jax.learning.device_step import make_train_step
 from edgesam_jax.config import ConvEncoderConfig, DecoderConfig, RepVitConfig, UsageError, VitConfig, to_json
+from edgesam_jax.learning.device_step import make_train_step
 from edgesam_jax.learning.optim import make_optimizer
 from edgesam_jax.learning.step import train_step
 from edgesam_jax.models.init import init_variables
@@ -25,7 +25,6 @@ from edgesam_jax.models.kernels import ops
 from edgesam_jax.models.sam import MODELS
 from edgesam_jax.planning import dry_run, jaxpr_cost, plan
 from edgesam_jax.train import __main__ as train
-from edgesam_jax.train import parallel
 
 # Wide enough for products to be most of the work, as they are in real models.
 WIDE = {"embed_dim": 64, "decoder": DecoderConfig(depth=1, heads=2, mlp_dim=128)}
