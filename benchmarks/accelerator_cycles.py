@@ -56,8 +56,8 @@ def _program(name: str, args: argparse.Namespace, target: topology.Topology) -> 
         return programs.step_program(plan.plan(config, MODELS["sam_vit_h"], len(target.devices)), target)
     model = _shortened(dataclasses.replace(MODELS[model_name], compute_dtype=args.dtype), args.blocks)
     if kind == "encoder":
-        return programs.encoder_program(model, predict_compiled.encoder(model), args.batch or 8)
-    return programs.decoder_program(model, predict_compiled.decoder(model), args.prompts)
+        return programs.encoder_program(name, model, predict_compiled.encoder(model), args.batch or 8)
+    return programs.decoder_program(name, model, predict_compiled.decoder(model), args.prompts)
 
 
 def _shortened(model: SamConfig, blocks: int) -> SamConfig:

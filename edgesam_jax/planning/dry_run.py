@@ -1,7 +1,7 @@
 """``train --dry-run``: the requirements and cost of a run on other machines, as tables or JSON.
 
-``plan.py`` computes the numbers, ``setup.py`` the times, ``compiling.py`` the cost that a compiler gives.  This module has
-the flags and puts the output together.
+``plan.py`` computes the numbers, ``setup.py`` the times, ``compiling.py`` the cost that a compiler gives.  This module
+has the flags and puts the output together.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgesam_jax.cli.command import print_note
@@ -21,7 +22,7 @@ from edgesam_jax.planning.topology import EXAMPLES, Topology, check_name
 from edgesam_jax.planning.topology import describe as describe_topology
 
 if TYPE_CHECKING:
-    from edgesam_jax.planning.compiling import Compiled
+    from edgesam_jax.planning.compiling import Compiled, Program
     from edgesam_jax.planning.plan import Plan
 
 
@@ -83,7 +84,16 @@ def add_compile_flags(group: argparse._ArgumentGroup) -> None:
         metavar="CHIP:SHAPE",
         help=f"compile for this TPU slice, without owning one, and print the compiler's memory and cycles: {EXAMPLES}",
     )
-    group.add_argument("--json", action="store_true", help="print JSON instead of text")
+    group.add_argument("--json", action="store_true", help="print JSON instead of text; with --compile or --dry-run")
+
+
+def require(parser: argparse.ArgumentParser, args: argparse.Namespace, flags: Sequence[str]) -> None:
+    """Check the flags that a command needs, which are others if it only plans; ends it with the parser's message."""
+    if args.dry_run != bool(args.compile) or (args.json and not args.dry_run):
+        parser.error("--dry-run and --compile CHIP:SHAPE: give both or none; --json: only with them")
+    missing = [flag for flag in flags if not getattr(args, flag.removeprefix("--").replace("-", "_"))]
+    if missing and not args.dry_run:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
 
 
 def setup_of(args: argparse.Namespace) -> Setup:
@@ -157,6 +167,27 @@ def report(config: Config, setup: Setup) -> str:
     if setup.json:
         return json.dumps(found if config.study else found[""], indent=1)
     return "\n\n\n".join(map(str, found.values()))
+
+
+def inference_report(slice_name: str, programs: Callable[[], list[Program]], as_json: bool) -> str:
+    """Compile programs for one chip of a slice; return the output, text or JSON.
+
+    Args:
+      programs: makes them, from ``planning.programs``; called after JAX is set up for the slice.
+
+    Raises:
+      UsageError: see ``topology.describe`` and ``compiling.compile_for``.
+    """
+    topology = describe_topology(slice_name)
+    from edgesam_jax.planning import compile_report, compiling
+
+    found = []
+    for program in programs():
+        print_note(f"compiling {program.name} for {topology.name}; a large model takes minutes")
+        found.append(compiling.compile_for(topology, program))
+    if as_json:
+        return json.dumps([compile_report.as_json(compiled) for compiled in found], indent=1)
+    return "\n\n\n".join(map(compile_report.report, found))
 
 
 def as_json(plan: Plan, setup: Setup) -> dict[str, Any]:

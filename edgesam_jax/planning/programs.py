@@ -73,18 +73,18 @@ def _advice(config: Config) -> str:
     return f"set {', or '.join(fields)}"
 
 
-def encoder_program(model: SamConfig, encode: Callable[..., Any], photos: int) -> Program:
+def encoder_program(name: str, model: SamConfig, encode: Callable[..., Any], photos: int) -> Program:
     """Return a model's image encoder as ``predict.compiled.encoder`` makes it, for a batch of photos on one chip."""
     side = model.image_size
     images = jax.ShapeDtypeStruct((photos, side, side, 3), jnp.uint8)
     sizes = jax.ShapeDtypeStruct((photos, 2), jnp.int32)
     return _program(
-        f"image encoder of {photos} photos", encode, (_folded(model), images, sizes), ENCODER_PARTS, photos,
+        f"{name}: image encoder of {photos} photos", encode, (_folded(model), images, sizes), ENCODER_PARTS, photos,
         "use a smaller --batch-size",
     )  # fmt: skip
 
 
-def decoder_program(model: SamConfig, decode: Callable[..., Any], prompts: int) -> Program:
+def decoder_program(name: str, model: SamConfig, decode: Callable[..., Any], prompts: int) -> Program:
     """Return a model's decoder as ``predict.compiled.decoder`` makes it, for the boxes of one photo."""
     embedding = jax.ShapeDtypeStruct((model.grid, model.grid, model.embed_dim), jnp.float32)
     boxes = jax.ShapeDtypeStruct((prompts, 4), jnp.float32)
@@ -93,7 +93,9 @@ def decoder_program(model: SamConfig, decode: Callable[..., Any], prompts: int) 
         return decode(variables, embedding, boxes, None, None, None)
 
     arguments = _folded(model), embedding, boxes
-    return _program(f"decoder of {prompts} boxes", run, arguments, DECODER_PARTS, 1, "decode fewer prompts at a time")
+    return _program(
+        f"{name}: decoder of {prompts} boxes", run, arguments, DECODER_PARTS, 1, "decode fewer prompts at a time"
+    )
 
 
 def _folded(model: SamConfig) -> Any:
