@@ -95,7 +95,7 @@ def run(*flags):
 @pytest.mark.slow
 @pytest.mark.skipif(not LIBTPU, reason="needs libtpu (pip install 'edgesam-jax[tpu]')")
 def test_the_step_compiles_for_a_slice_and_its_figures_agree(tmp_path):
-    small = ["--set", "data.batch_size=32", "model.image_size=64", "train.steps=10", "study=[]"]
+    small = ["--set", "data.batch_size=32", "train.steps=10", "study=[]"]
     code, text, errors = run("edgesam_jax.train", *QUICK, "--compile", "v5e:4x4", "--json", *small)
     assert code == 0, errors
     found = json.loads(text)
