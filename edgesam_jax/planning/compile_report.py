@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from edgesam_jax.planning.accelerators import Accelerator
 from edgesam_jax.planning.compiler_cost import Operation, short_path
 from edgesam_jax.planning.compiling import Compiled
 from edgesam_jax.reporting.tables import gigabytes, hours, table
@@ -37,17 +39,23 @@ class Estimate:
 
 def estimate(compiled: Compiled) -> Estimate:
     """Estimate the time of a run."""
-    chip, devices = compiled.topology.accelerator, len(compiled.topology.devices)
-    exchange = 0.0
-    if devices > 1:
-        sent = sum(op.size * op.times for op in compiled.cost.collectives)
-        number = sum(op.times for op in compiled.cost.collectives)
-        exchange = 2 * sent * (devices - 1) / devices / chip.links + number * HOP * sum(_sides(compiled))
-    return Estimate(compiled.cost.cycles / chip.clock, exchange, compiled.program.work.products / chip.bfloat16)
+    cost, topology = compiled.cost, compiled.topology
+    chip = topology.accelerator
+    sides = [int(side) for side in topology.name.split(":")[1].split("x")]
+    sent = sum(op.size * op.times for op in cost.collectives)
+    exchange = exchange_seconds(chip, sides, sent, sum(op.times for op in cost.collectives))
+    return Estimate(cost.cycles / chip.clock, exchange, compiled.program.work.products / chip.bfloat16)
 
 
-def _sides(compiled: Compiled) -> list[int]:
-    return [int(side) for side in compiled.topology.name.split(":")[1].split("x")]
+def exchange_seconds(chip: Accelerator, sides: Sequence[int], sent: float, number: int) -> float:
+    """Return the seconds of ``number`` all-reduces of ``sent`` bytes in all, over a torus with these sides.
+
+    A ring's traffic over all links of a chip, and a message's time along the sides for each all-reduce.
+    """
+    devices = math.prod(sides)
+    if devices == 1:
+        return 0.0
+    return 2 * sent * (devices - 1) / devices / chip.links + number * HOP * sum(sides)
 
 
 def by_part(operations: Sequence[Operation], parts: Sequence[tuple[str, str]]) -> dict[str, tuple[int, int]]:
