@@ -8,12 +8,12 @@
     python -m edgesam_jax.train --config configs/edgesam_stage1.py --dry-run --json --accelerator h100 \\
         --set model.compute_dtype=bfloat16 > plan1.json        # no compiler: an assumed fraction of the peak
     python -m edgesam_jax.train --config configs/edgesam_stage2.py ... > plan2.json
-    python -m benchmarks.pods --chip v5e embed.json stage1.json stage2.json [--chip v4 ...] [--gpus plan1.json plan2.json]
+    python -m benchmarks.pods --chip v5e embed.json stage1.json stage2.json --gpus plan1.json plan2.json
 
 Chips compute independently except for the exchange of gradients and batch statistics, whose time follows from its
-bytes, the number of exchanges and the slice's shape (``planning.compile_report.exchange_seconds``).  A phase takes as long as
-the slowest of: the chips; the hosts' cores, at ``--photos-per-core``; the network, which brings photos and stored
-embeddings to each host.
+bytes, the number of exchanges and the slice's shape (``planning.compile_report.exchange_seconds``).  A phase takes as
+long as the slowest of: the chips; the hosts' cores, at ``--photos-per-core``; the network, which brings photos and
+stored embeddings to each host.
 """
 
 from __future__ import annotations
