@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgesam_jax.learning.device_step import make_train_step
 from edgesam_jax.cli import allocator
 from edgesam_jax.config import Config, DataConfig, DistillConfig, LossConfig, TrainConfig, UsageError, apply_overrides
+from edgesam_jax.learning.device_step import make_train_step
 from edgesam_jax.types import Batch
 
 PROMPTS, TEACHER = 16, "sam_vit_b"

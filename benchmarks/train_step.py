@@ -26,9 +26,9 @@ from statistics import median
 import numpy as np
 
 from benchmarks import timing
-from edgesam_jax.learning.device_step import make_train_step
 from edgesam_jax.cli import allocator
 from edgesam_jax.config import Config, DataConfig, DistillConfig, OptimConfig, TrainConfig
+from edgesam_jax.learning.device_step import make_train_step
 from edgesam_jax.models.sam import MODELS
 
 ENCODER_GFLOP, PROMPT_GFLOP = 40.1, 3.5  # forward; decoder with the published order of operations (docs/performance.md)

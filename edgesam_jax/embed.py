@@ -46,10 +46,12 @@ from edgesam_jax.data.readers.records import decode_record
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.source import check_bad_share, reasons, skipped_entries
 from edgesam_jax.files import atomic_file, write_atomically
+from edgesam_jax.planning import dry_run
 from edgesam_jax.portable.frame import Resize, pad_to_square, resize_longest_side
 
 if TYPE_CHECKING:
     from edgesam_jax.checkpoints.model import Model
+    from edgesam_jax.planning.compiling import Program
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def header_of(teacher: Model, data: DataConfig, photos: int, dtype: StoredType, 
         shape=(config.grid, config.grid, config.embed_dim), dtype=dtype, photos=photos, shards=-(-photos // per_shard),
         data=hashlib.sha256(json.dumps([fields, photos]).encode()).hexdigest(),
         preprocessing=PREPROCESSING[data.resize], pixel_range=data.pixel_range,
+        compute_dtype=config.compute_dtype,
     )  # fmt: skip
 
 
@@ -261,14 +264,16 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m edgesam_jax.embed", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--teacher", required=True, help="checkpoint folder or published file")
+    parser.add_argument(
+        "--teacher", required=True, help="checkpoint folder or published file; for a dry run also a model's name"
+    )
     parser.add_argument(
         "--source",
         choices=[n for n in get_args(SourceName) if n != "scenes"],
-        required=True,
+        default="",
         help="kind of the data set",
     )
-    parser.add_argument("--root", required=True, help="folder of the data set")
+    parser.add_argument("--root", default="", help="folder of the data set")
     parser.add_argument("--annotations", default="", help="coco: the JSON file; default: the only one in --root")
     parser.add_argument(
         "--subset",
@@ -283,10 +288,14 @@ def _parser() -> argparse.ArgumentParser:
         "--pixel-range", default="auto", metavar="LO,HI",
         help="map these pixel values to 0 and 255, for photos of more than 8 bits; default: auto",
     )  # fmt: skip
-    parser.add_argument("--output", type=Path, required=True, help="folder of the store")
+    parser.add_argument("--output", type=Path, help="folder of the store")
     parser.add_argument(
         "--dtype", choices=get_args(StoredType), default="float16", help="stored type; default: float16"
     )
+    parser.add_argument(
+        "--teacher-dtype", choices=("checkpoint", "float32", "bfloat16"), default="checkpoint",
+        help="type of the teacher's activations; default: the checkpoint's, float32 for published files",
+    )  # fmt: skip
     parser.add_argument(
         "--resize", choices=get_args(Resize), default="pillow",
         help="resizing of the photos; data.resize of the training must be the same; default: pillow",
@@ -304,6 +313,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--part", type=part, default=(0, 1), metavar="I/N", help="write part I of N, from 0/N to N-1/N; default: 0/1"
     )
+    group = parser.add_argument_group("dry run", "memory and speed of the encoder on a TPU; needs --teacher alone")
+    group.add_argument("--dry-run", action="store_true", help="compile the encoder for --compile; don't embed")
+    dry_run.add_compile_flags(group)
     return parser
 
 
@@ -315,8 +327,11 @@ def run(arguments: argparse.Namespace) -> str:
     """
     # Imported here because they load JAX, which a wrong flag or --help shouldn't have to wait for.
     from edgesam_jax.checkpoints.load import load_model
+    from edgesam_jax.checkpoints.model import with_compute_dtype
     from edgesam_jax.cli import compile_cache
 
+    if arguments.dry_run:
+        return _plan(arguments)
     compile_cache.enable()
     parse_range(arguments.pixel_range)
     data = DataConfig(
@@ -324,8 +339,9 @@ def run(arguments: argparse.Namespace) -> str:
         split=arguments.split, limit=arguments.limit, ids=arguments.ids, pixel_range=arguments.pixel_range,
         resize=arguments.resize,
     )  # fmt: skip
+    teacher = load_model(arguments.teacher)
     report = embed(
-        load_model(arguments.teacher),
+        replace(teacher, config=with_compute_dtype(teacher.config, arguments.teacher_dtype)),
         data,
         arguments.output,
         dtype=arguments.dtype,
@@ -341,11 +357,34 @@ def run(arguments: argparse.Namespace) -> str:
     return f"{report.embedded} photos embedded in {arguments.output}, {len(report.skipped)} skipped{rest}"
 
 
+def _plan(arguments: argparse.Namespace) -> str:
+    """Return the output of the dry run.
+
+    Raises:
+      UsageError: see ``planning.plan.model_config`` and ``planning.dry_run.inference_report``.
+    """
+
+    def made() -> list[Program]:
+        from edgesam_jax.checkpoints.model import with_compute_dtype
+        from edgesam_jax.planning import programs
+        from edgesam_jax.planning.plan import model_config
+        from edgesam_jax.predict import compiled
+
+        model = model_config(arguments.teacher, f"--teacher {arguments.teacher}")
+        model = with_compute_dtype(model, arguments.teacher_dtype)
+        return [programs.encoder_program(arguments.teacher, model, compiled.encoder(model), arguments.batch_size)]
+
+    return dry_run.inference_report(arguments.compile, made, arguments.json)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
 
     def command() -> int:
-        print(run(_parser().parse_args(argv)))
+        parser = _parser()
+        arguments = parser.parse_args(argv)
+        dry_run.require(parser, arguments, ("--source", "--root", "--output"))
+        print(run(arguments))
         return 0
 
     return run_command(

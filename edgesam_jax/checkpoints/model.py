@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from edgesam_jax.config import Config, SamConfig
 
@@ -22,6 +22,11 @@ class Model:
     config: SamConfig
     variables: dict[str, Any]
     metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def with_compute_dtype(config: SamConfig, dtype: Literal["checkpoint", "float32", "bfloat16"]) -> SamConfig:
+    """Return the config with activations of another dtype; ``checkpoint`` leaves them as they are."""
+    return config if dtype == "checkpoint" else replace(config, compute_dtype=dtype)
 
 
 def score_kind(config: Config) -> str:

@@ -390,6 +390,8 @@ class TrainConfig:
     accumulate: Count = 1  # micro-batches that each device computes one after the other; data.batch_size stays per step
     # images that share batch statistics: all of the batch, or those of a device (published stage 2)
     batch_norm: Literal["global", "device"] = "global"
+    # of the teacher's activations; checkpoint: as the checkpoint says, float32 for published files
+    teacher_dtype: Literal["checkpoint", "float32", "bfloat16"] = "checkpoint"
     peak_tflops: NonNegative = (
         0.0  # of one device, for the MFU in the log; 0: look up the accelerator, no MFU if unknown
     )

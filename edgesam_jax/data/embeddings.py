@@ -40,7 +40,11 @@ _PIECE = 1 << 18  # bytes read at a time, so that the checksum finds them in the
 
 @dataclass(frozen=True)
 class StoreHeader:
-    """The contents of a store.  ``teacher`` is the SHA-256 of the encoder's weights, ``source`` its readable name."""
+    """The contents of a store.
+
+    ``teacher`` is the SHA-256 of the encoder's weights, ``source`` its readable name, ``compute_dtype`` that of its
+    activations, ``dtype`` that of the stored embeddings.
+    """
 
     teacher: str
     source: str
@@ -52,6 +56,7 @@ class StoreHeader:
     data: str  # fingerprint of the data set
     preprocessing: str = PREPROCESSING["pillow"]
     pixel_range: str = AUTO
+    compute_dtype: str = "float32"
     format: int = FORMAT
 
     @property

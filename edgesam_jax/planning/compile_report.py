@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
+from edgesam_jax.planning.accelerators import Accelerator
 from edgesam_jax.planning.compiler_cost import Operation, short_path
 from edgesam_jax.planning.compiling import Compiled
-from edgesam_jax.reporting.tables import gigabytes, table
+from edgesam_jax.reporting.tables import gigabytes, hours, table
 
 SHOWN = 20  # costliest operations listed
 HOP = 1e-6  # seconds that a message takes from chip to chip, an assumption
-Parts = Sequence[tuple[str, str]]  # (label, regular expression that the module path matches); the first match counts
-
-# Parts of a training step, by the named scopes of ``learning/``.
-STEP_PARTS: Parts = (
-    ("teacher: encoder", r"(^|/)teacher/.*encode_image"),
-    ("teacher: decoder", r"(^|/)teacher_decoder"),
-    ("student: encoder, backward", r"(^|/)student'/.*encode_image"),
-    ("student: encoder, forward", r"(^|/)student/.*encode_image"),
-    ("student: decoder, backward", r"(^|/)student_decoder'"),
-    ("student: decoder, forward", r"(^|/)student_decoder"),
-    ("sampling of points", r"(^|/)sampling"),
-    ("optimiser", r"(^|/)optimiser"),
-    ("losses and the rest", r"."),
-)
-ENCODER_PARTS: Parts = (
-    ("attention", r"/attn(/|$)|/context_module"),
-    ("mlp", r"/mlp(/|$)|channel_mixer|local_module"),
-    ("neck", r"/neck_|/fuse_"),
-    ("rest", r"."),
-)
-DECODER_PARTS: Parts = (
-    ("prompt encoder", r"prompt_encoder"),
-    ("transformer", r"/transformer"),
-    ("upscaling", r"/output_upscaling"),
-    ("rest", r"."),
-)
 UNNAMED = "added by the compiler"
 
 
@@ -60,22 +37,28 @@ class Estimate:
         return self.compute + self.exchange
 
 
-def estimate(compiled: Compiled, products: float) -> Estimate:
-    """Estimate the time of a program whose matrix products take ``products`` FLOPs on a device, with all loops."""
-    chip, devices = compiled.topology.accelerator, len(compiled.topology.devices)
-    exchange = 0.0
-    if devices > 1:
-        sent = sum(op.size * op.times for op in compiled.cost.collectives)
-        number = sum(op.times for op in compiled.cost.collectives)
-        exchange = 2 * sent * (devices - 1) / devices / chip.links + number * HOP * sum(_sides(compiled))
-    return Estimate(compiled.cost.cycles / chip.clock, exchange, products / chip.bfloat16)
+def estimate(compiled: Compiled) -> Estimate:
+    """Estimate the time of a run."""
+    cost, topology = compiled.cost, compiled.topology
+    chip = topology.accelerator
+    sides = [int(side) for side in topology.name.split(":")[1].split("x")]
+    sent = sum(op.size * op.times for op in cost.collectives)
+    exchange = exchange_seconds(chip, sides, sent, sum(op.times for op in cost.collectives))
+    return Estimate(cost.cycles / chip.clock, exchange, compiled.program.work.products / chip.bfloat16)
 
 
-def _sides(compiled: Compiled) -> list[int]:
-    return [int(side) for side in compiled.topology.name.split(":")[1].split("x")]
+def exchange_seconds(chip: Accelerator, sides: Sequence[int], sent: float, number: int) -> float:
+    """Return the seconds of ``number`` all-reduces of ``sent`` bytes in all, over a torus with these sides.
+
+    A ring's traffic over all links of a chip, and a message's time along the sides for each all-reduce.
+    """
+    devices = math.prod(sides)
+    if devices == 1:
+        return 0.0
+    return 2 * sent * (devices - 1) / devices / chip.links + number * HOP * sum(sides)
 
 
-def by_part(operations: Sequence[Operation], parts: Parts) -> dict[str, tuple[int, int]]:
+def by_part(operations: Sequence[Operation], parts: Sequence[tuple[str, str]]) -> dict[str, tuple[int, int]]:
     """Return the cycles of each part, and how many of them only move data."""
     found: dict[str, tuple[int, int]] = {label: (0, 0) for label, _ in parts}
     for op in operations:
@@ -101,20 +84,30 @@ def costliest(operations: Sequence[Operation], count: int = SHOWN) -> list[tuple
 # --------------------------------------------------------------------------------------------------------------- text
 
 
-def heading(compiled: Compiled, name: str) -> str:
-    """Return the first lines: what was compiled, for what, with which compiler."""
-    from importlib.metadata import version
+def report(compiled: Compiled, estimated: int = 0, runs: int = 0) -> str:
+    """Return the text of a compiled program.
 
-    topology = compiled.topology
+    Args:
+      estimated: bytes of memory that the dry run estimates; 0: no estimate.
+      runs: number of runs to give the time for; 0: none.
+    """
+    blocks = [
+        _heading(compiled), _memory(compiled, estimated), _work(compiled), _parts(compiled), _costliest(compiled),
+        _exchange(compiled), _time(compiled, runs),
+    ]  # fmt: skip
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _heading(compiled: Compiled) -> str:
+    topology, several = compiled.topology, compiled.topology.hosts > 1
     return (
-        f"{name}, compiled for {topology.name}: {len(topology.devices)} {topology.chip} on {topology.hosts}"
-        f" host{'s' * (topology.hosts > 1)}\njax {version('jax')}, libtpu {version('libtpu')};"
+        f"{compiled.program.name}\ncompiled for {topology.name}: {len(topology.devices)} {topology.chip}"
+        f" on {topology.hosts} host{'s' * several}\njax {version('jax')}, libtpu {version('libtpu')};"
         f" compiled in {compiled.seconds:.0f} s, not run"
     )
 
 
-def memory_text(compiled: Compiled, estimated: int = 0) -> str:
-    """Return the table of a chip's memory, with the estimate of the dry run if there is one."""
+def _memory(compiled: Compiled, estimated: int) -> str:
     limit = compiled.topology.accelerator.memory
     rows = [
         ("arguments", gigabytes(compiled.arguments)),
@@ -128,18 +121,18 @@ def memory_text(compiled: Compiled, estimated: int = 0) -> str:
     return table(("memory of a chip, XLA's plan", "GB"), rows)
 
 
-def work_text(compiled: Compiled, guess: Estimate, products: float) -> str:
-    """Return the table of operations, bytes and cycles, with the lower bounds beside them."""
-    cost, chip = compiled.cost, compiled.topology.accelerator
-    floor = products / chip.product
+def _work(compiled: Compiled) -> str:
+    cost, chip, work, guess = compiled.cost, compiled.topology.accelerator, compiled.program.work, estimate(compiled)
+    floor, traffic = work.products / chip.product, work.traffic / chip.bandwidth * chip.clock
     rows = [
-        ("products and convolutions, GFLOP", f"{products / 1e9:,.1f}"),
+        ("products and convolutions, GFLOP", f"{work.products / 1e9:,.1f}"),
         ("XLA's count, loops once, GFLOP", f"{compiled.flops / 1e9:,.1f}"),
         ("bytes accessed, loops once, GB", f"{compiled.accessed / 1e9:,.1f}"),
         ("cycles, M", f"{cost.cycles / 1e6:,.1f}"),
         ("of these only moving data, M", f"{cost.moving / 1e6:,.1f}"),
         ("cycles of the products alone at the peak, M", f"{floor / 1e6:,.1f}"),
-        ("ratio", f"{cost.cycles / floor:.2f}" if floor else ""),
+        ("their operands and results at the memory's rate, M", f"{traffic / 1e6:,.1f}"),
+        ("cycles / the larger of the two", f"{cost.cycles / max(floor, traffic):.2f}" if floor else ""),
         ("exchange between chips, ms", f"{guess.exchange * 1e3:.2f}"),
         ("estimated time, ms", f"{guess.seconds * 1e3:.1f}"),
         ("fraction of the peak", f"{guess.products / guess.seconds:.0%}" if guess.seconds else ""),
@@ -153,28 +146,25 @@ def work_text(compiled: Compiled, guess: Estimate, products: float) -> str:
     return table(("work of a chip", ""), rows) + "\n" + " ".join(notes)
 
 
-def parts_text(compiled: Compiled, parts: Parts) -> str:
-    """Return the table of cycles by part."""
+def _parts(compiled: Compiled) -> str:
     total = compiled.cost.cycles or 1
     rows = [
         (label, f"{cycles / 1e6:,.2f}", f"{cycles / total:.1%}", f"{moving / cycles:.0%}")
-        for label, (cycles, moving) in by_part(compiled.cost.operations, parts).items()
+        for label, (cycles, moving) in by_part(compiled.cost.operations, compiled.program.parts).items()
     ]
     return table(("cycles by part", "M", "share", "moving data"), rows)
 
 
-def costliest_text(compiled: Compiled, count: int = SHOWN) -> str:
-    """Return the table of the costliest operations."""
+def _costliest(compiled: Compiled) -> str:
     total = compiled.cost.cycles or 1
     rows = [
         (f"{cycles / 1e6:,.2f}", f"{cycles / total:.1%}", f"{number}", f"  {kind}", path)
-        for cycles, number, kind, path in costliest(compiled.cost.operations, count)
+        for cycles, number, kind, path in costliest(compiled.cost.operations)
     ]
     return table(("M cycles", "share", "runs", "", ""), rows)
 
 
-def exchange_text(compiled: Compiled) -> str:
-    """Return the table of exchanges between devices; empty without any."""
+def _exchange(compiled: Compiled) -> str:
     kinds: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for op in compiled.cost.collectives:
@@ -185,10 +175,29 @@ def exchange_text(compiled: Compiled) -> str:
     return table(("exchanges of a run", "number", "MB"), rows) if rows else ""
 
 
-def as_json(compiled: Compiled, guess: Estimate, products: float, parts: Parts, estimated: int = 0) -> dict[str, Any]:
-    """Return everything that the text shows, and bytes, cycles and seconds unrounded."""
-    cost, topology = compiled.cost, compiled.topology
+def _time(compiled: Compiled, runs: int) -> str:
+    guess, devices = estimate(compiled), len(compiled.topology.devices)
+    rows = [
+        ("seconds a run", f"{guess.seconds:.3g}"),
+        ("photos/s, all chips", f"{compiled.program.photos / guess.seconds:,.0f}"),
+    ]
+    if runs:
+        rows += [
+            (f"{runs:,} runs", hours(runs * guess.seconds)),
+            ("chip-hours", f"{runs * guess.seconds * devices / 3600:,.1f}"),
+        ]
+    return table(("estimate of time", ""), rows) + (
+        "\nFrom the compiler's cycles and the links' published rates; nothing was run.  Input, compilation, checkpoints"
+        "\nand evaluation come on top."
+    )
+
+
+def as_json(compiled: Compiled, estimated: int = 0, runs: int = 0) -> dict[str, Any]:
+    """Return what ``report`` shows, in bytes, cycles and seconds."""
+    cost, topology, work, guess = compiled.cost, compiled.topology, compiled.program.work, estimate(compiled)
+    parts = by_part(cost.operations, compiled.program.parts)
     return {
+        "program": compiled.program.name,
         "topology": topology.name, "devices": len(topology.devices), "hosts": topology.hosts,
         "compile_seconds": compiled.seconds,
         "memory": {
@@ -196,11 +205,12 @@ def as_json(compiled: Compiled, guess: Estimate, products: float, parts: Parts, 
             "temporary": compiled.temporary, "code": compiled.code, "sum": compiled.memory,
             "chip": topology.accelerator.memory, "estimated": estimated or None,
         },
-        "flops": {"products": products, "xla_loops_once": compiled.flops},
+        "flops": {"products": work.products, "xla_loops_once": compiled.flops},
         "bytes_accessed_loops_once": compiled.accessed,
         "cycles": {
-            "all": cost.cycles, "moving_data": cost.moving, "products_at_peak": products / topology.accelerator.product,
-            "by_part": {k: {"cycles": c, "moving_data": m} for k, (c, m) in by_part(cost.operations, parts).items()},
+            "all": cost.cycles, "moving_data": cost.moving,
+            "products_at_peak": work.products / topology.accelerator.product,
+            "by_part": {label: {"cycles": both[0], "moving_data": both[1]} for label, both in parts.items()},
             "costliest": [
                 {"cycles": cycles, "runs": number, "kind": kind, "path": path}
                 for cycles, number, kind, path in costliest(cost.operations)
@@ -212,4 +222,5 @@ def as_json(compiled: Compiled, guess: Estimate, products: float, parts: Parts, 
             for op in cost.collectives
         ],
         "seconds": {"compute": guess.compute, "exchange": guess.exchange, "all": guess.seconds},
+        "photos": compiled.program.photos, "runs": runs or None,
     }  # fmt: skip

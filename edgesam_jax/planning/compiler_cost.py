@@ -27,6 +27,8 @@ MOVES = {
 FREE = {"bitcast", "constant", "get-tuple-element", "parameter", "tuple", "after-all", "partition-id", "replica-id"}
 BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16}  # other types end in their number of bits
 
+CALLS = {"", "shard_map", "eval_jaxpr", "closed_call", "jit_core"}  # parts of a path that name no module
+
 _HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _OPCODE = re.compile(r" ([a-z][a-z0-9\-]*)\(")
@@ -141,7 +143,7 @@ def short_path(path: str) -> str:
     parts = []
     for part in path.split("/"):
         inner = re.sub(r"^(?:\w+\()+|\)+$", "", part) if "(" in part else part
-        if part.startswith(("jit(", "pjit(", "pmap(")) or not inner:
+        if part.startswith(("jit(", "pjit(", "pmap(")) or inner in CALLS:
             continue
         parts.append(inner + "'" * part.startswith("transpose("))
     return "/".join(parts)

@@ -13,7 +13,34 @@ import jax
 from edgesam_jax.config import UsageError
 from edgesam_jax.models.kernels import ops
 from edgesam_jax.planning import compiler_cost
+from edgesam_jax.planning.jaxpr_cost import Work
 from edgesam_jax.planning.topology import Topology
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program to compile.
+
+    Attributes:
+      name: for people.
+      function: from ``jax.jit`` or, for several devices, from ``jax.pmap`` over a slice's.  It must not have been
+        traced for another platform: JAX keeps traces, and the form of an operation depends on the platform.
+      arguments: shapes (``jax.ShapeDtypeStruct``); for a jitted function they are placed on the slice's first device.
+      work: operations of one device.
+      parts: (label, regular expression of module paths) for the table of cycles by part; the first match counts.
+      photos: processed in one run on all devices.
+      advice: what to change if the program doesn't fit; ends the error message.
+      mapped: ``function`` is from ``jax.pmap``.
+    """
+
+    name: str
+    function: Any
+    arguments: tuple[Any, ...]
+    work: Work
+    parts: Sequence[tuple[str, str]]
+    photos: int
+    advice: str
+    mapped: bool = False
 
 
 @dataclass(frozen=True)
@@ -21,6 +48,7 @@ class Compiled:
     """A program as compiled for one device of a slice.
 
     Attributes:
+      program: what was compiled.
       cost: operations and their cycles.
       arguments, results, temporary, code: bytes on a device; ``shared`` is the part of the results that overwrites
         arguments.
@@ -29,6 +57,7 @@ class Compiled:
       hlo: text of the compiled program.
     """
 
+    program: Program
     topology: Topology
     cost: compiler_cost.ProgramCost
     arguments: int
@@ -47,21 +76,16 @@ class Compiled:
         return self.arguments + self.results - self.shared + self.temporary + self.code
 
 
-def compile_for(topology: Topology, function: Any, arguments: Sequence[Any], advice: str) -> Compiled:
-    """Compile a function for a slice.
-
-    Args:
-      function: from ``jax.jit`` or, for several devices, from ``jax.pmap`` over the slice's.  It must not have been
-        traced for another platform: JAX keeps traces, and the form of an operation depends on the platform.
-      arguments: shapes (``jax.ShapeDtypeStruct``); those of a jitted function from ``Topology.place``.
-      advice: what to change if the program doesn't fit; ends the error message.
+def compile_for(topology: Topology, program: Program) -> Compiled:
+    """Compile a program for a slice; takes seconds to minutes.
 
     Raises:
       UsageError: the program needs more memory than a chip has.
     """
     began = time.perf_counter()
     with ops.traced_for("tpu"):
-        lowered = function.lower(*arguments)
+        arguments = program.arguments if program.mapped else topology.place(program.arguments)
+        lowered = program.function.lower(*arguments)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -69,12 +93,14 @@ def compile_for(topology: Topology, function: Any, arguments: Sequence[Any], adv
             raise
         used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
         sizes = f" ({used[1]} of {used[2]})" if used else ""
-        raise UsageError(f"--compile {topology.name}: a chip would run out of memory{sizes}; {advice}") from None
+        raise UsageError(
+            f"--compile {topology.name}: a chip would run out of memory{sizes}; {program.advice}"
+        ) from None
     text = compiled.as_text()
     memory: Any = compiled.memory_analysis()
     work: Any = compiled.cost_analysis() or {}
     return Compiled(
-        topology=topology, cost=compiler_cost.read(text),
+        program=program, topology=topology, cost=compiler_cost.read(text),
         arguments=memory.argument_size_in_bytes, results=memory.output_size_in_bytes,
         shared=memory.alias_size_in_bytes, temporary=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,

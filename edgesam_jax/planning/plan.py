@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from edgesam_jax.checkpoints.load import load_model
+from edgesam_jax.checkpoints.model import with_compute_dtype
 from edgesam_jax.config import Config, DataConfig, SamConfig, UsageError, check_values
 from edgesam_jax.config.derive import phase
 from edgesam_jax.config.parse import from_plain
@@ -60,7 +61,24 @@ def teacher_config(config: Config, model_name: str = "") -> SamConfig | None:
     """
     if not config.teacher or config.distill.targets != "teacher":
         return None
-    path, model = Path(config.teacher), MODELS.get(config.teacher)
+    label = f"teacher={config.teacher}"
+    model = model_config(config.teacher, label, model_name)
+    check_teacher(config, model)
+    return with_compute_dtype(model, config.train.teacher_dtype)
+
+
+def model_config(text: str, label: str, model_name: str = "") -> SamConfig:
+    """Return a model's architecture without its weights, from its checkpoint or inferred from its name.
+
+    Args:
+      text: a name in ``MODELS``, a checkpoint, or the name of a published ViT's file, which need not exist.
+      label: the flag or field that names the model, for messages.
+      model_name: see ``teacher_config``.
+
+    Raises:
+      UsageError: an unknown ``model_name``, or a missing file whose name doesn't contain the architecture.
+    """
+    path, model = Path(text), MODELS.get(text)
     known = ", ".join(MODELS)
     if model_name:
         model = MODELS.get(model_name) or MODELS.get(f"sam_{model_name}")
@@ -72,19 +90,18 @@ def teacher_config(config: Config, model_name: str = "") -> SamConfig | None:
         # Of a checkpoint or of a run: both have the key "model".
         content = read_json(path / "config.json", "teacher")
         if not isinstance(content, dict) or "model" not in content:
-            raise UsageError(f"teacher={config.teacher}: its config.json is damaged")
-        model = from_plain(SamConfig, content["model"], f"teacher={config.teacher}")
-        check_values(model, f"teacher={config.teacher}: ")
+            raise UsageError(f"{label}: its config.json is damaged")
+        model = from_plain(SamConfig, content["model"], label)
+        check_values(model, f"{label}: ")
     elif model is None:
         size = re.search(r"vit[-_]?([blh])(?![a-z])", path.name.lower())
         model = MODELS[f"sam_vit_{size[1]}"] if size else None
     if model is None:
         missing = "" if os.path.exists(path) else "file not found, and "
         raise UsageError(
-            f"teacher={config.teacher}: {missing}the model can't be inferred from its name;"
-            f" pass --teacher-model (one of {known})"
+            f"{label}: {missing}the model can't be inferred from its name;"
+            f" pass {'--teacher-model (' if label.startswith('teacher=') else 'the model ('}one of {known})"
         )
-    check_teacher(config, model)
     return model
 
 

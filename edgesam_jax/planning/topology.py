@@ -15,10 +15,11 @@ EXAMPLES = "v4:2x2x1, v5e:4x4, v5p:2x2x2, v6e:2x4"
 INSTALL = "install it with: pip install 'edgesam-jax[tpu]'"
 # One device per chip, as JAX runs a v4 by default; libtpu's own default describes its two cores as devices.
 SETTINGS = {"v4": {"chip_config_name": "megacore"}}
-# Keeps libtpu from asking a cloud machine's metadata server about the machine, which takes minutes elsewhere, and quiet.
+# Quiet; without questions to a cloud's metadata server, which take minutes elsewhere; and beside other processes that
+# have loaded libtpu, since no TPU is used.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_STDERR_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3",
 }  # fmt: skip
 
 

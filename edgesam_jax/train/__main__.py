@@ -25,6 +25,7 @@ from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import Config, apply_overrides, load_config
 from edgesam_jax.config.rules import check_values
 from edgesam_jax.planning import dry_run
+from edgesam_jax.planning.setup import Setup
 
 
 class Job(NamedTuple):
@@ -46,7 +47,7 @@ class Command:
     workdir: Path
     job: Job
     replay: int | None = None
-    planned: dry_run.Setup | None = None
+    planned: Setup | None = None
 
 
 def parse(argv: Sequence[str] | None) -> Command:

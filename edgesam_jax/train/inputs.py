@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 
 from edgesam_jax.checkpoints.digest import encoder_digest
 from edgesam_jax.checkpoints.load import load_model
-from edgesam_jax.checkpoints.model import Model
+from edgesam_jax.checkpoints.model import Model, with_compute_dtype
 from edgesam_jax.config import AugmentConfig, Config, UsageError
 from edgesam_jax.data.embeddings import EmbeddingStore
 from edgesam_jax.data.opening import open_parts
@@ -89,7 +90,7 @@ def load_teacher(config: Config) -> Model | None:
         return None
     teacher = load_model(config.teacher)
     check_teacher(config, teacher.config)
-    return teacher
+    return replace(teacher, config=with_compute_dtype(teacher.config, config.train.teacher_dtype))
 
 
 def open_data(config: Config, step: int, notes: list[str] | None = None) -> Batches:

@@ -15,6 +15,7 @@ from edgesam_jax.checkpoints.training import TrainCheckpointer
 from edgesam_jax.config import Config
 from edgesam_jax.config.derive import phase
 from edgesam_jax.data.pipeline import Batches
+from edgesam_jax.learning.device_step import TrainStep
 from edgesam_jax.train import parallel
 from edgesam_jax.train.setup import StepArguments, TrainSetup
 from edgesam_jax.train.state import Position
@@ -128,7 +129,7 @@ class Loop:
             self.skipped.update(data)
         return batch, getattr(data, "ids", []), waited
 
-    def _step_of(self, done: int, arguments: StepArguments) -> parallel.TrainStep:
+    def _step_of(self, done: int, arguments: StepArguments) -> TrainStep:
         """The step to take after ``done`` steps; a new phase of the run needs a new one, which has to be compiled."""
         current = phase(self.setup.config, done)
         step = self.setup.step_for(current)
@@ -177,7 +178,7 @@ class Loop:
             self.saves.save(done, state, self.position, by_loss=self.evaluation.impossible)
             self.timer.discard_elapsed()
 
-    def _repeat(self, batch: Batch, step: parallel.TrainStep, state: TrainState) -> dict[str, float]:
+    def _repeat(self, batch: Batch, step: TrainStep, state: TrainState) -> dict[str, float]:
         """The metrics of a step on a batch; the state stays as it is."""
         copy = self.setup.replicate(parallel.to_host(state, copy=True))  # a step overwrites its state
         _, metrics = step(*self.setup.arguments(copy, batch))

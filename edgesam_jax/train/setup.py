@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from edgesam_jax.learning.device_step import TrainStep, make_train_step
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import Config
+from edgesam_jax.learning.device_step import TrainStep, make_train_step
 from edgesam_jax.learning.optim import make_optimizer
 from edgesam_jax.learning.step import needed_teacher_variables
 from edgesam_jax.train import parallel

@@ -16,16 +16,16 @@ from jax import lax
 from paths import ROOT
 from tiny import CONV, REPVIT, configured
 
-from edgesam_jax.learning.device_step import make_train_step
 from edgesam_jax.config import ConvEncoderConfig, DecoderConfig, RepVitConfig, UsageError, VitConfig, to_json
+from edgesam_jax.learning.device_step import make_train_step
 from edgesam_jax.learning.optim import make_optimizer
 from edgesam_jax.learning.step import train_step
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.models.kernels import ops
 from edgesam_jax.models.sam import MODELS
-from edgesam_jax.planning import dry_run, jaxpr_cost, plan
+from edgesam_jax.planning import jaxpr_cost, plan, plan_text
+from edgesam_jax.planning.setup import Setup, exchange_seconds
 from edgesam_jax.train import __main__ as train
-from edgesam_jax.train import parallel
 
 # Wide enough for products to be most of the work, as they are in real models.
 WIDE = {"embed_dim": 64, "decoder": DecoderConfig(depth=1, heads=2, mlp_dim=128)}
@@ -206,10 +206,10 @@ def test_the_command_plans_without_weights_data_or_a_folder(tmp_path):
 def test_hosts_divide_the_computing_but_not_the_exchange():
     config = configured("teacher=given", "data.batch_size=32", "distill.mode=encoder_only", model=REPVIT)
     made = plan.plan(config, CONV, 4)
-    setup = dry_run.Setup(for_devices=4, for_hosts=1, achieved_tflops=1e-3, bandwidth_gbit=0.08)  # 10 MB/s
-    one, two, four = (dry_run.exchange_seconds(made, setup, hosts) for hosts in (1, 2, 4))
+    setup = Setup(for_devices=4, for_hosts=1, achieved_tflops=1e-3, bandwidth_gbit=0.08)  # 10 MB/s
+    one, two, four = (exchange_seconds(made, setup, hosts) for hosts in (1, 2, 4))
     assert one == 0 and four > two > made.step.reduced / 10e6, "a ring of two sends as much as there is"
-    table = dry_run.describe(made, setup).split("growth with hosts")[1].splitlines()
+    table = plan_text.describe(made, setup).split("growth with hosts")[1].splitlines()
     rows = {line.split()[0]: line.split() for line in table[3:9]}
     assert rows["1"][4] == "100%" and float(rows["2"][3]) > float(rows["1"][3]) / 2
     assert int(rows["4"][4][:-1]) < int(rows["2"][4][:-1]) < 100

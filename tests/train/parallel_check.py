@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny import CONV, PROPOSALS, SHALLOW, make_batch
 
-from edgesam_jax.learning.device_step import make_train_step
 from edgesam_jax.config import Config, DataConfig, DistillConfig, LossConfig, OptimConfig, TrainConfig
+from edgesam_jax.learning.device_step import make_train_step
 from edgesam_jax.learning.optim import make_optimizer
 from edgesam_jax.models.init import init_variables
 from edgesam_jax.train import parallel

@@ -16,12 +16,16 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgesam_jax.cli.flags import count
 from edgesam_jax.config import SamConfig, UsageError
 from edgesam_jax.eval.efficiency.report import compare_with_published, table
 from edgesam_jax.files import write_atomically
+from edgesam_jax.planning.dry_run import add_compile_flags, inference_report
+
+if TYPE_CHECKING:
+    from edgesam_jax.planning.compiling import Program
 
 __all__ = ["add_arguments", "run", "table", "timings"]
 
@@ -54,12 +58,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="on a CPU, skip encoder calls above this; 0 sets no limit",
     )  # fmt: skip
     parser.add_argument("--output", default="", metavar="FILE.json", help="also write the report as JSON")
+    add_compile_flags(parser.add_argument_group("instead of measuring", "compile encoder and decoder for a TPU"))
 
 
 # ---------------------------------------------------------------------------------------------------------------- run
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
+def run(arguments: argparse.Namespace) -> dict[str, Any] | str:
+    """Measure the models and return the report; with ``--compile``, compile them instead and return the text to print.
+
+    Raises:
+      UsageError: see ``measure_models`` and ``planning.dry_run.inference_report``.
+    """
+    if arguments.compile:
+        return inference_report(arguments.compile, lambda: _programs(arguments), arguments.json)
+    if arguments.json:
+        raise UsageError("--json: only with --compile; otherwise pass --output FILE.json")
+    return measure_models(arguments)
+
+
+def measure_models(arguments: argparse.Namespace) -> dict[str, Any]:
     """Count and measure the models, write ``--output`` and return the report.
 
     A model that can't be counted or measured gets ``failed`` with the reason, and the others are still processed.  This
@@ -119,6 +137,19 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         except OSError as error:
             raise UsageError(f"--output {output}: cannot write ({error.strerror})") from None
     return report
+
+
+def _programs(arguments: argparse.Namespace) -> list[Program]:
+    """Encoders and decoders of the requested models, for each batch size and number of prompts."""
+    from edgesam_jax.planning import programs
+    from edgesam_jax.predict import compiled
+
+    found = []
+    for name, config in _configs(arguments).items():
+        encode, decode = compiled.encoder(config), compiled.decoder(config)
+        found += [programs.encoder_program(name, config, encode, size) for size in sorted(set(arguments.batches))]
+        found += [programs.decoder_program(name, config, decode, size) for size in sorted(set(arguments.prompts))]
+    return found
 
 
 def _output(name: str) -> Path | None:

@@ -1,0 +1,122 @@
+"""Hours of the published recipe on slices of different sizes, from the compiler's figures for one chip.
+
+    python -m edgesam_jax.embed --teacher sam_vit_h --teacher-dtype bfloat16 --batch-size 8 \\
+        --dry-run --compile v5e:1x1 --json > embed.json
+    python -m edgesam_jax.train --config configs/edgesam_stage1.py --dry-run --compile v5e:2x2 --json \\
+        --set data.embeddings='("store",)' model.compute_dtype=bfloat16 data.batch_size=32 > stage1.json
+    python -m edgesam_jax.train --config configs/edgesam_stage2.py ... data.batch_size=16 > stage2.json
+    python -m edgesam_jax.train --config configs/edgesam_stage1.py --dry-run --json --accelerator h100 \\
+        --set model.compute_dtype=bfloat16 > plan1.json        # no compiler: an assumed fraction of the peak
+    python -m edgesam_jax.train --config configs/edgesam_stage2.py ... > plan2.json
+    python -m benchmarks.pods --chip v5e embed.json stage1.json stage2.json --gpus plan1.json plan2.json
+
+Chips compute independently except for the exchange of gradients and batch statistics, whose time follows from its
+bytes, the number of exchanges and the slice's shape (``planning.compile_report.exchange_seconds``).  A phase takes as
+long as the slowest of: the chips; the hosts' cores, at ``--photos-per-core``; the network, which brings photos and
+stored embeddings to each host.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgesam_jax.planning.accelerators import ACCELERATORS
+from edgesam_jax.planning.compile_report import exchange_seconds
+from edgesam_jax.reporting.tables import aligned_table, hours
+
+PHOTOS = {"1 %": 110_000, "10 %": 1_100_000, "100 %": 11_000_000}
+SLICES = {"v5e": ("2x4", "8x8", "16x16"), "v4": ("4x4x8",), "v5p": ("4x4x4",), "v6e": ("8x8", "16x16")}
+PHASES = ("embed", "stage 1", "stage 2")
+EPOCHS = (1, 10, 5)
+STORED = 2.1e6  # bytes of an embedding in float16
+PHOTO = 0.94e6  # bytes of an SA-1B photo without its masks
+CORES = {"v5e": 28, "v4": 60, "v5p": 52, "v6e": 45, "h100": 26}  # virtual CPUs of a host for each chip, as published
+NETWORK = 3.1e9  # bytes/s for each chip: a v5e host has 200 Gbit/s for 8 chips
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase on one chip: seconds of a run, photos in it, memory, and its exchange."""
+
+    seconds: float
+    photos: int
+    memory: int
+    exchanged: float  # bytes
+    exchanges: int
+
+
+def read(path: str) -> Phase:
+    """Read the output of a dry run with ``--compile`` and ``--json``."""
+    content: Any = json.loads(Path(path).read_text())
+    found = content[0] if isinstance(content, list) else content["compiled"]
+    exchanges = found["exchanges"]
+    return Phase(
+        found["seconds"]["compute"], found["photos"] // found["devices"], found["memory"]["sum"],
+        sum(e["bytes"] * e["runs"] for e in exchanges), sum(e["runs"] for e in exchanges),
+    )  # fmt: skip
+
+
+def read_plans(stage1: str, stage2: str) -> list[Phase]:
+    """Read the dry runs of both stages with the teacher in the step; its encoder is the phase of embedding."""
+    plans = [json.loads(Path(path).read_text()) for path in (stage1, stage2)]
+    encoder = [plan["flops"]["by_part"]["teacher: encoder"] for plan in plans]
+    rate = plans[0]["seconds"]["assumed_flops"]
+    phases = [Phase(encoder[0] / rate, plans[0]["photos_of_a_device"], 0, 0.0, 0)]
+    for plan, teacher in zip(plans, encoder, strict=True):
+        seconds = (plan["flops"]["step_of_a_device"] - teacher) / rate
+        exchange = plan["exchange"]
+        phases.append(Phase(seconds, plan["photos_of_a_device"], 0, exchange["bytes"], exchange["waits"]))
+    return phases
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--chip", nargs=4, action="append", required=True, metavar=("CHIP", "EMBED", "STAGE1", "STAGE2")
+    )
+    parser.add_argument(
+        "--photos-per-core", type=float, default=20.8, help="photos/s that a core prepares (benchmarks.data_pipeline)"
+    )
+    parser.add_argument("--gpus", nargs=2, metavar=("STAGE1", "STAGE2"), help="dry runs for one host of 8 h100")
+    args = parser.parse_args()
+    rows = []
+    for chip, *files in args.chip:
+        phases = [read(path) for path in files]
+        for shape in SLICES[chip]:
+            rows += [_row(chip, shape, share, phases, args.photos_per_core) for share in PHOTOS]
+    if args.gpus:
+        rows += [_row("h100", "8", share, read_plans(*args.gpus), args.photos_per_core) for share in PHOTOS]
+    header = ["slice, share of SA-1B", *PHASES, "chip-hours"]
+    print(aligned_table(header, rows))
+    print("\nHours of each phase, what binds it, and the share of the exchange in a step.")
+
+
+def _row(chip: str, shape: str, share: str, phases: list[Phase], per_core: float) -> list[str]:
+    sides = [int(side) for side in shape.split("x")]
+    chips, total, cells = 1, 0.0, []
+    for side in sides:
+        chips *= side
+    for number, (phase, epochs) in enumerate(zip(phases, EPOCHS, strict=True)):
+        exchange = exchange_seconds(
+            ACCELERATORS[chip if chip == "h100" else f"tpu-{chip}"], sides, phase.exchanged, phase.exchanges
+        )
+        rates = {
+            "chips": phase.photos / (phase.seconds + exchange),
+            "cores": per_core * CORES[chip],
+            "network": NETWORK / (PHOTO + STORED),
+        }
+        binding = min(rates, key=lambda name: rates[name])
+        seconds = PHOTOS[share] * epochs / (rates[binding] * chips)
+        total += seconds
+        shown = f", exchange {exchange / (phase.seconds + exchange):.0%}" if number else ""
+        cells.append(f"{hours(seconds)} ({binding}{shown})")
+    return [f"{chip}:{shape}, {share}", *cells, f"{total * chips / 3600:,.0f}"]
+
+
+if __name__ == "__main__":
+    main()
