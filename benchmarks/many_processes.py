@@ -180,7 +180,12 @@ def free_port() -> int:
 
 
 def job(
-    folder: Path, processes: int, timeout: float, cache: str = "off", share: bool = False, disturb: Callable[[list[Any]], None] | None = None
+    folder: Path,
+    processes: int,
+    timeout: float,
+    cache: str = "off",
+    share: bool = False,
+    disturb: Callable[[list[Any]], None] | None = None,
 ) -> tuple[list[int | None], list[list[dict[str, Any]]], float]:
     """Run a job in ``folder/run`` to its end.
 
@@ -268,9 +273,7 @@ def figures(rows: Sequence[Sequence[dict[str, Any]]], seconds: float) -> dict[st
         after = [end for end in ends if end > compiled]
         first.append(after[0] - compiled if after else 0.0)
         other = [r for r in row if r.get("stage") in ("evaluate", "picture", "save: copy")]
-        steps += [
-            b - a for a, b in zip(after, after[1:], strict=False) if not any(a < r["begin"] < b for r in other)
-        ]
+        steps += [b - a for a, b in zip(after, after[1:], strict=False) if not any(a < r["begin"] < b for r in other)]
     used = [r for row in rows for r in row if "pss" in r]
     dispatches = [r["dispatch"] for row in rows for r in [r for r in row if "dispatch" in r][1:]]
     began = rows[0][0]["begin"]
@@ -365,8 +368,7 @@ def kill_and_resume(output: Path, killed: int, resumed: int, timeout: float) -> 
     import jax
 
     apart = max(
-        float(np.abs(np.asarray(a) - np.asarray(b)).max())
-        for a, b in zip(*map(jax.tree.leaves, weights), strict=True)
+        float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in zip(*map(jax.tree.leaves, weights), strict=True)
     )
     same = len(losses[0]) == len(losses[1]) and np.allclose(*losses, rtol=1e-4)
     worst = float(np.max(np.abs(losses[1] / losses[0] - 1))) if len(losses[0]) == len(losses[1]) else float("nan")

@@ -72,6 +72,7 @@ def start_processes(coordinator: str = "", processes: int = 0, process: int = -1
 def _waiting(whom: str) -> Iterator[None]:
     """Print a note if the block takes more than a minute."""
     note = threading.Timer(60, print_note, [f"waiting for {whom}, at most {CONNECTING // 60} minutes"])
+    note.daemon = True
     note.start()
     try:
         yield
