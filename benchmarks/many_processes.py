@@ -2,6 +2,7 @@
 
     python -m benchmarks.many_processes --processes 2 4 8 16 32 --output OUT [--cache] [--share] [--set a.b=c ...]
     python -m benchmarks.many_processes --kill 8 --resume 4 --output OUT
+    python -m benchmarks.many_processes --connect 2 16 64 256 --output OUT [--late 330]
 
 Each process is ``python -m edgesam_jax.train`` with one CPU device, a tiny student and generated scenes.  The global
 batch is the same for every number of processes, so that the job's work is the same and what grows is the price of the
@@ -12,11 +13,16 @@ hosts; without it 32 processes on two cores need 25 GB and a quarter of an hour 
 
 ``--kill N --resume M``: a job of N processes, one of which gets SIGKILL between two checkpoints, is run again with M
 processes; its losses and weights must equal those of an undisturbed job of one process.  Exits with code 1 otherwise.
+
+``--connect``: processes forked from one that has imported everything (256 take 8 GB), which connect, compare their
+start, meet, and stop together after a SIGTERM to one of them; they don't train.  With ``--late`` process 0 comes this
+many seconds later than the others, at the start and at the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -102,7 +108,7 @@ def child(record: Path, arguments: Sequence[str]) -> int:
                 return original(*args, **kwargs)
             finally:
                 label = stage or f"meet: {args[0]}"
-                note(stage=label, begin=begin, end=time.time(), pss_now=resources()["pss"] / 1e9)
+                note(stage=label, begin=begin, end=time.time())
                 if label == "loop":
                     note(**resources())
 
@@ -135,7 +141,7 @@ def child(record: Path, arguments: Sequence[str]) -> int:
             note(dispatch=time.thread_time() - begin)
             return result
 
-        dispatch.lower = getattr(step, "lower")  # type: ignore[attr-defined]
+        dispatch.lower = step.lower  # type: ignore[attr-defined]
         return dispatch
 
     setup.TrainSetup.step_for = timed_step
@@ -191,6 +197,7 @@ def job(
 
     Args:
       cache: folder of the compilation cache.
+      share: process 0 compiles for all.
       disturb: called with the processes when they have started.
 
     Returns:
@@ -273,10 +280,11 @@ def figures(rows: Sequence[Sequence[dict[str, Any]]], seconds: float) -> dict[st
         after = [end for end in ends if end > compiled]
         first.append(after[0] - compiled if after else 0.0)
         other = [r for r in row if r.get("stage") in ("evaluate", "picture", "save: copy")]
-        steps += [b - a for a, b in zip(after, after[1:], strict=False) if not any(a < r["begin"] < b for r in other)]
+        steps += [b - a for a, b in itertools.pairwise(after) if not any(a < r["begin"] < b for r in other)]
     used = [r for row in rows for r in row if "pss" in r]
     dispatches = [r["dispatch"] for row in rows for r in [r for r in row if "dispatch" in r][1:]]
     began = rows[0][0]["begin"]
+    loops = [r["end"] for row in rows for r in row if r.get("stage") == "loop"]
     connected = [r["end"] - began for row in rows for r in row if r.get("stage") == "connect"]
     found = {
         "start and import, until connected": f"{max(connected, default=0):.1f}",
@@ -295,8 +303,7 @@ def figures(rows: Sequence[Sequence[dict[str, Any]]], seconds: float) -> dict[st
         "picture, with its meeting": f"{longest('picture'):.1f}",
         "checkpoints: copy, process 0": f"{sum(spans(rows[0], 'save: copy')):.2f}",
         "checkpoints: write, process 0": f"{sum(spans(rows[0], 'save: write')):.2f}",
-        "end: last step to end of job": f"{began + seconds - max(r['end'] for row in rows for r in row if r.get('stage') == 'loop'):.1f}"
-        if any(r.get("stage") == "loop" for row in rows for r in row) else "",
+        "end: last step to end of job": f"{began + seconds - max(loops):.1f}" if loops else "",
         "job": f"{seconds:.1f}",
     }  # fmt: skip
     if used:
@@ -376,6 +383,88 @@ def kill_and_resume(output: Path, killed: int, resumed: int, timeout: float) -> 
     return 0 if same and apart < 1e-3 else 1
 
 
+# ------------------------------------------------------------------------------------------------- without training
+
+
+def meetings(folder: Path, index: int, count: int, port: int, late: float) -> None:
+    """Join a job, meet the others, and write the seconds that each part took to ``folder/INDEX.json``."""
+    from edgesam_jax.train import parallel
+
+    taken: dict[str, float] = {}
+    last = time.time()
+
+    def took(stage: str) -> None:
+        nonlocal last
+        taken[stage] = time.time() - last
+        last = time.time()
+
+    time.sleep(0 if index else late)
+    took("waited")
+    parallel.start_processes(f"localhost:{port}", count, index)
+    took("connect")
+    parallel.check_same_start(0, "config")
+    took("compare the start (first exchange)")
+    parallel.gather([0])
+    took("second exchange")
+    for number in range(20):
+        parallel.meet(f"meeting {number}")
+    took("20 meetings")
+    for step in range(100):
+        parallel.agree_to_stop(step, lambda: False)
+    took("100 questions whether to stop")
+    parallel.meet("signal")
+    if index == count // 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+    last, step = time.time(), 100
+    while not parallel.agree_to_stop(step, lambda: False) and step < 1000:
+        step, _ = step + 1, time.sleep(0.1)
+    took("from SIGTERM to the common stop")
+    time.sleep(0 if index else late)
+    parallel.meet("end")
+    taken |= {"stopped at": step} | resources()
+    (folder / f"{index}.json").write_text(json.dumps(taken))
+
+
+def connect(output: Path, counts: Sequence[int], late: float) -> int:
+    """Run ``meetings`` in jobs of each size; print the table of the slowest process's seconds."""
+    import orbax.checkpoint  # noqa: F401
+
+    from edgesam_jax.train import parallel  # noqa: F401
+
+    columns: dict[str, dict[str, str]] = {}
+    failed = 0
+    for count in counts:
+        folder, port, began, children = fresh(output, f"connect-{count}"), free_port(), time.time(), []
+        for index in range(count):
+            child = os.fork()
+            if child == 0:
+                with (folder / f"{index}.log").open("w") as log:
+                    os.dup2(log.fileno(), 1)
+                    os.dup2(log.fileno(), 2)
+                meetings(folder, index, count, port, late)
+                sys.exit(0)
+            children.append(child)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        failed |= any(codes)
+        found = [json.loads(path.read_text()) for path in folder.glob("[0-9]*.json")]
+        column = {name: f"{max(taken[name] for taken in found):.2f}" for name in found[0]} if found else {}
+        column |= {"pss": "", "peak": "", "waited": ""}
+        columns[str(count)] = column | {
+            "memory of a process, MB": f"{max((taken['pss'] for taken in found), default=0) / 1e6:.0f}",
+            "processes that failed": str(sum(map(bool, codes))),
+            "different stops": str(len({taken["stopped at"] for taken in found})),
+            "job": f"{time.time() - began:.1f}",
+        }
+        print(f"{count}: {time.time() - began:.0f} s, failed {sum(map(bool, codes))}", flush=True)
+    names = [name for name in list(columns.values())[-1] if name not in ("pss", "peak", "waited", "stopped at")]
+    print(
+        aligned_table(
+            ["seconds, processes:", *columns], [[n, *(c.get(n, "") for c in columns.values())] for n in names]
+        )
+    )
+    return failed
+
+
 def main() -> int:
     """Run the benchmark."""
     if sys.argv[1:2] == ["--child"]:
@@ -384,6 +473,8 @@ def main() -> int:
     parser.add_argument("--processes", type=int, nargs="+", default=(), metavar="N")
     parser.add_argument("--kill", type=int, default=0, metavar="N")
     parser.add_argument("--resume", type=int, default=4, metavar="M")
+    parser.add_argument("--connect", type=int, nargs="+", default=(), metavar="N")
+    parser.add_argument("--late", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--cache", action="store_true", help="with a compilation cache: cold, then warm")
     parser.add_argument("--share", action="store_true", help="process 0 compiles the step for all")
@@ -391,6 +482,10 @@ def main() -> int:
     parser.add_argument("--set", nargs="+", default=[], metavar="a.b=c", help="change a field of the config")
     args = parser.parse_args()
     output = args.output.absolute()
+    if args.connect:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "config.json").touch()
+        return connect(output, args.connect, args.late)
     prepare(output, args.set)
     failed = measure(output, args.processes, args.cache, args.share, args.timeout) if args.processes else 0
     if args.kill:
