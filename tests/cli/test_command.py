@@ -84,8 +84,10 @@ def test_one_of_several_processes_ends_at_once(monkeypatch, capsys) -> None:
     assert not codes
     run_command(failing(UsageError("b")), multiprocess=True)
     run_command(failing(ValueError("c")), multiprocess=True)
+    lost = type("JaxRuntimeError", (RuntimeError,), {})("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
+    run_command(failing(lost), multiprocess=True)
     run_command(lambda: 0, multiprocess=True)
-    assert codes == [2, 1]
+    assert codes == [2, 1, 75]
     shown = capsys.readouterr().err
     assert "error: b\nTraceback" in shown and "ValueError: c" in shown
 

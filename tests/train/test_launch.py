@@ -15,6 +15,7 @@ import yaml
 from paths import ROOT
 
 from edgesam_jax import embed, prepare
+from edgesam_jax.cli.command import FAILED, LOST_PROCESS, USAGE
 from edgesam_jax.eval import __main__ as evaluate
 from edgesam_jax.predict import __main__ as predict
 from edgesam_jax.train import __main__ as train
@@ -141,7 +142,8 @@ def test_the_jobset_fits_its_slice(monkeypatch):
         chips *= int(side)
     assert job["parallelism"] == job["completions"] == chips / container["resources"]["limits"]["google.com/tpu"]
     final = job["podFailurePolicy"]["rules"][0]["onExitCodes"]
-    assert final["containerName"] == container["name"] and final["values"] == [1, 2], "143 starts again"
+    assert final["containerName"] == container["name"] and final["values"] == [FAILED, USAGE], "143 starts again"
+    assert LOST_PROCESS not in final["values"], "a lost pod doesn't end the job for good"
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     config = understood(container["command"], monkeypatch)
     mounted = container["volumeMounts"][0]["mountPath"]
