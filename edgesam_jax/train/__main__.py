@@ -6,8 +6,8 @@ Run the same command on the same folder again to resume.  On several hosts or pr
 the command once in each: SLURM and TPU slices are detected; elsewhere pass ``--coordinator HOST:PORT --processes N
 --process I``.
 
-Exit codes: 0 done; 1 the loss or a gradient was not finite; 2 wrong usage, or a full disk; 75 another process of the job
-was lost; 143 or 130 (128 + the signal's number) after SIGTERM or SIGINT, with everything saved.
+Exit codes: 0 done; 1 the loss or a gradient was not finite; 2 wrong usage, or a full disk; 75 another process of the
+job was lost; 143 or 130 (128 + the signal's number) after SIGTERM or SIGINT, with everything saved.
 """
 
 from __future__ import annotations
