@@ -12,6 +12,7 @@ from edgesam_jax.config import UsageError
 from edgesam_jax.portable.errors import one_line
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # 130 = 128 + SIGINT
+LOST_PROCESS = 75  # EX_TEMPFAIL of sysexits.h: unlike the others, trying again may help
 # In the messages of JAX's errors when a process of the job has gone: collectives, coordination service.
 LOST = re.compile(
     r"gloo|nccl|closed by peer|reset by peer|broken pipe|socket closed|heartbeat|barrier|coordination service|"
@@ -30,7 +31,7 @@ def run_command(
 
     A ``UsageError``, and an ``OSError`` of a file, print ``error: ...`` on one line and give exit code 2. Any other
     exception propagates, unless an argument names it. In a JAX job, the loss of another process prints one line too and
-    gives exit code 1.
+    gives exit code 75.
 
     Args:
       command: returns an exit code.
@@ -58,7 +59,8 @@ def run_command(
             text = f"{error.filename}: {error.strerror}; check the path, its permissions and the free disk space"
             message, code = f"error: {one_line(text)}", USAGE
         elif in_a_job:
-            message, code = lost_process(error) or traceback.format_exc(), FAILED
+            lost = lost_process(error)
+            message, code = (lost, LOST_PROCESS) if lost else (traceback.format_exc(), FAILED)
         else:
             raise
     print(message, file=sys.stderr, flush=True)

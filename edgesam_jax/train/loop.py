@@ -164,9 +164,12 @@ class Loop:
 
     def _evaluate(self, done: int, state: TrainState) -> None:
         self._read_metrics(keep=0)
-        if scores := self.evaluation.run(done, state):
+        if self.first and (scores := self.evaluation.run(done, state)):
             self.saves.score = scores[BEST_BY]
             self.progress.write(done, scores)
+        # It would be the same in every process; and slower in those whose programs are not in the compilation cache,
+        # to which only the first one writes.
+        parallel.meet(f"evaluation {done}")
         self.timer.discard_elapsed()
 
     def _save(self, done: int, state: TrainState) -> None:

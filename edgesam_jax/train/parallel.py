@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from edgesam_jax.cli.command import print_note
 from edgesam_jax.config import UsageError
 from edgesam_jax.learning.step import AXIS
 from edgesam_jax.types import Batch
 
-COMPILING_MS = 3_600_000  # longest wait of processes for one another, mostly for compilation
+# Seconds that processes may start apart.  The hosts of a large job pull their images and get their devices one by one;
+# JAX's own limit is five minutes.
+CONNECTING = 1800
+# Longest wait of processes for one another: for compilation, an evaluation, the last save.  It only ends a job in which
+# a process hangs: one that has ended is noticed at once.
+MEETING_MS = 86_400_000
 
 
 def start_processes(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
@@ -32,7 +39,8 @@ def start_processes(coordinator: str = "", processes: int = 0, process: int = -1
     address = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
     try:
         if address == "auto" or (not address and in_cluster(os.environ)):
-            jax.distributed.initialize()
+            with _waiting("the other processes of this job"):
+                jax.distributed.initialize(initialization_timeout=CONNECTING)
             return
         if not address:
             if processes or process >= 0:
@@ -51,12 +59,25 @@ def start_processes(coordinator: str = "", processes: int = 0, process: int = -1
             f"coordinator {address}: set --processes and --process, or JAX_NUM_PROCESSES and JAX_PROCESS_ID, to numbers"
         ) from None
     try:
-        jax.distributed.initialize(address, count, index)
+        with _waiting(f"the {count} processes of this job at {address}"):
+            jax.distributed.initialize(address, count, index, initialization_timeout=CONNECTING)
     except Exception as error:  # grpc's and XLA's
         first = (str(error).splitlines() or [""])[0][:200]
         raise UsageError(
             f"coordinator {address}: the {count} processes could not connect to each other ({first})"
         ) from None
+
+
+@contextlib.contextmanager
+def _waiting(whom: str) -> Iterator[None]:
+    """Print a note if the block takes more than a minute."""
+    note = threading.Timer(60, print_note, [f"waiting for {whom}, at most {CONNECTING // 60} minutes"])
+    note.daemon = True
+    note.start()
+    try:
+        yield
+    finally:
+        note.cancel()
 
 
 def in_cluster(environment: Mapping[str, str]) -> bool:
@@ -101,19 +122,33 @@ def meet(name: str) -> None:
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
 
-        multihost.get_barrier_sync_fn()(key=name, timeout_ms=COMPILING_MS)
+        multihost.get_barrier_sync_fn()(key=name, timeout_ms=MEETING_MS)
 
 
 def gather(numbers: Sequence[int]) -> np.ndarray:
-    """Gather the numbers (n) of every process: (processes n) int64."""
+    """Gather the numbers (n) of every process: (processes n) int64.
+
+    The exchange is compiled before the processes meet: it is a job's first, for which gloo connects all processes to
+    one another and waits 30 s at most.
+    """
     local = np.asarray(numbers, np.int64)
     if jax.process_count() == 1:
         return local[None]
-    from jax.experimental import multihost_utils
-
+    by_process = [jax.local_devices(process_index=index) for index in range(jax.process_count())]
+    mesh = Mesh(np.asarray(by_process), ("process", "device"))
+    halves = local.view(np.int32)[None]  # JAX has no int64 by default
+    own = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec("process")), halves)
+    collect = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec())).lower(own).compile()
     meet("gathering")
-    halves = local.view(np.int32)  # JAX has no int64 by default
-    return np.asarray(multihost_utils.process_allgather(halves)).view(np.int64)
+    return np.asarray(collect(own).addressable_data(0)).view(np.int64)
+
+
+def of_first(seconds: float) -> float:
+    """The first process's value of a number of seconds, to the microsecond.
+
+    Processes measure different times; what they derive from them must be the same.
+    """
+    return float(gather([round(seconds * 1e6)])[0, 0] / 1e6) if jax.process_count() > 1 else seconds
 
 
 def check_same_start(step: int, config: str) -> None:

@@ -25,7 +25,7 @@ from edgesam_jax.learning.checks import check_arms
 from edgesam_jax.portable.frame import into_frame, scale_coords
 from edgesam_jax.predict import compiled
 from edgesam_jax.reporting import pictures, tables
-from edgesam_jax.train import log
+from edgesam_jax.train import log, parallel
 from edgesam_jax.train.inputs import load_teacher
 from edgesam_jax.train.run import fit
 from edgesam_jax.train.workdir import RunResult, claim_workdir
@@ -88,7 +88,8 @@ def run(config: Config, workdir: Path, stop: Callable[[], bool] = lambda: False)
       stop: called before each arm and after every step; True saves and stops.
 
     Returns:
-      The table as text, or None if the study was stopped before its end.
+      The table as text, or None if the study was stopped before its end.  Only the first process of a job evaluates;
+      the text of the others is empty.
 
     Raises:
       UsageError: see ``learning.checks.check_arms`` and ``train.run.fit``.
@@ -100,16 +101,11 @@ def run(config: Config, workdir: Path, stop: Callable[[], bool] = lambda: False)
 
 
 def _run_arms(config: Config, workdir: Path, stop: Callable[[], bool]) -> str | None:
-    held_out = HeldOut(config, heldout.heldout_examples(config), load_teacher(config))
-    examples, teacher = held_out.examples, held_out.teacher
-    if not examples:
-        raise UsageError(
-            f"study: data.source={config.data.source} provides no held-out masks to evaluate on; use scenes or coco,"
-            " without data.mixture"
-        )
-    rows = held_out.baseline_rows()
-    if teacher is not None:
-        rows.append(Row("", "teacher", held_out.scores(teacher, workdir / "teacher_eval.json", "teacher")))
+    held_out = _held_out_of_study(config) if parallel.is_first() else None
+    rows = held_out.baseline_rows() if held_out else []
+    if held_out and held_out.teacher is not None:
+        scores = held_out.scores(held_out.teacher, workdir / "teacher_eval.json", "teacher")
+        rows.append(Row("", "teacher", scores))
     results: dict[str, RunResult] = {}
     trained = []
     for number, arm in enumerate(config.study, 1):
@@ -117,28 +113,56 @@ def _run_arms(config: Config, workdir: Path, stop: Callable[[], bool]) -> str | 
             return None
         lengths = {name: Length(result.step, result.seconds) for name, result in results.items()}
         job, folder = arm_config(config, arm, lengths), workdir / arm.name
-        print(f"[{number}/{len(config.study)}] {arm.title}: {job.train.steps} steps", file=sys.stderr, flush=True)
+        if held_out:
+            print(f"[{number}/{len(config.study)}] {arm.title}: {job.train.steps} steps", file=sys.stderr, flush=True)
         initial = results[arm.init_from].model if arm.init_from else None
         result = fit(job, folder, initial=initial, stop=stop)
         if not result.finished:
             return None
         results[arm.name] = result
-        scores = held_out.scores(result.model, folder / "eval.json", arm.name)
-        trained.append(Row(arm.name, arm.title, scores, result.step, result.seconds))
+        if held_out:
+            scores = held_out.scores(result.model, folder / "eval.json", arm.name)
+            trained.append(Row(arm.name, arm.title, scores, result.step, result.seconds))
     rows += sorted(trained, key=lambda row: row.name)
+    report = _report_study(config, workdir, held_out, rows, results) if held_out else ""
+    parallel.meet("study reported")
+    return report
+
+
+def _held_out_of_study(config: Config) -> HeldOut:
+    """The held-out examples of a study.
+
+    Raises:
+      UsageError: there are none.
+    """
+    held_out = HeldOut(config, heldout.heldout_examples(config), load_teacher(config))
+    if not held_out.examples:
+        raise UsageError(
+            f"study: data.source={config.data.source} provides no held-out masks to evaluate on; use scenes or coco,"
+            " without data.mixture"
+        )
+    return held_out
+
+
+def _report_study(
+    config: Config, workdir: Path, held_out: HeldOut, rows: list[Row], results: Mapping[str, RunResult]
+) -> str:
+    """Write the study's files; returns the table and their names."""
     text = held_out.table(rows)
     files.write_atomically(workdir / "table.md", text + "\n")
     files.write_atomically(workdir / "table.json", json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
     titles = {arm.name: arm.title for arm in config.study}
     log.save_curves(workdir / "curves.png", {titles[n]: workdir / n / "metrics.jsonl" for n in sorted(titles)})
-    models = {"teacher": teacher} if teacher is not None else {}
+    models = {"teacher": held_out.teacher} if held_out.teacher is not None else {}
     models |= {name: results[name].model for name in sorted(results)}
-    pictures.save_picture(workdir / "masks.png", mask_sheet(examples[:SHEET_SCENES], models))
+    pictures.save_picture(workdir / "masks.png", mask_sheet(held_out.examples[:SHEET_SCENES], models))
     return f"{text}\n\nPictures: {workdir / 'masks.png'}, {workdir / 'curves.png'}"
 
 
 def single(config: Config, workdir: Path, stop: Callable[[], bool] = lambda: False) -> str | None:
     """Train and evaluate a single run; returns its report, or None if it was stopped before its end.
+
+    Only the first process of a job evaluates; the report of the others is empty.
 
     Raises:
       UsageError, FloatingPointError: see ``train.run.fit``.
@@ -146,6 +170,13 @@ def single(config: Config, workdir: Path, stop: Callable[[], bool] = lambda: Fal
     result = fit(config, workdir, stop=stop)
     if not result.finished:
         return None
+    report = _report_single(config, workdir, result) if parallel.is_first() else ""
+    parallel.meet("run reported")
+    return report
+
+
+def _report_single(config: Config, workdir: Path, result: RunResult) -> str:
+    """Evaluate a finished run, and write its table; returns the report."""
     summary = f"{result.step} steps, {result.seconds:.0f} s in steps; model in {workdir / 'model'}"
     examples = heldout.heldout_examples(config) if config.eval.images else []
     if not examples:

@@ -123,7 +123,7 @@ def test_one_failing_process_ends_the_job(folder):
 @pytest.mark.slow
 def test_a_killed_process_ends_the_others_with_one_line(folder):
     codes, errors = job(folder / "killed", 2, 1, terminate=1, number=signal.SIGKILL, timeout=300)
-    assert codes == [1, -9], errors
+    assert codes == [75, -9], errors
     assert errors[0].splitlines()[-1].startswith("error: lost another process of this job"), errors
     assert "Traceback" not in errors[0]
 
