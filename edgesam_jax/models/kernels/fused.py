@@ -53,11 +53,10 @@ def _unit_backward(
     epsilon: float, axis_name: str | None, saved: tuple[Array, ...], cotangents: tuple[Array, Moments, Moments]
 ) -> tuple[Array, Array, Array, Norm, Norm]:
     x, y, kernel, point, scale, point_scale, mean, inverse, x_mean, point_inverse = saved
-    c = x.shape[-1]
     g = stored(cotangents[0])
-    g_rows, x_rows, y_rows = (v.reshape(-1, c).astype(jnp.float32) for v in (g, x, y))
-    n = len(g_rows)
-    total, along_y, along_x = (v.sum(axis=0) for v in (g_rows, g_rows * y_rows, g_rows * x_rows))
+    g_rows, x_rows, y_rows = (ops.rows(v).astype(jnp.float32) for v in (g, x, y))
+    n, axes = x.size // x.shape[-1], ops.pixels(g_rows)
+    total, along_y, along_x = (v.sum(axis=axes) for v in (g_rows, g_rows * y_rows, g_rows * x_rows))
     dscale = (along_y - mean * total) * inverse
     along_x = along_x - x_mean * total
     dpoint_scale = along_x * (point * point_inverse)
@@ -75,7 +74,7 @@ def _unit_backward(
     # d loss / d (1x1 convolution's result) = (g - mean_total - (x - x_mean) slope) gain
     gain, slope = point_scale * point_inverse, point * point_inverse * mean_point
     dx = g_rows + (g_rows - mean_total - (x_rows - x_mean) * slope) * (gain * point)
-    dx = (stored(through).reshape(-1, c).astype(jnp.float32) + dx).reshape(x.shape).astype(x.dtype)
+    dx = (ops.rows(stored(through)).astype(jnp.float32) + dx).reshape(x.shape).astype(x.dtype)
     return stored(dx), dkernel, dpoint.astype(kernel.dtype), (dscale, total), (dpoint_scale, total)
 
 
@@ -100,7 +99,7 @@ def _mixer_forward(
     mean, var = ops.moments(x, axis_name)
     inverse = lax.rsqrt(var + epsilon)
     hidden = stored(ops.gelu(_normed(x, norm, mean, inverse)).astype(x.dtype))
-    return (hidden @ kernel, (mean, var)), (x, norm, kernel, mean, inverse)
+    return (ops.mix_channels(hidden, kernel), (mean, var)), (x, norm, kernel, mean, inverse)
 
 
 def _normed(x: Array, norm: Norm, mean: Array, inverse: Array) -> Array:
@@ -120,7 +119,7 @@ def _mixer_backward(
     cdf = stored(ops.normal_cdf(normed).astype(x.dtype))
     hidden = stored((normed * cdf).astype(x.dtype))
     dkernel = ops.contract_rows(hidden, g).astype(kernel.dtype)
-    dnormed = ((g @ kernel.T) * ops.gelu_slope(normed, cdf)).astype(x.dtype)
+    dnormed = (ops.mix_channels(g, kernel.T) * ops.gelu_slope(normed, cdf)).astype(x.dtype)
     dx, dscale, dbias = ops.norm_gradient(x, mean, inverse, norm[0], dnormed, axis_name)
     return dx, (dscale, dbias), dkernel
 
