@@ -77,6 +77,16 @@ def pixels(x: Array) -> tuple[int, ...]:
     return tuple(range(x.ndim - 1))
 
 
+def tiled(v: Array, copies: int) -> Array:
+    """``v`` repeated along its last axis: a parameter per channel for a map that holds each channel several times."""
+    return v if copies == 1 else jnp.concatenate([v] * copies, axis=-1)
+
+
+def gathered(v: Array, copies: int) -> Array:
+    """The sum over the copies that ``tiled`` makes."""
+    return v if copies == 1 else v.reshape(*v.shape[:-1], copies, -1).sum(-2)
+
+
 # jax 0.10 removes the barriers of ``stored`` before it fuses.
 BARRIERS_DO_NOT_HOLD = jax.__version_info__ < (0, 11)
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -204,55 +214,66 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 # -------------------------------------------------------------------------------------------------------- batch norm
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def batch_norm(
-    x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None
+    x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None, copies: int = 1
 ) -> tuple[Array, Array, Array]:
     """Normalise (b h w c) with the statistics of the batch over all devices of ``axis_name``.
 
-    Returns the result in the dtype of x, and the mean and biased variance (c), through which no gradient flows.
+    Returns the result in the dtype of x, and the mean and biased variance (c), through which no gradient flows.  With
+    ``copies`` x is (b h w copies*c): its last axis holds every channel several times, as ``tiled`` makes it.
     """
-    return _batch_norm_forward(x, scale, bias, epsilon, axis_name)[0]
+    return _batch_norm_forward(x, scale, bias, epsilon, axis_name, copies)[0]
 
 
-def moments(x: Array, axis_name: str | None) -> tuple[Array, Array]:
-    """Mean and biased variance (c) of (b h w c) over the batch of all devices of ``axis_name``."""
+def moments(x: Array, axis_name: str | None, copies: int = 1) -> tuple[Array, Array]:
+    """Mean and biased variance (c) of (b h w copies*c) over the batch of all devices of ``axis_name``."""
     wide = rows(x).astype(jnp.float32)
     mean, square = jnp.mean(wide, axis=pixels(wide)), jnp.mean(wide * wide, axis=pixels(wide))
+    return shared_moments(gathered(mean, copies) / copies, gathered(square, copies) / copies, axis_name)
+
+
+def shared_moments(mean: Array, square: Array, axis_name: str | None) -> tuple[Array, Array]:
+    """Mean and biased variance over all devices of ``axis_name``, from the means of x and of its square on each."""
     if axis_name is not None:
         mean, square = lax.pmean((mean, square), axis_name)
     return mean, jnp.maximum(square - mean * mean, 0.0)
 
 
 def _batch_norm_forward(
-    x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None
+    x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None, copies: int = 1
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
-    mean, var = moments(x, axis_name)
+    mean, var = moments(x, axis_name, copies)
     inverse = lax.rsqrt(var + epsilon)
     factor = scale * inverse
-    y = (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(x.dtype)
+    y = (x.astype(jnp.float32) * tiled(factor, copies) + tiled(bias - mean * factor, copies)).astype(x.dtype)
     return (y, mean, var), (x, mean, inverse, scale)
 
 
 def _batch_norm_backward(
-    epsilon: float, axis_name: str | None, saved: tuple[Array, ...], cotangents: tuple[Array, Array, Array]
+    epsilon: float,
+    axis_name: str | None,
+    copies: int,
+    saved: tuple[Array, ...],
+    cotangents: tuple[Array, Array, Array],
 ) -> tuple[Array, Array, Array]:
     x, mean, inverse, scale = saved
-    return norm_gradient(x, mean, inverse, scale, cotangents[0], axis_name)
+    return norm_gradient(x, mean, inverse, scale, cotangents[0], axis_name, copies)
 
 
 def norm_gradient(
-    x: Array, mean: Array, inverse: Array, scale: Array, g: Array, axis_name: str | None
+    x: Array, mean: Array, inverse: Array, scale: Array, g: Array, axis_name: str | None, copies: int = 1
 ) -> tuple[Array, Array, Array]:
-    """Gradients of x (b h w c), scale (c) and bias (c) of a batch norm, from the gradient ``g`` of its result."""
+    """Gradients of x (b h w copies*c), scale (c) and bias (c) of a batch norm, from the gradient ``g`` of its result."""
     g = stored(g)
     along, wide = rows(x).astype(jnp.float32), rows(g).astype(jnp.float32)
-    dbias = wide.sum(axis=pixels(wide))
-    dscale = ((wide * along).sum(axis=pixels(wide)) - mean * dbias) * inverse
+    dbias = gathered(wide.sum(axis=pixels(wide)), copies)
+    dscale = (gathered((wide * along).sum(axis=pixels(wide)), copies) - mean * dbias) * inverse
     # Gradients through the statistics are averaged over all devices; a parameter's gradient is this device's part.
     shared = (dbias, dscale) if axis_name is None else lax.pmean((dbias, dscale), axis_name)
-    along_mean, along_x = (v / (x.size // x.shape[-1]) for v in shared)
-    dx = (wide - along_mean - (along - mean) * (inverse * along_x)) * (scale * inverse)
+    along_mean, along_x = (v / (x.size // len(scale)) for v in shared)
+    slope, centre, gain, mean = (tiled(v, copies) for v in (inverse * along_x, along_mean, scale * inverse, mean))
+    dx = (wide - centre - (along - mean) * slope) * gain
     return dx.reshape(x.shape).astype(x.dtype), dscale, dbias
 
 
@@ -301,7 +322,8 @@ def _depthwise_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tu
         dk = jnp.sum(x.astype(jnp.float32) * g, axis=(0, 1, 2))
         return g * kernel[0, 0, 0], dk.astype(kernel.dtype).reshape(kernel.shape)
     if on_tpu():
-        return _depthwise_gradients(x, kernel, g, stride)
+        dx, dk = depthwise_gradients(x, kernel, g, stride)
+        return dx, dk.astype(kernel.dtype)
     g = stored(g)
     if stride == 1:
         dx, dk = same_size_gradients(x, kernel, g)
@@ -318,8 +340,6 @@ def _depthwise_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tu
 
 def same_size_gradients(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
     """Gradients of x and kernel of a depthwise convolution with stride 1, from the gradient ``g`` of its result."""
-    if on_tpu():
-        return _depthwise_gradients(x, kernel, g, 1)
     k = kernel.shape[0]
     padded = stored(jnp.pad(g, ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0))))
     dx = correlate(padded, kernel[::-1, ::-1], 1, (0, 0), (0, 0))
@@ -327,8 +347,8 @@ def same_size_gradients(x: Array, kernel: Array, g: Array) -> tuple[Array, Array
     return dx, _products_under_taps(padded, x, k, 1)[::-1, ::-1].astype(kernel.dtype)
 
 
-def _depthwise_gradients(x: Array, kernel: Array, g: Array, stride: int) -> tuple[Array, Array]:
-    """Gradients of x and kernel of ``depthwise_conv`` as two convolutions, the kernel's sums in float32."""
+def depthwise_gradients(x: Array, kernel: Array, g: Array, stride: int) -> tuple[Array, Array]:
+    """Gradients of x and, in float32, of the kernel of ``depthwise_conv``, as two convolutions."""
     k, c = kernel.shape[0], x.shape[-1]
     pad, sizes = k // 2, list(zip(x.shape[1:3], g.shape[1:3], strict=True))
     dx = lax.conv_general_dilated(
@@ -350,7 +370,7 @@ def _depthwise_gradients(x: Array, kernel: Array, g: Array, stride: int) -> tupl
         batch_group_count=c,
         preferred_element_type=jnp.float32,
     )
-    return dx, dk.astype(kernel.dtype)
+    return dx, dk
 
 
 def _products_under_taps(x: Array, g: Array, k: int, stride: int) -> Array:
