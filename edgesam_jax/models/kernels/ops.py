@@ -26,8 +26,13 @@ _platform = contextvars.ContextVar("platform", default="")
 
 
 def on_cpu() -> bool:
-    """Whether programs are compiled for the CPU: the only place that selects the form of an operation."""
+    """Whether programs are compiled for the CPU: with ``on_tpu`` the only place that selects the form of an operation."""
     return (_platform.get() or jax.default_backend()) == "cpu"
+
+
+def on_tpu() -> bool:
+    """Whether programs are compiled for a TPU, where XLA fuses whatever surrounds a product into it."""
+    return (_platform.get() or jax.default_backend()) == "tpu"
 
 
 @contextlib.contextmanager
