@@ -105,6 +105,7 @@ def _folded(model: SamConfig) -> Any:
 def _program(
     name: str, function: Callable[..., Any], arguments: tuple[Any, ...], parts: Parts, photos: int, advice: str
 ) -> Program:
-    with ops.traced_for("tpu"):
+    # As in ``plan.trace_step``: forms that only TPUs have do more products to move less data.
+    with ops.traced_for("gpu"):
         work = jaxpr_cost.work(jax.make_jaxpr(function)(*arguments))
     return Program(name, jax.jit(function), arguments, work, parts, photos, advice)

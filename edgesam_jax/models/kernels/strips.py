@@ -128,9 +128,7 @@ def convolve(x: Array, kernel: Array, stride: int, strips: int) -> tuple[Array, 
     return y, *from_neighbours(ops.correlate, _edges(x, kernel), kernel, stride, strips)
 
 
-def gradients(
-    x: Array, kernel: Array, g: Array, stride: int, strips: int
-) -> tuple[Array, tuple[Array, Array], Array]:
+def gradients(x: Array, kernel: Array, g: Array, stride: int, strips: int) -> tuple[Array, tuple[Array, Array], Array]:
     """Gradients of x, without and with what ``add_to_edges`` must add, and of kernel; see ``convolve``."""
     if strips == 1:
         dx, dk = ops.depthwise_gradients(x, kernel, g, stride)
