@@ -84,12 +84,15 @@ def reason_of(error: BaseException) -> str:
 def restore_numpy(folder: Path, where: Path) -> Any:
     """Restore a tree of any structure as numpy arrays, whichever devices it was saved from.
 
+    Processes of a job restore independently of one another.
+
     Raises:
       UsageError: the checkpoint is damaged; ``where`` names it.
     """
     ocp = orbax()
     try:
-        with quiet(), ocp.PyTreeCheckpointer() as checkpointer:
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone())
+        with quiet(), ocp.Checkpointer(handler, multiprocessing_options=alone()) as checkpointer:
             index = checkpointer.metadata(folder).item_metadata
             if index is None:
                 raise ValueError("its index cannot be read")

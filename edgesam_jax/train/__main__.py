@@ -100,15 +100,15 @@ def run(command: Command) -> int:
     if command.planned:
         print(dry_run.report(config, command.planned))
         return 0
-    # Imported here, so that a wrong flag is reported without waiting for JAX.
+    # Imported here, so that a wrong flag is reported without waiting for JAX; and everything before the processes
+    # connect: from then on they may be two minutes apart until they have their devices, and hosts that read packages
+    # from one shared disk import them at different speeds.
     from edgesam_jax.cli import compile_cache
-    from edgesam_jax.train import parallel
+    from edgesam_jax.train import parallel, study
+    from edgesam_jax.train.signals import StopSignal
 
     compile_cache.enable()
     parallel.start_processes(*command.job)
-    from edgesam_jax.train import study
-    from edgesam_jax.train.signals import StopSignal
-
     if command.replay is not None:
         from edgesam_jax.train.replay import replay
 

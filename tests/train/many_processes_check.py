@@ -1,6 +1,6 @@
 """Run by test_many_processes.py: a job of many processes, forked from one that has imported everything.
 
-python many_processes_check.py FOLDER PROCESSES: each process writes what it saw to FOLDER/INDEX.json.
+python many_processes_check.py FOLDER PROCESSES: each process writes what it saw to FOLDER/INDEX.json; FOLDER/model is a model.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ import jax
 import jax.experimental.multihost_utils
 import orbax.checkpoint  # noqa: F401
 
+from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.train import parallel
 
 
-def process(index: int, count: int, port: int) -> dict[str, Any]:
-    """Join the job, exchange numbers, and stop at a SIGTERM that all processes get at once."""
+def process(folder: Path, index: int, count: int, port: int) -> dict[str, Any]:
+    """Join the job, load a model in one process, exchange numbers, and stop at a SIGTERM that all get at once."""
     parallel.start_processes(f"localhost:{port}", count, index)
+    jax.local_devices()
+    if index == count - 1:  # it doesn't need the others for this
+        load_model(folder / "model")
     events: list[str] = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, *_, **__: events.append("compiled") if "backend_compile" in name else None
@@ -58,7 +62,7 @@ def main() -> int:
     for index in range(count):
         child = os.fork()
         if child == 0:
-            (folder / f"{index}.json").write_text(json.dumps(process(index, count, port)))
+            (folder / f"{index}.json").write_text(json.dumps(process(folder, index, count, port)))
             return 0
         children.append(child)
     return max(abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])) for child in children)

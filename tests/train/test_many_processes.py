@@ -13,11 +13,14 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from tiny import FAST_FLAGS, configured
+from paths import ROOT
+from tiny import CONV, FAST_FLAGS, configured
 
 from edgesam_jax.checkpoints.model import Model
+from edgesam_jax.checkpoints.save import save_model
 from edgesam_jax.config import ArmConfig
 from edgesam_jax.eval import heldout
+from edgesam_jax.models.init import init_variables
 from edgesam_jax.train import parallel, study
 from edgesam_jax.train.loop import Loop
 from edgesam_jax.train.workdir import RunResult
@@ -27,10 +30,11 @@ COUNT = 8
 
 
 def test_many_processes_exchange_numbers_and_stop_together(tmp_path):
+    save_model(tmp_path / "model", Model(CONV, init_variables(CONV)))
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "SLURM", "XLA_FLAGS"))}
     environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST_FLAGS, "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, SCRIPT, tmp_path, str(COUNT)], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, SCRIPT, tmp_path, str(COUNT)], env=environment, capture_output=True, text=True, timeout=150
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads((tmp_path / f"{index}.json").read_text()) for index in range(COUNT)]
@@ -40,6 +44,25 @@ def test_many_processes_exchange_numbers_and_stop_together(tmp_path):
         # A process that compiled later than the others would keep them waiting in the exchange, which has a time-out.
         assert seen["events"][-1] == "met gathering" and "compiled" in seen["events"], seen["events"]
     assert len({seen["stopped"] for seen in found}) == 1 and found[0]["stopped"] < 600
+
+
+def test_everything_is_imported_before_processes_connect():
+    code = """
+import sys
+from pathlib import Path
+from edgesam_jax.train import __main__ as train, parallel
+
+def connect(*job):
+    before = set(sys.modules)
+    from edgesam_jax.train import study, signals
+    print(job, sorted(set(sys.modules) - before))
+    sys.exit(7)
+
+parallel.start_processes = connect
+train.run(train.Command(train.Config(), Path("nowhere"), train.Job("localhost:1", 256, 3)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 7 and done.stdout == "('localhost:1', 256, 3) []\n", done.stdout + done.stderr
 
 
 def test_processes_may_start_half_an_hour_apart(monkeypatch, capsys):
