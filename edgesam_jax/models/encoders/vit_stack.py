@@ -1,0 +1,401 @@
+"""The blocks of a ViT in the form for accelerators, for ``Vit`` and ``PlainVit``.
+
+The form for CPUs is in those modules, and both read the same parameters.  This form differs in the order of its work:
+
+- One photo at a time: its activations then fit a TPU's vector memory (128 MiB from v5e on).
+- Tokens stay sorted by window from the first to the last block of a run of windowed blocks.  Cells outside the grid,
+  which fill up the windows at its lower and right edges, are no tokens: they are keys with the key and value of a zero.
+- Blocks of equal shape are one loop over their stacked weights, which XLA compiles once.
+- The sums that a layer norm needs are taken in the product that computes its input.
+
+Attention is in ``kernels/attention.py``; measurements are in docs/performance.md, "On a TPU".
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from edgesam_jax.models.kernels import attention
+from edgesam_jax.models.kernels.attention import Amplitudes, Waves, row_major
+from edgesam_jax.models.kernels.ops import gelu
+
+Grid = tuple[int, int]  # rows and columns of cells
+
+
+class Setting(NamedTuple):
+    """What the blocks have in common; ``logits_bytes`` bounds the logits that exist at once, in float32."""
+
+    grid: Grid
+    epsilon: float
+    logits_bytes: int
+
+
+# --------------------------------------------------------------------------------------------------------- weights
+
+
+class Affine(NamedTuple):
+    """A matrix and a vector that is added, or a norm's scale and bias."""
+
+    kernel: Array
+    bias: Array
+
+
+class Weights(NamedTuple):
+    """Weights of a block; those of several blocks have further axes in front.
+
+    Attributes:
+      qkv: (h 3 d c) and (h 3 d), by head.
+      proj: (h d, c) and (c).
+      positions: tables of relative positions along rows and columns, (2 size - 1, d) each, or none; in a block that
+        runs, the ``Amplitudes``: of both axes in one for windows, one for each axis otherwise.
+    """
+
+    norm1: Affine
+    qkv: Affine
+    proj: Affine
+    positions: tuple[Any, ...]
+    norm2: Affine
+    lin1: Affine
+    lin2: Affine
+
+
+def _weights(params: Mapping[str, Any], heads: int, dtype: Any) -> Weights:
+    """The weights of a block from its parameters, matrices in ``dtype``."""
+
+    def dense(p: Mapping[str, Any]) -> Affine:
+        return Affine(p["kernel"].astype(dtype), p["bias"])
+
+    attn, mlp = params["attn"], params["mlp"]
+    qkv = dense(attn["qkv"])
+    c = qkv.kernel.shape[0]
+    return Weights(
+        Affine(*(params["norm1"][name] for name in ("scale", "bias"))),
+        Affine(qkv.kernel.reshape(c, 3, heads, -1).transpose(2, 1, 3, 0), qkv.bias.reshape(3, heads, -1).swapaxes(0, 1)),
+        dense(attn["proj"]),
+        tuple(attn[name] for name in ("rel_pos_h", "rel_pos_w") if name in attn),
+        Affine(*(params["norm2"][name] for name in ("scale", "bias"))),
+        *(dense(mlp[first if first in mlp else second]) for first, second in (("lin1", "fc1"), ("lin2", "fc2"))),
+    )
+
+
+def _stacked(blocks: Sequence[Weights], shape: tuple[int, ...], window: int) -> Weights:
+    """The weights of equal blocks with axes ``shape`` in front, and the ``Amplitudes`` of their positions."""
+    out = jax.tree.map(lambda *leaves: jnp.stack(leaves).reshape(*shape, *leaves[0].shape), *blocks)
+    scale = out.qkv.kernel.shape[-2] ** -0.5
+    # A table for a single position adds the same to all logits.
+    tables = [table for table in out.positions if table.shape[-2] > 1]
+    positions = tuple(attention.amplitudes(table, scale) for table in tables)
+    if window and positions:
+        positions = (Amplitudes(*(jnp.concatenate(both, axis=-1) for both in zip(*positions, strict=True))),)
+    return out._replace(positions=positions)
+
+
+# --------------------------------------------------------------------------------------------------------- windows
+
+
+class Group(NamedTuple):
+    """Windows that are attended to together; each has ``slots`` rows: its cells in order, then unused ones.
+
+    Attributes:
+      boxes: (top, left, height, width) of each window.
+      keys: the first slots, which are attended to.
+      outside: (n 1 1 area) bool: keys outside the grid, of all keys of a complete window; None without any.  The slots
+        that are attended to come first.
+      wave: of positions in the window.
+    """
+
+    boxes: tuple[tuple[int, int, int, int], ...]
+    slots: int
+    keys: int
+    outside: np.ndarray | None
+    wave: Waves
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
+@functools.lru_cache(maxsize=32)
+def window_groups(grid: Grid, window: int, most: int) -> tuple[Group, ...]:
+    """The windows of a grid in groups of about equal size, at most ``most`` in a group of complete ones.
+
+    Incomplete windows, at the lower and right edges, are in a group of their own.
+    """
+    rows, columns = (
+        [(start, min(window, side - start)) for start in range(0, side, window)] for side in grid
+    )
+    boxes = [(top, left, height, width) for top, height in rows for left, width in columns]
+    complete = [box for box in boxes if box[2] == box[3] == window]
+    incomplete = [box for box in boxes if box not in complete]
+    number = -(-len(complete) // most)
+    parts = [complete[i * len(complete) // number : (i + 1) * len(complete) // number] for i in range(number)]
+    groups = [_group(part, window, window * window) for part in parts]
+    if incomplete:
+        largest = max(height * width for _, _, height, width in incomplete)
+        groups.append(_group(incomplete, window, min(window * window, _round_up(largest, attention.TILE_ROWS))))
+    return tuple(groups)
+
+
+def _group(boxes: Sequence[tuple[int, int, int, int]], window: int, keys: int) -> Group:
+    area, slots = window * window, _round_up(keys, attention.TILE_ROWS)
+    cells = np.arange(area).reshape(window, window)
+    inside = [cells[:height, :width].ravel() for _, _, height, width in boxes]
+    # A window's keys: its cells, then all other cells in any order.
+    order = np.stack([np.concatenate([own, np.setdiff1d(cells, own)]) for own in inside])
+    if (order == order[0]).all():
+        order = order[0]
+    else:
+        order = order[:, None]  # (n 1 keys), as the logits are (n h keys queries)
+    fill = [(0, 0)] * (order.ndim - 1) + [(0, max(0, slots - area))]
+    queries = np.pad(order, fill)[..., :slots]
+    axes = [
+        attention.waves(window, along, across)
+        for along, across in zip(np.divmod(queries, window), np.divmod(order, window), strict=True)
+    ]
+    wave = Waves(*(np.concatenate(both, axis=-2) for both in zip(*axes, strict=True)))
+    outside = np.arange(area) >= np.array([len(own) for own in inside])[:, None, None, None]
+    return Group(tuple(boxes), slots, keys, outside if outside.any() else None, wave)
+
+
+def into_windows(x: Array, groups: Sequence[Group], grid: Grid) -> list[Array]:
+    """Sort tokens (t c) by window: (n slots, c) for each group, zero in unused slots."""
+    c = x.shape[-1]
+    cells = x.reshape(*grid, c)
+
+    def cut(group: Group, top: int, left: int, height: int, width: int) -> Array:
+        own = cells[top : top + height, left : left + width].reshape(height * width, c)
+        return jnp.pad(own, ((0, group.slots - len(own)), (0, 0)))
+
+    return [jnp.concatenate([cut(group, *box) for box in group.boxes]) for group in groups]
+
+
+def from_windows(parts: Sequence[Array], groups: Sequence[Group]) -> Array:
+    """Invert ``into_windows``."""
+    bands: dict[int, dict[int, Array]] = {}
+    for x, group in zip(parts, groups, strict=True):
+        for n, (top, left, height, width) in enumerate(group.boxes):
+            first = n * group.slots
+            bands.setdefault(top, {})[left] = x[first : first + height * width].reshape(height, width, -1)
+    rows = [jnp.concatenate([band[left] for left in sorted(band)], axis=1) for _, band in sorted(bands.items())]
+    cells = jnp.concatenate(rows)
+    return cells.reshape(-1, cells.shape[-1])
+
+
+# ----------------------------------------------------------------------------------------------------------- block
+
+
+class Tokens(NamedTuple):
+    """Tokens ``x`` (t c), and the sums (t) over c of ``x`` and of its square, in float32."""
+
+    x: Array
+    total: Array
+    square: Array
+
+
+def tokens(x: Array) -> Tokens:
+    """``x`` with its sums, which XLA takes in the product that computes ``x``."""
+    x = row_major(x)
+    wide = x.astype(jnp.float32)
+    return Tokens(*lax.optimization_barrier((x, wide.sum(-1), (wide * wide).sum(-1))))
+
+
+def normalise(t: Tokens, norm: Affine, epsilon: float) -> Array:
+    """Layer norm.
+
+    The variance is E[x^2] - E[x]^2 in float32, with a relative error of some 1e-7 (mean / deviation)^2.  In a ViT's
+    residual stream a token's mean is smaller than its deviation.
+    """
+    c = t.x.shape[-1]
+    mean = t.total / c
+    inverse = lax.rsqrt(jnp.maximum(t.square / c - mean * mean, 0.0) + epsilon)
+    centred = (t.x.astype(jnp.float32) - mean[:, None]) * inverse[:, None]
+    return (centred * norm.kernel + norm.bias).astype(t.x.dtype)
+
+
+def _project(x: Array, affine: Affine) -> Array:
+    """``x`` (... c) times a matrix, plus a vector, in float32."""
+    return jnp.matmul(x, affine.kernel, preferred_element_type=jnp.float32) + affine.bias
+
+
+def _queries_keys_values(y: Array, qkv: Affine) -> Array:
+    """(... t c) to (... h 3 d t); queries are scaled."""
+    scale = np.array([qkv.kernel.shape[-2] ** -0.5, 1, 1], np.float32)[:, None, None]
+    out = jnp.einsum("hsdc,...tc->...hsdt", qkv.kernel, y, preferred_element_type=jnp.float32)
+    return row_major(lax.optimization_barrier(((out + qkv.bias[..., None]) * scale).astype(y.dtype)))
+
+
+def _merge_heads(o: Array, proj: Affine) -> Array:
+    """(... h d t) to (... t c), in float32, without the bias."""
+    rows = o.reshape(*o.shape[:-3], -1, o.shape[-1])
+    return jnp.einsum("...kt,kc->...tc", rows, proj.kernel, preferred_element_type=jnp.float32)
+
+
+def _attend_in_windows(x: Array, y: Array, w: Weights, group: Group) -> Array:
+    """``x`` plus the attention of its normalised tokens ``y`` (n slots, c) within windows, in float32."""
+    dtype, wave = y.dtype, group.wave
+    qkv = _queries_keys_values(y.reshape(len(group.boxes), group.slots, -1), w.qkv)
+    q, k, v = (qkv[:, :, i, :, :size] for i, size in enumerate((group.slots, group.keys, group.keys)))
+    if group.outside is not None:
+        # Cells outside the grid are zeros after the norm, as in the training of the published weights.
+        pads = ((0, 0), (0, 0), (0, 0), (0, group.outside.shape[-1] - group.keys))
+        bias = w.qkv.bias.astype(dtype)[..., None]
+        k, v = (jnp.where(group.outside, bias[:, i], jnp.pad(z, pads)) for i, z in ((1, k), (2, v)))
+
+    @jax.checkpoint
+    def attend(q: Array, k: Array, v: Array, positions: tuple[Amplitudes, ...]) -> Array:
+        logits = attention.products(k, q)
+        for amplitude in positions:
+            turned = attention.turn(q, amplitude, wave)
+            logits = lax.optimization_barrier(logits) + attention.products(wave.keys.astype(dtype), turned)
+        return attention.softmax_mix(logits, v)
+
+    o = lax.optimization_barrier(attend(q, k, v, w.positions))
+    # In this order XLA adds to the product and sums for the next norm in one pass.
+    return x + (_merge_heads(o, w.proj).reshape(x.shape) + w.proj.bias)
+
+
+def _attend_globally(x: Array, y: Array, w: Weights, setting: Setting) -> Array:
+    """``x`` plus the attention of all its normalised tokens ``y`` (t c) to each other, in float32; head by head."""
+    (rows, columns), t, dtype = setting.grid, len(y), y.dtype
+    step = _largest_divisor(t, setting.logits_bytes // (4 * t))
+    places = np.divmod(np.arange(t), columns)
+
+    @jax.checkpoint
+    def attend(q: Array, k: Array, v: Array, biases: Sequence[Array]) -> Array:
+        logits = attention.products(k, q)
+        if biases:
+            by_row, by_column = biases
+            logits = (logits.reshape(rows, columns, -1) + by_row[:, None] + by_column).reshape(logits.shape)
+        return attention.softmax_mix(logits, v)
+
+    def head(qkv: Array) -> Array:
+        q, k, v = qkv
+        parts = []
+        for first in range(0, t, step):
+            part = slice(first, first + step)
+            biases = []
+            for amplitude, along, size in zip(w.positions, places, setting.grid, strict=False):
+                wave = attention.waves(size, along[part], np.arange(size))
+                turned = attention.turn(q[:, part], amplitude, wave)
+                biases.append(lax.optimization_barrier(attention.products(wave.keys.astype(dtype), turned)))
+            parts.append(attend(q[:, part], k, v, biases))
+        return jnp.concatenate(parts, axis=-1)
+
+    return x + (_merge_heads(lax.map(head, _queries_keys_values(y, w.qkv)), w.proj) + w.proj.bias)
+
+
+def _block(t: Tokens, w: Weights, setting: Setting, attend: Callable[[Array, Array, Weights], Array]) -> Tokens:
+    """Pre-norm transformer block; ``attend`` adds the attention of normalised tokens to tokens."""
+    dtype = t.x.dtype
+    with jax.named_scope("attn"):
+        t = tokens(attend(t.x, normalise(t, w.norm1, setting.epsilon), w).astype(dtype))
+    with jax.named_scope("mlp"):
+        hidden = gelu(_project(normalise(t, w.norm2, setting.epsilon), w.lin1).astype(dtype))
+        # Without the barrier the GELU is an operand of the second product, computed again for each of its tiles.
+        return tokens((t.x + _project(lax.optimization_barrier(hidden), w.lin2)).astype(dtype))
+
+
+def _windowed_block(parts: list[Tokens], w: Weights, setting: Setting, groups: Sequence[Group]) -> list[Tokens]:
+    out = []
+    for t, group in zip(parts, groups, strict=True):
+        out.append(_block(t, w, setting, functools.partial(_attend_in_windows, group=group)))
+    return out
+
+
+def _global_block(t: Tokens, w: Weights, setting: Setting) -> Tokens:
+    return _block(t, w, setting, functools.partial(_attend_globally, setting=setting))
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return next(d for d in range(max(1, min(number, limit)), 0, -1) if number % d == 0)
+
+
+# ----------------------------------------------------------------------------------------------------------- stack
+
+
+class Run(NamedTuple):
+    """Consecutive blocks with equal windows; ``window`` 0 attends over the entire grid."""
+
+    window: int
+    count: int
+
+
+def _runs(windows: Sequence[int]) -> tuple[list[Run], int]:
+    """The runs of a stack and how often they repeat: the shortest sequence of runs whose repetition is the stack."""
+    runs = [Run(window, len(list(same))) for window, same in groupby(windows)]
+    for period in range(1, len(runs) + 1):
+        times = len(runs) // period
+        if runs == runs[:period] * times:
+            return runs[:period], times
+    raise AssertionError("a sequence repeats itself once")
+
+
+def apply_blocks(
+    params: Sequence[Mapping[str, Any]],
+    x: Array,
+    windows: Sequence[int],
+    heads: int,
+    epsilon: float,
+    logits_bytes: int,
+    remat: bool = False,
+) -> Array:
+    """Apply a ViT's blocks to tokens (b rows columns c).
+
+    Args:
+      params: of each block, as ``vit.Block`` and ``plain_vit.Block`` name them.
+      windows: of each block the side of its windows, 0 for global attention.
+      logits_bytes: limit for the logits of global attention that exist at once, in float32; at least one query's.
+      remat: recompute each block in the backward pass.
+    """
+    b, rows, columns, c = x.shape
+    setting = Setting((rows, columns), epsilon, logits_bytes)
+    runs, times = _runs(windows)
+    blocks = [_weights(p, heads, x.dtype) for p in params]
+    period = len(blocks) // times
+    stacks, first = [], 0
+    for run in runs:
+        own = [blocks[repeat * period + first + i] for repeat in range(times) for i in range(run.count)]
+        stacks.append(_stacked(own, (times, run.count), run.window))
+        first += run.count
+
+    def photo(x: Array, stacks: Sequence[Weights]) -> Array:
+        for run, weights in zip(runs, stacks, strict=True):
+            x = _apply_run(x, run, weights, setting, heads, remat)
+        return x
+
+    def repeat(x: Array, stacks: Sequence[Weights]) -> tuple[Array, None]:
+        one = functools.partial(photo, stacks=stacks)
+        return (one(x[0])[None] if b == 1 else lax.map(one, x)), None
+
+    x = x.reshape(b, rows * columns, c)
+    if times == 1:
+        x, _ = repeat(x, jax.tree.map(lambda leaf: leaf[0], stacks))
+    else:
+        x, _ = lax.scan(repeat, x, stacks)
+    return x.reshape(b, rows, columns, c)
+
+
+def _apply_run(x: Array, run: Run, weights: Weights, setting: Setting, heads: int, remat: bool) -> Array:
+    """Apply equal blocks, whose weights are stacked, to the tokens (t c) of a photo."""
+    block: Callable[..., Any]
+    if run.window:
+        area = run.window * run.window
+        groups = window_groups(setting.grid, run.window, max(1, setting.logits_bytes // (4 * heads * area * area)))
+        state: Any = [tokens(part) for part in into_windows(x, groups, setting.grid)]
+        block = functools.partial(_windowed_block, setting=setting, groups=groups)
+    else:
+        state, block = tokens(x), functools.partial(_global_block, setting=setting)
+    block = jax.checkpoint(block) if remat else block
+    if run.count == 1:
+        state = block(state, jax.tree.map(lambda leaf: leaf[0], weights))
+    else:
+        state, _ = lax.scan(lambda state, w: (block(state, w), None), state, weights)
+    return from_windows([part.x for part in state], groups) if run.window else state.x
