@@ -48,18 +48,33 @@ class Affine(NamedTuple):
     bias: Array
 
 
+class Normed(NamedTuple):
+    """A layer norm and the matrix and vector after it, for a product with tokens that are not normalised.
+
+    Attributes:
+      kernel: the matrix (... c) times the norm's scale.
+      sums: (...) over c of the kernel, in float32.
+      bias: (...): the vector, plus the matrix times the norm's bias.
+      outside: (...): the vector alone, which is the result for a token that is zero after the norm.
+    """
+
+    kernel: Array
+    sums: Array
+    bias: Array
+    outside: Array
+
+
 class Weights(NamedTuple):
     """Weights of a block; those of several blocks have further axes in front.
 
     Attributes:
-      qkv: (h 3 d c) and (h 3 d), by head.
+      qkv: of scaled queries, keys and values, (3 h d c) and (3 h d), with the norm before them.
       proj: (h d, c) and (c).
       positions: tables of relative positions along rows and columns, (2 size - 1, d) each, or none; in a block that
         runs, the ``Amplitudes``: of both axes in one for windows, one for each axis otherwise.
     """
 
-    norm1: Affine
-    qkv: Affine
+    qkv: Normed
     proj: Affine
     positions: tuple[Any, ...]
     norm2: Affine
@@ -73,12 +88,15 @@ def _weights(params: Mapping[str, Any], heads: int, dtype: Any) -> Weights:
     def dense(p: Mapping[str, Any]) -> Affine:
         return Affine(p["kernel"].astype(dtype), p["bias"])
 
-    attn, mlp = params["attn"], params["mlp"]
-    qkv = dense(attn["qkv"])
-    c = qkv.kernel.shape[0]
+    attn, mlp, norm = params["attn"], params["mlp"], params["norm1"]
+    bias = attn["qkv"]["bias"].reshape(3, heads, -1)
+    scale = np.array([bias.shape[-1] ** -0.5, 1, 1], np.float32)[:, None, None]
+    kernel = attn["qkv"]["kernel"].T.reshape(*bias.shape, -1) * scale[..., None]
+    bias = bias * scale
+    shift = jnp.matmul(kernel, norm["bias"], precision="highest")
+    kernel = (kernel * norm["scale"]).astype(dtype)
     return Weights(
-        Affine(*(params["norm1"][name] for name in ("scale", "bias"))),
-        Affine(qkv.kernel.reshape(c, 3, heads, -1).transpose(2, 1, 3, 0), qkv.bias.reshape(3, heads, -1).swapaxes(0, 1)),
+        Normed(kernel, kernel.astype(jnp.float32).sum(-1), bias + shift, bias),
         dense(attn["proj"]),
         tuple(attn[name] for name in ("rel_pos_h", "rel_pos_w") if name in attn),
         Affine(*(params["norm2"][name] for name in ("scale", "bias"))),
@@ -86,9 +104,9 @@ def _weights(params: Mapping[str, Any], heads: int, dtype: Any) -> Weights:
     )
 
 
-def _stacked(blocks: Sequence[Weights], shape: tuple[int, ...], window: int) -> Weights:
-    """The weights of equal blocks with axes ``shape`` in front, and the ``Amplitudes`` of their positions."""
-    out = jax.tree.map(lambda *leaves: jnp.stack(leaves).reshape(*shape, *leaves[0].shape), *blocks)
+def _stacked(blocks: Sequence[Weights], window: int) -> Weights:
+    """The weights of equal blocks with an axis in front, and the ``Amplitudes`` of their positions."""
+    out = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
     scale = out.qkv.kernel.shape[-2] ** -0.5
     # A table for a single position adds the same to all logits.
     tables = [table for table in out.positions if table.shape[-2] > 1]
@@ -129,9 +147,7 @@ def window_groups(grid: Grid, window: int, most: int) -> tuple[Group, ...]:
 
     Incomplete windows, at the lower and right edges, are in a group of their own.
     """
-    rows, columns = (
-        [(start, min(window, side - start)) for start in range(0, side, window)] for side in grid
-    )
+    rows, columns = ([(start, min(window, side - start)) for start in range(0, side, window)] for side in grid)
     boxes = [(top, left, height, width) for top, height in rows for left, width in columns]
     complete = [box for box in boxes if box[2] == box[3] == window]
     incomplete = [box for box in boxes if box not in complete]
@@ -207,17 +223,20 @@ def tokens(x: Array) -> Tokens:
     return Tokens(*lax.optimization_barrier((x, wide.sum(-1), (wide * wide).sum(-1))))
 
 
-def normalise(t: Tokens, norm: Affine, epsilon: float) -> Array:
-    """Layer norm.
+def _moments(t: Tokens, epsilon: float) -> tuple[Array, Array]:
+    """Mean and inverse standard deviation of each token (t).
 
     The variance is E[x^2] - E[x]^2 in float32, with a relative error of some 1e-7 (mean / deviation)^2.  In a ViT's
     residual stream a token's mean is smaller than its deviation.
     """
-    c = t.x.shape[-1]
-    mean = t.total / c
-    inverse = lax.rsqrt(jnp.maximum(t.square / c - mean * mean, 0.0) + epsilon)
-    centred = (t.x.astype(jnp.float32) - mean[:, None]) * inverse[:, None]
-    return (centred * norm.kernel + norm.bias).astype(t.x.dtype)
+    mean = t.total / t.x.shape[-1]
+    return mean, lax.rsqrt(jnp.maximum(t.square / t.x.shape[-1] - mean * mean, 0.0) + epsilon)
+
+
+def normalise(t: Tokens, norm: Affine, epsilon: float) -> Array:
+    """Layer norm."""
+    mean, inverse = (x[:, None] for x in _moments(t, epsilon))
+    return ((t.x.astype(jnp.float32) - mean) * inverse * norm.kernel + norm.bias).astype(t.x.dtype)
 
 
 def _project(x: Array, affine: Affine) -> Array:
@@ -225,11 +244,19 @@ def _project(x: Array, affine: Affine) -> Array:
     return jnp.matmul(x, affine.kernel, preferred_element_type=jnp.float32) + affine.bias
 
 
-def _queries_keys_values(y: Array, qkv: Affine) -> Array:
-    """(... t c) to (... h 3 d t); queries are scaled."""
-    scale = np.array([qkv.kernel.shape[-2] ** -0.5, 1, 1], np.float32)[:, None, None]
-    out = jnp.einsum("hsdc,...tc->...hsdt", qkv.kernel, y, preferred_element_type=jnp.float32)
-    return row_major(lax.optimization_barrier(((out + qkv.bias[..., None]) * scale).astype(y.dtype)))
+def _heads(t: Tokens, qkv: Normed, epsilon: float, windows: int = 0) -> Array:
+    """Queries, keys and values (h s d t) of all tokens, or (n h s d slots) of those of ``windows`` windows.
+
+    ``qkv`` is (s h d c).
+    """
+    x, (mean, inverse) = t.x, _moments(t, epsilon)
+    if windows:
+        x, mean, inverse = x.reshape(windows, -1, x.shape[-1]), mean.reshape(windows, -1), inverse.reshape(windows, -1)
+        mean, inverse = (v[:, None, None, None] for v in (mean, inverse))
+    product = jnp.einsum("shdc,...tc->...hsdt", qkv.kernel, x, preferred_element_type=jnp.float32)
+    sums, bias = (v.swapaxes(0, 1)[..., None] for v in (qkv.sums, qkv.bias))
+    out = (product - sums * mean) * inverse + bias
+    return row_major(lax.optimization_barrier(out.astype(x.dtype)))
 
 
 def _merge_heads(o: Array, proj: Affine) -> Array:
@@ -238,16 +265,22 @@ def _merge_heads(o: Array, proj: Affine) -> Array:
     return jnp.einsum("...kt,kc->...tc", rows, proj.kernel, preferred_element_type=jnp.float32)
 
 
-def _attend_in_windows(x: Array, y: Array, w: Weights, group: Group) -> Array:
-    """``x`` plus the attention of its normalised tokens ``y`` (n slots, c) within windows, in float32."""
-    dtype, wave = y.dtype, group.wave
-    qkv = _queries_keys_values(y.reshape(len(group.boxes), group.slots, -1), w.qkv)
-    q, k, v = (qkv[:, :, i, :, :size] for i, size in enumerate((group.slots, group.keys, group.keys)))
+def _attend_in_windows(t: Tokens, w: Weights, setting: Setting, group: Group) -> Array:
+    """Tokens (n slots, c) plus their attention within windows, in float32."""
+    dtype, wave, n = t.x.dtype, group.wave, len(group.boxes)
+    import os
+
+    if group.outside is None or os.environ.get("F0"):
+        qkv = _heads(t, w.qkv, setting.epsilon, n)
+        parts = [qkv[:, :, i] for i in range(3)]
+    else:
+        parts = [_heads(t, jax.tree.map(lambda v: v[i : i + 1], w.qkv), setting.epsilon, n)[:, :, 0] for i in range(3)]
+    q, k, v = (part[..., :size] for part, size in zip(parts, (group.slots, group.keys, group.keys), strict=True))
     if group.outside is not None:
         # Cells outside the grid are zeros after the norm, as in the training of the published weights.
         pads = ((0, 0), (0, 0), (0, 0), (0, group.outside.shape[-1] - group.keys))
-        bias = w.qkv.bias.astype(dtype)[..., None]
-        k, v = (jnp.where(group.outside, bias[:, i], jnp.pad(z, pads)) for i, z in ((1, k), (2, v)))
+        outside = w.qkv.outside.astype(dtype)[..., None]
+        k, v = (jnp.where(group.outside, outside[i], jnp.pad(z, pads)) for i, z in ((1, k), (2, v)))
 
     @jax.checkpoint
     def attend(q: Array, k: Array, v: Array, positions: tuple[Amplitudes, ...]) -> Array:
@@ -259,14 +292,14 @@ def _attend_in_windows(x: Array, y: Array, w: Weights, group: Group) -> Array:
 
     o = lax.optimization_barrier(attend(q, k, v, w.positions))
     # In this order XLA adds to the product and sums for the next norm in one pass.
-    return x + (_merge_heads(o, w.proj).reshape(x.shape) + w.proj.bias)
+    return t.x + (_merge_heads(o, w.proj).reshape(t.x.shape) + w.proj.bias)
 
 
-def _attend_globally(x: Array, y: Array, w: Weights, setting: Setting) -> Array:
-    """``x`` plus the attention of all its normalised tokens ``y`` (t c) to each other, in float32; head by head."""
-    (rows, columns), t, dtype = setting.grid, len(y), y.dtype
-    step = _largest_divisor(t, setting.logits_bytes // (4 * t))
-    places = np.divmod(np.arange(t), columns)
+def _attend_globally(t: Tokens, w: Weights, setting: Setting) -> Array:
+    """Tokens (t c) plus their attention to each other, in float32; head by head."""
+    (rows, columns), number, dtype = setting.grid, len(t.x), t.x.dtype
+    step = _largest_divisor(number, setting.logits_bytes // (4 * number))
+    places = np.divmod(np.arange(number), columns)
 
     @jax.checkpoint
     def attend(q: Array, k: Array, v: Array, biases: Sequence[Array]) -> Array:
@@ -279,7 +312,7 @@ def _attend_globally(x: Array, y: Array, w: Weights, setting: Setting) -> Array:
     def head(qkv: Array) -> Array:
         q, k, v = qkv
         parts = []
-        for first in range(0, t, step):
+        for first in range(0, number, step):
             part = slice(first, first + step)
             biases = []
             for amplitude, along, size in zip(w.positions, places, setting.grid, strict=False):
@@ -289,14 +322,14 @@ def _attend_globally(x: Array, y: Array, w: Weights, setting: Setting) -> Array:
             parts.append(attend(q[:, part], k, v, biases))
         return jnp.concatenate(parts, axis=-1)
 
-    return x + (_merge_heads(lax.map(head, _queries_keys_values(y, w.qkv)), w.proj) + w.proj.bias)
+    return t.x + (_merge_heads(lax.map(head, _heads(t, w.qkv, setting.epsilon)), w.proj) + w.proj.bias)
 
 
-def _block(t: Tokens, w: Weights, setting: Setting, attend: Callable[[Array, Array, Weights], Array]) -> Tokens:
-    """Pre-norm transformer block; ``attend`` adds the attention of normalised tokens to tokens."""
+def _block(t: Tokens, w: Weights, setting: Setting, attend: Callable[[Tokens, Weights, Setting], Array]) -> Tokens:
+    """Pre-norm transformer block; ``attend`` adds to tokens their attention."""
     dtype = t.x.dtype
     with jax.named_scope("attn"):
-        t = tokens(attend(t.x, normalise(t, w.norm1, setting.epsilon), w).astype(dtype))
+        t = tokens(attend(t, w, setting).astype(dtype))
     with jax.named_scope("mlp"):
         hidden = gelu(_project(normalise(t, w.norm2, setting.epsilon), w.lin1).astype(dtype))
         # Without the barrier the GELU is an operand of the second product, computed again for each of its tiles.
@@ -311,7 +344,7 @@ def _windowed_block(parts: list[Tokens], w: Weights, setting: Setting, groups: S
 
 
 def _global_block(t: Tokens, w: Weights, setting: Setting) -> Tokens:
-    return _block(t, w, setting, functools.partial(_attend_globally, setting=setting))
+    return _block(t, w, setting, _attend_globally)
 
 
 def _largest_divisor(number: int, limit: int) -> int:
@@ -363,28 +396,48 @@ def apply_blocks(
     stacks, first = [], 0
     for run in runs:
         own = [blocks[repeat * period + first + i] for repeat in range(times) for i in range(run.count)]
-        stacks.append(_stacked(own, (times, run.count), run.window))
+        stacks.append(_stacked(own, run.window))
         first += run.count
 
-    def photo(x: Array, stacks: Sequence[Weights]) -> Array:
-        for run, weights in zip(runs, stacks, strict=True):
-            x = _apply_run(x, run, weights, setting, heads, remat)
+    def photo(x: Array, pick: Callable[[int, Any], Weights], keys: Sequence[Any]) -> Array:
+        for number, run in enumerate(runs):
+            x = _apply_run(x, run, functools.partial(pick, number), keys[number], setting, heads, remat)
         return x
 
-    def repeat(x: Array, stacks: Sequence[Weights]) -> tuple[Array, None]:
-        one = functools.partial(photo, stacks=stacks)
-        return (one(x[0])[None] if b == 1 else lax.map(one, x)), None
+    # Weights are taken from the stacks by their index, which XLA does within the products.
+    def infer(x: Array, stacks: Sequence[Weights]) -> Array:
+        def pick(number: int, index: Array) -> Weights:
+            return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False), stacks[number])
 
-    x = x.reshape(b, rows * columns, c)
-    if times == 1:
-        x, _ = repeat(x, jax.tree.map(lambda leaf: leaf[0], stacks))
-    else:
-        x, _ = lax.scan(repeat, x, stacks)
-    return x.reshape(b, rows, columns, c)
+        def repeat(x: Array, t: Array) -> tuple[Array, None]:
+            return photo(x, pick, [t * run.count + jnp.arange(run.count) for run in runs]), None
+
+        return _map(lambda x: lax.scan(repeat, x, jnp.arange(times))[0], x)
+
+    # The gradient of an index would be as large as the stack.  Here the weights are what the loops run over.
+    def train(x: Array, stacks: Sequence[Weights]) -> Array:
+        def repeat(x: Array, stacks: Sequence[Weights]) -> tuple[Array, None]:
+            return _map(lambda x: photo(x, lambda _, weights: weights, stacks), x), None
+
+        by_run = [
+            jax.tree.map(lambda leaf, n=run.count: leaf.reshape(times, n, *leaf.shape[1:]), stack)
+            for run, stack in zip(runs, stacks, strict=True)
+        ]
+        return lax.scan(repeat, x, by_run)[0]
+
+    apply = jax.custom_vjp(infer)
+    apply.defvjp(functools.partial(jax.vjp, train), lambda pullback, g: pullback(g))
+    return apply(x.reshape(b, rows * columns, c), stacks).reshape(b, rows, columns, c)
 
 
-def _apply_run(x: Array, run: Run, weights: Weights, setting: Setting, heads: int, remat: bool) -> Array:
-    """Apply equal blocks, whose weights are stacked, to the tokens (t c) of a photo."""
+def _map(function: Callable[[Array], Array], x: Array) -> Array:
+    return function(x[0])[None] if len(x) == 1 else lax.map(function, x)
+
+
+def _apply_run(
+    x: Array, run: Run, pick: Callable[[Any], Weights], keys: Any, setting: Setting, heads: int, remat: bool
+) -> Array:
+    """Apply equal blocks to the tokens (t c) of a photo; ``pick`` gives a block's weights for one of the ``keys``."""
     block: Callable[..., Any]
     if run.window:
         area = run.window * run.window
@@ -394,8 +447,5 @@ def _apply_run(x: Array, run: Run, weights: Weights, setting: Setting, heads: in
     else:
         state, block = tokens(x), functools.partial(_global_block, setting=setting)
     block = jax.checkpoint(block) if remat else block
-    if run.count == 1:
-        state = block(state, jax.tree.map(lambda leaf: leaf[0], weights))
-    else:
-        state, _ = lax.scan(lambda state, w: (block(state, w), None), state, weights)
+    state, _ = lax.scan(lambda state, key: (block(state, pick(key)), None), state, keys)
     return from_windows([part.x for part in state], groups) if run.window else state.x

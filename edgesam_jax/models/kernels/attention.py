@@ -122,8 +122,8 @@ def softmax_mix(logits: Array, v: Array) -> Array:
     if v.shape[-1] >= MANY_KEYS:
         mixed = lax.optimization_barrier(_mix(jnp.concatenate([v, ones], axis=-2), logits, largest))
         d = v.shape[-2]
-        return (mixed[..., :d, :] * (1 / mixed[..., d : d + 1, :])).astype(v.dtype)
+        return (mixed[..., :d, :] / mixed[..., d : d + 1, :]).astype(v.dtype)
     # With few keys, computing the exponentials twice is cheaper than a pass that only divides.
     total = _mix(ones, logits, largest)[..., :1, :]
     logits, largest, total = lax.optimization_barrier((logits, largest, total))
-    return (_mix(v, logits, largest) * (1 / total)).astype(v.dtype)
+    return (_mix(v, logits, largest) / total).astype(v.dtype)
