@@ -56,7 +56,7 @@ from edgesam_jax.config import (
 from edgesam_jax.reporting.tables import aligned_table
 
 ROOT = Path(__file__).parents[1]
-BATCH = 32
+BATCH, STEPS, SAVE_EVERY = 32, 6, 3
 TEACHER = SamConfig(
     encoder=ConvEncoderConfig(widths=(8, 8, 8, 8), depths=(0, 0, 0, 0)),
     decoder=DecoderConfig(depth=1, heads=2, mlp_dim=16),
@@ -78,7 +78,7 @@ def config(output: Path, overrides: Sequence[str]) -> Config:
         data=DataConfig(batch_size=BATCH, max_prompts=3),
         distill=DistillConfig(mode="encoder_only"),
         optim=OptimConfig(learning_rate=1e-2, eps=1e-1, schedule="constant", clip_norm=5.0),
-        train=TrainConfig(steps=6, log_every=1, picture_every=0, checkpoint_every=3, devices=1),
+        train=TrainConfig(steps=STEPS, log_every=1, picture_every=0, checkpoint_every=SAVE_EVERY, devices=1),
         eval=EvalConfig(images=0),
     )  # fmt: skip
     return apply_overrides(base, overrides)
@@ -347,7 +347,7 @@ def kill_and_resume(output: Path, killed: int, resumed: int, timeout: float) -> 
 
     def after_a_checkpoint(running: list[Any]) -> None:
         metrics, until = folder / "run" / "metrics.jsonl", time.time() + timeout
-        while max((row["step"] for row in read_metrics(metrics)), default=0) < 8 and time.time() < until:
+        while max((row["step"] for row in read_metrics(metrics)), default=0) <= SAVE_EVERY and time.time() < until:
             if any(process.poll() is not None for process in running):
                 return
             time.sleep(0.02)

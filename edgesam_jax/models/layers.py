@@ -81,18 +81,19 @@ class Conv(nn.Module):
         shape = (k, k, 1 if self.depthwise else c, self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
         x = x.astype(self.dtype)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            bias = ops.tiled(bias, self.strips)
         if self.depthwise and self.strips > 1:
-            y = strips.depthwise_conv(x, kernel, self.stride, self.strips)
-        elif self.depthwise:
+            return strips.depthwise_conv(x, kernel, bias, self.stride, self.strips)
+        if self.depthwise:
             y = ops.depthwise_conv(x, kernel, self.stride)
         elif k == 1 and self.stride == 1:
             y = ops.pointwise(x, strips.widen(kernel[0, 0], self.strips))
         else:
             y = ops.conv(x, kernel, self.stride)
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-            y = y + ops.tiled(bias, self.strips)
-        return y
+        return y if bias is None else y + bias
 
 
 NORM_EPSILON = 1e-5
@@ -181,10 +182,11 @@ class SqueezeExcite(nn.Module):
     strips: int = 1
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, mean: Array | None = None) -> Array:
+        """Gate x (b h w c); ``mean`` (b 1 1 c) over its pixels, if it is known."""
         c = x.shape[-1] // self.strips
         hidden = max(8, (c // 4 + 4) // 8 * 8)  # nearest multiple of 8 to c / 4
-        gate = ops.gathered(x.mean(axis=(1, 2), keepdims=True), self.strips) / self.strips
+        gate = ops.gathered(x.mean(axis=(1, 2), keepdims=True), self.strips) / self.strips if mean is None else mean
         gate = Conv(hidden, use_bias=True, dtype=self.dtype, name="fc1")(gate)
         gate = Conv(c, use_bias=True, dtype=self.dtype, name="fc2")(jax.nn.relu(gate))
         return x * ops.tiled(jax.nn.sigmoid(gate), self.strips)

@@ -1,6 +1,7 @@
 """Run by test_many_processes.py: a job of many processes, forked from one that has imported everything.
 
-python many_processes_check.py FOLDER PROCESSES: each process writes what it saw to FOLDER/INDEX.json; FOLDER/model is a model.
+python many_processes_check.py FOLDER PROCESSES: each process writes what it saw to FOLDER/INDEX.json.  FOLDER/model is
+a model.
 """
 
 from __future__ import annotations

@@ -240,13 +240,13 @@ class Upscaling(NamedTuple):
 
 
 def upscaled_masks(image: Image, parameters: Upscaling, query: Array, epsilon: float) -> tuple[Array, Array]:
-    """Mask logits (n m 16 s), by pixel of a cell, of the queries (n m e), and the upscaled image (n 4 4 e s).
+    """Mask logits (n m 16 s), by pixel of a cell, of the queries (n m e), and the upscaled image (n 16 e s).
 
     gelu(convolution(gelu(norm(convolution of the image)))), times the queries.  ``place`` puts the pixels of cells into
     rows and columns.
     """
     logits, upscaled = _upscaled(image.value, lax.stop_gradient(image.parts), parameters, query, epsilon)
-    return logits.reshape(*query.shape[:2], 16, -1), upscaled
+    return logits.reshape(*query.shape[:2], 16, -1), upscaled.reshape(len(query), 16, query.shape[-1], -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -255,7 +255,7 @@ def _upscaled(
 ) -> tuple[Array, Array]:
     narrow = query.dtype
     normed, _, _ = _first(value, parts, parameters, narrow, epsilon)
-    upscaled = _split(ops.gelu(_second(ops.gelu(normed).astype(narrow), parameters)).astype(narrow))
+    upscaled = ops.gelu(_second(ops.gelu(normed).astype(narrow), parameters)).astype(narrow)
     return _logits(query, upscaled), upscaled
 
 
@@ -278,13 +278,17 @@ def _second(hidden: Array, parameters: Upscaling) -> Array:
     return _product("df,nkds->nkfs", kernel, hidden) + jnp.tile(parameters.second_bias, 4)[:, None]
 
 
-def _split(x: Array) -> Array:
-    """(n 4 4*e s) -> (n 4 4 e s); not before everything else is computed: XLA doesn't fuse beyond it."""
-    return x.reshape(*x.shape[:2], 4, -1, x.shape[-1])
-
-
 def _logits(query: Array, upscaled: Array) -> Array:
-    return _product("nme,nkles->nmkls", query, upscaled).astype(query.dtype)
+    """Products (n m 4 4 s) of the queries with the upscaled image (n 4 4*e s)."""
+    n, m, _ = query.shape
+    logits = _product("nrf,nkfs->nkrs", _for_each_pixel(query), upscaled).astype(query.dtype)
+    return logits.reshape(n, 4, 4, m, -1).transpose(0, 3, 1, 2, 4)
+
+
+def _for_each_pixel(query: Array) -> Array:
+    """Queries (n m e) as rows (n 4*m 4*e) of which each reads one of four pixels: the pixels needn't be separated."""
+    n, m, e = query.shape
+    return jnp.einsum("lk,nme->nlmke", jnp.eye(4, dtype=query.dtype), query).reshape(n, 4 * m, 4 * e)
 
 
 def _gelu_and_slope(x: Array, narrow: Any) -> tuple[Array, Array]:
@@ -300,7 +304,7 @@ def _upscaled_forward(
     narrow = query.dtype
     normed, total, inverse = _first(value, parts, parameters, narrow, epsilon)
     hidden, hidden_slope = _gelu_and_slope(normed, narrow)
-    upscaled, slope = (_split(x) for x in _gelu_and_slope(_second(hidden, parameters), narrow))
+    upscaled, slope = _gelu_and_slope(_second(hidden, parameters), narrow)
     saved = _kept(value, parts), parts, parameters, query, total, inverse, hidden, hidden_slope, upscaled, slope
     return (_logits(query, upscaled), upscaled), saved
 
@@ -309,10 +313,12 @@ def _upscaled_backward(epsilon: float, saved: Any, cotangents: tuple[Array, Arra
     del epsilon
     value, parts, parameters, query, total, inverse, hidden, hidden_slope, upscaled, slope = saved
     g, g_upscaled = cotangents
-    narrow, (d, _), e = query.dtype, parameters.second.shape, len(parameters.second_bias)
-    dquery = _product("nmkls,nkles->nme", g, upscaled).astype(narrow)
-    dsecond_in = _product("nme,nmkls->nkles", query, g) + g_upscaled.astype(WIDE)
-    dsecond_in = (dsecond_in * slope.astype(WIDE)).astype(narrow).reshape(*hidden.shape[:2], 4 * e, -1)
+    narrow, (n, m, e), (d, _) = query.dtype, query.shape, parameters.second.shape
+    g = g.transpose(0, 2, 3, 1, 4).reshape(n, 4, 4 * m, -1)
+    dquery = _product("nkrs,nkfs->nrf", g, upscaled).reshape(n, 4, m, 4, e)
+    dquery = jnp.einsum("nlmle->nme", dquery).astype(narrow)
+    dsecond_in = _product("nrf,nkrs->nkfs", _for_each_pixel(query), g) + g_upscaled.astype(WIDE)
+    dsecond_in = (dsecond_in * slope.astype(WIDE)).astype(narrow)
     dsecond_bias = _sum_over_pixels(dsecond_in).reshape(-1, e).sum(0)
     dsecond = _product("nkds,nkfs->df", hidden, dsecond_in)
     dnormed = _product("df,nkfs->nkds", _own(parameters.second.astype(narrow), "second kernel"), dsecond_in)

@@ -52,6 +52,11 @@ def stored(x: Array) -> Array:
     return lax.optimization_barrier(x) if on_cpu() else x
 
 
+def apart(x: Array) -> Array:
+    """``x``, an array of its own on a TPU, where XLA would compute it again within the convolutions that read it."""
+    return lax.optimization_barrier(x) if on_tpu() else x
+
+
 def after(x: Array, *others: Array) -> Array:
     """``x``, not to be used before ``others`` are computed.
 

@@ -31,14 +31,14 @@ def number(shape: tuple[int, ...], channels: int) -> int:
 
 
 def cells(x: Array, cut: int) -> Array:
-    """Photos (b h w c) -> (b h w/(4*cut) cut*5*c): strip, column of the cell from -1 to 3, colour."""
+    """Photos (b h w c) -> (b h w/(4*cut) 128): strip, column of the cell from -1 to 3, colour; the rest is 0."""
     width, colours = x.shape[2:]
     across = width // (CELL * cut)
-    shape = (width, colours, across, cut, READ, colours)
-    at, colour, cell, strip, column, out = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in range(6))
-    chosen = (at == (strip * across + cell) * CELL + column - 1) & (colour == out)
-    chosen = chosen.astype(x.dtype).reshape(width, colours, across, cut * READ * colours)
-    return jnp.einsum("bhwc,wcjl->bhjl", x, chosen)
+    shape = (width, colours, across, strips.LANES)
+    at, colour, cell, lane = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in range(4))
+    strip, column, out = lane // (READ * colours), lane // colours % READ, lane % colours
+    chosen = (at == (strip * across + cell) * CELL + column - 1) & (colour == out) & (strip < cut)
+    return jnp.einsum("bhwc,wcjl->bhjl", x, chosen.astype(x.dtype))
 
 
 def first_conv(x: Array, kernel: Array, cut: int) -> Array:
@@ -49,9 +49,9 @@ def first_conv(x: Array, kernel: Array, cut: int) -> Array:
         jnp.pad(kernel, ((2 * i, room - 2 * i), (2 * j, room - 2 * j), (0, 0), (0, 0))) for i in (0, 1) for j in (0, 1)
     ]
     by_row = jnp.stack(pixels, axis=3).reshape(READ, 1, READ * colours, 4 * features)
-    return lax.conv_general_dilated(
-        x, strips.widen(by_row, cut), (CELL, 1), ((1, 0), (0, 0)), dimension_numbers=ops.DIMENSIONS
-    )
+    wide = strips.widen(by_row, cut)
+    wide = jnp.pad(wide, ((0, 0), (0, 0), (0, x.shape[-1] - wide.shape[2]), (0, 0)))
+    return lax.conv_general_dilated(x, wide, (CELL, 1), ((1, 0), (0, 0)), dimension_numbers=ops.DIMENSIONS)
 
 
 def _of_cells(kernel: Array, cut: int) -> Array:
@@ -61,14 +61,15 @@ def _of_cells(kernel: Array, cut: int) -> Array:
     return strips.widen(kernel.transpose(0, 2, 1, 3, 4, 5).reshape(2, 2, 4 * channels, features), cut)
 
 
-def second_conv(x: Array, kernel: Array, cut: int) -> Array:
-    """The second convolution, kernel (3 3 c d): (b h w cut*4*c) -> (b h w cut*d)."""
-    return _second(x, _of_cells(kernel, cut), cut)
+def second_conv(x: Array, kernel: Array, bias: Array | None, cut: int) -> Array:
+    """The second convolution, kernel (3 3 c d), bias (d): (b h w cut*4*c) -> (b h w cut*d)."""
+    return _second(x, _of_cells(kernel, cut), None if bias is None else ops.tiled(bias, cut), cut)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _second(x: Array, kernel: Array, cut: int) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _second(x: Array, kernel: Array, bias: Array | None, cut: int) -> Array:
     y = _within(x, kernel)
+    y = y if bias is None else y + bias
     return y if cut == 1 else strips.add_to_edges(y, _across(x[:, :, -1:], kernel, cut), y[:, :, :0])
 
 
@@ -82,17 +83,21 @@ def _across(last: Array, kernel: Array, cut: int) -> Array:
     return lax.conv_general_dilated(before, kernel[:, :1], (1, 1), ((1, 0), (0, 0)), dimension_numbers=ops.DIMENSIONS)
 
 
-def _second_forward(x: Array, kernel: Array, cut: int) -> tuple[Array, tuple[Array, Array]]:
-    return _second(x, kernel, cut), (x, kernel)
+def _second_forward(
+    x: Array, kernel: Array, bias: Array | None, cut: int
+) -> tuple[Array, tuple[Array, Array, Array | None]]:
+    return _second(x, kernel, bias, cut), (x, kernel, bias)
 
 
-def _second_backward(cut: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, kernel = saved
+def _second_backward(
+    cut: int, saved: tuple[Array, Array, Array | None], g: Array
+) -> tuple[Array, Array, Array | None]:
+    x, kernel, bias = saved
     dx, dkernel = jax.vjp(_within, x, kernel)[1](g)
     if cut > 1:
         last, more = jax.vjp(lambda last, kernel: _across(last, kernel, cut), x[:, :, -1:], kernel)[1](g[:, :, :1])
         dx, dkernel = strips.add_to_edges(dx, dx[:, :, :0], last), dkernel + more
-    return dx, dkernel
+    return dx, dkernel, None if bias is None else g.astype(jnp.float32).sum((0, 1, 2)).astype(bias.dtype)
 
 
 _second.defvjp(_second_forward, _second_backward)
@@ -103,4 +108,4 @@ def norm_gelu_conv(
 ) -> tuple[Array, Moments]:
     """``second_conv`` of gelu(batch norm of x), and the moments of x, through which no gradient flows."""
     y, mean, var = ops.batch_norm(x, *norm, epsilon, axis_name, cut * 4)
-    return second_conv(ops.gelu(y), kernel, cut), (mean, var)
+    return second_conv(ops.gelu(y), kernel, None, cut), (mean, var)

@@ -50,12 +50,7 @@ def widen(kernel: Array, strips: int) -> Array:
         return kernel
     *window, c, d = kernel.shape
     apart = jnp.eye(strips, dtype=kernel.dtype)[:, None, :, None] * kernel[..., None, :, None, :]
-    return _kept(apart.reshape(*window, strips * c, strips * d))
-
-
-def _kept(kernel: Array) -> Array:
-    """``kernel`` as an array of its own: XLA would compute it again for every tile of a convolution's result."""
-    return lax.optimization_barrier(kernel)
+    return ops.apart(apart.reshape(*window, strips * c, strips * d))
 
 
 def narrow(gradient: Array, strips: int) -> Array:
@@ -123,7 +118,7 @@ def convolve(x: Array, kernel: Array, stride: int, strips: int) -> tuple[Array, 
     if strips == 1:
         y = ops.depthwise_conv(x, kernel, stride)
         return y, y[:, :, :0], y[:, :, :0]
-    kernel = _kept(ops.tiled(kernel, strips))
+    kernel = ops.apart(ops.tiled(kernel, strips))
     y = ops.depthwise_conv(x, kernel, stride)
     return y, *from_neighbours(ops.correlate, _edges(x, kernel), kernel, stride, strips)
 
@@ -133,7 +128,7 @@ def gradients(x: Array, kernel: Array, g: Array, stride: int, strips: int) -> tu
     if strips == 1:
         dx, dk = ops.depthwise_gradients(x, kernel, g, stride)
         return dx, (dx[:, :, :0], dx[:, :, :0]), dk.astype(kernel.dtype)
-    wide = _kept(ops.tiled(kernel, strips))
+    wide = ops.apart(ops.tiled(kernel, strips))
     dx, dk = ops.depthwise_gradients(x, wide, g, stride)
     sides, pull = jax.vjp(
         lambda edges, kernel: from_neighbours(ops.correlate, edges, kernel, stride, strips), _edges(x, wide), wide
@@ -144,14 +139,35 @@ def gradients(x: Array, kernel: Array, g: Array, stride: int, strips: int) -> tu
     return dx, edges, ops.gathered(dk + more.astype(jnp.float32), strips).astype(kernel.dtype)
 
 
+def depthwise_conv(x: Array, kernel: Array, bias: Array | None, stride: int, strips: int) -> Array:
+    """Depthwise convolution of a map of strips with an odd (k k 1 c) kernel, padded by k // 2 on every side.
+
+    ``bias`` (q*c) is a part of the convolution.
+    """
+    if bias is None:
+        return _depthwise_conv(x, kernel, stride, strips)
+    return biased(x, kernel, bias, stride, strips)[0]
+
+
+def biased(x: Array, kernel: Array, bias: Array, stride: int, strips: int) -> tuple[Array, Array]:
+    """Depthwise convolution with a bias (q*c), and the mean of each image's result, (b 1 1 c).
+
+    The mean is a part of the convolution too; it would be another pass over the map once the edges are added.
+    """
+    y, left, right = convolve(x, kernel, stride, strips)
+    y = y + bias
+    total = sum(part.sum((1, 2), keepdims=True, dtype=jnp.float32) for part in (y, left, right))
+    mean = ops.gathered(total, strips) / (y.shape[1] * y.shape[2] * strips)
+    return add_to_edges(y, left, right), mean.astype(y.dtype)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def depthwise_conv(x: Array, kernel: Array, stride: int, strips: int) -> Array:
-    """Depthwise convolution of a map of strips with an odd (k k 1 c) kernel, padded by k // 2 on every side."""
+def _depthwise_conv(x: Array, kernel: Array, stride: int, strips: int) -> Array:
     return add_to_edges(*convolve(x, kernel, stride, strips))
 
 
 def _forward(x: Array, kernel: Array, stride: int, strips: int) -> tuple[Array, tuple[Array, Array]]:
-    return depthwise_conv(x, kernel, stride, strips), (x, kernel)
+    return _depthwise_conv(x, kernel, stride, strips), (x, kernel)
 
 
 def _backward(stride: int, strips: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
@@ -159,4 +175,4 @@ def _backward(stride: int, strips: int, saved: tuple[Array, Array], g: Array) ->
     return add_to_edges(dx, *edges), dk
 
 
-depthwise_conv.defvjp(_forward, _backward)
+_depthwise_conv.defvjp(_forward, _backward)
