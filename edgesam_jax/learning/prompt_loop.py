@@ -228,7 +228,6 @@ def _rounds(
         functools.partial(f, grid=model.grid) if by_cell else lambda x: x
         for f in (image_columns.place, image_columns.arrange)
     )
-    form: dict[str, Any] = {"placed": False} if by_cell else {}
     in_rows = losses.valid_weights(batch.valid_size, size, model.image_size)
     valid = arrange(in_rows)
     inside = valid == 1.0
@@ -244,12 +243,12 @@ def _rounds(
     feedback = jax.vmap(lambda k: jax.random.bernoulli(k, cfg.mask_feedback, (p,)))(keys[:, 1])
     learning = decoder, embedding
     photos = PhotoInputs(None if teacher is None else teacher.embedding, valid, inside, cells)
-    positions: dict[str, dict[str, Array]] = {"student": {}, "teacher": {}}
+    positions: dict[str, Array] = {}
     if by_cell:  # computed once, not in every round and for every chunk of prompts
-        positions["student"] = {"positions": dense_positions(model, {"params": decoder, "constants": constants})}
+        positions["student"] = dense_positions(model, {"params": decoder, "constants": constants})
         if teacher is not None:
             assert teacher_config is not None
-            positions["teacher"] = {"positions": dense_positions(teacher_config, teacher.variables)}
+            positions["teacher"] = dense_positions(teacher_config, teacher.variables)
 
     def compare(
         learning: tuple[Any, Array], photos: PhotoInputs, round_inputs: RoundInputs, i: Array | int
@@ -262,7 +261,7 @@ def _rounds(
         with jax.named_scope("student_decoder"):
             student = decode(
                 model, {"params": params, "constants": constants}, seen, *drawn, targets=bool(matched),
-                **form, **positions["student"],
+                placed=not by_cell, positions=positions.get("student"),
             )  # fmt: skip
         if teacher is None:
             assert round_inputs.masks is not None
@@ -274,7 +273,7 @@ def _rounds(
             with jax.named_scope("teacher_decoder"):
                 answer = decode(
                     teacher_config, teacher.variables, photos.teacher, *drawn, targets=bool(matched),
-                    **form, **positions["teacher"],
+                    placed=not by_cell, positions=positions.get("teacher"),
                 )  # fmt: skip
             chosen = jnp.where(round_inputs.single, 0, answer.iou.argmax(axis=-1))
             terms = _teacher_terms(student, answer, photos.valid, round_inputs.single, cfg)

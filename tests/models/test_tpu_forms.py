@@ -190,7 +190,12 @@ def test_the_stem_of_cells_is_two_strided_convolutions(size):
 
 def test_the_stem_of_cells_takes_only_what_it_can():
     with ops.traced_for("tpu"):
-        for shape, cut in (((1, 1024, 1024, 3), 8), ((1, 128, 126, 3), 0), ((1, 130, 128, 3), 0), ((1, 128, 128, 6), 0)):
+        for shape, cut in (
+            ((1, 1024, 1024, 3), 8),
+            ((1, 128, 126, 3), 0),
+            ((1, 130, 128, 3), 0),
+            ((1, 128, 128, 6), 0),
+        ):
             assert stem.number(shape, 48) == cut, shape
     assert stem.number((1, 1024, 1024, 3), 48) == 0
 

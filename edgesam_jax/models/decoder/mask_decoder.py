@@ -74,7 +74,7 @@ def place_pixels(x: Array, grid: int) -> Array:
 
 
 def by_cell(x: Array) -> Array:
-    """The pixels of cells (... grid*grid 2 2 2 2 c) as (... 16 grid*grid c), in the order of ``image_columns.place``."""
+    """Pixels of cells (... grid*grid 2 2 2 2 c) as (... 16 grid*grid c), in the order of ``image_columns.place``."""
     return x.reshape(*x.shape[:-5], 16, x.shape[-1]).swapaxes(-3, -2)
 
 
@@ -132,7 +132,7 @@ class MaskDecoder(nn.Module):
         norm = ScaleGelu(self.dtype, name="output_upscaling_1")
         second = UpscaleConv(c // 8, self.dtype, name="output_upscaling_3")
         if ops.on_cpu():
-            image = (embedding[:, None] + dense).astype(self.dtype)  # (b 1 g g c) unless there are mask prompts
+            image: Any = (embedding[:, None] + dense).astype(self.dtype)  # (b 1 g g c) unless there are mask prompts
             image = image.reshape(b, image.shape[1], g * g, c)
             image_pe = image_pe.reshape(g * g, c).astype(self.dtype)
             tokens, image, attention_maps = transformer(tokens, image, image_pe, mask)

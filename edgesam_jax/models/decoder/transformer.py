@@ -206,7 +206,7 @@ class TwoWayLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Array, image: Array | Image, token_pe: Array, image_pe: Array, token_mask: Array
+        self, tokens: Array, image: Any, token_pe: Array, image_pe: Array, token_mask: Array
     ) -> tuple[Array, Array | Image, dict[str, Array]]:
         cfg, c, columns = self.config, tokens.shape[-1], isinstance(image, Image)
         norm = lambda name: LayerNorm(1e-5, self.dtype, name=name)  # noqa: E731

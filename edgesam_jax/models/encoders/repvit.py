@@ -80,7 +80,7 @@ class DepthwiseUnit(nn.Module):
         q, dtype = self.mode.strips, self.mode.dtype
         c = x.shape[-1] // q
         if self.mode.folded and q > 1 and not self.is_initializing():
-            conv = self.get_variable("params", "conv")
+            conv: Any = self.get_variable("params", "conv")
             kernel, bias = conv["kernel"].astype(dtype), ops.tiled(conv["bias"].astype(dtype), q)
             return strips.biased(x.astype(dtype), kernel, bias, 1, q)
         return self._sum(x, c, train), None

@@ -14,6 +14,7 @@ Attention is in ``kernels/attention.py``; measurements are in docs/performance.m
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -268,13 +269,13 @@ def _merge_heads(o: Array, proj: Affine) -> Array:
 def _attend_in_windows(t: Tokens, w: Weights, setting: Setting, group: Group) -> Array:
     """Tokens (n slots, c) plus their attention within windows, in float32."""
     dtype, wave, n = t.x.dtype, group.wave, len(group.boxes)
-    import os
-
-    if group.outside is None or os.environ.get("F0"):
+    if group.outside is None:
         qkv = _heads(t, w.qkv, setting.epsilon, n)
         parts = [qkv[:, :, i] for i in range(3)]
     else:
-        parts = [_heads(t, jax.tree.map(lambda v: v[i : i + 1], w.qkv), setting.epsilon, n)[:, :, 0] for i in range(3)]
+        # One product each: keys and values get their outside cells, which queries don't.
+        each = [jax.tree.map(operator.itemgetter(slice(i, i + 1)), w.qkv) for i in range(3)]
+        parts = [_heads(t, one, setting.epsilon, n)[:, :, 0] for one in each]
     q, k, v = (part[..., :size] for part, size in zip(parts, (group.slots, group.keys, group.keys), strict=True))
     if group.outside is not None:
         # Cells outside the grid are zeros after the norm, as in the training of the published weights.
@@ -287,7 +288,7 @@ def _attend_in_windows(t: Tokens, w: Weights, setting: Setting, group: Group) ->
         logits = attention.products(k, q)
         for amplitude in positions:
             turned = attention.turn(q, amplitude, wave)
-            logits = lax.optimization_barrier(logits) + attention.products(wave.keys.astype(dtype), turned)
+            logits = lax.optimization_barrier(logits) + attention.products(jnp.asarray(wave.keys, dtype), turned)
         return attention.softmax_mix(logits, v)
 
     o = lax.optimization_barrier(attend(q, k, v, w.positions))
@@ -318,7 +319,7 @@ def _attend_globally(t: Tokens, w: Weights, setting: Setting) -> Array:
             for amplitude, along, size in zip(w.positions, places, setting.grid, strict=False):
                 wave = attention.waves(size, along[part], np.arange(size))
                 turned = attention.turn(q[:, part], amplitude, wave)
-                biases.append(lax.optimization_barrier(attention.products(wave.keys.astype(dtype), turned)))
+                biases.append(lax.optimization_barrier(attention.products(jnp.asarray(wave.keys, dtype), turned)))
             parts.append(attend(q[:, part], k, v, biases))
         return jnp.concatenate(parts, axis=-1)
 
@@ -358,7 +359,7 @@ class Run(NamedTuple):
     """Consecutive blocks with equal windows; ``window`` 0 attends over the entire grid."""
 
     window: int
-    count: int
+    length: int
 
 
 def _runs(windows: Sequence[int]) -> tuple[list[Run], int]:
@@ -395,9 +396,9 @@ def apply_blocks(
     period = len(blocks) // times
     stacks, first = [], 0
     for run in runs:
-        own = [blocks[repeat * period + first + i] for repeat in range(times) for i in range(run.count)]
+        own = [blocks[repeat * period + first + i] for repeat in range(times) for i in range(run.length)]
         stacks.append(_stacked(own, run.window))
-        first += run.count
+        first += run.length
 
     def photo(x: Array, pick: Callable[[int, Any], Weights], keys: Sequence[Any]) -> Array:
         for number, run in enumerate(runs):
@@ -410,7 +411,7 @@ def apply_blocks(
             return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False), stacks[number])
 
         def repeat(x: Array, t: Array) -> tuple[Array, None]:
-            return photo(x, pick, [t * run.count + jnp.arange(run.count) for run in runs]), None
+            return photo(x, pick, [t * run.length + jnp.arange(run.length) for run in runs]), None
 
         return _map(lambda x: lax.scan(repeat, x, jnp.arange(times))[0], x)
 
@@ -420,7 +421,7 @@ def apply_blocks(
             return _map(lambda x: photo(x, lambda _, weights: weights, stacks), x), None
 
         by_run = [
-            jax.tree.map(lambda leaf, n=run.count: leaf.reshape(times, n, *leaf.shape[1:]), stack)
+            jax.tree.map(lambda leaf, n=run.length: leaf.reshape(times, n, *leaf.shape[1:]), stack)
             for run, stack in zip(runs, stacks, strict=True)
         ]
         return lax.scan(repeat, x, by_run)[0]

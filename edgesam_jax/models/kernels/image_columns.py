@@ -1,9 +1,10 @@
 """The mask decoder's operations between image tokens and prompt tokens, as accelerators compute them.
 
 Image tokens are (q c s): channels, then the s pixels of the grid.  q is the number of images as long as the tokens are
-the same for every prompt, then n, the number of prompts of all images.  An accelerator's memory has tiles of 8 by 128 numbers, which thousands of pixels fill; heads of 16 channels,
-seven tokens or the four pixels of a cell in the last axis would leave it mostly empty, and every change of layout is a
-pass over memory.  So pixels are the last axis of everything here.  Tokens and heads share the axis of ``rows``, (t h).
+the same for every prompt, then n, the number of prompts of all images.  An accelerator's memory has tiles of 8 by 128
+numbers, which thousands of pixels fill; heads of 16 channels, seven tokens or the four pixels of a cell in the last
+axis would leave it mostly empty, and every change of layout is a pass over memory.  So pixels are the last axis of
+everything here.  Tokens and heads share the axis of ``rows``, (t h).
 
 A TPU's compiler fuses what comes before or after a product into it, but only what no other product needs: a value with
 several consumers is stored.  Here every product computes its operands anew (``_own``), and normalised image tokens are
@@ -29,8 +30,8 @@ WIDE = jnp.float32
 class Parts(NamedTuple):
     """What normalised image tokens (n c s) are made of.
 
-    ``total`` (n c s), before the norm; ``mean`` and ``inverse``, 1 / standard deviation, (n 1 s); ``scale`` and ``bias``
-    (c).
+    ``total`` (n c s), before the norm; ``mean`` and ``inverse``, 1 / standard deviation, (n 1 s); ``scale`` and
+    ``bias`` (c).
     """
 
     total: Array

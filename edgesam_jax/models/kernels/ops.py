@@ -7,8 +7,8 @@ multiply-adds.  Here the backward passes are closed forms, and values with sever
 Measurements: docs/performance.md.
 
 ``on_cpu`` and ``on_tpu`` select the form.  On other platforms than the CPU the forward pass is XLA's grouped
-convolution, and XLA may fuse everything.  On a TPU all gradients are convolutions too, and maps never change their axes:
-XLA then keeps them with the batch beside the channels, copies nothing, and fuses norms into the convolutions
+convolution, and XLA may fuse everything.  On a TPU all gradients are convolutions too, and maps never change their
+axes: XLA then keeps them with the batch beside the channels, copies nothing, and fuses norms into the convolutions
 (docs/performance.md, "On a TPU").
 """
 
@@ -269,7 +269,7 @@ def _batch_norm_backward(
 def norm_gradient(
     x: Array, mean: Array, inverse: Array, scale: Array, g: Array, axis_name: str | None, copies: int = 1
 ) -> tuple[Array, Array, Array]:
-    """Gradients of x (b h w copies*c), scale (c) and bias (c) of a batch norm, from the gradient ``g`` of its result."""
+    """Gradients of x (b h w copies*c), scale (c) and bias (c) of a batch norm, from its result's gradient ``g``."""
     g = stored(g)
     along, wide = rows(x).astype(jnp.float32), rows(g).astype(jnp.float32)
     dbias = gathered(wide.sum(axis=pixels(wide)), copies)
@@ -435,7 +435,7 @@ def contract_rows(x: Array, g: Array) -> Array:
 
 
 def mix_channels(x: Array, kernel: Array) -> Array:
-    """``pointwise`` of (b h w c) without a written-out gradient; on a TPU a convolution, which fuses with its neighbours.
+    """``pointwise`` of (b h w c) without a written-out gradient; on a TPU a convolution, which fuses with others.
 
     As a matrix product the map would be copied into another layout and back.
     """

@@ -1,9 +1,9 @@
 """The first two convolutions of an encoder, both 3x3 with stride 2, on a TPU: from a photo to a map of strips.
 
 A photo's three colours would fill 3 of the 128 channels that a TPU keeps together, and XLA takes most of the model's
-time to bring its columns, which memory holds side by side, apart.  Here a product with zeros and ones does that: it puts
-the five columns that a cell of 4 x 4 pixels reads into the channels, strip by strip.  The first convolution then yields
-the 2 x 2 pixels of a cell as channels, and the second one reads whole cells.
+time to bring its columns, which memory holds side by side, apart.  Here a product with zeros and ones does that: it
+puts the five columns that a cell of 4 x 4 pixels reads into the channels, strip by strip.  The first convolution then
+yields the 2 x 2 pixels of a cell as channels, and the second one reads whole cells.
 """
 
 from __future__ import annotations
@@ -89,9 +89,7 @@ def _second_forward(
     return _second(x, kernel, bias, cut), (x, kernel, bias)
 
 
-def _second_backward(
-    cut: int, saved: tuple[Array, Array, Array | None], g: Array
-) -> tuple[Array, Array, Array | None]:
+def _second_backward(cut: int, saved: tuple[Array, Array, Array | None], g: Array) -> tuple[Array, Array, Array | None]:
     x, kernel, bias = saved
     dx, dkernel = jax.vjp(_within, x, kernel)[1](g)
     if cut > 1:

@@ -1,8 +1,8 @@
 """Maps of few channels on a TPU: vertical strips of the map, side by side in its channels.
 
 A TPU stores and computes 128 channels at a time, so that a map of 48 would take as long as one of 128.  Cut into q
-strips, (b h w c) becomes (b h w/q q*c); 8 strips of 48 channels fill the lanes.  Whatever treats all pixels alike is the
-same as before with its parameters repeated for every strip.  A convolution also needs the columns beside each strip:
+strips, (b h w c) becomes (b h w/q q*c); 8 strips of 48 channels fill the lanes.  Whatever treats all pixels alike is
+the same as before with its parameters repeated for every strip.  A convolution also needs the columns beside each strip:
 those of its neighbours are added to the first and last columns of the result.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -156,7 +157,7 @@ def biased(x: Array, kernel: Array, bias: Array, stride: int, strips: int) -> tu
     """
     y, left, right = convolve(x, kernel, stride, strips)
     y = y + bias
-    total = sum(part.sum((1, 2), keepdims=True, dtype=jnp.float32) for part in (y, left, right))
+    total: Any = sum(part.sum((1, 2), keepdims=True, dtype=jnp.float32) for part in (y, left, right))
     mean = ops.gathered(total, strips) / (y.shape[1] * y.shape[2] * strips)
     return add_to_edges(y, left, right), mean.astype(y.dtype)
 
