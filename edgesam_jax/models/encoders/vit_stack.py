@@ -8,7 +8,7 @@ The form for CPUs is in those modules, and both read the same parameters.  This 
 - Blocks of equal shape are one loop over their stacked weights, which XLA compiles once.
 - The sums that a layer norm needs are taken in the product that computes its input.
 
-Attention is in ``kernels/attention.py``; measurements are in docs/performance.md, "On a TPU".
+Attention is in ``kernels/attention.py``; measurements are in docs/accelerators.md.
 """
 
 from __future__ import annotations

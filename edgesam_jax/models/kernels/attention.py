@@ -11,7 +11,7 @@ row of queries.  Instead b is written as a sum of cosines and sines.  Turned by 
 amplitudes are the factors of the key's cosines and sines, and the sum over frequencies is a product of matrices.  The
 constant frequency adds the same to all logits of a query and is left out, because a softmax ignores it.
 
-Measurements: docs/performance.md, "On a TPU".
+Measurements: docs/accelerators.md.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Measurements: docs/performance.md.
 ``on_cpu`` and ``on_tpu`` select the form.  On other platforms than the CPU the forward pass is XLA's grouped
 convolution, and XLA may fuse everything.  On a TPU all gradients are convolutions too, and maps never change their
 axes: XLA then keeps them with the batch beside the channels, copies nothing, and fuses norms into the convolutions
-(docs/performance.md, "On a TPU").
+(docs/accelerators.md).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A TPU stores and computes 128 channels at a time, so that a map of 48 would take as long as one of 128.  Cut into q
 strips, (b h w c) becomes (b h w/q q*c); 8 strips of 48 channels fill the lanes.  Whatever treats all pixels alike is
-the same as before with its parameters repeated for every strip.  A convolution also needs the columns beside each strip:
-those of its neighbours are added to the first and last columns of the result.
+the same as before with its parameters repeated for every strip.  A convolution also needs the columns beside each
+strip: those of its neighbours are added to the first and last columns of the result.
 """
 
 from __future__ import annotations
