@@ -9,7 +9,7 @@ everything here.  Tokens and heads share the axis of ``rows``, (t h).
 A TPU's compiler fuses what comes before or after a product into it, but only what no other product needs: a value with
 several consumers is stored.  Here every product computes its operands anew (``_own``), and normalised image tokens are
 never stored, only what they are made of (``Parts``).  The backward passes are written by hand to the same end.
-``kernels/image_tokens.py`` has the same operations for a CPU.  Measurements: docs/performance.md.
+``kernels/image_tokens.py`` has the same operations for a CPU.  Measurements: docs/accelerators.md.
 """
 
 from __future__ import annotations
