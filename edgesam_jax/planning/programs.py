@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from edgesam_jax.config import Config, SamConfig
 from edgesam_jax.config.derive import phase
 from edgesam_jax.learning.device_step import make_train_step
+from edgesam_jax.learning.objectives import objective_of
 from edgesam_jax.learning.optim import make_optimizer
 from edgesam_jax.models.fold import fold
 from edgesam_jax.models.init import init_variables
@@ -68,7 +69,7 @@ def _advice(config: Config) -> str:
     fields = ["a smaller data.batch_size or a larger train.accumulate", "model.encoder.remat=true"]
     if config.teacher and not config.data.embeddings:
         fields.append("data.embeddings with a store from edgesam_jax.embed")
-    if config.distill.mode == "prompt_in_the_loop":
+    if objective_of(config).decodes(config):
         fields.append("train.prompt_chunk=4")
     return f"set {', or '.join(fields)}"
 
