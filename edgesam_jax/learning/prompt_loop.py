@@ -15,10 +15,12 @@ from edgesam_jax.config import Config, DistillConfig, SamConfig
 from edgesam_jax.learning import losses, sampling
 from edgesam_jax.learning.freezing import hold_frozen
 from edgesam_jax.models import prompts
-from edgesam_jax.models.sam import decode, join_prompts, split_prompts
+from edgesam_jax.models.kernels import image_columns, ops
+from edgesam_jax.models.sam import decode, dense_positions, join_prompts, split_prompts
 from edgesam_jax.types import Batch, Prompts
 
 POINT_SLOTS_AT_START = 1
+PROMPTS_ON_TPU = 8  # prompts of a photo that a TPU decodes at once: their image tokens fit its fast memory
 MASK_TERMS = ("bce", "dice", "iou")  # always computed, for the log
 MATCHED_TERMS = ("attention", "features", "query")  # computed only if they have weight: they keep large arrays
 
@@ -79,12 +81,26 @@ class RoundInputs:
     previous_valid: Array | None
     single: Array  # only mask token 0 counts
     weights: Array
-    masks: Array | None
+    masks: Array | None  # (b p h w)
+
+
+@struct.dataclass
+class PhotoInputs:
+    """What the prompts of a photo have in common; every leaf starts with (b).
+
+    ``teacher`` (b g g c) is the teacher's embedding, None if the targets are ground truth; ``valid`` (b h w) the
+    weights of mask pixels, ``inside`` where they are 1; ``cells`` (b g g) bool those of the embedding.
+    """
+
+    teacher: Array | None
+    valid: Array
+    inside: Array
+    cells: Array
 
 
 @struct.dataclass
 class RoundOutputs:
-    """Loss terms (b p), and the compared masks (b p s s): the student's logits and the target."""
+    """Loss terms (b p), and the compared masks (b p h w): the student's logits and the target."""
 
     terms: dict[str, Array]
     logits: Array
@@ -206,8 +222,16 @@ def _rounds(
     cfg, model = config.distill, config.model
     size, cell = model.mask_size, model.image_size / model.mask_size
     b, p = batch.prompt_valid.shape
-    valid = losses.valid_weights(batch.valid_size, size, model.image_size)
+    # Decoders leave the pixels of masks (h w) by cell, (16 g*g), where placing them would cost more than the loss.
+    by_cell = not ops.on_cpu()
+    place, arrange = (
+        functools.partial(f, grid=model.grid) if by_cell else lambda x: x
+        for f in (image_columns.place, image_columns.arrange)
+    )
+    in_rows = losses.valid_weights(batch.valid_size, size, model.image_size)
+    valid = arrange(in_rows)
     inside = valid == 1.0
+    masks = None if batch.masks is None or teacher is not None else arrange(batch.masks)
     rounds = cfg.rounds + 1
     scale = 1 / rounds if cfg.loss_over_rounds == "mean" else 1.0
     slots = cfg.rounds * cfg.points_per_round
@@ -218,28 +242,43 @@ def _rounds(
     single = is_box if cfg.box_start_masks == "one" else jnp.zeros_like(is_box)
     feedback = jax.vmap(lambda k: jax.random.bernoulli(k, cfg.mask_feedback, (p,)))(keys[:, 1])
     learning = decoder, embedding
+    photos = PhotoInputs(None if teacher is None else teacher.embedding, valid, inside, cells)
+    positions: dict[str, Array] = {}
+    if by_cell:  # computed once, not in every round and for every chunk of prompts
+        positions["student"] = dense_positions(model, {"params": decoder, "constants": constants})
+        if teacher is not None:
+            assert teacher_config is not None
+            positions["teacher"] = dense_positions(teacher_config, teacher.variables)
 
-    def compare(learning: tuple[Any, Array], round_inputs: RoundInputs, i: Array | int) -> tuple[Array, RoundOutputs]:
+    def compare(
+        learning: tuple[Any, Array], photos: PhotoInputs, round_inputs: RoundInputs, i: Array | int
+    ) -> tuple[Array, RoundOutputs]:
         """Decode with student and teacher in round i: the prompts' part of the loss, and its terms."""
         params, seen = hold_frozen(learning[0], learns, config), learning[1]
         if cfg.freeze_image_encoder:
             seen = lax.stop_gradient(seen)
         drawn = round_inputs.prompts, round_inputs.previous, round_inputs.previous_valid
         with jax.named_scope("student_decoder"):
-            student = decode(model, {"params": params, "constants": constants}, seen, *drawn, targets=bool(matched))
+            student = decode(
+                model, {"params": params, "constants": constants}, seen, *drawn, targets=bool(matched),
+                placed=not by_cell, positions=positions.get("student"),
+            )  # fmt: skip
         if teacher is None:
             assert round_inputs.masks is not None
             target, chosen = round_inputs.masks[:, :, None], jnp.zeros(round_inputs.single.shape, jnp.int32)
-            terms = _ground_truth_terms(student, target, valid, inside, round_inputs.single, i == 0, cfg)
+            terms = _ground_truth_terms(student, target, photos.valid, photos.inside, round_inputs.single, i == 0, cfg)
             target_masks = round_inputs.masks
         else:
-            assert teacher_config is not None
+            assert teacher_config is not None and photos.teacher is not None
             with jax.named_scope("teacher_decoder"):
-                answer = decode(teacher_config, teacher.variables, teacher.embedding, *drawn, targets=bool(matched))
+                answer = decode(
+                    teacher_config, teacher.variables, photos.teacher, *drawn, targets=bool(matched),
+                    placed=not by_cell, positions=positions.get("teacher"),
+                )  # fmt: skip
             chosen = jnp.where(round_inputs.single, 0, answer.iou.argmax(axis=-1))
-            terms = _teacher_terms(student, answer, valid, round_inputs.single, cfg)
+            terms = _teacher_terms(student, answer, photos.valid, round_inputs.single, cfg)
             if matched:
-                found = _matched_terms(student, answer, round_inputs, valid, cells)
+                found = _matched_terms(student, answer, round_inputs, photos.valid, photos.cells)
                 terms |= {name: found[name] for name in matched}
             target_masks = _pick(answer.logits > 0, chosen)
         totals = {name: jnp.sum(round_inputs.weights * v.astype(jnp.float32)) for name, v in terms.items()}
@@ -247,18 +286,19 @@ def _rounds(
 
     def one_round(i: Array | int, carry: LoopCarry) -> LoopCarry:
         previous, previous_valid = (carry.previous, carry.previous_valid) if cfg.mask_feedback else (None, None)
-        round_inputs = RoundInputs(carry.prompts, previous, previous_valid, single, weights, batch.masks)
-        gradient, outputs = _in_chunks(
-            functools.partial(compare, i=i), learning, round_inputs, config.train.prompt_chunk, carry.gradient
+        round_inputs = RoundInputs(carry.prompts, previous, previous_valid, single, weights, masks)
+        gradient, outputs = _gradient(
+            functools.partial(compare, i=i), learning, photos, round_inputs, config.train.prompt_chunk, carry.gradient
         )
-        logits, target = outputs.logits, outputs.target
-        agreement = losses.measured_iou((logits > 0)[:, :, None], target[:, :, None], inside)[:, :, 0]
+        own = outputs.logits > 0
+        agreement = losses.measured_iou(own[:, :, None], outputs.target[:, :, None], inside)[:, :, 0]
+        own, target = place(own), place(outputs.target)
         round_keys = jax.vmap(lambda k: jax.random.fold_in(k, i))(keys[:, 2])
         coords, labels, drawn = sampling.sample_disagreement(
             round_keys,
-            logits > 0,
+            own,
             target,
-            inside,
+            in_rows == 1.0,
             cell=cell,
             count=cfg.points_per_round,
             min_disagreement=cfg.min_disagreement,
@@ -275,8 +315,9 @@ def _rounds(
             slot = prompts.BOX_SLOTS + POINT_SLOTS_AT_START + jnp.minimum(i, cfg.rounds - 1) * cfg.points_per_round
             more = prompts.append(carry.prompts, slot, coords, labels, drawn)
             following = jax.tree.map(lambda new, old: jnp.where(i < cfg.rounds, new, old), more, carry.prompts)
-        trace = Trace(carry.prompts, logits > 0, target, ((logits > 0) != target) & inside[:, None])
-        return LoopCarry(following, logits, feedback, totals, by_round, gradient, trace)
+        trace = Trace(carry.prompts, own, target, (own != target) & (in_rows == 1.0)[:, None])
+        fed_back = place(outputs.logits) if cfg.mask_feedback else carry.previous
+        return LoopCarry(following, fed_back, feedback, totals, by_round, gradient, trace)
 
     blank = jnp.zeros((b, p, size, size), bool)
     names = [*MASK_TERMS, *matched, "agreement", "drawn"]
@@ -304,21 +345,48 @@ def _total(terms: dict[str, Array], cfg: DistillConfig) -> Array:
     return jnp.asarray(sum(getattr(cfg.loss, name) * terms[name] for name in counted))
 
 
-def _in_chunks(
-    f: Callable[[Any, Any], tuple[Array, RoundOutputs]],
-    learning: Any,
+def _gradient(
+    f: Callable[[Any, PhotoInputs, RoundInputs], tuple[Array, RoundOutputs]],
+    learning: tuple[Any, Array],
+    photos: PhotoInputs,
     round_inputs: RoundInputs,
     chunk: int,
     gradient: Any,
 ) -> tuple[Any, RoundOutputs]:
     """``gradient`` plus the gradient of f by ``learning``, and f's outputs, ``chunk`` prompts at a time (0: all).
 
-    With ``gradient`` None no gradient is computed."""
+    With ``gradient`` None no gradient is computed.  A TPU takes the photos one by one, at most ``PROMPTS_ON_TPU``
+    prompts at a time.
+    """
+    if not ops.on_tpu():
+        return _in_chunks(f, learning, photos, round_inputs, chunk, gradient)
+    chunk = chunk or PROMPTS_ON_TPU
+    decoder, embedding = learning
 
+    def photo(total: Any, inputs: tuple[Array, PhotoInputs, RoundInputs]) -> tuple[Any, Any]:
+        seen, photo, round_inputs = inputs
+        before = None if gradient is None else (total, jnp.zeros(seen.shape, jnp.float32))
+        after, outputs = _in_chunks(f, (decoder, seen), photo, round_inputs, chunk, before)
+        return (None, (None, outputs)) if after is None else (after[0], (after[1], outputs))
+
+    alone = jax.tree.map(lambda x: x[:, None], (embedding, photos, round_inputs))
+    total, found = lax.scan(photo, None if gradient is None else gradient[0], alone)
+    by_embedding, outputs = jax.tree.map(lambda x: x[:, 0], found)
+    return None if gradient is None else (total, gradient[1] + by_embedding), cast(RoundOutputs, outputs)
+
+
+def _in_chunks(
+    f: Callable[[Any, PhotoInputs, RoundInputs], tuple[Array, RoundOutputs]],
+    learning: tuple[Any, Array],
+    photos: PhotoInputs,
+    round_inputs: RoundInputs,
+    chunk: int,
+    gradient: Any,
+) -> tuple[Any, RoundOutputs]:
     def one(gradient: Any, piece: RoundInputs) -> tuple[Any, RoundOutputs]:
         if gradient is None:
-            return None, f(learning, piece)[1]
-        more, outputs = jax.grad(f, has_aux=True)(learning, piece)
+            return None, f(learning, photos, piece)[1]
+        more, outputs = jax.grad(f, has_aux=True)(learning, photos, piece)
         return jax.tree.map(jnp.add, gradient, more), outputs
 
     p = round_inputs.single.shape[1]
@@ -330,6 +398,10 @@ def _in_chunks(
 
 def _pick(masks: Array, chosen: Array) -> Array:
     """Select the mask of index ``chosen`` (b p): (b p m h w) -> (b p h w)."""
+    if not ops.on_cpu():  # one pass in place of gathering
+        is_chosen = (chosen[..., None] == jnp.arange(masks.shape[2]))[..., None, None]
+        picked = jnp.where(is_chosen, masks, jnp.zeros((), masks.dtype))
+        return picked.any(axis=2) if masks.dtype == bool else picked.sum(axis=2)
     return jnp.take_along_axis(masks, chosen[:, :, None, None, None], axis=2)[:, :, 0]
 
 

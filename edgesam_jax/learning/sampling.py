@@ -13,10 +13,11 @@ def draw_pixels(key: Array, area: Array, count: int = 1) -> tuple[Array, Array]:
     """Draw ``count`` different pixels uniformly from ``area`` (h w) bool.
 
     Returns row-major indices (count,), and validity (count,): False once ``area`` has no pixels left.  Pure, without
-    host callbacks: the k-th set pixel is found from the running sum.
+    host callbacks: the k-th set pixel is found from the running sums of rows and of the pixels of its row.
     """
-    running = jnp.cumsum(area.reshape(-1), dtype=jnp.int32)
-    total = running[-1]
+    in_rows = jnp.sum(area, axis=1, dtype=jnp.int32)
+    above = jnp.cumsum(in_rows) - in_rows  # set pixels in the rows above
+    total = above[-1] + in_rows[-1]
     uniform = jax.random.uniform(key, (count,))
     ranks: list[Array] = []
     for i in range(count):
@@ -26,9 +27,14 @@ def draw_pixels(key: Array, area: Array, count: int = 1) -> tuple[Array, Array]:
             rank = rank + (rank >= earlier)  # step over the ranks that are already taken
         ranks.append(rank)
     chosen = jnp.stack(ranks)
-    index = jnp.sum(running[None] <= chosen[:, None], axis=1)
+    # The row of a rank is the last one with no more set pixels above it; rows without set pixels are passed over.
+    y = jnp.sum(above <= chosen[:, None], axis=1) - 1
+    row = jnp.arange(len(area)) == y[:, None]
+    pixels = jnp.any(area & row[..., None], axis=1)
+    running = jnp.cumsum(pixels, axis=1, dtype=jnp.int32) + jnp.sum(above * row, axis=1)[:, None]
+    x = jnp.sum(running <= chosen[:, None], axis=1)
     there = jnp.arange(count) < total
-    return jnp.where(there, index, 0), there
+    return jnp.where(there, y * area.shape[1] + x, 0), there
 
 
 @jax.named_scope("sampling")

@@ -30,6 +30,7 @@ from edgesam_jax.models.encoders.plain_vit import PlainVit
 from edgesam_jax.models.encoders.repvit import REPVIT_M1, REPVIT_M2, REPVIT_M3, RepVit
 from edgesam_jax.models.encoders.tiny_vit import TinyVit
 from edgesam_jax.models.encoders.vit import Vit
+from edgesam_jax.models.kernels import ops
 from edgesam_jax.models.layers import Mode
 from edgesam_jax.models.proposals import Proposals
 from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
@@ -120,16 +121,23 @@ class Sam(nn.Module):
         mask_input_valid: Array | None = None,
         num_masks: int = 4,
         targets: bool = False,
+        placed: bool = True,
+        positions: Array | None = None,
     ) -> MaskPrediction:
         """Embedding (b g g c) and prompts (b p n) -> masks of (4g 4g) pixels.
 
         ``mask_input`` (b p 4g 4g) holds the logits of an earlier round; ``mask_input_valid`` (b p) is False where they
-        are ignored.
+        are ignored.  With ``placed`` False the masks are (16 g*g), by cell of the embedding.  ``positions`` are those
+        of the embedding's cells, if they are computed already.
         """
         sparse, valid = self.prompt_encoder.tokens(prompts)
         dense = self.prompt_encoder.dense(mask_input, mask_input_valid)
-        positions = self.prompt_encoder.dense_positions()
-        return self.mask_decoder(embedding, positions, sparse, valid, dense, num_masks, targets)
+        positions = self.dense_positions() if positions is None else positions
+        return self.mask_decoder(embedding, positions, sparse, valid, dense, num_masks, targets, placed)
+
+    def dense_positions(self) -> Array:
+        """Positional encoding of the cells of an embedding (g g c)."""
+        return self.prompt_encoder.dense_positions()
 
     def __call__(self, images: Array, prompts: Prompts) -> MaskPrediction:
         """Encode and decode; for initialisation."""
@@ -159,17 +167,22 @@ def decode(
     *,
     num_masks: int = 4,
     targets: bool = False,
+    placed: bool = True,
+    positions: Array | None = None,
     chunk: int = 0,
 ) -> MaskPrediction:
     """Call ``Sam.decode_masks`` with at most ``chunk`` prompts of each image at a time; 0 decodes all at once.
 
     The work of a chunk fits the cache, and memory does not grow with the number of prompts.
     """
+    if positions is None and not ops.on_cpu():
+        positions = dense_positions(config, variables)  # once, not for every chunk
 
     def apply(arguments: tuple[Prompts, Array | None, Array | None]) -> MaskPrediction:
         result = Sam(config).apply(
-            variables, embedding, *arguments, num_masks=num_masks, targets=targets, method="decode_masks"
-        )
+            variables, embedding, *arguments, num_masks=num_masks, targets=targets, placed=placed,
+            positions=positions, method="decode_masks",
+        )  # fmt: skip
         return cast(MaskPrediction, result)
 
     arguments = (prompts, mask_input, mask_input_valid)
@@ -178,6 +191,11 @@ def decode(
         return apply(arguments)
     out = jax.lax.map(apply, split_prompts(arguments, chunk))
     return cast(MaskPrediction, join_prompts(out, p))
+
+
+def dense_positions(config: SamConfig, variables: Any) -> Array:
+    """Positional encoding of the cells of an embedding (g g c)."""
+    return cast(Array, Sam(config).apply(variables, method="dense_positions"))
 
 
 def split_prompts(tree: Any, chunk: int) -> Any:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from edgesam_jax.config import Config, SamConfig
 from edgesam_jax.config.derive import phase
 from edgesam_jax.learning.device_step import make_train_step
+from edgesam_jax.learning.objectives import objective_of
 from edgesam_jax.learning.optim import make_optimizer
 from edgesam_jax.models.fold import fold
 from edgesam_jax.models.init import init_variables
@@ -68,7 +69,7 @@ def _advice(config: Config) -> str:
     fields = ["a smaller data.batch_size or a larger train.accumulate", "model.encoder.remat=true"]
     if config.teacher and not config.data.embeddings:
         fields.append("data.embeddings with a store from edgesam_jax.embed")
-    if config.distill.mode == "prompt_in_the_loop":
+    if objective_of(config).decodes(config):
         fields.append("train.prompt_chunk=4")
     return f"set {', or '.join(fields)}"
 
@@ -105,6 +106,7 @@ def _folded(model: SamConfig) -> Any:
 def _program(
     name: str, function: Callable[..., Any], arguments: tuple[Any, ...], parts: Parts, photos: int, advice: str
 ) -> Program:
-    with ops.traced_for("tpu"):
+    # As in ``plan.trace_step``: forms that only TPUs have do more products to move less data.
+    with ops.traced_for("gpu"):
         work = jaxpr_cost.work(jax.make_jaxpr(function)(*arguments))
     return Program(name, jax.jit(function), arguments, work, parts, photos, advice)

@@ -23,7 +23,9 @@ from edgesam_jax.types import MaskPrediction
 
 def decode_chunk() -> int:
     """Return the number of prompts to decode at once; on a CPU 1 is fastest (docs/performance.md, "Decoder")."""
-    return 1 if ops.on_cpu() else 16
+    if ops.on_cpu():
+        return 1
+    return 8 if ops.on_tpu() else 16
 
 
 def check_priors(config: SamConfig, flag: str) -> None:

@@ -143,7 +143,7 @@ def python_loop(monkeypatch):
         return carry
 
     monkeypatch.setattr(prompt_loop.lax, "fori_loop", loop)
-    monkeypatch.setattr(prompt_loop, "decode", lambda model, *args, targets: DECODE(*args, targets=targets))
+    monkeypatch.setattr(prompt_loop, "decode", lambda model, *args, targets, **_: DECODE(*args, targets=targets))
     monkeypatch.setattr(prompt_loop.sampling, "sample_disagreement", SAMPLE)
 
 

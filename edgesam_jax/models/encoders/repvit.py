@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from jax import Array
 
 from edgesam_jax.config import RepVitConfig
 from edgesam_jax.models.encoders.neck import embed
-from edgesam_jax.models.kernels import fused, ops
+from edgesam_jax.models.kernels import fused, ops, stem, strips
 from edgesam_jax.models.kernels.ops import stored
 from edgesam_jax.models.layers import NORM_EPSILON, Conv, ConvBN, Mode, SqueezeExcite, gelu, running_statistics
 
@@ -52,24 +53,42 @@ def _conv_bn(module: Any, name: str) -> tuple[Array, fused.Norm]:
     return params["c"]["kernel"].astype(module.mode.dtype), (params["bn"]["scale"], params["bn"]["bias"])
 
 
+def _folded(module: Any, name: str) -> tuple[Array, Array]:
+    """Kernel and bias, in the dtype of ``module``, of the folded ``ConvBN`` that is its child ``name``."""
+    conv = module.get_variable("params", name)["c"]
+    return conv["kernel"].astype(module.mode.dtype), conv["bias"].astype(module.mode.dtype)
+
+
 def _record(module: Any, name: str, moments: fused.Moments, x: Array) -> None:
-    """Update the running statistics of the ``ConvBN`` called ``name``; ``x`` has the shape of one device's batch."""
+    """Update the running statistics of the ``ConvBN`` called ``name``; ``x`` has the size of one device's batch."""
     axis_name = module.mode.axis_name
-    count = x.size // x.shape[-1] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+    count = x.size // len(moments[0]) * (1 if axis_name is None else jax.lax.axis_size(axis_name))
     old = module.get_variable("batch_stats", name)["bn"]
     module.put_variable("batch_stats", name, {"bn": running_statistics(old, *moments, count)})
 
 
 class DepthwiseUnit(nn.Module):
-    """RepVGG-style depthwise unit: 3x3 + 1x1 + identity; a single biased 3x3 convolution when folded."""
+    """RepVGG-style depthwise unit: 3x3 + 1x1 + identity; a single biased 3x3 convolution when folded.
+
+    Also returns the mean (b 1 1 c) of each image's result, where it costs less than its own pass over the result.
+    """
 
     mode: Mode = Mode()
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        c = x.shape[-1]
+    def __call__(self, x: Array, train: bool) -> tuple[Array, Array | None]:
+        q, dtype = self.mode.strips, self.mode.dtype
+        c = x.shape[-1] // q
+        if self.mode.folded and q > 1 and not self.is_initializing():
+            conv: Any = self.get_variable("params", "conv")
+            kernel, bias = conv["kernel"].astype(dtype), ops.tiled(conv["bias"].astype(dtype), q)
+            return strips.biased(x.astype(dtype), kernel, bias, 1, q)
+        return self._sum(x, c, train), None
+
+    def _sum(self, x: Array, c: int, train: bool) -> Array:
         if self.mode.folded:
-            return Conv(c, 3, depthwise=True, use_bias=True, dtype=self.mode.dtype, name="conv")(x)
+            shape = (c, 3, 1, True, True)
+            return Conv(*shape, dtype=self.mode.dtype, strips=self.mode.strips, name="conv")(x)
         if train and not self.is_initializing():
             return self._train(x.astype(self.mode.dtype))
         conv = ConvBN(c, 3, depthwise=True, mode=self.mode, name="conv")
@@ -80,7 +99,7 @@ class DepthwiseUnit(nn.Module):
         """The same with the batch's statistics, written out in ``fused.py``."""
         (kernel, norm), (point, point_norm) = (_conv_bn(self, name) for name in ("conv", "conv1"))
         y, moments, point_moments = fused.depthwise_unit(
-            x, kernel, point[0, 0, 0], norm, point_norm, NORM_EPSILON, self.mode.axis_name
+            x, kernel, point[0, 0, 0], norm, point_norm, NORM_EPSILON, self.mode.axis_name, self.mode.strips
         )
         _record(self, "conv", moments, x)
         _record(self, "conv1", point_moments, x)
@@ -94,18 +113,19 @@ class ChannelMixer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        c = x.shape[-1]
+        c = x.shape[-1] // self.mode.strips
         if train and not self.mode.folded and not self.is_initializing():
             return self._train(x.astype(self.mode.dtype))
         hidden = gelu(ConvBN(2 * c, mode=self.mode, name="m_0")(x, train))
-        return stored(x + ConvBN(c, zero_init=True, mode=self.mode, name="m_2")(hidden, train))
+        return ops.apart(stored(x + ConvBN(c, zero_init=True, mode=self.mode, name="m_2")(hidden, train)))
 
     def _train(self, x: Array) -> Array:
         """The same with the batch's statistics, written out in ``fused.py``."""
         (wide, norm), (narrow, last_norm) = (_conv_bn(self, name) for name in ("m_0", "m_2"))
-        inner = stored(ops.pointwise(x, wide[0, 0]))
-        y, moments = fused.norm_gelu_pointwise(inner, norm, narrow[0, 0], NORM_EPSILON, self.mode.axis_name)
-        out, mean, var = ops.batch_norm(stored(y), *last_norm, NORM_EPSILON, self.mode.axis_name)
+        axis_name, q = self.mode.axis_name, self.mode.strips
+        inner = stored(ops.pointwise(x, strips.widen(wide[0, 0], q)))
+        y, moments = fused.norm_gelu_pointwise(inner, norm, narrow[0, 0], NORM_EPSILON, axis_name, q)
+        out, mean, var = ops.batch_norm(stored(y), *last_norm, NORM_EPSILON, axis_name, q)
         _record(self, "m_0", moments, inner)
         _record(self, "m_2", (mean, var), out)
         return stored(x + out)
@@ -118,16 +138,21 @@ class Block(nn.Module):
     stride: int
     squeeze_excite: bool
     mode: Mode = Mode()
+    strips_before: int = 1  # of the input of an entry block; those of the output are ``mode.strips``
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         if self.stride:
-            x = ConvBN(x.shape[-1], 3, self.stride, depthwise=True, mode=self.mode, name="token_mixer_0")(x, train)
+            before = replace(self.mode, strips=self.strips_before)
+            c = x.shape[-1] // self.strips_before
+            x = ConvBN(c, 3, self.stride, depthwise=True, mode=before, name="token_mixer_0")(x, train)
+            x = strips.regroup(x, self.strips_before, self.mode.strips)
             x = ConvBN(self.width, mode=self.mode, name="token_mixer_2")(x, train)
         else:
-            x = stored(DepthwiseUnit(mode=self.mode, name="token_mixer_0")(x, train))
+            x, mean = DepthwiseUnit(mode=self.mode, name="token_mixer_0")(x, train)
+            x = stored(x)
             if self.squeeze_excite:
-                x = SqueezeExcite(dtype=self.mode.dtype, name="token_mixer_1")(x)
+                x = SqueezeExcite(dtype=self.mode.dtype, strips=self.mode.strips, name="token_mixer_1")(x, mean)
         # Unstored, XLA recomputes the sums of all earlier blocks of the residual stream for every shift of this block.
         return ChannelMixer(mode=self.mode, name="channel_mixer")(stored(x), train)
 
@@ -173,23 +198,48 @@ class RepVit(nn.Module):
     embed_dim: int = 256
     mode: Mode = Mode()
 
+    def _stem(self, x: Array, train: bool) -> tuple[Array, int]:
+        """The two strided convolutions: the map that the blocks take, and the number of strips that it is cut into."""
+        cfg, mode = self.config, self.mode
+        cut = stem.number(x.shape, cfg.widths[0]) if cfg.stem_strides == (2, 2) else 0
+        if not cut or self.is_initializing() or not (train or mode.folded):
+            x = ConvBN(cfg.widths[0] // 2, 3, cfg.stem_strides[0], mode=mode, name="features_0_0")(x, train)
+            x = ConvBN(cfg.widths[0], 3, cfg.stem_strides[1], mode=mode, name="features_0_2")(gelu(x), train)
+            q = strips.number(cfg.widths[0], x.shape[2])
+            return strips.regroup(x, 1, q), q
+        x = stem.cells(x.astype(mode.dtype), cut)
+        if mode.folded:
+            (first, bias), (second, last_bias) = (_folded(self, name) for name in ("features_0_0", "features_0_2"))
+            x = gelu(stem.first_conv(x, first, cut) + ops.tiled(bias, 4 * cut))
+            return stem.second_conv(x, second, last_bias, cut), cut
+        (first, norm), (second, last_norm) = (_conv_bn(self, name) for name in ("features_0_0", "features_0_2"))
+        inner = stem.first_conv(x, first, cut)
+        y, moments = stem.norm_gelu_conv(inner, norm, second, NORM_EPSILON, mode.axis_name, cut)
+        out, mean, var = ops.batch_norm(y, *last_norm, NORM_EPSILON, mode.axis_name, cut)
+        _record(self, "features_0_0", moments, inner)
+        _record(self, "features_0_2", (mean, var), out)
+        return out, cut
+
     @nn.compact
     def __call__(self, x: Array, train: bool = False, pyramid: bool = False) -> Array | tuple[Array, list[Array]]:
         cfg = self.config
-        x = ConvBN(cfg.widths[0] // 2, 3, cfg.stem_strides[0], mode=self.mode, name="features_0_0")(x, train)
-        x = ConvBN(cfg.widths[0], 3, cfg.stem_strides[1], mode=self.mode, name="features_0_2")(gelu(x), train)
+        x, q = self._stem(x, train)
         stages: dict[int, Array] = {}
         recompute = cfg.remat and train and not self.is_initializing()
         for i, (width, stride, squeeze_excite, stage) in enumerate(block_table(cfg)):
-            name = f"features_{i + 1}"
+            name, before = f"features_{i + 1}", q
+            if stride:
+                q = min(q, strips.number(width, q * x.shape[2] // stride))
+            mode = replace(self.mode, strips=q)
             if recompute:
-                block = Block(width, stride, squeeze_excite, mode=self.mode, parent=None)
+                block = Block(width, stride, squeeze_excite, mode, before, parent=None)
                 params: Any = self.get_variable("params", name)
                 statistics: Any = self.get_variable("batch_stats", name)
                 x, statistics = recomputed(block, params, statistics, x)
                 self.put_variable("batch_stats", name, statistics)
             else:
-                x = Block(width, stride, squeeze_excite, mode=self.mode, name=name)(x, train)
-            stages[stage] = x
+                x = Block(width, stride, squeeze_excite, mode, before, name=name)(x, train)
+            stages[stage] = x if q == 1 else strips.regroup(x, q, 1)
+        x = stages[len(cfg.widths) - 1]
         embedding = embed(stages[2] if cfg.fuse else None, x, self.embed_dim, cfg.upsample, self.mode.dtype)
         return (embedding, [stages[1], stages[2], x]) if pyramid else embedding

@@ -18,6 +18,7 @@ from flax import linen as nn
 from jax import Array, lax
 
 from edgesam_jax.config import VitConfig
+from edgesam_jax.models.encoders.vit_stack import apply_blocks
 from edgesam_jax.models.kernels.ops import on_cpu
 from edgesam_jax.models.layers import Conv, LayerNorm, PatchConv, gelu
 
@@ -26,7 +27,7 @@ EPSILON = 1e-6  # of every layer norm here; the decoder's transformer uses 1e-5
 
 def default_logits_bytes() -> int:
     """Bytes of float32 logits to hold at once: a CPU's cache, or enough to fill an accelerator."""
-    return 8 << 20 if on_cpu() else 256 << 20
+    return 8 << 20 if on_cpu() else 32 << 20
 
 
 # ------------------------------------------------------------------------------------------------------ windows
@@ -219,8 +220,8 @@ class Vit(nn.Module):
         self.patch_embed = PatchEmbed(c.patch_size, c.width, self.dtype)
         self.pos_embed = self.param("pos_embed", nn.initializers.normal(0.02), (1, grid, grid, c.width))
         block = nn.remat(Block) if c.remat else Block
-        windows = [0 if i in c.global_blocks else c.window_size for i in range(c.depth)]
-        self.blocks = [block(c, grid, window, self.dtype, logits_bytes) for window in windows]
+        self.windows = [0 if i in c.global_blocks else c.window_size for i in range(c.depth)]
+        self.blocks = [block(c, grid, window, self.dtype, logits_bytes) for window in self.windows]
         self.neck = [
             Conv(self.embed_dim, 1, dtype=self.dtype),
             LayerNorm(EPSILON, self.dtype),
@@ -246,8 +247,14 @@ class Vit(nn.Module):
             h, w = x.shape[1:3]
             raise ValueError(f"images have {h} x {w} pixels, but the encoder is built for image_size {self.image_size}")
         x = self.patch_embed(x.astype(self.dtype)) + self.pos_embed.astype(self.dtype)
-        for block in self.blocks:
-            x = block(x)
+        if on_cpu() or self.is_initializing():
+            for block in self.blocks:
+                x = block(x)
+        else:
+            c, params = self.config, self.variables["params"]
+            own = [params[f"blocks_{i}"] for i in range(c.depth)]
+            limit = self.logits_bytes or default_logits_bytes()
+            x = apply_blocks(own, x, self.windows, c.heads, EPSILON, limit, c.remat)
         for layer in self.neck:
             x = layer(x)
         return x

@@ -6,8 +6,10 @@ matrices for the gradient of a kernel; and its grouped convolution is 3 to 13 ti
 multiply-adds.  Here the backward passes are closed forms, and values with several consumers are stored once.
 Measurements: docs/performance.md.
 
-``on_cpu`` selects the form.  On other platforms the forward pass is XLA's grouped convolution, and XLA may fuse
-everything; the backward pass is the same.
+``on_cpu`` and ``on_tpu`` select the form.  On other platforms than the CPU the forward pass is XLA's grouped
+convolution, and XLA may fuse everything.  On a TPU all gradients are convolutions too, and maps never change their
+axes: XLA then keeps them with the batch beside the channels, copies nothing, and fuses norms into the convolutions
+(docs/accelerators.md).
 """
 
 from __future__ import annotations
@@ -26,8 +28,13 @@ _platform = contextvars.ContextVar("platform", default="")
 
 
 def on_cpu() -> bool:
-    """Whether programs are compiled for the CPU: the only place that selects the form of an operation."""
+    """Whether programs are compiled for the CPU.  With ``on_tpu``, the only place that selects an operation's form."""
     return (_platform.get() or jax.default_backend()) == "cpu"
+
+
+def on_tpu() -> bool:
+    """Whether programs are compiled for a TPU; beside ``on_cpu``, for forms that only TPUs have."""
+    return (_platform.get() or jax.default_backend()) == "tpu"
 
 
 @contextlib.contextmanager
@@ -45,6 +52,11 @@ def stored(x: Array) -> Array:
     return lax.optimization_barrier(x) if on_cpu() else x
 
 
+def apart(x: Array) -> Array:
+    """``x``, an array of its own on a TPU, where XLA would compute it again within the convolutions that read it."""
+    return lax.optimization_barrier(x) if on_tpu() else x
+
+
 def after(x: Array, *others: Array) -> Array:
     """``x``, not to be used before ``others`` are computed.
 
@@ -57,8 +69,32 @@ def after(x: Array, *others: Array) -> Array:
     return x + sum(0 * other.reshape(-1)[0].astype(x.dtype) for other in others)
 
 
+def rows(x: Array) -> Array:
+    """(... c) with all pixels along one axis on a CPU; elsewhere as it is.
+
+    A TPU keeps the batch beside the channels, whatever the order of axes; to merge axes it would copy the map.
+    """
+    return x.reshape(-1, x.shape[-1]) if on_cpu() else x
+
+
+def pixels(x: Array) -> tuple[int, ...]:
+    """The axes of (... c) but the last."""
+    return tuple(range(x.ndim - 1))
+
+
+def tiled(v: Array, copies: int) -> Array:
+    """``v`` repeated along its last axis: a parameter per channel for a map that holds each channel several times."""
+    return v if copies == 1 else jnp.concatenate([v] * copies, axis=-1)
+
+
+def gathered(v: Array, copies: int) -> Array:
+    """The sum over the copies that ``tiled`` makes."""
+    return v if copies == 1 else v.reshape(*v.shape[:-1], copies, -1).sum(-2)
+
+
 # jax 0.10 removes the barriers of ``stored`` before it fuses.
 BARRIERS_DO_NOT_HOLD = jax.__version_info__ < (0, 11)
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 THIN = 8  # channels below which a dense convolution is too thin for matrix products
 
 
@@ -183,56 +219,66 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 # -------------------------------------------------------------------------------------------------------- batch norm
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def batch_norm(
-    x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None
+    x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None, copies: int = 1
 ) -> tuple[Array, Array, Array]:
     """Normalise (b h w c) with the statistics of the batch over all devices of ``axis_name``.
 
-    Returns the result in the dtype of x, and the mean and biased variance (c), through which no gradient flows.
+    Returns the result in the dtype of x, and the mean and biased variance (c), through which no gradient flows.  With
+    ``copies`` x is (b h w copies*c): its last axis holds every channel several times, as ``tiled`` makes it.
     """
-    return _batch_norm_forward(x, scale, bias, epsilon, axis_name)[0]
+    return _batch_norm_forward(x, scale, bias, epsilon, axis_name, copies)[0]
 
 
-def moments(x: Array, axis_name: str | None) -> tuple[Array, Array]:
-    """Mean and biased variance (c) of (b h w c) over the batch of all devices of ``axis_name``."""
-    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-    mean, square = jnp.mean(rows, axis=0), jnp.mean(rows * rows, axis=0)
+def moments(x: Array, axis_name: str | None, copies: int = 1) -> tuple[Array, Array]:
+    """Mean and biased variance (c) of (b h w copies*c) over the batch of all devices of ``axis_name``."""
+    wide = rows(x).astype(jnp.float32)
+    mean, square = jnp.mean(wide, axis=pixels(wide)), jnp.mean(wide * wide, axis=pixels(wide))
+    return shared_moments(gathered(mean, copies) / copies, gathered(square, copies) / copies, axis_name)
+
+
+def shared_moments(mean: Array, square: Array, axis_name: str | None) -> tuple[Array, Array]:
+    """Mean and biased variance over all devices of ``axis_name``, from the means of x and of its square on each."""
     if axis_name is not None:
         mean, square = lax.pmean((mean, square), axis_name)
     return mean, jnp.maximum(square - mean * mean, 0.0)
 
 
 def _batch_norm_forward(
-    x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None
+    x: Array, scale: Array, bias: Array, epsilon: float, axis_name: str | None, copies: int = 1
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
-    mean, var = moments(x, axis_name)
+    mean, var = moments(x, axis_name, copies)
     inverse = lax.rsqrt(var + epsilon)
     factor = scale * inverse
-    y = (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(x.dtype)
+    y = (x.astype(jnp.float32) * tiled(factor, copies) + tiled(bias - mean * factor, copies)).astype(x.dtype)
     return (y, mean, var), (x, mean, inverse, scale)
 
 
 def _batch_norm_backward(
-    epsilon: float, axis_name: str | None, saved: tuple[Array, ...], cotangents: tuple[Array, Array, Array]
+    epsilon: float,
+    axis_name: str | None,
+    copies: int,
+    saved: tuple[Array, ...],
+    cotangents: tuple[Array, Array, Array],
 ) -> tuple[Array, Array, Array]:
     x, mean, inverse, scale = saved
-    return norm_gradient(x, mean, inverse, scale, cotangents[0], axis_name)
+    return norm_gradient(x, mean, inverse, scale, cotangents[0], axis_name, copies)
 
 
 def norm_gradient(
-    x: Array, mean: Array, inverse: Array, scale: Array, g: Array, axis_name: str | None
+    x: Array, mean: Array, inverse: Array, scale: Array, g: Array, axis_name: str | None, copies: int = 1
 ) -> tuple[Array, Array, Array]:
-    """Gradients of x (b h w c), scale (c) and bias (c) of a batch norm, from the gradient ``g`` of its result."""
-    c = x.shape[-1]
+    """Gradients of x (b h w copies*c), scale (c) and bias (c) of a batch norm, from its result's gradient ``g``."""
     g = stored(g)
-    rows, wide = x.reshape(-1, c).astype(jnp.float32), g.reshape(-1, c).astype(jnp.float32)
-    dbias = wide.sum(axis=0)
-    dscale = ((wide * rows).sum(axis=0) - mean * dbias) * inverse
+    along, wide = rows(x).astype(jnp.float32), rows(g).astype(jnp.float32)
+    dbias = gathered(wide.sum(axis=pixels(wide)), copies)
+    dscale = (gathered((wide * along).sum(axis=pixels(wide)), copies) - mean * dbias) * inverse
     # Gradients through the statistics are averaged over all devices; a parameter's gradient is this device's part.
     shared = (dbias, dscale) if axis_name is None else lax.pmean((dbias, dscale), axis_name)
-    along_mean, along_x = (v / rows.shape[0] for v in shared)
-    dx = (wide - along_mean - (rows - mean) * (inverse * along_x)) * (scale * inverse)
+    along_mean, along_x = (v / (x.size // len(scale)) for v in shared)
+    slope, centre, gain, mean = (tiled(v, copies) for v in (inverse * along_x, along_mean, scale * inverse, mean))
+    dx = (wide - centre - (along - mean) * slope) * gain
     return dx.reshape(x.shape).astype(x.dtype), dscale, dbias
 
 
@@ -254,12 +300,7 @@ def correlate(x: Array, kernel: Array, stride: int, rows: tuple[int, int], colum
     k, c = kernel.shape[0], x.shape[-1]
     if not on_cpu():
         return lax.conv_general_dilated(
-            x,
-            kernel,
-            (stride, stride),
-            (rows, columns),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=c,
+            x, kernel, (stride, stride), (rows, columns), dimension_numbers=DIMENSIONS, feature_group_count=c
         )
     padded = jnp.pad(x, ((0, 0), rows, columns, (0, 0)))
     height, width = ((n - k) // stride + 1 for n in padded.shape[1:3])
@@ -285,6 +326,9 @@ def _depthwise_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tu
     if k == 1 and stride == 1:
         dk = jnp.sum(x.astype(jnp.float32) * g, axis=(0, 1, 2))
         return g * kernel[0, 0, 0], dk.astype(kernel.dtype).reshape(kernel.shape)
+    if on_tpu():
+        dx, dk = depthwise_gradients(x, kernel, g, stride)
+        return dx, dk.astype(kernel.dtype)
     g = stored(g)
     if stride == 1:
         dx, dk = same_size_gradients(x, kernel, g)
@@ -306,6 +350,32 @@ def same_size_gradients(x: Array, kernel: Array, g: Array) -> tuple[Array, Array
     dx = correlate(padded, kernel[::-1, ::-1], 1, (0, 0), (0, 0))
     # x under the taps of g is g under the taps of x in reverse order: one padded image serves both gradients.
     return dx, _products_under_taps(padded, x, k, 1)[::-1, ::-1].astype(kernel.dtype)
+
+
+def depthwise_gradients(x: Array, kernel: Array, g: Array, stride: int) -> tuple[Array, Array]:
+    """Gradients of x and, in float32, of the kernel of ``depthwise_conv``, as two convolutions."""
+    k, c = kernel.shape[0], x.shape[-1]
+    pad, sizes = k // 2, list(zip(x.shape[1:3], g.shape[1:3], strict=True))
+    dx = lax.conv_general_dilated(
+        g,
+        kernel[::-1, ::-1],
+        (1, 1),
+        [(k - 1 - pad, full - 1 + pad - (small - 1) * stride) for full, small in sizes],
+        lhs_dilation=(stride, stride),
+        dimension_numbers=DIMENSIONS,
+        feature_group_count=c,
+    )
+    dk = lax.conv_general_dilated(  # the batch is summed over as channels are, and each channel is a batch of its own
+        x,
+        g,
+        (1, 1),
+        [(pad, (small - 1) * stride + k - full - pad) for full, small in sizes],
+        rhs_dilation=(stride, stride),
+        dimension_numbers=lax.ConvDimensionNumbers((3, 0, 1, 2), (3, 0, 1, 2), (2, 3, 0, 1)),
+        batch_group_count=c,
+        preferred_element_type=jnp.float32,
+    )
+    return dx, dk
 
 
 def _products_under_taps(x: Array, g: Array, k: int, stride: int) -> Array:
@@ -345,23 +415,33 @@ depthwise_conv.defvjp(_depthwise_forward, _depthwise_backward)
 @jax.custom_vjp
 def pointwise(x: Array, kernel: Array) -> Array:
     """1x1 convolution: (... c) @ (c d)."""
-    return x @ kernel
+    return mix_channels(x, kernel)
 
 
 def _pointwise_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ kernel, (x, kernel)
+    return mix_channels(x, kernel), (x, kernel)
 
 
 def _pointwise_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = saved
     g = stored(g)
-    return g @ kernel.T, contract_rows(x, g).astype(kernel.dtype)
+    return mix_channels(g, kernel.T), contract_rows(x, g).astype(kernel.dtype)
 
 
 def contract_rows(x: Array, g: Array) -> Array:
     """Product of (... c) and (... d), summed over all leading axes: (c d)."""
-    rows = (((0,), (0,)), ((), ()))
-    return lax.dot_general(x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]), rows)
+    x, g = rows(x), rows(g)
+    return lax.dot_general(x, g, ((pixels(x), pixels(g)), ((), ())))
+
+
+def mix_channels(x: Array, kernel: Array) -> Array:
+    """``pointwise`` of (b h w c) without a written-out gradient; on a TPU a convolution, which fuses with others.
+
+    As a matrix product the map would be copied into another layout and back.
+    """
+    if on_tpu() and x.ndim == 4:
+        return lax.conv_general_dilated(x, kernel[None, None], (1, 1), "VALID", dimension_numbers=DIMENSIONS)
+    return x @ kernel
 
 
 pointwise.defvjp(_pointwise_forward, _pointwise_backward)
@@ -390,8 +470,7 @@ def _convolve(x: Array, kernel: Array, stride: int, rows: tuple[int, int], colum
             return out
 
         return _unfused(multiply_add, padded, kernel, shape)
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, kernel, (stride, stride), (rows, columns), dimension_numbers=dimensions)
+    return lax.conv_general_dilated(x, kernel, (stride, stride), (rows, columns), dimension_numbers=DIMENSIONS)
 
 
 def _conv_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
