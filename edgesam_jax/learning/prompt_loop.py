@@ -223,7 +223,7 @@ def _rounds(
     size, cell = model.mask_size, model.image_size / model.mask_size
     b, p = batch.prompt_valid.shape
     # Decoders leave the pixels of masks (h w) by cell, (16 g*g), where placing them would cost more than the loss.
-    by_cell = not ops.on_cpu()
+    by_cell = ops.on_accelerator()
     place, arrange = (
         functools.partial(f, grid=model.grid) if by_cell else lambda x: x
         for f in (image_columns.place, image_columns.arrange)
@@ -398,7 +398,7 @@ def _in_chunks(
 
 def _pick(masks: Array, chosen: Array) -> Array:
     """Select the mask of index ``chosen`` (b p): (b p m h w) -> (b p h w)."""
-    if not ops.on_cpu():  # one pass in place of gathering
+    if ops.on_accelerator():  # one pass in place of gathering
         is_chosen = (chosen[..., None] == jnp.arange(masks.shape[2]))[..., None, None]
         picked = jnp.where(is_chosen, masks, jnp.zeros((), masks.dtype))
         return picked.any(axis=2) if masks.dtype == bool else picked.sum(axis=2)

@@ -175,7 +175,7 @@ def decode(
 
     The work of a chunk fits the cache, and memory does not grow with the number of prompts.
     """
-    if positions is None and not ops.on_cpu():
+    if positions is None and ops.on_accelerator():
         positions = dense_positions(config, variables)  # once, not for every chunk
 
     def apply(arguments: tuple[Prompts, Array | None, Array | None]) -> MaskPrediction:

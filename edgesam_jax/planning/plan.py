@@ -171,8 +171,8 @@ def trace_step(config: Config, teacher: SamConfig | None, images: int, devices: 
     axis = AXIS if devices else None
     body, arguments = step_and_shapes(config, teacher, images, axis)
     environment = [(axis, max(devices, 2))] if axis else None  # even one device per host exchanges with other hosts
-    # Trace the accelerator's form of every operation; the CPU's form does the same work in more operations.
-    with ops.traced_for("gpu"):
+    # The CPU's form of an operation does the same work in more operations, an accelerator's may do more products.
+    with ops.traced_for(ops.PLAIN):
         return jax.make_jaxpr(body, axis_env=environment)(*arguments)
 
 
@@ -186,7 +186,7 @@ def flops_per_step(config: Config, teacher: SamConfig | None) -> float:
 
 
 def _traced(f: Callable[..., Any], *args: Any) -> jaxpr_cost.Work:
-    with ops.traced_for("gpu"):
+    with ops.traced_for(ops.PLAIN):
         return jaxpr_cost.work(jax.make_jaxpr(f)(*args))
 
 

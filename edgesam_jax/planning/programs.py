@@ -106,7 +106,6 @@ def _folded(model: SamConfig) -> Any:
 def _program(
     name: str, function: Callable[..., Any], arguments: tuple[Any, ...], parts: Parts, photos: int, advice: str
 ) -> Program:
-    # As in ``plan.trace_step``: forms that only TPUs have do more products to move less data.
-    with ops.traced_for("gpu"):
+    with ops.traced_for(ops.PLAIN):
         work = jaxpr_cost.work(jax.make_jaxpr(function)(*arguments))
     return Program(name, jax.jit(function), arguments, work, parts, photos, advice)

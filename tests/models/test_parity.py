@@ -98,7 +98,8 @@ def test_repvit_part(name):
     ours, make, shape = TRAINED[name]
     theirs, variables = fill(make())
     x = data(*shape)
-    close(ours.apply(variables, x, False), theirs(to_torch(x)))
+    y, *_ = jax.tree.leaves(ours.apply(variables, x, False))  # a depthwise unit may also return means
+    close(y, theirs(to_torch(x)))
 
 
 @pytest.mark.parametrize("name", ["plain_block", "entry_block"])

@@ -108,14 +108,13 @@ def test_a_step_costs_what_xla_says(student, mode):
     tx, _ = make_optimizer(config, state.params)
     body = functools.partial(train_step, config=config, teacher_config=TEACHER, tx=tx)
     teacher = jax.eval_shape(lambda: init_variables(TEACHER))
-    with ops.traced_for("gpu"):
+    with ops.traced_for(ops.PLAIN):
         step = jax.jit(body, donate_argnums=0)
         compiled = step.lower(state, teacher, batch, jax.eval_shape(lambda: jax.random.key(0))).compile()
     program = plan.trace_step(config, TEACHER, 4)
     ours = jaxpr_cost.work(program)
     assert ours.products > 0.8 * (ours.products + ours.others), "the check is of products"
-    # An accelerator's decoder does up to a fifth more products than the CPU's program, to move less data.
-    assert ours.products + ours.others == pytest.approx(compiled.cost_analysis()["flops"], rel=0.2)
+    assert ours.products + ours.others == pytest.approx(compiled.cost_analysis()["flops"], rel=0.05)
     assert plan.flops_per_step(config, TEACHER) == ours.products
     factor = compiled.memory_analysis().temp_size_in_bytes / jaxpr_cost.peak_temporary(program)
     assert 1 / 2.5 < factor < 2.5, factor
@@ -156,7 +155,7 @@ def test_phases_of_a_run_are_counted_each_at_its_own_cost():
 
 
 def test_counting_leaves_later_programs_alone():
-    """The trainer counts before it compiles: the accelerator's form must not stay in any cache of traces."""
+    """The trainer counts before it compiles: the plain form must not stay in any cache of traces."""
     config = configured("teacher=given", "data.batch_size=2", "distill.mode=encoder_only", model=REPVIT)
     state, tx = plan.abstract_state(config), make_optimizer(config, plan.abstract_state(config).params)[0]
     step = make_train_step(config, CONV, tx, jax.devices()[:1])
@@ -167,7 +166,7 @@ def test_counting_leaves_later_programs_alone():
     jax.clear_caches()
     again = make_train_step(config, CONV, tx, jax.devices()[:1])
     assert text == str(again.trace(*given).jaxpr)
-    with ops.traced_for("gpu"):
+    with ops.traced_for(ops.PLAIN):
         jax.clear_caches()
         other = make_train_step(config, CONV, tx, jax.devices()[:1])
         assert text != str(other.trace(*given).jaxpr), "the two forms do differ"

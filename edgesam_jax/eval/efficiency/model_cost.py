@@ -22,8 +22,7 @@ def counts(config: SamConfig) -> dict[str, dict[str, Any]]:
 
     Returns:
       ``parameters``: ``encoder``, ``decoder`` (including the prompt encoder), ``all``, and ``inference``, which is all
-      after folding.  ``gmac``, in 10^9 multiply-accumulates: ``encoder`` and ``decoder`` as inference runs them on an
-      accelerator, and ``both``; ``unfolded``, the encoder before folding; ``activations``, products of two activations
+      after folding.  ``gmac``, in 10^9 multiply-accumulates: ``encoder`` and ``decoder`` in inference, and ``both``; ``unfolded``, the encoder before folding; ``activations``, products of two activations
       in a ViT (``layer_cost.vit_activation_products``; absent for other encoders); and ``layers``: ``encoder`` and
       ``decoder`` layer by layer as published, ``norms`` with two operations for each element that a norm scales, and
       ``both``, the sum of the three (absent if a count of layers would miss part of the encoder).
@@ -71,8 +70,8 @@ def _decoder(config: SamConfig, variables: Any) -> float:
 
 
 def _gmac(f: Callable[..., Any], *args: Any) -> float:
-    # As on an accelerator: a CPU computes depthwise convolutions without products, which would not be counted.
-    with ops.traced_for("gpu"):
+    # A CPU computes depthwise convolutions without products, and an accelerator's forms do more of them.
+    with ops.traced_for(ops.PLAIN):
         return jaxpr_cost.work(jax.make_jaxpr(f)(*args)).products / 2e9
 
 

@@ -193,7 +193,7 @@ class MaskDecoder(nn.Module):
         iou = HeadMlp(c, cfg.num_mask_tokens, 2, self.dtype, name="iou_prediction_head")(tokens[:, :, 0])
         logits = jnp.einsum("bpsc,bpmc->bpms", upscaled.reshape(b, p, -1, c // 8), query)
         logits = logits.reshape(b, p, cfg.num_mask_tokens, g * g, 2, 2, 2, 2, 1)
-        if placed and not ops.on_cpu():
+        if placed and ops.on_accelerator():
             logits = image_columns.place(by_cell(logits)[..., 0], g)
         else:
             logits = (place_pixels(logits, g) if placed else by_cell(logits))[..., 0]

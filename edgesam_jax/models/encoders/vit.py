@@ -19,7 +19,7 @@ from jax import Array, lax
 
 from edgesam_jax.config import VitConfig
 from edgesam_jax.models.encoders.vit_stack import apply_blocks
-from edgesam_jax.models.kernels.ops import on_cpu
+from edgesam_jax.models.kernels.ops import on_accelerator
 from edgesam_jax.models.layers import Conv, LayerNorm, PatchConv, gelu
 
 EPSILON = 1e-6  # of every layer norm here; the decoder's transformer uses 1e-5
@@ -27,7 +27,7 @@ EPSILON = 1e-6  # of every layer norm here; the decoder's transformer uses 1e-5
 
 def default_logits_bytes() -> int:
     """Bytes of float32 logits to hold at once: a CPU's cache, or enough to fill an accelerator."""
-    return 8 << 20 if on_cpu() else 32 << 20
+    return 32 << 20 if on_accelerator() else 8 << 20
 
 
 # ------------------------------------------------------------------------------------------------------ windows
@@ -247,7 +247,7 @@ class Vit(nn.Module):
             h, w = x.shape[1:3]
             raise ValueError(f"images have {h} x {w} pixels, but the encoder is built for image_size {self.image_size}")
         x = self.patch_embed(x.astype(self.dtype)) + self.pos_embed.astype(self.dtype)
-        if on_cpu() or self.is_initializing():
+        if not on_accelerator() or self.is_initializing():
             for block in self.blocks:
                 x = block(x)
         else:

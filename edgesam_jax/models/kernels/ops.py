@@ -6,7 +6,7 @@ matrices for the gradient of a kernel; and its grouped convolution is 3 to 13 ti
 multiply-adds.  Here the backward passes are closed forms, and values with several consumers are stored once.
 Measurements: docs/performance.md.
 
-``on_cpu`` and ``on_tpu`` select the form.  On other platforms than the CPU the forward pass is XLA's grouped
+``on_cpu``, ``on_accelerator`` and ``on_tpu`` select the form, nothing else does.  On other platforms than the CPU the forward pass is XLA's grouped
 convolution, and XLA may fuse everything.  On a TPU all gradients are convolutions too, and maps never change their
 axes: XLA then keeps them with the batch beside the channels, copies nothing, and fuses norms into the convolutions
 (docs/accelerators.md).
@@ -25,21 +25,32 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 _platform = contextvars.ContextVar("platform", default="")
+# Every layer as its definition says, in XLA's own operations: the form in which a model's work is counted.
+PLAIN = "plain"
+
+
+def _compiled_for() -> str:
+    return _platform.get() or jax.default_backend()
 
 
 def on_cpu() -> bool:
-    """Whether programs are compiled for the CPU.  With ``on_tpu``, the only place that selects an operation's form."""
-    return (_platform.get() or jax.default_backend()) == "cpu"
+    """Whether programs are compiled for the CPU."""
+    return _compiled_for() == "cpu"
+
+
+def on_accelerator() -> bool:
+    """Whether programs are compiled for a GPU or TPU: for forms that do more products to move less data."""
+    return _compiled_for() not in ("cpu", PLAIN)
 
 
 def on_tpu() -> bool:
-    """Whether programs are compiled for a TPU; beside ``on_cpu``, for forms that only TPUs have."""
-    return (_platform.get() or jax.default_backend()) == "tpu"
+    """Whether programs are compiled for a TPU, for forms that only TPUs have."""
+    return _compiled_for() == "tpu"
 
 
 @contextlib.contextmanager
 def traced_for(platform: str) -> Iterator[None]:
-    """Trace programs in the form of ``platform`` ("cpu", "gpu" or "tpu"), whatever the current one is."""
+    """Trace programs in the form of ``platform``, whatever the current one is: "cpu", "gpu", "tpu" or ``PLAIN``."""
     token = _platform.set(platform)
     try:
         yield
