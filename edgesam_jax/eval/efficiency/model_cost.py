@@ -22,10 +22,11 @@ def counts(config: SamConfig) -> dict[str, dict[str, Any]]:
 
     Returns:
       ``parameters``: ``encoder``, ``decoder`` (including the prompt encoder), ``all``, and ``inference``, which is all
-      after folding.  ``gmac``, in 10^9 multiply-accumulates: ``encoder`` and ``decoder`` in inference, and ``both``; ``unfolded``, the encoder before folding; ``activations``, products of two activations
-      in a ViT (``layer_cost.vit_activation_products``; absent for other encoders); and ``layers``: ``encoder`` and
-      ``decoder`` layer by layer as published, ``norms`` with two operations for each element that a norm scales, and
-      ``both``, the sum of the three (absent if a count of layers would miss part of the encoder).
+      after folding.  ``gmac``, in 10^9 multiply-accumulates: ``encoder`` and ``decoder`` in inference, and ``both``;
+      ``unfolded``, the encoder before folding; ``activations``, products of two activations in a ViT
+      (``layer_cost.vit_activation_products``; absent for other encoders); and ``layers``: ``encoder`` and ``decoder``
+      layer by layer as published, ``norms`` with two operations for each element that a norm scales, and ``both``, the
+      sum of the three (absent if a count of layers would miss part of the encoder).
     """
     has_norms = folds(config)
     variables = abstract_variables(config)

@@ -6,10 +6,10 @@ matrices for the gradient of a kernel; and its grouped convolution is 3 to 13 ti
 multiply-adds.  Here the backward passes are closed forms, and values with several consumers are stored once.
 Measurements: docs/performance.md.
 
-``on_cpu``, ``on_accelerator`` and ``on_tpu`` select the form, nothing else does.  On other platforms than the CPU the forward pass is XLA's grouped
-convolution, and XLA may fuse everything.  On a TPU all gradients are convolutions too, and maps never change their
-axes: XLA then keeps them with the batch beside the channels, copies nothing, and fuses norms into the convolutions
-(docs/accelerators.md).
+``on_cpu``, ``on_accelerator`` and ``on_tpu`` select the form, nothing else does.  On other platforms than the CPU the
+forward pass is XLA's grouped convolution, and XLA may fuse everything.  On a TPU all gradients are convolutions too,
+and maps never change their axes: XLA then keeps them with the batch beside the channels, copies nothing, and fuses
+norms into the convolutions (docs/accelerators.md).
 """
 
 from __future__ import annotations
