@@ -23,8 +23,7 @@ class Program:
 
     Attributes:
       name: for people.
-      function: from ``jax.jit`` or, for several devices, from ``jax.pmap`` over a slice's.  It must not have been
-        traced for another platform: JAX keeps traces, and the form of an operation depends on the platform.
+      function: from ``jax.jit`` or, for several devices, from ``jax.pmap`` over a slice's.
       arguments: shapes (``jax.ShapeDtypeStruct``); for a jitted function they are placed on the slice's first device.
       work: operations of one device.
       parts: (label, regular expression of module paths) for the table of cycles by part; the first match counts.

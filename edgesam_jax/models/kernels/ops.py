@@ -15,22 +15,22 @@ norms into the convolutions (docs/accelerators.md).
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-_platform = contextvars.ContextVar("platform", default="")
+_platform = jax.make_user_context("")  # a part of the key of JAX's caches: functions are traced anew for each value
 # Every layer as its definition says, in XLA's own operations: the form in which a model's work is counted.
 PLAIN = "plain"
 
 
 def _compiled_for() -> str:
-    return _platform.get() or jax.default_backend()
+    return _platform.value or jax.default_backend()
 
 
 def on_cpu() -> bool:
@@ -48,14 +48,9 @@ def on_tpu() -> bool:
     return _compiled_for() == "tpu"
 
 
-@contextlib.contextmanager
-def traced_for(platform: str) -> Iterator[None]:
+def traced_for(platform: str) -> contextlib.AbstractContextManager[Any]:
     """Trace programs in the form of ``platform``, whatever the current one is: "cpu", "gpu", "tpu" or ``PLAIN``."""
-    token = _platform.set(platform)
-    try:
-        yield
-    finally:
-        _platform.reset(token)
+    return cast("contextlib.AbstractContextManager[Any]", _platform(platform))
 
 
 def stored(x: Array) -> Array:
