@@ -15,6 +15,8 @@ from jax import Array
 
 from edgesam_jax.config import PlainVitConfig
 from edgesam_jax.models.encoders.vit import EPSILON, PatchEmbed, attend, default_logits_bytes
+from edgesam_jax.models.encoders.vit_stack import apply_blocks
+from edgesam_jax.models.kernels.ops import on_accelerator
 from edgesam_jax.models.layers import Conv, LayerNorm, gelu, resize
 
 
@@ -81,8 +83,12 @@ class PlainVit(nn.Module):
         learned = self.param("pos_embed", nn.initializers.normal(0.02), (1, 1 + side * side, cfg.width))
         positions = resize(learned[:, 1:].reshape(1, side, side, cfg.width), (x.shape[1], x.shape[2]), "bicubic")
         x = x + positions.astype(self.dtype)
-        for i in range(cfg.depth):
-            x = Block(cfg, self.dtype, name=f"blocks_{i}")(x)
+        if on_accelerator() and not self.is_initializing():
+            own: list[Any] = [self.get_variable("params", f"blocks_{i}") for i in range(cfg.depth)]
+            x = apply_blocks(own, x, [0] * cfg.depth, cfg.heads, EPSILON, default_logits_bytes())
+        else:
+            for i in range(cfg.depth):
+                x = Block(cfg, self.dtype, name=f"blocks_{i}")(x)
         x = LayerNorm(EPSILON, self.dtype, name="neck_1")(Conv(self.embed_dim, dtype=self.dtype, name="neck_0")(x))
         x = Conv(self.embed_dim, 3, dtype=self.dtype, name="neck_2")(x)
         return LayerNorm(EPSILON, self.dtype, name="neck_3")(x)
