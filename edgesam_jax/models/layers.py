@@ -15,8 +15,9 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
-from edgesam_jax.models.kernels import ops, strips
+from edgesam_jax.models.kernels import bands, ops, strips
 from edgesam_jax.models.kernels.ops import gelu
+from edgesam_jax.models.kernels.strips import WHOLE, Cut
 from edgesam_jax.portable import resizing
 
 __all__ = [
@@ -42,13 +43,13 @@ class Mode:
 
     ``folded``: the image encoder expects parameters from ``fold.py``, and has no batch norms.  ``dtype``: the dtype of
     activations; parameters stay float32.  ``axis_name``: the device axis over which batch statistics are averaged in
-    training; None: each device uses its own.  ``strips``: maps are cut into this many strips (``kernels/strips.py``).
+    training; None: each device uses its own.  ``cut``: how maps are cut (``kernels/strips.py``).
     """
 
     folded: bool = False
     dtype: Dtype = jnp.float32
     axis_name: str | None = None
-    strips: int = 1
+    cut: Cut = WHOLE
 
 
 def resize_matrix(size_in: int, size_out: int, method: str) -> np.ndarray:
@@ -73,24 +74,24 @@ class Conv(nn.Module):
     depthwise: bool = False
     use_bias: bool = False
     dtype: Dtype = jnp.float32
-    strips: int = 1  # x is a map of strips (``kernels/strips.py``); then only 1x1 and depthwise convolutions
+    cut: Cut = WHOLE  # how x is cut (``kernels/strips.py``); if it is, only 1x1 and depthwise convolutions
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        k, c = self.kernel_size, x.shape[-1] // self.strips
+        k, c = self.kernel_size, x.shape[-1] // self.cut.strips
         shape = (k, k, 1 if self.depthwise else c, self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
         x = x.astype(self.dtype)
         bias = None
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-            bias = ops.tiled(bias, self.strips)
-        if self.depthwise and self.strips > 1:
-            return strips.depthwise_conv(x, kernel, bias, self.stride, self.strips)
+            bias = ops.tiled(bias, self.cut.strips)
+        if self.depthwise and self.cut != WHOLE:
+            return strips.depthwise_conv(x, kernel, bias, self.stride, self.cut)
         if self.depthwise:
             y = ops.depthwise_conv(x, kernel, self.stride)
         elif k == 1 and self.stride == 1:
-            y = ops.pointwise(x, strips.widen(kernel[0, 0], self.strips))
+            y = ops.pointwise(x, strips.widen(kernel[0, 0], self.cut.strips))
         else:
             y = ops.conv(x, kernel, self.stride)
         return y if bias is None else y + bias
@@ -123,7 +124,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        copies, axis_name = self.mode.strips, self.mode.axis_name
+        copies, axis_name = self.mode.cut.strips, self.mode.axis_name
         c = x.shape[-1] // copies
         scale = self.param("scale", nn.initializers.zeros if self.zero_init else nn.initializers.ones, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
@@ -155,7 +156,7 @@ class ConvBN(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         mode, shape = self.mode, (self.features, self.kernel_size, self.stride, self.depthwise)
-        x = Conv(*shape, use_bias=mode.folded, dtype=mode.dtype, strips=mode.strips, name="c")(x)
+        x = Conv(*shape, use_bias=mode.folded, dtype=mode.dtype, cut=mode.cut, name="c")(x)
         return x if mode.folded else BatchNorm(self.zero_init, mode, name="bn")(x, train)
 
 
@@ -179,17 +180,19 @@ class SqueezeExcite(nn.Module):
     """Channel gate: mean over the image, two 1x1 convolutions with bias and ReLU between them, sigmoid."""
 
     dtype: Dtype = jnp.float32
-    strips: int = 1
+    cut: Cut = WHOLE
 
     @nn.compact
     def __call__(self, x: Array, mean: Array | None = None) -> Array:
         """Gate x (b h w c); ``mean`` (b 1 1 c) over its pixels, if it is known."""
-        c = x.shape[-1] // self.strips
+        q = self.cut.strips
+        c = x.shape[-1] // q
         hidden = max(8, (c // 4 + 4) // 8 * 8)  # nearest multiple of 8 to c / 4
-        gate = ops.gathered(x.mean(axis=(1, 2), keepdims=True), self.strips) / self.strips if mean is None else mean
+        gate = ops.gathered(x.mean(axis=(1, 2), keepdims=True), q) / q if mean is None else mean
+        gate = bands.photo_mean(gate, self.cut.bands)
         gate = Conv(hidden, use_bias=True, dtype=self.dtype, name="fc1")(gate)
         gate = Conv(c, use_bias=True, dtype=self.dtype, name="fc2")(jax.nn.relu(gate))
-        return x * ops.tiled(jax.nn.sigmoid(gate), self.strips)
+        return x * ops.tiled(jax.nn.sigmoid(gate), q)
 
 
 class LayerNorm(nn.Module):

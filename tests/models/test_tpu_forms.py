@@ -14,7 +14,8 @@ from jax import lax
 from edgesam_jax.config import RepVitConfig
 from edgesam_jax.models.encoders.repvit import Block, RepVit
 from edgesam_jax.models.fold import _fold_tree
-from edgesam_jax.models.kernels import fused, ops, stem, strips
+from edgesam_jax.models.kernels import bands, fused, ops, stem, strips
+from edgesam_jax.models.kernels.strips import Cut
 from edgesam_jax.models.layers import Mode
 
 
@@ -34,6 +35,17 @@ def on_tpu(f, *arguments):
     """``f`` in the TPU's form, jitted."""
     with ops.traced_for("tpu"):
         return jax.jit(lambda *a: f(*a)).lower(*arguments).compile()(*arguments)
+
+
+def apart(x, cut: Cut):
+    return bands.cut(strips.regroup(x, 1, cut.strips), cut.bands)
+
+
+def together(y, cut: Cut):
+    return strips.regroup(bands.join(y, cut.bands), cut.strips, 1)
+
+
+CUTS = [Cut(), Cut(2), Cut(4), Cut(1, 4), Cut(2, 2)]
 
 
 def value_and_gradients(f, *arguments):
@@ -70,23 +82,41 @@ def test_regrouped_strips_are_the_same_map(old, new):
 
 @pytest.mark.parametrize("k", [3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("cut", [1, 2, 4])
-def test_a_depthwise_convolution_of_strips_is_that_of_the_map(k, stride, cut):
-    x, kernel = draw(2, 7, 16, 3), draw(k, k, 1, 3, seed=1)
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_depthwise_convolution_of_a_cut_map_is_that_of_the_map(k, stride, cut):
+    x, kernel = draw(2, 7 if cut.bands == 1 else 16, 16, 3), draw(k, k, 1, 3, seed=1)
 
-    def of_strips(x, kernel):
-        y = strips.depthwise_conv(strips.regroup(x, 1, cut), kernel, None, stride, cut)
-        return strips.regroup(y, cut, 1)
+    def of_parts(x, kernel):
+        return together(strips.depthwise_conv(apart(x, cut), kernel, None, stride, cut), cut)
 
-    got = on_tpu(functools.partial(value_and_gradients, of_strips), x, kernel)
+    got = on_tpu(functools.partial(value_and_gradients, of_parts), x, kernel)
     assert_close(got, value_and_gradients(lambda x, k: ops.depthwise_conv(x, k, stride), x, kernel))
 
 
-def test_bias_and_mean_of_a_convolution_of_strips():
-    x, kernel, bias = draw(2, 5, 16, 3), draw(3, 3, 1, 3, seed=1), draw(3, seed=2)
-    y, mean = on_tpu(lambda x: strips.biased(strips.regroup(x, 1, 4), kernel, ops.tiled(bias, 4), 1, 4), x)
+@pytest.mark.parametrize("cut", CUTS)
+def test_bias_and_mean_of_a_convolution_of_a_cut_map(cut):
+    x, kernel, bias = draw(2, 8, 16, 3), draw(3, 3, 1, 3, seed=1), draw(3, seed=2)
+
+    def of_parts(x):
+        y, mean = strips.biased(apart(x, cut), kernel, ops.tiled(bias, cut.strips), 1, cut)
+        return together(y, cut), bands.photo_mean(mean, cut.bands)
+
     want = ops.depthwise_conv(x, kernel) + bias
-    assert_close((strips.regroup(y, 4, 1), mean), (want, want.mean((1, 2), keepdims=True)))
+    mean = jnp.repeat(want.mean((1, 2), keepdims=True), cut.bands, axis=0)
+    assert_close(on_tpu(of_parts, x), (want, mean))
+
+
+def test_few_photos_on_a_tpu_are_cut_into_bands():
+    heights = [256, 128, 64, 32]
+    assert bands.number(1, heights) == 1
+    with ops.traced_for("tpu"):
+        assert [bands.number(photos, heights) for photos in (1, 2, 3, 4, 6, 7, 8, 9)] == [8, 4, 8, 2, 4, 8, 1, 1]
+        assert [bands.number(2, [16, 8, low]) for low in (4, 2, 3)] == [4, 1, 1]
+    x = draw(2, 8, 3, 5)
+    np.testing.assert_array_equal(bands.join(bands.cut(x, 4), 4), x)
+    rows = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
+    want = jnp.stack([rows[:, 4 * i : 4 * i + 6] for i in range(2)], 1).reshape(4, 6, 3, 5)
+    np.testing.assert_array_equal(bands.extend(bands.cut(x, 2), 1, 2), want)
 
 
 def test_a_product_of_strips_is_that_of_the_map():
@@ -116,19 +146,19 @@ UNIT = (draw(3, 3, 1, C), draw(C, around=1.0), (draw(C, seed=1), draw(C)), (draw
 MIXER = ((draw(C, around=1.0), draw(C)), draw(C, 3))
 
 
-@pytest.mark.parametrize("cut", [1, 4])
+@pytest.mark.parametrize("cut", [Cut(), Cut(4), Cut(1, 4), Cut(2, 2)])
 @pytest.mark.parametrize("axis", [None, "devices"])
-def test_a_block_of_strips_is_that_of_the_map_also_over_devices(cut, axis):
-    x = draw(2, 1, 5, 16, C, around=1.0)
+def test_a_block_of_a_cut_map_is_that_of_the_map_also_over_devices(cut, axis):
+    x = draw(2, 1, 8, 16, C, around=1.0)
 
     def unit(x, cut):
-        y, *moments = fused.depthwise_unit(strips.regroup(x, 1, cut), *UNIT, 0.1, axis, cut)
-        return strips.regroup(y, cut, 1), moments
+        y, *moments = fused.depthwise_unit(apart(x, cut), *UNIT, 0.1, axis, cut)
+        return together(y, cut), moments
 
     def mixer(x, cut):
-        y, moments = fused.norm_gelu_pointwise(strips.regroup(x, 1, cut), *MIXER, 0.1, axis, cut)
-        y, *last = ops.batch_norm(y, draw(3), draw(3), 0.1, axis, cut)
-        return strips.regroup(y, cut, 1), moments, last
+        y, moments = fused.norm_gelu_pointwise(apart(x, cut), *MIXER, 0.1, axis, cut.strips)
+        y, *last = ops.batch_norm(y, draw(3), draw(3), 0.1, axis, cut.strips)
+        return together(y, cut), moments, last
 
     for half in (unit, mixer):
 
@@ -140,26 +170,28 @@ def test_a_block_of_strips_is_that_of_the_map_also_over_devices(cut, axis):
             return jax.vmap(lambda x: run(x, cut), axis_name=axis)(x) if axis else run(x[:, 0], cut)
 
         got = on_tpu(functools.partial(over_devices, cut=cut), x)
-        assert_close(got, over_devices(x, 1))
+        assert_close(got, over_devices(x, Cut()))
 
 
-def test_gradients_of_every_parameter_of_a_block_of_strips():
-    x = draw(2, 6, 16, 8)
-    whole, cut = (Block(8, 0, True, Mode(strips=q), q) for q in (1, 4))
-    variables = jax.tree.map(lambda v: v + 0.3 * jnp.abs(draw(*v.shape)), whole.init(jax.random.key(0), x, True))
+@pytest.mark.parametrize("cut", [Cut(4), Cut(2, 4)])
+def test_gradients_of_every_parameter_of_a_block_of_a_cut_map(cut):
+    x = draw(2, 8, 16, 8)
+    blocks = {c: Block(8, 0, True, Mode(cut=c), c.strips) for c in (Cut(), cut)}
+    start = blocks[Cut()].init(jax.random.key(0), x, True)
+    variables = jax.tree.map(
+        lambda v: v + 0.3 * jnp.abs(draw(*v.shape)), blocks[Cut()].init(jax.random.key(0), x, True)
+    )
 
-    def run(block, q, params, x):
+    def run(cut, params, x):
         def apply(params, x):
-            y, updated = block.apply(
-                variables | {"params": params}, strips.regroup(x, 1, q), True, mutable=["batch_stats"]
-            )
-            return strips.regroup(y, q, 1), updated
+            y, updated = blocks[cut].apply(variables | {"params": params}, apart(x, cut), True, mutable=["batch_stats"])
+            return together(y, cut), updated
 
         y, pull, updated = jax.vjp(apply, params, x, has_aux=True)
         return y, updated, pull(jnp.sin(3 * y))
 
-    got = on_tpu(functools.partial(run, cut, 4), variables["params"], x)
-    assert_close(got, run(whole, 1, variables["params"], x), 2e-5)
+    got = on_tpu(functools.partial(run, cut), variables["params"], x)
+    assert_close(got, run(Cut(), variables["params"], x), 2e-5)
 
 
 # -------------------------------------------------------------------------------------------------------------- stem
@@ -205,7 +237,7 @@ def test_the_stem_of_cells_takes_only_what_it_can():
 
 def encoder_and_variables(**changes):
     config = RepVitConfig(widths=(48, 96, 64, 128), depths=(2, 2, 2, 2), **changes)
-    encoder, x = RepVit(config, 8), draw(2, 64, 128, 3)
+    encoder, x = RepVit(config, 8), draw(2, 128, 64, 3)  # on a TPU two photos are four bands each
     variables = encoder.init(jax.random.key(0), x)
     moved = jax.tree.map(lambda v: v + 0.2 * jnp.abs(draw(*v.shape)) * (v.ndim == 1), variables)
     return encoder, moved, x

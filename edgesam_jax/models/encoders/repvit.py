@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import operator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,8 +14,9 @@ from jax import Array
 
 from edgesam_jax.config import RepVitConfig
 from edgesam_jax.models.encoders.neck import embed
-from edgesam_jax.models.kernels import fused, ops, stem, strips
+from edgesam_jax.models.kernels import bands, fused, ops, stem, strips
 from edgesam_jax.models.kernels.ops import stored
+from edgesam_jax.models.kernels.strips import Cut
 from edgesam_jax.models.layers import NORM_EPSILON, Conv, ConvBN, Mode, SqueezeExcite, gelu, running_statistics
 
 REPVIT_M1 = RepVitConfig()
@@ -77,18 +80,18 @@ class DepthwiseUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, Array | None]:
-        q, dtype = self.mode.strips, self.mode.dtype
+        q, dtype = self.mode.cut.strips, self.mode.dtype
         c = x.shape[-1] // q
         if self.mode.folded and q > 1 and not self.is_initializing():
             conv: Any = self.get_variable("params", "conv")
             kernel, bias = conv["kernel"].astype(dtype), ops.tiled(conv["bias"].astype(dtype), q)
-            return strips.biased(x.astype(dtype), kernel, bias, 1, q)
+            return strips.biased(x.astype(dtype), kernel, bias, 1, self.mode.cut)
         return self._sum(x, c, train), None
 
     def _sum(self, x: Array, c: int, train: bool) -> Array:
         if self.mode.folded:
             shape = (c, 3, 1, True, True)
-            return Conv(*shape, dtype=self.mode.dtype, strips=self.mode.strips, name="conv")(x)
+            return Conv(*shape, dtype=self.mode.dtype, cut=self.mode.cut, name="conv")(x)
         if train and not self.is_initializing():
             return self._train(x.astype(self.mode.dtype))
         conv = ConvBN(c, 3, depthwise=True, mode=self.mode, name="conv")
@@ -99,7 +102,7 @@ class DepthwiseUnit(nn.Module):
         """The same with the batch's statistics, written out in ``fused.py``."""
         (kernel, norm), (point, point_norm) = (_conv_bn(self, name) for name in ("conv", "conv1"))
         y, moments, point_moments = fused.depthwise_unit(
-            x, kernel, point[0, 0, 0], norm, point_norm, NORM_EPSILON, self.mode.axis_name, self.mode.strips
+            x, kernel, point[0, 0, 0], norm, point_norm, NORM_EPSILON, self.mode.axis_name, self.mode.cut
         )
         _record(self, "conv", moments, x)
         _record(self, "conv1", point_moments, x)
@@ -113,7 +116,7 @@ class ChannelMixer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        c = x.shape[-1] // self.mode.strips
+        c = x.shape[-1] // self.mode.cut.strips
         if train and not self.mode.folded and not self.is_initializing():
             return self._train(x.astype(self.mode.dtype))
         hidden = gelu(ConvBN(2 * c, mode=self.mode, name="m_0")(x, train))
@@ -122,7 +125,7 @@ class ChannelMixer(nn.Module):
     def _train(self, x: Array) -> Array:
         """The same with the batch's statistics, written out in ``fused.py``."""
         (wide, norm), (narrow, last_norm) = (_conv_bn(self, name) for name in ("m_0", "m_2"))
-        axis_name, q = self.mode.axis_name, self.mode.strips
+        axis_name, q = self.mode.axis_name, self.mode.cut.strips
         inner = stored(ops.pointwise(x, strips.widen(wide[0, 0], q)))
         y, moments = fused.norm_gelu_pointwise(inner, norm, narrow[0, 0], NORM_EPSILON, axis_name, q)
         out, mean, var = ops.batch_norm(stored(y), *last_norm, NORM_EPSILON, axis_name, q)
@@ -138,21 +141,21 @@ class Block(nn.Module):
     stride: int
     squeeze_excite: bool
     mode: Mode = Mode()
-    strips_before: int = 1  # of the input of an entry block; those of the output are ``mode.strips``
+    strips_before: int = 1  # of the input of an entry block; those of the output are ``mode.cut.strips``
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         if self.stride:
-            before = replace(self.mode, strips=self.strips_before)
+            before = replace(self.mode, cut=self.mode.cut._replace(strips=self.strips_before))
             c = x.shape[-1] // self.strips_before
             x = ConvBN(c, 3, self.stride, depthwise=True, mode=before, name="token_mixer_0")(x, train)
-            x = strips.regroup(x, self.strips_before, self.mode.strips)
+            x = strips.regroup(x, self.strips_before, self.mode.cut.strips)
             x = ConvBN(self.width, mode=self.mode, name="token_mixer_2")(x, train)
         else:
             x, mean = DepthwiseUnit(mode=self.mode, name="token_mixer_0")(x, train)
             x = stored(x)
             if self.squeeze_excite:
-                x = SqueezeExcite(dtype=self.mode.dtype, strips=self.mode.strips, name="token_mixer_1")(x, mean)
+                x = SqueezeExcite(dtype=self.mode.dtype, cut=self.mode.cut, name="token_mixer_1")(x, mean)
         # Unstored, XLA recomputes the sums of all earlier blocks of the residual stream for every shift of this block.
         return ChannelMixer(mode=self.mode, name="channel_mixer")(stored(x), train)
 
@@ -220,17 +223,23 @@ class RepVit(nn.Module):
         _record(self, "features_0_2", (mean, var), out)
         return out, cut
 
+    def _strides(self) -> list[int]:
+        """Of the map after each block, relative to the stem's."""
+        return list(itertools.accumulate((max(1, block.stride) for block in block_table(self.config)), operator.mul))
+
     @nn.compact
     def __call__(self, x: Array, train: bool = False, pyramid: bool = False) -> Array | tuple[Array, list[Array]]:
         cfg = self.config
         x, q = self._stem(x, train)
+        n = bands.number(len(x), [x.shape[1] // step for step in self._strides()])
+        x = bands.cut(x, n)
         stages: dict[int, Array] = {}
         recompute = cfg.remat and train and not self.is_initializing()
         for i, (width, stride, squeeze_excite, stage) in enumerate(block_table(cfg)):
             name, before = f"features_{i + 1}", q
             if stride:
                 q = min(q, strips.number(width, q * x.shape[2] // stride))
-            mode = replace(self.mode, strips=q)
+            mode = replace(self.mode, cut=Cut(q, n))
             if recompute:
                 block = Block(width, stride, squeeze_excite, mode, before, parent=None)
                 params: Any = self.get_variable("params", name)
@@ -239,7 +248,7 @@ class RepVit(nn.Module):
                 self.put_variable("batch_stats", name, statistics)
             else:
                 x = Block(width, stride, squeeze_excite, mode, before, name=name)(x, train)
-            stages[stage] = x if q == 1 else strips.regroup(x, q, 1)
+            stages[stage] = bands.join(strips.regroup(x, q, 1), n)
         x = stages[len(cfg.widths) - 1]
         embedding = embed(stages[2] if cfg.fuse else None, x, self.embed_dim, cfg.upsample, self.mode.dtype)
         return (embedding, [stages[1], stages[2], x]) if pyramid else embedding

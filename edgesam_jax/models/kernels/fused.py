@@ -15,7 +15,7 @@ from jax import Array, lax
 
 from edgesam_jax.models.kernels import ops
 from edgesam_jax.models.kernels.ops import stored
-from edgesam_jax.models.kernels.strips import add_to_edges, convolve, gradients, narrow, widen
+from edgesam_jax.models.kernels.strips import WHOLE, Cut, add_to_edges, convolve, gradients, narrow, widen
 
 Moments = tuple[Array, Array]  # mean and biased variance (c)
 Norm = tuple[Array, Array]  # scale and bias (c)
@@ -30,15 +30,15 @@ def depthwise_unit(
     point_norm: Norm,
     epsilon: float,
     axis_name: str | None,
-    strips: int = 1,
+    cut: Cut = WHOLE,
 ) -> tuple[Array, Moments, Moments]:
-    """RepViT's token mixer: norm(3x3 depthwise) + norm(1x1 depthwise) + x, of x (b h w c), or of its ``strips``.
+    """RepViT's token mixer: norm(3x3 depthwise) + norm(1x1 depthwise) + x, of x (b h w c), which may be ``cut``.
 
     ``kernel`` is (k k 1 c), ``point`` (c).  Returns the sum in the dtype of x, and the moments of the results of both
     convolutions, through which no gradient flows.  The 1x1 convolution only scales channels, and its result is never
     formed.
     """
-    return _unit_forward(x, kernel, point, norm, point_norm, epsilon, axis_name, strips)[0]
+    return _unit_forward(x, kernel, point, norm, point_norm, epsilon, axis_name, cut)[0]
 
 
 def _unit_forward(
@@ -49,37 +49,39 @@ def _unit_forward(
     point_norm: Norm,
     epsilon: float,
     axis_name: str | None,
-    strips: int = 1,
+    cut: Cut = WHOLE,
 ) -> tuple[tuple[Array, Moments, Moments], tuple[object, ...]]:
-    y, (mean, var) = _convolved(x, kernel, axis_name, strips)
-    x_mean, x_var = ops.moments(x, axis_name, strips)
+    y, (mean, var) = _convolved(x, kernel, axis_name, cut)
+    x_mean, x_var = ops.moments(x, axis_name, cut.strips)
     point = point.astype(jnp.float32)
     point_mean, point_var = point * x_mean, point * point * x_var
     inverse, point_inverse = lax.rsqrt(var + epsilon), lax.rsqrt(point_var + epsilon)
     factor, point_factor = norm[0] * inverse, point_norm[0] * point_inverse
     shift = norm[1] - mean * factor + point_norm[1] - point_mean * point_factor
     wide, y_wide = x.astype(jnp.float32), y.astype(jnp.float32)
-    factor, gain, shift = (ops.tiled(v, strips) for v in (factor, point_factor * point + 1.0, shift))
+    factor, gain, shift = (ops.tiled(v, cut.strips) for v in (factor, point_factor * point + 1.0, shift))
     out = (y_wide * factor + wide * gain + shift).astype(x.dtype)
     saved = x, y, kernel, point, norm[0], point_norm[0], mean, inverse, x_mean, point_inverse
     return (out, (mean, var), (point_mean, point_var)), saved
 
 
-def _convolved(x: Array, kernel: Array, axis_name: str | None, strips: int) -> tuple[Array, Moments]:
+def _convolved(x: Array, kernel: Array, axis_name: str | None, cut: Cut) -> tuple[Array, Moments]:
     """The depthwise convolution of x, and its moments.
 
     The sums over a map of strips are taken before the neighbours' columns are added, as a part of the convolution, and
     then corrected.
     """
-    if strips == 1:
+    if cut == WHOLE:
         y = stored(ops.depthwise_conv(x, kernel))
         return y, ops.moments(y, axis_name)
-    apart, left, right = convolve(x, kernel, 1, strips)
+    apart, left, right = convolve(x, kernel, 1, cut)
+    if cut.strips == 1:
+        return apart, ops.moments(apart, axis_name)
     y = add_to_edges(apart, left, right)
 
     def sums(map: Array) -> Array:
         wide = map.astype(jnp.float32)
-        return ops.gathered(jnp.stack([v.sum((0, 1, 2)) for v in (wide, wide * wide)]), strips)
+        return ops.gathered(jnp.stack([v.sum((0, 1, 2)) for v in (wide, wide * wide)]), cut.strips)
 
     total = sums(apart)
     for columns in (slice(0, left.shape[2]), slice(y.shape[2] - right.shape[2], y.shape[2])):
@@ -91,7 +93,7 @@ def _convolved(x: Array, kernel: Array, axis_name: str | None, strips: int) -> t
 def _unit_backward(
     epsilon: float,
     axis_name: str | None,
-    strips: int,
+    cut: Cut,
     saved: tuple[Array, ...],
     cotangents: tuple[Array, Moments, Moments],
 ) -> tuple[Array, Array, Array, Norm, Norm]:
@@ -100,7 +102,7 @@ def _unit_backward(
     g_rows, x_rows, y_rows = (ops.rows(v).astype(jnp.float32) for v in (g, x, y))
     n, axes = x.size // len(point), ops.pixels(g_rows)
     total, along_y, along_x = (
-        ops.gathered(v.sum(axis=axes), strips) for v in (g_rows, g_rows * y_rows, g_rows * x_rows)
+        ops.gathered(v.sum(axis=axes), cut.strips) for v in (g_rows, g_rows * y_rows, g_rows * x_rows)
     )
     dscale = (along_y - mean * total) * inverse
     along_x = along_x - x_mean * total
@@ -113,7 +115,7 @@ def _unit_backward(
     # The norm cancels the scale of the 1x1 convolution up to epsilon: summing over pixels would leave rounding errors.
     dpoint = shared[2] * point_scale * point_inverse**3 * epsilon
 
-    tiled = functools.partial(ops.tiled, copies=strips)
+    tiled = functools.partial(ops.tiled, copies=cut.strips)
     centre = tiled(mean_total)
     dy = (g_rows - centre - (y_rows - tiled(mean)) * tiled(inverse * mean_scale)) * tiled(scale * inverse)
     dy = stored(dy.reshape(x.shape).astype(x.dtype))
@@ -122,7 +124,7 @@ def _unit_backward(
     dx = g_rows + (g_rows - centre - (x_rows - tiled(x_mean)) * tiled(slope)) * tiled(gain * point)
     edges = None
     if ops.on_tpu():
-        through, edges, dkernel = gradients(x, kernel, dy, 1, strips)
+        through, edges, dkernel = gradients(x, kernel, dy, 1, cut)
     else:
         through, dkernel = ops.same_size_gradients(x, kernel, dy)
     dx = (ops.rows(stored(through)).astype(jnp.float32) + dx).reshape(x.shape).astype(x.dtype)

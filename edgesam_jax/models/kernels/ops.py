@@ -358,15 +358,20 @@ def same_size_gradients(x: Array, kernel: Array, g: Array) -> tuple[Array, Array
     return dx, _products_under_taps(padded, x, k, 1)[::-1, ::-1].astype(kernel.dtype)
 
 
-def depthwise_gradients(x: Array, kernel: Array, g: Array, stride: int) -> tuple[Array, Array]:
-    """Gradients of x and, in float32, of the kernel of ``depthwise_conv``, as two convolutions."""
+def depthwise_gradients(
+    x: Array, kernel: Array, g: Array, stride: int, pads: tuple[int, int] | None = None
+) -> tuple[Array, Array]:
+    """Gradients of x and, in float32, of the kernel of ``depthwise_conv``, as two convolutions.
+
+    ``pads`` are the rows and columns of padding on either side; k // 2 by default.
+    """
     k, c = kernel.shape[0], x.shape[-1]
-    pad, sizes = k // 2, list(zip(x.shape[1:3], g.shape[1:3], strict=True))
+    sizes = list(zip(x.shape[1:3], g.shape[1:3], pads or (k // 2, k // 2), strict=True))
     dx = lax.conv_general_dilated(
         g,
         kernel[::-1, ::-1],
         (1, 1),
-        [(k - 1 - pad, full - 1 + pad - (small - 1) * stride) for full, small in sizes],
+        [(k - 1 - pad, full - 1 + pad - (small - 1) * stride) for full, small, pad in sizes],
         lhs_dilation=(stride, stride),
         dimension_numbers=DIMENSIONS,
         feature_group_count=c,
@@ -375,7 +380,7 @@ def depthwise_gradients(x: Array, kernel: Array, g: Array, stride: int) -> tuple
         x,
         g,
         (1, 1),
-        [(pad, (small - 1) * stride + k - full - pad) for full, small in sizes],
+        [(pad, (small - 1) * stride + k - full - pad) for full, small, pad in sizes],
         rhs_dilation=(stride, stride),
         dimension_numbers=lax.ConvDimensionNumbers((3, 0, 1, 2), (3, 0, 1, 2), (2, 3, 0, 1)),
         batch_group_count=c,

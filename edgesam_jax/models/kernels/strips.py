@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from edgesam_jax.models.kernels import ops
+from edgesam_jax.models.kernels import bands, ops
 
 LANES = 128  # channels that a TPU keeps together
 NARROWEST = 4  # columns of a strip
@@ -77,11 +77,11 @@ def beside(columns: Array, strips: int, step: int) -> Array:
 
 
 def from_neighbours(
-    correlate: Correlation, edges: tuple[Array, Array], kernel: Array, stride: int, strips: int
+    correlate: Correlation, edges: tuple[Array, Array], kernel: Array, stride: int, strips: int, above: int
 ) -> tuple[Array, Array]:
     """What the neighbours of each strip add to the first and to the last columns of a convolution, in float32.
 
-    ``edges`` are the first and last ``k // 2`` columns of the map.
+    ``edges`` are the first and last ``k // 2`` columns of the map, which is padded with ``above`` rows on either side.
     """
     k = kernel.shape[0]
     pad = k // 2
@@ -89,11 +89,11 @@ def from_neighbours(
     kernel = kernel.astype(jnp.float32)
     left_columns = -(-pad // stride)
     room = (left_columns - 1) * stride + k - pad
-    left = correlate(beside(last, strips, 1), kernel, stride, (pad, pad), (0, room))
+    left = correlate(beside(last, strips, 1), kernel, stride, (above, above), (0, room))
     reach = pad - stride + 1  # columns right of a strip that its last window covers
     if reach <= 0:
         return left, jnp.zeros((*left.shape[:2], 0, left.shape[3]), jnp.float32)
-    right = correlate(beside(first, strips, -1)[:, :, :reach], kernel, stride, (pad, pad), (k - 1, 0))
+    right = correlate(beside(first, strips, -1)[:, :, :reach], kernel, stride, (above, above), (k - 1, 0))
     return left, right
 
 
@@ -111,68 +111,91 @@ def _edges(x: Array, kernel: Array) -> tuple[Array, Array]:
     return x[:, :, :pad], x[:, :, x.shape[2] - pad :]
 
 
-def convolve(x: Array, kernel: Array, stride: int, strips: int) -> tuple[Array, Array, Array]:
-    """Depthwise convolution of a map of strips with a (k k 1 c) kernel, each strip by itself.
+class Cut(NamedTuple):
+    """How a map is cut: into ``strips``, and into ``bands`` (``bands.py``)."""
+
+    strips: int = 1
+    bands: int = 1
+
+
+WHOLE = Cut()
+
+
+def _extended(x: Array, kernel: Array, cut: Cut) -> tuple[Array, int]:
+    """x with the rows that the neighbours of its bands have, and the rows of padding that are still to be added."""
+    pad = kernel.shape[0] // 2
+    return (x, pad) if cut.bands == 1 else (bands.extend(x, pad, cut.bands), 0)
+
+
+def convolve(x: Array, kernel: Array, stride: int, cut: Cut) -> tuple[Array, Array, Array]:
+    """Depthwise convolution of a cut map with a (k k 1 c) kernel, each strip by itself.
 
     Also returns what ``add_to_edges`` must add, so that the caller can fuse other operations with the convolution.
     """
-    if strips == 1:
-        y = ops.depthwise_conv(x, kernel, stride)
+    pad = kernel.shape[0] // 2
+    x, above = _extended(x, kernel, cut)
+    if cut.strips == 1:
+        y = ops.correlate(x, kernel, stride, (above, above), (pad, pad))
         return y, y[:, :, :0], y[:, :, :0]
-    kernel = ops.apart(ops.tiled(kernel, strips))
-    y = ops.depthwise_conv(x, kernel, stride)
-    return y, *from_neighbours(ops.correlate, _edges(x, kernel), kernel, stride, strips)
+    kernel = ops.apart(ops.tiled(kernel, cut.strips))
+    y = ops.correlate(x, kernel, stride, (above, above), (pad, pad))
+    return y, *from_neighbours(ops.correlate, _edges(x, kernel), kernel, stride, cut.strips, above)
 
 
-def gradients(x: Array, kernel: Array, g: Array, stride: int, strips: int) -> tuple[Array, tuple[Array, Array], Array]:
+def gradients(x: Array, kernel: Array, g: Array, stride: int, cut: Cut) -> tuple[Array, tuple[Array, Array], Array]:
     """Gradients of x, without and with what ``add_to_edges`` must add, and of kernel; see ``convolve``."""
+    pad, strips = kernel.shape[0] // 2, cut.strips
+    x, above = _extended(x, kernel, cut)
+    fold = functools.partial(bands.fold, rows=pad - above, bands=cut.bands)
+    wide = ops.apart(ops.tiled(kernel, strips)) if strips > 1 else kernel
+    dx, dk = ops.depthwise_gradients(x, wide, g, stride, (above, pad))
     if strips == 1:
-        dx, dk = ops.depthwise_gradients(x, kernel, g, stride)
+        dx = fold(dx)
         return dx, (dx[:, :, :0], dx[:, :, :0]), dk.astype(kernel.dtype)
-    wide = ops.apart(ops.tiled(kernel, strips))
-    dx, dk = ops.depthwise_gradients(x, wide, g, stride)
     sides, pull = jax.vjp(
-        lambda edges, kernel: from_neighbours(ops.correlate, edges, kernel, stride, strips), _edges(x, wide), wide
+        lambda edges, kernel: from_neighbours(ops.correlate, edges, kernel, stride, strips, above),
+        _edges(x, wide),
+        wide,
     )
     left, right = (side.shape[2] for side in sides)
     outer = g[:, :, :left].astype(jnp.float32), g[:, :, g.shape[2] - right :].astype(jnp.float32)
-    edges, more = pull(outer)
-    return dx, edges, ops.gathered(dk + more.astype(jnp.float32), strips).astype(kernel.dtype)
+    (first, last), more = pull(outer)
+    return fold(dx), (fold(first), fold(last)), ops.gathered(dk + more.astype(jnp.float32), strips).astype(kernel.dtype)
 
 
-def depthwise_conv(x: Array, kernel: Array, bias: Array | None, stride: int, strips: int) -> Array:
-    """Depthwise convolution of a map of strips with an odd (k k 1 c) kernel, padded by k // 2 on every side.
+def depthwise_conv(x: Array, kernel: Array, bias: Array | None, stride: int, cut: Cut) -> Array:
+    """Depthwise convolution of a cut map with an odd (k k 1 c) kernel, padded by k // 2 on every side.
 
     ``bias`` (q*c) is a part of the convolution.
     """
     if bias is None:
-        return _depthwise_conv(x, kernel, stride, strips)
-    return biased(x, kernel, bias, stride, strips)[0]
+        return _depthwise_conv(x, kernel, stride, cut)
+    return biased(x, kernel, bias, stride, cut)[0]
 
 
-def biased(x: Array, kernel: Array, bias: Array, stride: int, strips: int) -> tuple[Array, Array]:
-    """Depthwise convolution with a bias (q*c), and the mean of each image's result, (b 1 1 c).
+def biased(x: Array, kernel: Array, bias: Array, stride: int, cut: Cut) -> tuple[Array, Array]:
+    """Depthwise convolution with a bias (q*c), and the mean of each photo's or band's result, (b 1 1 c).
 
     The mean is a part of the convolution too; it would be another pass over the map once the edges are added.
     """
-    y, left, right = convolve(x, kernel, stride, strips)
+    y, left, right = convolve(x, kernel, stride, cut)
     y = y + bias
     total: Any = sum(part.sum((1, 2), keepdims=True, dtype=jnp.float32) for part in (y, left, right))
-    mean = ops.gathered(total, strips) / (y.shape[1] * y.shape[2] * strips)
+    mean = ops.gathered(total, cut.strips) / (y.shape[1] * y.shape[2] * cut.strips)
     return add_to_edges(y, left, right), mean.astype(y.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise_conv(x: Array, kernel: Array, stride: int, strips: int) -> Array:
-    return add_to_edges(*convolve(x, kernel, stride, strips))
+def _depthwise_conv(x: Array, kernel: Array, stride: int, cut: Cut) -> Array:
+    return add_to_edges(*convolve(x, kernel, stride, cut))
 
 
-def _forward(x: Array, kernel: Array, stride: int, strips: int) -> tuple[Array, tuple[Array, Array]]:
-    return _depthwise_conv(x, kernel, stride, strips), (x, kernel)
+def _forward(x: Array, kernel: Array, stride: int, cut: Cut) -> tuple[Array, tuple[Array, Array]]:
+    return _depthwise_conv(x, kernel, stride, cut), (x, kernel)
 
 
-def _backward(stride: int, strips: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    dx, edges, dk = gradients(*saved, g, stride, strips)
+def _backward(stride: int, cut: Cut, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    dx, edges, dk = gradients(*saved, g, stride, cut)
     return add_to_edges(dx, *edges), dk
 
 
