@@ -178,9 +178,7 @@ def test_gradients_of_every_parameter_of_a_block_of_a_cut_map(cut):
     x = draw(2, 8, 16, 8)
     blocks = {c: Block(8, 0, True, Mode(cut=c), c.strips) for c in (Cut(), cut)}
     start = blocks[Cut()].init(jax.random.key(0), x, True)
-    variables = jax.tree.map(
-        lambda v: v + 0.3 * jnp.abs(draw(*v.shape)), blocks[Cut()].init(jax.random.key(0), x, True)
-    )
+    variables = jax.tree.map(lambda v: v + 0.3 * jnp.abs(draw(*v.shape)), start)
 
     def run(cut, params, x):
         def apply(params, x):
