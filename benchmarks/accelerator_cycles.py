@@ -53,7 +53,7 @@ def _program(name: str, args: argparse.Namespace, target: topology.Topology) -> 
         total = (args.batch or batch) * len(target.devices)
         settings = ["data.embeddings=store", f"model.compute_dtype={args.dtype}", f"data.batch_size={total}"]
         config = apply_overrides(module.get_config(), settings)
-        return programs.step_program(plan.plan(config, MODELS["sam_vit_h"], len(target.devices)), target)
+        return programs.step_program(plan.plan(config, MODELS["sam_vit_h"], len(target.devices), target.chip), target)
     model = _shortened(dataclasses.replace(MODELS[model_name], compute_dtype=args.dtype), args.blocks)
     if kind == "encoder":
         return programs.encoder_program(name, model, predict_compiled.encoder(model), args.batch or 8)

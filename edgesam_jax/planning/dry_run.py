@@ -156,7 +156,7 @@ def report(config: Config, setup: Setup) -> str:
     for name in arms:  # with time_from an arm lasts as long as the estimates of others
         derived = next((arm_config(config, arm, earlier) for arm in config.study if arm.name == name), config)
         teacher = planning.teacher_config(derived, setup.teacher_model)
-        arm_plan = planning.plan(derived, teacher, setup.for_devices)
+        arm_plan = planning.plan(derived, teacher, setup.for_devices, setup.accelerator)
         earlier[name] = Length(derived.train.steps, run_seconds(arm_plan, setup))
         if setup.json:
             found[name] = as_json(arm_plan, setup) | (_compiled_json(arm_plan, topology) if topology else {})

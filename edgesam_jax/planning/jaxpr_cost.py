@@ -140,26 +140,30 @@ def _taps_inside(size: int, kernel: int, out: int, stride: int, low: int, spread
     return int(((at >= 0) & (at <= (size - 1) * spread) & (at % spread == 0)).sum())
 
 
-def size_of(aval: Any) -> int:
-    """Return the bytes of an array."""
-    return int(math.prod(aval.shape)) * aval.dtype.itemsize
+def size_of(aval: Any, lanes: int = 1) -> int:
+    """Return the bytes of an array.
+
+    With ``lanes`` memory holds one of its axes in multiples of so many values; the one that wastes least is assumed.
+    """
+    waste = min((-(-n // lanes) * lanes / n for n in aval.shape if n), default=1.0)
+    return int(math.prod(aval.shape) * waste) * aval.dtype.itemsize
 
 
 # ------------------------------------------------------------------------------------------------------------ memory
 
 
-def peak_temporary(program: ClosedJaxpr) -> int:
+def peak_temporary(program: ClosedJaxpr, lanes: int = 1) -> int:
     """Estimate the peak of a program's temporary memory in bytes, without arguments and results.
 
     Operations run in the program's order.  A value lives from the operation that writes it to the last one that reads
     it.  Results of elementwise operations with a single reader, and of operations that only move data, are assumed to
     be computed where they are read, as XLA fuses them.  XLA chooses another order and other fusions; ``docs/scale.md``
-    compares this estimate with XLA's memory.
+    compares this estimate with XLA's memory.  ``lanes``: see ``size_of``.
     """
-    return _peak(program.jaxpr, count_results=False)
+    return _peak(program.jaxpr, lanes, count_results=False)
 
 
-def _peak(jaxpr: Jaxpr, count_results: bool = True) -> int:
+def _peak(jaxpr: Jaxpr, lanes: int, count_results: bool = True) -> int:
     ops, results = _flat(jaxpr)
     ignored = set() if count_results else results
     readers = Counter(key for op in ops for key in op.reads)
@@ -174,7 +178,7 @@ def _peak(jaxpr: Jaxpr, count_results: bool = True) -> int:
             roots[op.writes[0]] = needs[-1]
         else:
             written = zip(op.writes, op.eqn.outvars, strict=True)
-            sizes.update({key: size_of(v.aval) for key, v in written if key not in ignored})
+            sizes.update({key: size_of(v.aval, lanes) for key, v in written if key not in ignored})
     last = {key: i for i, keys in enumerate(needs) for key in keys}
     dying: list[list[int]] = [[] for _ in ops]
     for key, i in last.items():
@@ -184,7 +188,7 @@ def _peak(jaxpr: Jaxpr, count_results: bool = True) -> int:
     for op, gone in zip(ops, dying, strict=True):
         made = sum(sizes.get(key, 0) for key in op.writes)
         freed = sum(sizes[key] for key in gone)
-        within = max((_peak(inner) for inner in _inner(op.eqn)), default=0)
+        within = max((_peak(inner, lanes) for inner in _inner(op.eqn)), default=0)
         # An elementwise operation may overwrite an operand that it is the last to read.
         in_place = freed if op.eqn.primitive.name in ELEMENTWISE else 0
         peak = max(peak, live + max(made - in_place, 0) + within)

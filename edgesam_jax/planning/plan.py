@@ -36,6 +36,7 @@ from edgesam_jax.learning.step import AXIS, needed_teacher_variables, train_step
 from edgesam_jax.models import prompts
 from edgesam_jax.models.init import abstract_variables
 from edgesam_jax.models.kernels import ops
+from edgesam_jax.models.kernels.strips import LANES
 from edgesam_jax.models.sam import MODELS, Sam, decode
 from edgesam_jax.planning import jaxpr_cost
 from edgesam_jax.types import Batch, TrainState
@@ -166,13 +167,15 @@ def step_and_shapes(
     return body, (state, variables, abstract_batch(config, images), key)
 
 
-def trace_step(config: Config, teacher: SamConfig | None, images: int, devices: int = 0) -> Any:
-    """Return the jaxpr of a step with this many images on one of ``devices`` devices; 0: one device, no exchange."""
+def trace_step(config: Config, teacher: SamConfig | None, images: int, devices: int = 0, form: str = ops.PLAIN) -> Any:
+    """Return the jaxpr of a step with this many images on one of ``devices`` devices; 0: one device, no exchange.
+
+    Work is counted in the plain form: a CPU does the same work in more operations, an accelerator more products.
+    """
     axis = AXIS if devices else None
     body, arguments = step_and_shapes(config, teacher, images, axis)
     environment = [(axis, max(devices, 2))] if axis else None  # even one device per host exchanges with other hosts
-    # The CPU's form of an operation does the same work in more operations, an accelerator's may do more products.
-    with ops.traced_for(ops.PLAIN):
+    with ops.traced_for(form):
         return jax.make_jaxpr(body, axis_env=environment)(*arguments)
 
 
@@ -245,8 +248,8 @@ class Plan:
         return objective_of(self.config).decodes(self.config)
 
 
-def plan(config: Config, teacher: SamConfig | None, devices: int) -> Plan:
-    """Plan a run on this many devices.
+def plan(config: Config, teacher: SamConfig | None, devices: int, accelerator: str = "h100") -> Plan:
+    """Plan a run on this many devices of a kind in ``ACCELERATORS``.
 
     Raises:
       UsageError: a config that can't be trained, or a batch that can't be split evenly over the devices.
@@ -259,8 +262,9 @@ def plan(config: Config, teacher: SamConfig | None, devices: int) -> Plan:
         raise UsageError(f"data.batch_size={batch} is not divisible by {devices} devices{cut}: use a multiple")
     images = config.data.batch_size // devices
     heaviest = phase(config, max(0, config.train.steps - 1))
-    program = trace_step(heaviest, teacher, images, devices)
-    step = jaxpr_cost.work(program)
+    step = jaxpr_cost.work(trace_step(heaviest, teacher, images, devices))
+    form, lanes = ("tpu", LANES) if accelerator.startswith("tpu-") else ("gpu", 1)
+    activations = jaxpr_cost.peak_temporary(trace_step(heaviest, teacher, images, devices, form), lanes)
     state = abstract_state(config)
     trained = _trained(state.params, config)
     learns = sum(
@@ -275,7 +279,7 @@ def plan(config: Config, teacher: SamConfig | None, devices: int) -> Plan:
         "gradients": learns,
         "teacher": variables,
         f"batch ({BATCHES_HELD} held)": BATCHES_HELD * _bytes(abstract_batch(config, images)),
-        "activations (estimate)": max(0, jaxpr_cost.peak_temporary(program) - learns),
+        "activations (estimate)": max(0, activations - learns),
     }
     return Plan(
         config=config, teacher=teacher, devices=devices, images=images, step=step,

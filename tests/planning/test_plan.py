@@ -95,6 +95,17 @@ def test_peak_memory_of_a_chain():
     assert kept >= 5 * one, "the backward pass needs every step of the forward pass"
 
 
+def test_memory_of_a_tpu_is_in_whole_lanes():
+    def size(*shape):
+        return jaxpr_cost.size_of(jax.ShapeDtypeStruct(shape, jnp.bfloat16), 128) / 2
+
+    assert size(8, 64, 64, 192) == 8 * 64 * 64 * 256, "the channels waste less than columns or rows would"
+    assert size(2, 1024, 1024, 3) == 2 * 1024 * 1024 * 3, "a photo's columns fill the lanes"
+    assert size() == 1 and size(3) == 128 and size(0, 5) == 0
+    program = jax.make_jaxpr(lambda x: jnp.tanh(x @ x).sum())(jnp.zeros((96, 96)))
+    assert jaxpr_cost.peak_temporary(program, 128) == jaxpr_cost.peak_temporary(program) * 128 // 96
+
+
 # ---------------------------------------------------------------------------------------------------- against XLA's
 
 
