@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,9 @@ from edgesam_jax.planning.compile_report import exchange_seconds
 from edgesam_jax.reporting.tables import aligned_table, hours
 
 PHOTOS = {"1 %": 110_000, "10 %": 1_100_000, "100 %": 11_000_000}
-SLICES = {"v5e": ("2x4", "8x8", "16x16"), "v4": ("4x4x8",), "v5p": ("4x4x4",), "v6e": ("8x8", "16x16")}
+SLICES = {
+    "v5e": ("2x4", "8x8", "16x16"), "v4": ("4x4x8",), "v5p": ("4x4x4",), "v6e": ("8x8", "16x16"), "h100": ("8",)
+}  # fmt: skip
 PHASES = ("embed", "stage 1", "stage 2")
 EPOCHS = (1, 10, 5)
 STORED = 2.1e6  # bytes of an embedding in float16
@@ -84,27 +87,42 @@ def main() -> None:
     )
     parser.add_argument("--gpus", nargs=2, metavar=("STAGE1", "STAGE2"), help="dry runs for one host of 8 h100")
     args = parser.parse_args()
-    rows = []
-    for chip, *files in args.chip:
-        phases = [read(path) for path in files]
-        for shape in SLICES[chip]:
-            rows += [_row(chip, shape, share, phases, args.photos_per_core) for share in PHOTOS]
+    chips = {chip: [read(path) for path in files] for chip, *files in args.chip}
     if args.gpus:
-        rows += [_row("h100", "8", share, read_plans(*args.gpus), args.photos_per_core) for share in PHOTOS]
-    header = ["slice, share of SA-1B", *PHASES, "chip-hours"]
-    print(aligned_table(header, rows))
+        chips["h100"] = read_plans(*args.gpus)
+    needs = [
+        _needs(chip, name, phase, args.photos_per_core)
+        for chip, phases in chips.items()
+        for name, phase in zip(PHASES, phases, strict=True)
+    ]
+    header = ["chip, phase", "photos", "GB", "ms", "photos/s", "cores", "of", "store MB/s"]
+    print(aligned_table(header, needs))
+    print("\nOf one chip: photos in a step, memory, time without exchange, rate; cores to feed it, of those it has.\n")
+    rows = [
+        _row(chip, shape, share, phases, args.photos_per_core)
+        for chip, phases in chips.items()
+        for shape in SLICES[chip]
+        for share in PHOTOS
+    ]
+    print(aligned_table(["slice, share of SA-1B", *PHASES, "chip-hours"], rows))
     print("\nHours of each phase, what binds it, and the share of the exchange in a step.")
+
+
+def _needs(chip: str, name: str, phase: Phase, per_core: float) -> list[str]:
+    rate = phase.photos / phase.seconds
+    return [
+        f"{chip}, {name}", f"{phase.photos}", f"{phase.memory / 1e9:.1f}" if phase.memory else "",
+        f"{phase.seconds * 1e3:.0f}", f"{rate:.0f}", f"{rate / per_core:.1f}", f"{CORES[chip]}",
+        f"{rate * STORED / 1e6:.0f}",
+    ]  # fmt: skip
 
 
 def _row(chip: str, shape: str, share: str, phases: list[Phase], per_core: float) -> list[str]:
     sides = [int(side) for side in shape.split("x")]
-    chips, total, cells = 1, 0.0, []
-    for side in sides:
-        chips *= side
+    chips, total, cells = math.prod(sides), 0.0, []
+    accelerator = ACCELERATORS[chip if chip == "h100" else f"tpu-{chip}"]
     for number, (phase, epochs) in enumerate(zip(phases, EPOCHS, strict=True)):
-        exchange = exchange_seconds(
-            ACCELERATORS[chip if chip == "h100" else f"tpu-{chip}"], sides, phase.exchanged, phase.exchanges
-        )
+        exchange = exchange_seconds(accelerator, sides, phase.exchanged, phase.exchanges)
         rates = {
             "chips": phase.photos / (phase.seconds + exchange),
             "cores": per_core * CORES[chip],

@@ -42,6 +42,8 @@ from edgesam_jax.planning import jaxpr_cost
 from edgesam_jax.types import Batch, TrainState
 
 STORED_BYTES = {"float16": 2, "bfloat16": 2, "int8": 1}
+# XLA's temporary memory on a TPU, in peaks of live values: 1.15 to 1.35 where it was compared (docs/scale.md).
+TPU_MEMORY = 1.25
 BATCHES_HELD = 2  # that of the step, and that of the next step, which is dispatched before the step ends
 NECK = ("neck_", "fuse_")
 
@@ -263,8 +265,8 @@ def plan(config: Config, teacher: SamConfig | None, devices: int, accelerator: s
     images = config.data.batch_size // devices
     heaviest = phase(config, max(0, config.train.steps - 1))
     step = jaxpr_cost.work(trace_step(heaviest, teacher, images, devices))
-    form, lanes = ("tpu", LANES) if accelerator.startswith("tpu-") else ("gpu", 1)
-    activations = jaxpr_cost.peak_temporary(trace_step(heaviest, teacher, images, devices, form), lanes)
+    form, lanes, factor = ("tpu", LANES, TPU_MEMORY) if accelerator.startswith("tpu-") else ("gpu", 1, 1.0)
+    peak = jaxpr_cost.peak_temporary(trace_step(heaviest, teacher, images, devices, form), lanes)
     state = abstract_state(config)
     trained = _trained(state.params, config)
     learns = sum(
@@ -279,7 +281,7 @@ def plan(config: Config, teacher: SamConfig | None, devices: int, accelerator: s
         "gradients": learns,
         "teacher": variables,
         f"batch ({BATCHES_HELD} held)": BATCHES_HELD * _bytes(abstract_batch(config, images)),
-        "activations (estimate)": max(0, activations - learns),
+        "activations (estimate)": max(0, int(factor * peak) - learns),
     }
     return Plan(
         config=config, teacher=teacher, devices=devices, images=images, step=step,
