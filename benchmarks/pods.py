@@ -2,13 +2,15 @@
 
     python -m edgesam_jax.embed --teacher sam_vit_h --teacher-dtype bfloat16 --batch-size 8 \\
         --dry-run --compile v5e:1x1 --json > embed.json
-    python -m edgesam_jax.train --config configs/edgesam_stage1.py --dry-run --compile v5e:2x2 --json \\
-        --set data.embeddings='("store",)' model.compute_dtype=bfloat16 data.batch_size=32 > stage1.json
-    python -m edgesam_jax.train --config configs/edgesam_stage2.py ... data.batch_size=16 > stage2.json
-    python -m edgesam_jax.train --config configs/edgesam_stage1.py --dry-run --json --accelerator h100 \\
-        --set model.compute_dtype=bfloat16 > plan1.json        # no compiler: an assumed fraction of the peak
-    python -m edgesam_jax.train --config configs/edgesam_stage2.py ... > plan2.json
-    python -m benchmarks.pods --chip v5e embed.json stage1.json stage2.json --gpus plan1.json plan2.json
+    TRAIN="python -m edgesam_jax.train --dry-run --json --teacher-model vit_h --set model.compute_dtype=bfloat16"
+    STORE='data.embeddings=("store",)'
+    $TRAIN $STORE data.batch_size=32 --config configs/edgesam_stage1.py --compile v5e:2x2 > stage1.json
+    $TRAIN $STORE data.batch_size=16 --config configs/edgesam_stage2.py --compile v5e:2x2 > stage2.json
+    # No compiler: an assumed fraction of the peak, and the bytes of the products.
+    $TRAIN --config configs/edgesam_stage1.py > plan.json
+    $TRAIN $STORE --config configs/edgesam_stage1.py > plan1.json
+    $TRAIN $STORE data.batch_size=32 --config configs/edgesam_stage2.py > plan2.json
+    python -m benchmarks.pods --chip v5e embed.json stage1.json stage2.json --gpus plan.json plan1.json plan2.json
 
 Chips compute independently except for the exchange of gradients and batch statistics, whose time follows from its
 bytes, the number of exchanges and the slice's shape (``planning.compile_report.exchange_seconds``).  A phase takes as
@@ -63,16 +65,19 @@ def read(path: str) -> Phase:
     )  # fmt: skip
 
 
-def read_plans(stage1: str, stage2: str) -> list[Phase]:
-    """Read the dry runs of both stages with the teacher in the step; its encoder is the phase of embedding."""
-    plans = [json.loads(Path(path).read_text()) for path in (stage1, stage2)]
-    encoder = [plan["flops"]["by_part"]["teacher: encoder"] for plan in plans]
-    rate = plans[0]["seconds"]["assumed_flops"]
-    phases = [Phase(encoder[0] / rate, plans[0]["photos_of_a_device"], 0, 0.0, 0)]
-    for plan, teacher in zip(plans, encoder, strict=True):
-        seconds = (plan["flops"]["step_of_a_device"] - teacher) / rate
-        exchange = plan["exchange"]
-        phases.append(Phase(seconds, plan["photos_of_a_device"], 0, exchange["bytes"], exchange["waits"]))
+def read_plans(with_teacher: str, *stages: str) -> list[Phase]:
+    """Read the dry runs of a step with the teacher, whose encoder is the phase of embedding, and of both stages.
+
+    A step takes at least as long as its products' operands and results take to pass through memory.
+    """
+    first, *plans = [json.loads(Path(path).read_text()) for path in (with_teacher, *stages)]
+    rate, bandwidth = first["seconds"]["assumed_flops"], ACCELERATORS["h100"].bandwidth
+    encoder = first["flops"]["by_part"]["teacher: encoder"]
+    phases = [Phase(encoder / rate, first["photos_of_a_device"], 0, 0.0, 0)]
+    for plan in plans:
+        seconds = max(plan["flops"]["step_of_a_device"] / rate, plan["product_bytes_of_a_device"] / bandwidth)
+        memory, exchange = sum(plan["memory"].values()), plan["exchange"]
+        phases.append(Phase(seconds, plan["photos_of_a_device"], memory, exchange["bytes"], exchange["waits"]))
     return phases
 
 
@@ -85,7 +90,9 @@ def main() -> None:
     parser.add_argument(
         "--photos-per-core", type=float, default=20.8, help="photos/s that a core prepares (benchmarks.data_pipeline)"
     )
-    parser.add_argument("--gpus", nargs=2, metavar=("STAGE1", "STAGE2"), help="dry runs for one host of 8 h100")
+    parser.add_argument(
+        "--gpus", nargs=3, metavar=("WITH_TEACHER", "STAGE1", "STAGE2"), help="dry runs for one host of 8 h100"
+    )
     args = parser.parse_args()
     chips = {chip: [read(path) for path in files] for chip, *files in args.chip}
     if args.gpus:

@@ -196,6 +196,7 @@ def as_json(plan: Plan, setup: Setup) -> dict[str, Any]:
         "config": plan.config.name, "accelerator": setup.accelerator, "devices": plan.devices, "hosts": setup.hosts,
         "photos_of_a_device": plan.images, "steps": plan.config.train.steps, "parameters": plan.parameters,
         "flops": {"step_of_a_device": plan.step.products, "others": plan.step.others, "by_part": plan.parts},
+        "product_bytes_of_a_device": plan.step.traffic,
         "memory": plan.memory, "checkpoint": plan.checkpoint, "model_file": plan.model_file,
         "exchange": {"bytes": plan.step.reduced, "waits": plan.step.waits},
         "seconds": {
