@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 from edgesam_jax.config import RepVitConfig
 from edgesam_jax.models.encoders.repvit import Block, RepVit
@@ -287,4 +286,3 @@ def test_a_tpu_gets_convolutions_only():
         text = jax.jit(lambda p: jax.grad(loss)(p)).lower(variables["params"]).as_text()
     assert text.count("stablehlo.convolution") > 60
     assert "stablehlo.while" not in text
-    assert lax is not None
