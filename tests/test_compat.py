@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from types import ModuleType
 from typing import Any
 
@@ -336,25 +335,17 @@ def test_errors_of_the_user_are_one_line(sam: SamModel, image: np.ndarray) -> No
 
 
 @pytest.fixture
-def segment_anything(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """SAM's package if it is installed; where torchvision isn't, with Pillow in place of what the predictor uses."""
+def segment_anything() -> ModuleType:
+    """SAM's package if it is installed.
+
+    All tests import it in the same way: it keeps the parts of torchvision, or their stand-ins, that it was first given.
+    """
     pytest.importorskip("torch")
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        functional, boxes = ModuleType("torchvision.transforms.functional"), ModuleType("torchvision.ops.boxes")
-        vars(functional).update(
-            to_pil_image=Image.fromarray,
-            resize=lambda photo, size: photo.resize(size[::-1], Image.Resampling.BILINEAR),
-        )
-        vars(boxes).update(batched_nms=None, box_area=None)
-        for module in (
-            functional,
-            boxes,
-            *map(ModuleType, ("torchvision", "torchvision.ops", "torchvision.transforms")),
-        ):
-            monkeypatch.setitem(sys.modules, module.__name__, module)
-    return pytest.importorskip("segment_anything")
+    from benchmarks import sam_peer
+
+    if not sam_peer.is_installed():
+        pytest.skip("segment-anything is not installed")
+    return sam_peer.package()
 
 
 def sams_predictor(model: Model) -> Any:

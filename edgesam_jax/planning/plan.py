@@ -42,8 +42,9 @@ from edgesam_jax.planning import jaxpr_cost
 from edgesam_jax.types import Batch, TrainState
 
 STORED_BYTES = {"float16": 2, "bfloat16": 2, "int8": 1}
-# XLA's temporary memory on a TPU, in peaks of live values: 1.15 to 1.35 where it was compared (docs/scale.md).
-TPU_MEMORY = 1.25
+# XLA's temporary memory on a TPU, in peaks of live values (docs/scale.md): 1.15 to 1.85 in four steps compiled for a
+# v5e, 1.8 in one for a v4, whose fast memory is smaller.
+TPU_MEMORY, V4_MEMORY = 1.25, 1.8
 BATCHES_HELD = 2  # that of the step, and that of the next step, which is dispatched before the step ends
 NECK = ("neck_", "fuse_")
 
@@ -266,6 +267,7 @@ def plan(config: Config, teacher: SamConfig | None, devices: int, accelerator: s
     heaviest = phase(config, max(0, config.train.steps - 1))
     step = jaxpr_cost.work(trace_step(heaviest, teacher, images, devices))
     form, lanes, factor = ("tpu", LANES, TPU_MEMORY) if accelerator.startswith("tpu-") else ("gpu", 1, 1.0)
+    factor = V4_MEMORY if accelerator == "tpu-v4" else factor
     peak = jaxpr_cost.peak_temporary(trace_step(heaviest, teacher, images, devices, form), lanes)
     state = abstract_state(config)
     trained = _trained(state.params, config)

@@ -147,6 +147,7 @@ def test_a_zero_token_attends_and_an_empty_slot_does_not(model):
     ]
     where, embedding, _ = state
     with_token, _ = decode(system._variables[where], embedding, *padded, 1)
+    padded[2] = padded[2].copy()  # the first call may still be reading the other one
     padded[2][0, 2] = False
     without, _ = decode(system._variables[where], embedding, *padded, 1)
     assert np.abs(np.asarray(with_token - without)[0]).max() > 1e-4
