@@ -43,8 +43,8 @@ from edgesam_jax.types import Batch, TrainState
 
 STORED_BYTES = {"float16": 2, "bfloat16": 2, "int8": 1}
 # XLA's temporary memory on a TPU, in peaks of live values (docs/scale.md): 1.15 to 1.85 in four steps compiled for a
-# v5e, 1.8 in one for a v4, whose fast memory is smaller.
-TPU_MEMORY, V4_MEMORY = 1.25, 1.8
+# v5e, 1.8 in one for a v4, whose fast memory is smaller.  The other chips are taken for a v5e.
+TPU_MEMORY = {"tpu-v4": 1.8, "tpu-v5e": 1.25, "tpu-v5p": 1.25, "tpu-v6e": 1.25}
 BATCHES_HELD = 2  # that of the step, and that of the next step, which is dispatched before the step ends
 NECK = ("neck_", "fuse_")
 
@@ -266,9 +266,8 @@ def plan(config: Config, teacher: SamConfig | None, devices: int, accelerator: s
     images = config.data.batch_size // devices
     heaviest = phase(config, max(0, config.train.steps - 1))
     step = jaxpr_cost.work(trace_step(heaviest, teacher, images, devices))
-    form, lanes, factor = ("tpu", LANES, TPU_MEMORY) if accelerator.startswith("tpu-") else ("gpu", 1, 1.0)
-    factor = V4_MEMORY if accelerator == "tpu-v4" else factor
-    peak = jaxpr_cost.peak_temporary(trace_step(heaviest, teacher, images, devices, form), lanes)
+    form, lanes = ("tpu", LANES) if accelerator in TPU_MEMORY else ("gpu", 1)
+    live = jaxpr_cost.peak_temporary(trace_step(heaviest, teacher, images, devices, form), lanes)
     state = abstract_state(config)
     trained = _trained(state.params, config)
     learns = sum(
@@ -283,7 +282,7 @@ def plan(config: Config, teacher: SamConfig | None, devices: int, accelerator: s
         "gradients": learns,
         "teacher": variables,
         f"batch ({BATCHES_HELD} held)": BATCHES_HELD * _bytes(abstract_batch(config, images)),
-        "activations (estimate)": max(0, int(factor * peak) - learns),
+        "activations (estimate)": max(0, int(TPU_MEMORY.get(accelerator, 1.0) * live) - learns),
     }
     return Plan(
         config=config, teacher=teacher, devices=devices, images=images, step=step,

@@ -47,7 +47,7 @@ def lowered(program: programs.Program, platform: str) -> str:
 
 
 def check(text: str, dtype: str) -> None:
-    """Nearly all products and convolutions take the type; position encodings and a few others stay in float32."""
+    """Most products and convolutions take the type; position encodings and a few others stay in float32."""
     operands = re.findall(r"stablehlo\.(?:dot_general|convolution).*: \(tensor<[\dx]*?(f32|bf16|f64)>", text)
     assert operands.count(DTYPES[dtype]) > len(operands) / 2, operands
     assert "f64" not in text
