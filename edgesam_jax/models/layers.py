@@ -16,6 +16,7 @@ from flax import linen as nn
 from jax import Array
 
 from edgesam_jax.models.kernels import bands, ops, strips
+from edgesam_jax.models.kernels.fused import Moments, Norm
 from edgesam_jax.models.kernels.ops import gelu
 from edgesam_jax.models.kernels.strips import WHOLE, Cut
 from edgesam_jax.portable import resizing
@@ -158,6 +159,26 @@ class ConvBN(nn.Module):
         mode, shape = self.mode, (self.features, self.kernel_size, self.stride, self.depthwise)
         x = Conv(*shape, use_bias=mode.folded, dtype=mode.dtype, cut=mode.cut, name="c")(x)
         return x if mode.folded else BatchNorm(self.zero_init, mode, name="bn")(x, train)
+
+
+def conv_bn(module: Any, name: str) -> tuple[Array, Norm]:
+    """Kernel, in the dtype of ``module``, and norm of the ``ConvBN`` that is its child ``name``."""
+    params = module.get_variable("params", name)
+    return params["c"]["kernel"].astype(module.mode.dtype), (params["bn"]["scale"], params["bn"]["bias"])
+
+
+def folded_conv(module: Any, name: str) -> tuple[Array, Array]:
+    """Kernel and bias, in the dtype of ``module``, of the folded ``ConvBN`` that is its child ``name``."""
+    conv = module.get_variable("params", name)["c"]
+    return conv["kernel"].astype(module.mode.dtype), conv["bias"].astype(module.mode.dtype)
+
+
+def record(module: Any, name: str, moments: Moments, x: Array) -> None:
+    """Update the running statistics of the ``ConvBN`` called ``name``; ``x`` has the size of one device's batch."""
+    axis_name = module.mode.axis_name
+    count = x.size // len(moments[0]) * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+    old = module.get_variable("batch_stats", name)["bn"]
+    module.put_variable("batch_stats", name, {"bn": running_statistics(old, *moments, count)})
 
 
 class PatchConv(nn.Module):

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from edgesam_jax.config import RepVitConfig
+from edgesam_jax.config import RepVitConfig, TinyVitConfig
 from edgesam_jax.models.encoders.repvit import Block, RepVit
+from edgesam_jax.models.encoders.tiny_vit import TinyVit
 from edgesam_jax.models.fold import _fold_tree
 from edgesam_jax.models.kernels import bands, fused, ops, stem, strips
 from edgesam_jax.models.kernels.strips import Cut
@@ -194,7 +195,7 @@ def test_gradients_of_every_parameter_of_a_block_of_a_cut_map(cut):
 # -------------------------------------------------------------------------------------------------------------- stem
 
 
-@pytest.mark.parametrize("size", [(8, 32), (12, 64), (4, 128)])
+@pytest.mark.parametrize("size", [(8, 32), (12, 64), (4, 128), (4, 768)])  # the last: pieces of a strip
 def test_the_stem_of_cells_is_two_strided_convolutions(size):
     x, first, second, norm = draw(2, *size, 3), draw(3, 3, 3, 4, seed=1), draw(3, 3, 4, 48, seed=2), (draw(4), draw(4))
     with ops.traced_for("tpu"):
@@ -232,15 +233,23 @@ def test_the_stem_of_cells_takes_only_what_it_can():
 # ----------------------------------------------------------------------------------------------------------- encoder
 
 
-def encoder_and_variables(**changes):
+TINY_VIT = TinyVitConfig(
+    widths=(64, 16, 16, 24), depths=(2, 1, 1, 1), heads=(1, 2, 2, 3), windows=(7, 7, 4, 7), fuse=True
+)
+
+
+def encoder_and_variables(kind="repvit", **changes):
     config = RepVitConfig(widths=(48, 96, 64, 128), depths=(2, 2, 2, 2), **changes)
     encoder, x = RepVit(config, 8), draw(2, 128, 64, 3)  # on a TPU two photos are four bands each
+    encoder = TinyVit(TINY_VIT, 8) if kind == "tiny_vit" else encoder
     variables = encoder.init(jax.random.key(0), x)
     moved = jax.tree.map(lambda v: v + 0.2 * jnp.abs(draw(*v.shape)) * (v.ndim == 1), variables)
     return encoder, moved, x
 
 
-@pytest.mark.parametrize("changes", [{}, {"stem_strides": (2, 1), "fuse": False}, {"remat": True}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"stem_strides": (2, 1), "fuse": False}, {"remat": True}, {"kind": "tiny_vit"}], ids=str
+)
 def test_the_encoder_trains_on_a_tpu_as_on_a_cpu(changes):
     encoder, variables, x = encoder_and_variables(**changes)
 
@@ -255,8 +264,9 @@ def test_the_encoder_trains_on_a_tpu_as_on_a_cpu(changes):
     assert_close(on_tpu(step, variables["params"], x), jax.jit(step)(variables["params"], x), 3e-5)
 
 
-def test_the_encoder_predicts_on_a_tpu_as_on_a_cpu():
-    encoder, variables, x = encoder_and_variables()
+@pytest.mark.parametrize("kind", ["repvit", "tiny_vit"])
+def test_the_encoder_predicts_on_a_tpu_as_on_a_cpu(kind):
+    encoder, variables, x = encoder_and_variables(kind)
     want = encoder.apply(variables, x, pyramid=True)
     assert_close(on_tpu(lambda v, x: encoder.apply(v, x, pyramid=True), variables, x), want)
     folded = {"params": _fold_tree(variables["params"], variables["batch_stats"])}

@@ -14,10 +14,11 @@ from jax import Array
 
 from edgesam_jax.config import RepVitConfig
 from edgesam_jax.models.encoders.neck import embed
-from edgesam_jax.models.kernels import bands, fused, ops, stem, strips
+from edgesam_jax.models.encoders.stem import stem
+from edgesam_jax.models.kernels import bands, fused, ops, strips
 from edgesam_jax.models.kernels.ops import stored
 from edgesam_jax.models.kernels.strips import Cut
-from edgesam_jax.models.layers import NORM_EPSILON, Conv, ConvBN, Mode, SqueezeExcite, gelu, running_statistics
+from edgesam_jax.models.layers import NORM_EPSILON, Conv, ConvBN, Mode, SqueezeExcite, conv_bn, gelu, record
 
 REPVIT_M1 = RepVitConfig()
 REPVIT_M2 = RepVitConfig(widths=(64, 128, 256, 512), depths=(3, 4, 14, 3))
@@ -50,26 +51,6 @@ def block_table(config: RepVitConfig) -> list[BlockSpec]:
     return table
 
 
-def _conv_bn(module: Any, name: str) -> tuple[Array, fused.Norm]:
-    """Kernel, in the dtype of ``module``, and norm of the ``ConvBN`` that is its child ``name``."""
-    params = module.get_variable("params", name)
-    return params["c"]["kernel"].astype(module.mode.dtype), (params["bn"]["scale"], params["bn"]["bias"])
-
-
-def _folded(module: Any, name: str) -> tuple[Array, Array]:
-    """Kernel and bias, in the dtype of ``module``, of the folded ``ConvBN`` that is its child ``name``."""
-    conv = module.get_variable("params", name)["c"]
-    return conv["kernel"].astype(module.mode.dtype), conv["bias"].astype(module.mode.dtype)
-
-
-def _record(module: Any, name: str, moments: fused.Moments, x: Array) -> None:
-    """Update the running statistics of the ``ConvBN`` called ``name``; ``x`` has the size of one device's batch."""
-    axis_name = module.mode.axis_name
-    count = x.size // len(moments[0]) * (1 if axis_name is None else jax.lax.axis_size(axis_name))
-    old = module.get_variable("batch_stats", name)["bn"]
-    module.put_variable("batch_stats", name, {"bn": running_statistics(old, *moments, count)})
-
-
 class DepthwiseUnit(nn.Module):
     """RepVGG-style depthwise unit: 3x3 + 1x1 + identity; a single biased 3x3 convolution when folded.
 
@@ -100,12 +81,12 @@ class DepthwiseUnit(nn.Module):
 
     def _train(self, x: Array) -> Array:
         """The same with the batch's statistics, written out in ``fused.py``."""
-        (kernel, norm), (point, point_norm) = (_conv_bn(self, name) for name in ("conv", "conv1"))
+        (kernel, norm), (point, point_norm) = (conv_bn(self, name) for name in ("conv", "conv1"))
         y, moments, point_moments = fused.depthwise_unit(
             x, kernel, point[0, 0, 0], norm, point_norm, NORM_EPSILON, self.mode.axis_name, self.mode.cut
         )
-        _record(self, "conv", moments, x)
-        _record(self, "conv1", point_moments, x)
+        record(self, "conv", moments, x)
+        record(self, "conv1", point_moments, x)
         return y
 
 
@@ -124,13 +105,13 @@ class ChannelMixer(nn.Module):
 
     def _train(self, x: Array) -> Array:
         """The same with the batch's statistics, written out in ``fused.py``."""
-        (wide, norm), (narrow, last_norm) = (_conv_bn(self, name) for name in ("m_0", "m_2"))
+        (wide, norm), (narrow, last_norm) = (conv_bn(self, name) for name in ("m_0", "m_2"))
         axis_name, q = self.mode.axis_name, self.mode.cut.strips
         inner = stored(ops.pointwise(x, strips.widen(wide[0, 0], q)))
         y, moments = fused.norm_gelu_pointwise(inner, norm, narrow[0, 0], NORM_EPSILON, axis_name, q)
         out, mean, var = ops.batch_norm(stored(y), *last_norm, NORM_EPSILON, axis_name, q)
-        _record(self, "m_0", moments, inner)
-        _record(self, "m_2", (mean, var), out)
+        record(self, "m_0", moments, inner)
+        record(self, "m_2", (mean, var), out)
         return stored(x + out)
 
 
@@ -201,28 +182,6 @@ class RepVit(nn.Module):
     embed_dim: int = 256
     mode: Mode = Mode()
 
-    def _stem(self, x: Array, train: bool) -> tuple[Array, int]:
-        """The two strided convolutions: the map that the blocks take, and the number of strips that it is cut into."""
-        cfg, mode = self.config, self.mode
-        cut = stem.number(x.shape, cfg.widths[0]) if cfg.stem_strides == (2, 2) else 0
-        if not cut or self.is_initializing() or not (train or mode.folded):
-            x = ConvBN(cfg.widths[0] // 2, 3, cfg.stem_strides[0], mode=mode, name="features_0_0")(x, train)
-            x = ConvBN(cfg.widths[0], 3, cfg.stem_strides[1], mode=mode, name="features_0_2")(gelu(x), train)
-            q = strips.number(cfg.widths[0], x.shape[2])
-            return strips.regroup(x, 1, q), q
-        x = stem.cells(x.astype(mode.dtype), cut)
-        if mode.folded:
-            (first, bias), (second, last_bias) = (_folded(self, name) for name in ("features_0_0", "features_0_2"))
-            x = gelu(stem.first_conv(x, first, cut) + ops.tiled(bias, 4 * cut))
-            return stem.second_conv(x, second, last_bias, cut), cut
-        (first, norm), (second, last_norm) = (_conv_bn(self, name) for name in ("features_0_0", "features_0_2"))
-        inner = stem.first_conv(x, first, cut)
-        y, moments = stem.norm_gelu_conv(inner, norm, second, NORM_EPSILON, mode.axis_name, cut)
-        out, mean, var = ops.batch_norm(y, *last_norm, NORM_EPSILON, mode.axis_name, cut)
-        _record(self, "features_0_0", moments, inner)
-        _record(self, "features_0_2", (mean, var), out)
-        return out, cut
-
     def _strides(self) -> list[int]:
         """Of the map after each block, relative to the stem's."""
         return list(itertools.accumulate((max(1, block.stride) for block in block_table(self.config)), operator.mul))
@@ -230,7 +189,8 @@ class RepVit(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False, pyramid: bool = False) -> Array | tuple[Array, list[Array]]:
         cfg = self.config
-        x, q = self._stem(x, train)
+        names = ("features_0_0", "features_0_2")
+        x, q = stem(self, names, (cfg.widths[0] // 2, cfg.widths[0]), cfg.stem_strides, x, train)
         n = bands.number(len(x), [x.shape[1] // step for step in self._strides()])
         x = bands.cut(x, n)
         stages: dict[int, Array] = {}

@@ -10,6 +10,7 @@ Sources: TinyViT (ECCV 2022), section 3 and appendix; MobileSAM (2023); docs/pub
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,7 +20,9 @@ from jax import Array
 
 from edgesam_jax.config import TinyVitConfig
 from edgesam_jax.models.encoders.neck import embed
+from edgesam_jax.models.encoders.stem import stem
 from edgesam_jax.models.encoders.vit import window_merge, window_partition
+from edgesam_jax.models.kernels import strips
 from edgesam_jax.models.layers import ConvBN, LayerNorm, Mode, gelu
 
 EPSILON = 1e-5  # of the layer norms in the blocks; those of the neck use SAM's 1e-6
@@ -39,7 +42,7 @@ class MBConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        c = x.shape[-1]
+        c = x.shape[-1] // self.mode.cut.strips
         y = gelu(ConvBN(self.expansion * c, mode=self.mode, name="conv1")(x, train))
         y = gelu(ConvBN(self.expansion * c, 3, depthwise=True, mode=self.mode, name="conv2")(y, train))
         return gelu(x + ConvBN(c, zero_init=True, mode=self.mode, name="conv3")(y, train))
@@ -110,20 +113,22 @@ class TinyVitBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Two strided convolutions with GELU between them."""
+    """Two strided convolutions with GELU between them.  Returns the map and the strips that it is cut into."""
 
     width: int
     strides: tuple[int, int] = (2, 2)
     mode: Mode = Mode()
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        x = gelu(ConvBN(self.width // 2, 3, self.strides[0], mode=self.mode, name="seq_0")(x, train))
-        return ConvBN(self.width, 3, self.strides[1], mode=self.mode, name="seq_2")(x, train)
+    def __call__(self, x: Array, train: bool) -> tuple[Array, int]:
+        return stem(self, ("seq_0", "seq_2"), (self.width // 2, self.width), self.strides, x, train)
 
 
 class Stage(nn.Module):
-    """The blocks of a stage and its down-sampling.  Returns the maps before and after the down-sampling."""
+    """The blocks of a stage and its down-sampling.  Returns the maps before and after the down-sampling.
+
+    The map that the first stage takes may be cut into strips (``mode.cut``).
+    """
 
     config: TinyVitConfig
     index: int
@@ -140,8 +145,9 @@ class Stage(nn.Module):
                 x = block(x, train)
         if i == len(cfg.widths) - 1:
             return x, x
+        x, mode = strips.regroup(x, self.mode.cut.strips, 1), replace(self.mode, cut=strips.WHOLE)
         stride = 1 if i == len(cfg.widths) - 2 and not cfg.fuse else 2
-        return x, PatchMerging(cfg.widths[i + 1], stride, mode=self.mode, name="downsample")(x, train)
+        return x, PatchMerging(cfg.widths[i + 1], stride, mode=mode, name="downsample")(x, train)
 
 
 class TinyVit(nn.Module):
@@ -158,10 +164,11 @@ class TinyVit(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False, pyramid: bool = False) -> Array | tuple[Array, list[Array]]:
         cfg = self.config
-        x = PatchEmbed(cfg.widths[0], cfg.stem_strides, mode=self.mode, name="patch_embed")(x, train)
+        x, q = PatchEmbed(cfg.widths[0], cfg.stem_strides, mode=self.mode, name="patch_embed")(x, train)
         before = []
         for i in range(len(cfg.widths)):
-            kept, x = Stage(cfg, i, mode=self.mode, name=f"layers_{i}")(x, train)
+            mode = self.mode if i else replace(self.mode, cut=strips.Cut(q))
+            kept, x = Stage(cfg, i, mode=mode, name=f"layers_{i}")(x, train)
             before.append(kept)
         embedding = embed(before[-2] if cfg.fuse else None, x, self.embed_dim, cfg.upsample, self.mode.dtype)
         return (embedding, [before[-3], before[-2], x]) if pyramid else embedding

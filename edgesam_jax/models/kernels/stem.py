@@ -9,6 +9,7 @@ yields the 2 x 2 pixels of a cell as channels, and the second one reads whole ce
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from edgesam_jax.models.kernels import ops, strips
 from edgesam_jax.models.kernels.fused import Moments, Norm
 
 CELL = 4  # pixels per side of a cell, the stride of both convolutions together
+PIECE = 8  # cells that a product gathers: its cost grows with them
 READ = 5  # columns, and rows, that the first convolution reads for a cell: one before the cell and its own
 
 
@@ -32,13 +34,21 @@ def number(shape: tuple[int, ...], channels: int) -> int:
 
 def cells(x: Array, cut: int) -> Array:
     """Photos (b h w c) -> (b h w/(4*cut) 128): strip, column of the cell from -1 to 3, colour; the rest is 0."""
-    width, colours = x.shape[2:]
+    b, height, width, colours = x.shape
     across = width // (CELL * cut)
-    shape = (width, colours, across, strips.LANES)
-    at, colour, cell, lane = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in range(4))
-    strip, column, out = lane // (READ * colours), lane // colours % READ, lane % colours
-    chosen = (at == (strip * across + cell) * CELL + column - 1) & (colour == out) & (strip < cut)
-    return jnp.einsum("bhwc,wcjl->bhjl", x, chosen.astype(x.dtype))
+    within = math.gcd(across, PIECE)
+    pieces = x.reshape(b, height, cut, across // within, CELL * within, colours)
+    shape = (cut, CELL * within, colours, within, strips.LANES)
+    strip, at, colour, cell, lane = (lax.broadcasted_iota(jnp.int32, shape, axis) for axis in range(5))
+    column, out = lane // colours % READ, lane % colours
+    mine = (lane // (READ * colours) == strip) & (out == colour)
+    chosen = (mine & (at == cell * CELL + column - 1)).astype(x.dtype)
+    y = jnp.einsum("bhspwc,swcjl->bhpjl", pieces, chosen)
+    # The column before a piece is the last of the piece before, and enters the first cell only.
+    before = x[:, :, CELL * within - 1 :: CELL * within]
+    before = jnp.pad(before, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1].reshape(b, height, cut, -1, colours)
+    first = jnp.einsum("bhspc,scl->bhpl", before, (mine & (column == 0))[:, 0, :, 0].astype(x.dtype))
+    return y.at[:, :, :, 0].add(first).reshape(b, height, across, strips.LANES)
 
 
 def first_conv(x: Array, kernel: Array, cut: int) -> Array:
