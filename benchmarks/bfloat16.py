@@ -27,7 +27,7 @@ from edgesam_jax.eval.scoring.photos import Photo, choose_instances, load
 from edgesam_jax.eval.scoring.prompted import row_of, score_photo
 from edgesam_jax.eval.scoring.protocol import Settings
 from edgesam_jax.eval.scoring.systems import JaxSystem
-from edgesam_jax.models.kernels import ops
+from edgesam_jax.models.kernels import platforms
 from edgesam_jax.portable.frame import pad_to_square, resize_longest_side
 from edgesam_jax.predict import compiled
 from edgesam_jax.reporting.tables import aligned_table
@@ -54,7 +54,7 @@ def main() -> None:
     for number, (platform, dtype) in enumerate(VARIANTS):
         variant = replace(model, config=replace(model.config, compute_dtype=dtype))
         _forget_programs()
-        with ops.traced_for(platform):
+        with platforms.traced_for(platform):
             embeddings = _embeddings(variant, photos)
             reference = embeddings if number == 0 else reference
             errors = [

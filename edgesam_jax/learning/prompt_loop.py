@@ -15,7 +15,7 @@ from edgesam_jax.config import Config, DistillConfig, SamConfig
 from edgesam_jax.learning import losses, sampling
 from edgesam_jax.learning.freezing import hold_frozen
 from edgesam_jax.models import prompts
-from edgesam_jax.models.kernels import image_columns, ops
+from edgesam_jax.models.kernels import image_columns, platforms
 from edgesam_jax.models.sam import decode, dense_positions, join_prompts, split_prompts
 from edgesam_jax.types import Batch, Prompts
 
@@ -223,7 +223,7 @@ def _rounds(
     size, cell = model.mask_size, model.image_size / model.mask_size
     b, p = batch.prompt_valid.shape
     # Decoders leave the pixels of masks (h w) by cell, (16 g*g), where placing them would cost more than the loss.
-    by_cell = ops.on_accelerator()
+    by_cell = platforms.on_accelerator()
     place, arrange = (
         functools.partial(f, grid=model.grid) if by_cell else lambda x: x
         for f in (image_columns.place, image_columns.arrange)
@@ -358,7 +358,7 @@ def _gradient(
     With ``gradient`` None no gradient is computed.  A TPU takes the photos one by one, at most ``PROMPTS_ON_TPU``
     prompts at a time.
     """
-    if not ops.on_tpu():
+    if not platforms.on_tpu():
         return _in_chunks(f, learning, photos, round_inputs, chunk, gradient)
     chunk = chunk or PROMPTS_ON_TPU
     decoder, embedding = learning
@@ -398,7 +398,7 @@ def _in_chunks(
 
 def _pick(masks: Array, chosen: Array) -> Array:
     """Select the mask of index ``chosen`` (b p): (b p m h w) -> (b p h w)."""
-    if ops.on_accelerator():  # one pass in place of gathering
+    if platforms.on_accelerator():  # one pass in place of gathering
         is_chosen = (chosen[..., None] == jnp.arange(masks.shape[2]))[..., None, None]
         picked = jnp.where(is_chosen, masks, jnp.zeros((), masks.dtype))
         return picked.any(axis=2) if masks.dtype == bool else picked.sum(axis=2)

@@ -30,7 +30,7 @@ from edgesam_jax.models.encoders.plain_vit import PlainVit
 from edgesam_jax.models.encoders.repvit import REPVIT_M1, REPVIT_M2, REPVIT_M3, RepVit
 from edgesam_jax.models.encoders.tiny_vit import TinyVit
 from edgesam_jax.models.encoders.vit import Vit
-from edgesam_jax.models.kernels import ops
+from edgesam_jax.models.kernels import platforms
 from edgesam_jax.models.layers import Mode
 from edgesam_jax.models.proposals import Proposals
 from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
@@ -175,7 +175,7 @@ def decode(
 
     The work of a chunk fits the cache, and memory does not grow with the number of prompts.
     """
-    if positions is None and ops.on_accelerator():
+    if positions is None and platforms.on_accelerator():
         positions = dense_positions(config, variables)  # once, not for every chunk
 
     def apply(arguments: tuple[Prompts, Array | None, Array | None]) -> MaskPrediction:

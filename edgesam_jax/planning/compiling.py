@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from edgesam_jax.config import UsageError
-from edgesam_jax.models.kernels import ops
+from edgesam_jax.models.kernels import platforms
 from edgesam_jax.planning import compiler_cost
 from edgesam_jax.planning.jaxpr_cost import Work
 from edgesam_jax.planning.topology import Topology
@@ -82,7 +82,7 @@ def compile_for(topology: Topology, program: Program) -> Compiled:
       UsageError: the program needs more memory than a chip has.
     """
     began = time.perf_counter()
-    with ops.traced_for("tpu"):
+    with platforms.traced_for("tpu"):
         arguments = program.arguments if program.mapped else topology.place(program.arguments)
         lowered = program.function.lower(*arguments)
     try:

@@ -35,7 +35,7 @@ from edgesam_jax.learning.prompt_loop import POINT_SLOTS_AT_START
 from edgesam_jax.learning.step import AXIS, needed_teacher_variables, train_step
 from edgesam_jax.models import prompts
 from edgesam_jax.models.init import abstract_variables
-from edgesam_jax.models.kernels import ops
+from edgesam_jax.models.kernels import platforms
 from edgesam_jax.models.kernels.strips import LANES
 from edgesam_jax.models.sam import MODELS, Sam, decode
 from edgesam_jax.planning import jaxpr_cost
@@ -170,7 +170,9 @@ def step_and_shapes(
     return body, (state, variables, abstract_batch(config, images), key)
 
 
-def trace_step(config: Config, teacher: SamConfig | None, images: int, devices: int = 0, form: str = ops.PLAIN) -> Any:
+def trace_step(
+    config: Config, teacher: SamConfig | None, images: int, devices: int = 0, form: str = platforms.PLAIN
+) -> Any:
     """Return the jaxpr of a step with this many images on one of ``devices`` devices; 0: one device, no exchange.
 
     Work is counted in the plain form: a CPU does the same work in more operations, an accelerator more products.
@@ -178,7 +180,7 @@ def trace_step(config: Config, teacher: SamConfig | None, images: int, devices: 
     axis = AXIS if devices else None
     body, arguments = step_and_shapes(config, teacher, images, axis)
     environment = [(axis, max(devices, 2))] if axis else None  # even one device per host exchanges with other hosts
-    with ops.traced_for(form):
+    with platforms.traced_for(form):
         return jax.make_jaxpr(body, axis_env=environment)(*arguments)
 
 
@@ -192,7 +194,7 @@ def flops_per_step(config: Config, teacher: SamConfig | None) -> float:
 
 
 def _traced(f: Callable[..., Any], *args: Any) -> jaxpr_cost.Work:
-    with ops.traced_for(ops.PLAIN):
+    with platforms.traced_for(platforms.PLAIN):
         return jaxpr_cost.work(jax.make_jaxpr(f)(*args))
 
 

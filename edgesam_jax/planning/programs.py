@@ -15,7 +15,7 @@ from edgesam_jax.learning.objectives import objective_of
 from edgesam_jax.learning.optim import make_optimizer
 from edgesam_jax.models.fold import fold
 from edgesam_jax.models.init import init_variables
-from edgesam_jax.models.kernels import ops
+from edgesam_jax.models.kernels import platforms
 from edgesam_jax.planning import jaxpr_cost
 from edgesam_jax.planning.compiling import Program
 from edgesam_jax.planning.plan import Plan, step_and_shapes
@@ -106,6 +106,6 @@ def _folded(model: SamConfig) -> Any:
 def _program(
     name: str, function: Callable[..., Any], arguments: tuple[Any, ...], parts: Parts, photos: int, advice: str
 ) -> Program:
-    with ops.traced_for(ops.PLAIN):
+    with platforms.traced_for(platforms.PLAIN):
         work = jaxpr_cost.work(jax.make_jaxpr(function)(*arguments))
     return Program(name, jax.jit(function), arguments, work, parts, photos, advice)

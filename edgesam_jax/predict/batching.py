@@ -20,7 +20,7 @@ from edgesam_jax.config import UsageError
 from edgesam_jax.data.photo import load_image
 from edgesam_jax.data.pixels import AUTO, parse_range
 from edgesam_jax.data.threads import in_threads
-from edgesam_jax.models.kernels import ops
+from edgesam_jax.models.kernels import platforms
 from edgesam_jax.portable.errors import type_text
 from edgesam_jax.portable.frame import into_frame
 from edgesam_jax.portable.postprocess import stability_score, upscale_masks
@@ -109,7 +109,7 @@ class Options:
 
 def default_batch_size() -> int:
     """Return the number of photos to encode at once; on a CPU larger batches aren't faster (docs/batches.md)."""
-    return 2 if ops.on_cpu() else 16
+    return 2 if platforms.on_cpu() else 16
 
 
 def predict_many(

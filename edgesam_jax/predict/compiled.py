@@ -14,7 +14,7 @@ from jax import Array
 from edgesam_jax.config import SamConfig, UsageError
 from edgesam_jax.models.anchors import anchors_of, propose
 from edgesam_jax.models.fold import fold, folds
-from edgesam_jax.models.kernels import ops
+from edgesam_jax.models.kernels import platforms
 from edgesam_jax.models.prompts import from_boxes, from_boxes_and_points, from_points
 from edgesam_jax.models.sam import Sam, decode, preprocess
 from edgesam_jax.portable.postprocess import MASK_THRESHOLD, STABILITY_OFFSET
@@ -23,9 +23,9 @@ from edgesam_jax.types import MaskPrediction
 
 def decode_chunk() -> int:
     """Return the number of prompts to decode at once; on a CPU 1 is fastest (docs/performance.md, "Decoder")."""
-    if ops.on_cpu():
+    if platforms.on_cpu():
         return 1
-    return 8 if ops.on_tpu() else 16
+    return 8 if platforms.on_tpu() else 16
 
 
 def check_priors(config: SamConfig, flag: str) -> None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from edgesam_jax.models.kernels import ops
+from edgesam_jax.models.kernels import platforms
 from edgesam_jax.portable.frame import Frame
 from edgesam_jax.portable.postprocess import MASK_THRESHOLD, axis_matrix
 from edgesam_jax.portable.scanning import Limits, Measured, bands, box_of, strip_rows
@@ -26,7 +26,7 @@ CHUNKS = (64, 8)  # masks measured in a call
 
 def point_tile() -> int:
     """Return the largest number of clicks to decode in a call; on a CPU no more are faster, and the last is padded."""
-    return 16 if ops.on_cpu() else 256
+    return 16 if platforms.on_cpu() else 256
 
 
 @dataclass(frozen=True, eq=False)

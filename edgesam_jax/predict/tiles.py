@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from edgesam_jax.config import SamConfig
-from edgesam_jax.models.kernels import ops
+from edgesam_jax.models.kernels import platforms
 from edgesam_jax.models.prompts import choose, from_boxes_and_points, from_points
 from edgesam_jax.models.sam import decode
 from edgesam_jax.portable.prompts import UNUSED, PromptArrays
@@ -27,7 +27,7 @@ from edgesam_jax.types import MaskPrediction
 
 def tile_size() -> int:
     """Return the number of prompts in a tile: on a CPU they are decoded one by one, and more only take memory."""
-    return 32 if ops.on_cpu() else 256
+    return 32 if platforms.on_cpu() else 256
 
 
 def point_slots(count: int) -> int:

@@ -13,7 +13,7 @@ import pytest
 from edgesam_jax.config import DecoderConfig, PlainVitConfig, RepVitConfig, SamConfig
 from edgesam_jax.models.decoder.mask_decoder import by_cell, place_pixels
 from edgesam_jax.models.init import init_variables
-from edgesam_jax.models.kernels import image_columns, ops
+from edgesam_jax.models.kernels import image_columns, platforms
 from edgesam_jax.models.kernels.image_columns import Image, Parts, Upscaling
 from edgesam_jax.models.sam import decode, dense_positions
 from edgesam_jax.types import Prompts
@@ -119,7 +119,7 @@ def test_an_operation_is_what_is_written_out(name, images, platform):
         out, pullback = jax.vjp(f, *arguments)
         return out, pullback(jax.tree.map(lambda x: normal(x.ndim, *x.shape), out))
 
-    with ops.traced_for(platform):
+    with platforms.traced_for(platform):
         found = jax.jit(functools.partial(both, ours))(*arguments)
         alone = jax.jit(ours)(*arguments)
     assert_close(found, both(theirs, *arguments))
@@ -187,7 +187,7 @@ def outputs(name, platform, masks=False, targets=False, placed=True, chunk=0, nu
             value += sum(jnp.sum(jnp.sin(3 * x)) for x in out.targets.values())
         return value, out
 
-    with ops.traced_for(platform):
+    with platforms.traced_for(platform):
         gradient, out = jax.jit(jax.grad(run, argnums=(0, 1), has_aux=True))(variables["params"], embedding)
     return out, {k: v for k, v in gradient[0].items() if k != "image_encoder"}, gradient[1]
 
@@ -234,7 +234,7 @@ def test_given_positions_are_those_that_the_decoder_computes():
 def test_bfloat16_stays_close_to_float32():
     config, variables, embedding, prompts = case("sam")
     narrow = dataclasses.replace(config, compute_dtype="bfloat16")
-    with ops.traced_for("tpu"):
+    with platforms.traced_for("tpu"):
         wide, out = (decode(c, variables, embedding, prompts).logits for c in (config, narrow))
     assert out.dtype == jnp.float32
     error = jnp.abs(out - wide).max() / jnp.abs(wide).max()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from edgesam_jax.models import layers
-from edgesam_jax.models.kernels import fused, image_tokens, ops
+from edgesam_jax.models.kernels import fused, image_tokens, ops, platforms
 
 
 def normal(seed, *shape):
@@ -119,7 +119,7 @@ def test_forms_for_other_platforms_agree(monkeypatch):
         ]
 
     here = run()
-    monkeypatch.setattr(ops, "on_cpu", lambda: jax.default_backend() != "cpu")
+    monkeypatch.setattr(platforms, "on_cpu", lambda: jax.default_backend() != "cpu")
     jax.clear_caches()
     assert_close(run(), here)
     monkeypatch.undo()

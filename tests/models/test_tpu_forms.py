@@ -14,7 +14,7 @@ from edgesam_jax.config import RepVitConfig, TinyVitConfig
 from edgesam_jax.models.encoders.repvit import Block, RepVit
 from edgesam_jax.models.encoders.tiny_vit import TinyVit
 from edgesam_jax.models.fold import _fold_tree
-from edgesam_jax.models.kernels import bands, fused, ops, stem, strips
+from edgesam_jax.models.kernels import bands, fused, ops, platforms, stem, strips
 from edgesam_jax.models.kernels.strips import Cut
 from edgesam_jax.models.layers import Mode
 
@@ -33,7 +33,7 @@ def assert_close(got, want, tolerance=1e-5):
 
 def on_tpu(f, *arguments):
     """``f`` in the TPU's form, jitted."""
-    with ops.traced_for("tpu"):
+    with platforms.traced_for("tpu"):
         return jax.jit(lambda *a: f(*a)).lower(*arguments).compile()(*arguments)
 
 
@@ -65,7 +65,7 @@ def exact_products():
 
 def test_only_narrow_maps_on_a_tpu_are_cut():
     assert strips.number(48, 256) == 1
-    with ops.traced_for("tpu"):
+    with platforms.traced_for("tpu"):
         assert [strips.number(c, 256) for c in (48, 64, 96, 128, 192, 384)] == [8, 2, 4, 1, 1, 1]
         assert [strips.number(48, columns) for columns in (32, 24, 8, 7)] == [8, 2, 2, 1]
 
@@ -109,7 +109,7 @@ def test_bias_and_mean_of_a_convolution_of_a_cut_map(cut):
 def test_few_photos_on_a_tpu_are_cut_into_bands():
     heights = [256, 128, 64, 32]
     assert bands.number(1, heights) == 1
-    with ops.traced_for("tpu"):
+    with platforms.traced_for("tpu"):
         assert [bands.number(photos, heights) for photos in (1, 2, 3, 4, 6, 7, 8, 9)] == [8, 4, 8, 2, 4, 8, 1, 1]
         assert [bands.number(2, [16, 8, low]) for low in (4, 2, 3)] == [4, 1, 1]
     x = draw(2, 8, 3, 5)
@@ -198,7 +198,7 @@ def test_gradients_of_every_parameter_of_a_block_of_a_cut_map(cut):
 @pytest.mark.parametrize("size", [(8, 32), (12, 64), (4, 128), (4, 768)])  # the last: pieces of a strip
 def test_the_stem_of_cells_is_two_strided_convolutions(size):
     x, first, second, norm = draw(2, *size, 3), draw(3, 3, 3, 4, seed=1), draw(3, 3, 4, 48, seed=2), (draw(4), draw(4))
-    with ops.traced_for("tpu"):
+    with platforms.traced_for("tpu"):
         cut = stem.number(x.shape, 48)
     assert cut == min(8, size[1] // 16)
 
@@ -219,7 +219,7 @@ def test_the_stem_of_cells_is_two_strided_convolutions(size):
 
 
 def test_the_stem_of_cells_takes_only_what_it_can():
-    with ops.traced_for("tpu"):
+    with platforms.traced_for("tpu"):
         for shape, cut in (
             ((1, 1024, 1024, 3), 8),
             ((1, 128, 126, 3), 0),
@@ -292,7 +292,7 @@ def test_a_tpu_gets_convolutions_only():
         y, _ = encoder.apply(variables | {"params": params}, x, True, mutable=["batch_stats"])
         return jnp.sum(y)
 
-    with ops.traced_for("tpu"):
+    with platforms.traced_for("tpu"):
         text = jax.jit(lambda p: jax.grad(loss)(p)).lower(variables["params"]).as_text()
     assert text.count("stablehlo.convolution") > 60
     assert "stablehlo.while" not in text

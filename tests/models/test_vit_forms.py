@@ -10,7 +10,7 @@ import pytest
 from edgesam_jax.config import PlainVitConfig, VitConfig
 from edgesam_jax.models.encoders.plain_vit import PlainVit
 from edgesam_jax.models.encoders.vit import Vit
-from edgesam_jax.models.kernels import ops
+from edgesam_jax.models.kernels import platforms
 
 CONFIG = functools.partial(VitConfig, width=32, depth=2, heads=2, patch_size=8)
 # Grids of 5 x 5 cells: windows of 3 reach beyond the grid, windows of 5 don't.
@@ -34,7 +34,7 @@ def values_and_gradients(model, platform: str):
         out = model.apply(variables, images)
         return jnp.sum(out**2), out
 
-    with ops.traced_for(platform):
+    with platforms.traced_for(platform):
         (_, out), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(variables, images)
     return out, gradients
 

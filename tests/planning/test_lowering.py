@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from edgesam_jax.config import EfficientVitConfig, PlainVitConfig, SamConfig, TinyVitConfig, VitConfig
-from edgesam_jax.models.kernels import ops
+from edgesam_jax.models.kernels import platforms
 from edgesam_jax.planning import plan, programs, topology
 from edgesam_jax.predict import compiled
 from tests.tiny import CONV, PROPOSALS, REPVIT, SHALLOW, configured
@@ -42,7 +42,7 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
 def lowered(program: programs.Program, platform: str) -> str:
-    with ops.traced_for(PLATFORMS[platform]):
+    with platforms.traced_for(PLATFORMS[platform]):
         return program.function.trace(*program.arguments).lower(lowering_platforms=(platform,)).as_text()
 
 
@@ -98,7 +98,7 @@ def test_training_step(name, dtype, platform):
 def test_a_function_traced_for_one_platform_is_traced_again_for_another(make):
     program = make()  # counts its work in the plain form
     forms = {}
-    for form in (ops.PLAIN, "tpu", ops.PLAIN, "tpu"):
-        with ops.traced_for(form):
+    for form in (platforms.PLAIN, "tpu", platforms.PLAIN, "tpu"):
+        with platforms.traced_for(form):
             forms.setdefault(form, set()).add(str(program.function.trace(*program.arguments).jaxpr))
-    assert len(forms["tpu"]) == len(forms[ops.PLAIN]) == 1 and forms["tpu"] != forms[ops.PLAIN]
+    assert len(forms["tpu"]) == len(forms[platforms.PLAIN]) == 1 and forms["tpu"] != forms[platforms.PLAIN]

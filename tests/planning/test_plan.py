@@ -21,7 +21,7 @@ from edgesam_jax.learning.device_step import make_train_step
 from edgesam_jax.learning.optim import make_optimizer
 from edgesam_jax.learning.step import train_step
 from edgesam_jax.models.init import init_variables
-from edgesam_jax.models.kernels import ops
+from edgesam_jax.models.kernels import platforms
 from edgesam_jax.models.sam import MODELS
 from edgesam_jax.planning import jaxpr_cost, plan, plan_text
 from edgesam_jax.planning.setup import Setup, exchange_seconds
@@ -119,7 +119,7 @@ def test_a_step_costs_what_xla_says(student, mode):
     tx, _ = make_optimizer(config, state.params)
     body = functools.partial(train_step, config=config, teacher_config=TEACHER, tx=tx)
     teacher = jax.eval_shape(lambda: init_variables(TEACHER))
-    with ops.traced_for(ops.PLAIN):
+    with platforms.traced_for(platforms.PLAIN):
         step = jax.jit(body, donate_argnums=0)
         compiled = step.lower(state, teacher, batch, jax.eval_shape(lambda: jax.random.key(0))).compile()
     program = plan.trace_step(config, TEACHER, 4)
@@ -174,7 +174,7 @@ def test_counting_leaves_later_programs_alone():
     given = state, variables, plan.abstract_batch(config, 2), jax.eval_shape(lambda: jax.random.key(0))
     plan.flops_per_step(config, CONV)
     text = str(step.trace(*given).jaxpr)
-    with ops.traced_for(ops.PLAIN):
+    with platforms.traced_for(platforms.PLAIN):
         assert text != str(step.trace(*given).jaxpr), "the two forms do differ"
     assert text == str(step.trace(*given).jaxpr)
 

@@ -11,7 +11,7 @@ from edgesam_jax.config import SamConfig
 from edgesam_jax.models import layer_cost
 from edgesam_jax.models.fold import folds
 from edgesam_jax.models.init import abstract_variables
-from edgesam_jax.models.kernels import ops
+from edgesam_jax.models.kernels import platforms
 from edgesam_jax.models.prompts import from_boxes
 from edgesam_jax.models.sam import Sam, decode
 from edgesam_jax.planning import jaxpr_cost
@@ -72,7 +72,7 @@ def _decoder(config: SamConfig, variables: Any) -> float:
 
 def _gmac(f: Callable[..., Any], *args: Any) -> float:
     # A CPU computes depthwise convolutions without products, and an accelerator's forms do more of them.
-    with ops.traced_for(ops.PLAIN):
+    with platforms.traced_for(platforms.PLAIN):
         return jaxpr_cost.work(jax.make_jaxpr(f)(*args)).products / 2e9
 
 

@@ -18,7 +18,7 @@ from jax import Array
 
 from edgesam_jax.config import SamConfig
 from edgesam_jax.eval.scoring.protocol import Select
-from edgesam_jax.models.kernels import ops
+from edgesam_jax.models.kernels import platforms
 from edgesam_jax.models.sam import Sam
 from edgesam_jax.portable.frame import Frame
 from edgesam_jax.portable.postprocess import MASK_THRESHOLD, STABILITY_OFFSET, axis_matrix
@@ -30,7 +30,7 @@ CELLS = 4096  # embedding cells decoded at a time on a CPU, over all prompts: on
 
 def chunk_of(grid: int) -> int:
     """Prompts decoded at a time: few enough for a CPU's cache (docs/performance.md), or more on an accelerator."""
-    cells = CELLS if ops.on_cpu() else 8 * CELLS
+    cells = CELLS if platforms.on_cpu() else 8 * CELLS
     return min(PROMPTS, max(1, cells // grid**2))
 
 

@@ -18,7 +18,7 @@ from edgesam_jax.config import DecoderConfig
 from edgesam_jax.models.decoder.mask_decoder import UpscaleConv, by_cell, place_pixels
 from edgesam_jax.models.decoder.prompt_encoder import RandomFourierEncoding
 from edgesam_jax.models.decoder.transformer import Attention
-from edgesam_jax.models.kernels import image_columns, ops
+from edgesam_jax.models.kernels import image_columns, platforms
 from edgesam_jax.models.layers import LayerNorm, gelu
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, POSITIVE, MaskPrediction, Prompts
 
@@ -193,7 +193,7 @@ class MaskDecoder(nn.Module):
         iou = HeadMlp(c, cfg.num_mask_tokens, 2, self.dtype, name="iou_prediction_head")(tokens[:, :, 0])
         logits = jnp.einsum("bpsc,bpmc->bpms", upscaled.reshape(b, p, -1, c // 8), query)
         logits = logits.reshape(b, p, cfg.num_mask_tokens, g * g, 2, 2, 2, 2, 1)
-        if placed and ops.on_accelerator():
+        if placed and platforms.on_accelerator():
             logits = image_columns.place(by_cell(logits)[..., 0], g)
         else:
             logits = (place_pixels(logits, g) if placed else by_cell(logits))[..., 0]

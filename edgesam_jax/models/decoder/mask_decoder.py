@@ -13,7 +13,7 @@ from jax import Array
 
 from edgesam_jax.config import DecoderConfig
 from edgesam_jax.models.decoder.transformer import TwoWayTransformer
-from edgesam_jax.models.kernels import fused, image_columns, ops
+from edgesam_jax.models.kernels import fused, image_columns, ops, platforms
 from edgesam_jax.models.kernels.image_columns import Image, Upscaling
 from edgesam_jax.models.layers import MLP, gelu
 from edgesam_jax.types import MaskPrediction
@@ -131,7 +131,7 @@ class MaskDecoder(nn.Module):
         first = UpscaleConv(c // 4, self.dtype, zero_mean=True, name="output_upscaling_0")
         norm = ScaleGelu(self.dtype, name="output_upscaling_1")
         second = UpscaleConv(c // 8, self.dtype, name="output_upscaling_3")
-        if not ops.on_accelerator():
+        if not platforms.on_accelerator():
             image: Any = (embedding[:, None] + dense).astype(self.dtype)  # (b 1 g g c) unless there are mask prompts
             image = image.reshape(b, image.shape[1], g * g, c)
             image_pe = image_pe.reshape(g * g, c).astype(self.dtype)
@@ -155,7 +155,7 @@ class MaskDecoder(nn.Module):
         )
         iou = MLP(c, cfg.num_mask_tokens, 3, self.dtype, name="iou_prediction_head")(tokens[:, :, 0])
 
-        if not ops.on_accelerator():
+        if not platforms.on_accelerator():
             flat = upscaled.reshape(b, p, -1, c // 8)
             logits = jnp.einsum("bpsc,bpmc->bpms", flat, query)
             logits = logits.reshape(b, p, logits.shape[2], g * g, 2, 2, 2, 2, 1)

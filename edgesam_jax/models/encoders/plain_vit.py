@@ -16,7 +16,7 @@ from jax import Array
 from edgesam_jax.config import PlainVitConfig
 from edgesam_jax.models.encoders.vit import EPSILON, PatchEmbed, attend, default_logits_bytes
 from edgesam_jax.models.encoders.vit_stack import apply_blocks
-from edgesam_jax.models.kernels.ops import on_accelerator
+from edgesam_jax.models.kernels.platforms import on_accelerator
 from edgesam_jax.models.layers import Conv, LayerNorm, gelu, resize
 
 

@@ -19,7 +19,7 @@ from jax import Array, lax
 
 from edgesam_jax.config import VitConfig
 from edgesam_jax.models.encoders.vit_stack import apply_blocks
-from edgesam_jax.models.kernels.ops import on_accelerator
+from edgesam_jax.models.kernels.platforms import on_accelerator
 from edgesam_jax.models.layers import Conv, LayerNorm, PatchConv, gelu
 
 EPSILON = 1e-6  # of every layer norm here; the decoder's transformer uses 1e-5

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jax import Array, lax
 
-from edgesam_jax.models.kernels import ops
+from edgesam_jax.models.kernels import platforms
 
 BATCH = 8  # photos or bands that a TPU computes together
 
@@ -24,7 +24,7 @@ def number(photos: int, heights: Sequence[int]) -> int:
 
     ``heights`` are those of all maps that are cut; each must be a multiple of the next.
     """
-    if not ops.on_tpu() or photos >= BATCH:
+    if not platforms.on_tpu() or photos >= BATCH:
         return 1
     bands = BATCH // math.gcd(BATCH, photos)
     whole = all(height % bands == 0 for height in heights)

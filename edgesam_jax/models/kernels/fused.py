@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from edgesam_jax.models.kernels import ops
+from edgesam_jax.models.kernels import ops, platforms
 from edgesam_jax.models.kernels.ops import stored
 from edgesam_jax.models.kernels.strips import WHOLE, Cut, add_to_edges, convolve, gradients, narrow, widen
 
@@ -123,7 +123,7 @@ def _unit_backward(
     gain, slope = point_scale * point_inverse, point * point_inverse * mean_point
     dx = g_rows + (g_rows - centre - (x_rows - tiled(x_mean)) * tiled(slope)) * tiled(gain * point)
     edges = None
-    if ops.on_tpu():
+    if platforms.on_tpu():
         through, edges, dkernel = gradients(x, kernel, dy, 1, cut)
     else:
         through, dkernel = ops.same_size_gradients(x, kernel, dy)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from edgesam_jax.models.kernels import ops
+from edgesam_jax.models.kernels import ops, platforms
 
 WIDE = jnp.float32
 
@@ -56,7 +56,7 @@ def _own(tree: Any, use: str) -> Any:
 
     ``use`` tells it from other uses of the same arrays, which XLA would join.
     """
-    if not ops.on_tpu():
+    if not platforms.on_tpu():
         return tree
     return lax.optimization_barrier((tree, jnp.int32(zlib.crc32(use.encode()) % 2**31)))[0]
 

@@ -6,61 +6,32 @@ matrices for the gradient of a kernel; and its grouped convolution is 3 to 13 ti
 multiply-adds.  Here the backward passes are closed forms, and values with several consumers are stored once.
 Measurements: docs/performance.md.
 
-``on_cpu``, ``on_accelerator`` and ``on_tpu`` select the form, nothing else does.  On other platforms than the CPU the
-forward pass is XLA's grouped convolution, and XLA may fuse everything.  On a TPU all gradients are convolutions too,
-and maps never change their axes: XLA then keeps them with the batch beside the channels, copies nothing, and fuses
-norms into the convolutions (docs/accelerators.md).
+``platforms.py`` selects the form.  On other platforms than the CPU the forward pass is XLA's grouped convolution, and
+XLA may fuse everything.  On a TPU all gradients are convolutions too, and maps never change their axes: XLA then keeps
+them with the batch beside the channels, copies nothing, and fuses norms into the convolutions (docs/accelerators.md).
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-_platform = jax.make_user_context("")  # a part of the key of JAX's caches: functions are traced anew for each value
-# Every layer as its definition says, in XLA's own operations: the form in which a model's work is counted.
-PLAIN = "plain"
-
-
-def _compiled_for() -> str:
-    return _platform.value or jax.default_backend()
-
-
-def on_cpu() -> bool:
-    """Whether programs are compiled for the CPU."""
-    return _compiled_for() == "cpu"
-
-
-def on_accelerator() -> bool:
-    """Whether programs are compiled for a GPU or TPU: for forms that do more products to move less data."""
-    return _compiled_for() not in ("cpu", PLAIN)
-
-
-def on_tpu() -> bool:
-    """Whether programs are compiled for a TPU, for forms that only TPUs have."""
-    return _compiled_for() == "tpu"
-
-
-def traced_for(platform: str) -> contextlib.AbstractContextManager[Any]:
-    """Trace programs in the form of ``platform``, whatever the current one is: "cpu", "gpu", "tpu" or ``PLAIN``."""
-    return cast("contextlib.AbstractContextManager[Any]", _platform(platform))
+from edgesam_jax.models.kernels import platforms
 
 
 def stored(x: Array) -> Array:
     """``x``, computed once and kept in memory on a CPU; XLA would recompute it for each of its consumers."""
-    return lax.optimization_barrier(x) if on_cpu() else x
+    return lax.optimization_barrier(x) if platforms.on_cpu() else x
 
 
 def apart(x: Array) -> Array:
     """``x``, an array of its own on a TPU, where XLA would compute it again within the convolutions that read it."""
-    return lax.optimization_barrier(x) if on_tpu() else x
+    return lax.optimization_barrier(x) if platforms.on_tpu() else x
 
 
 def after(x: Array, *others: Array) -> Array:
@@ -70,7 +41,7 @@ def after(x: Array, *others: Array) -> Array:
     There a zero that XLA can't simplify is made of each of ``others`` and added.  If one of them starts with NaN or
     infinity, ``x`` becomes NaN.
     """
-    if not on_cpu():
+    if not platforms.on_cpu():
         return lax.optimization_barrier((x, others))[0]
     return x + sum(0 * other.reshape(-1)[0].astype(x.dtype) for other in others)
 
@@ -80,7 +51,7 @@ def rows(x: Array) -> Array:
 
     A TPU keeps the batch beside the channels, whatever the order of axes; to merge axes it would copy the map.
     """
-    return x.reshape(-1, x.shape[-1]) if on_cpu() else x
+    return x.reshape(-1, x.shape[-1]) if platforms.on_cpu() else x
 
 
 def pixels(x: Array) -> tuple[int, ...]:
@@ -304,7 +275,7 @@ def depthwise_conv(x: Array, kernel: Array, stride: int = 1) -> Array:
 def correlate(x: Array, kernel: Array, stride: int, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
     """Depthwise correlation with explicit padding: k*k shifted multiply-adds on a CPU, else a grouped convolution."""
     k, c = kernel.shape[0], x.shape[-1]
-    if not on_cpu():
+    if not platforms.on_cpu():
         return lax.conv_general_dilated(
             x, kernel, (stride, stride), (rows, columns), dimension_numbers=DIMENSIONS, feature_group_count=c
         )
@@ -332,7 +303,7 @@ def _depthwise_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tu
     if k == 1 and stride == 1:
         dk = jnp.sum(x.astype(jnp.float32) * g, axis=(0, 1, 2))
         return g * kernel[0, 0, 0], dk.astype(kernel.dtype).reshape(kernel.shape)
-    if on_tpu():
+    if platforms.on_tpu():
         dx, dk = depthwise_gradients(x, kernel, g, stride)
         return dx, dk.astype(kernel.dtype)
     g = stored(g)
@@ -392,7 +363,7 @@ def depthwise_gradients(
 def _products_under_taps(x: Array, g: Array, k: int, stride: int) -> Array:
     """Sums over (b h w) of g times the padded x under each tap, in float32: (k k 1 c)."""
     b, height, width, c = g.shape
-    if not on_cpu():
+    if not platforms.on_cpu():
         taps = [jnp.sum(x[tap].astype(jnp.float32) * g, axis=(0, 1, 2)) for tap in _taps(k, stride, g.shape)]
         return jnp.stack(taps).reshape(k, k, 1, c)
     # Row by row, with k*k sums of the size of a row in the cache.  The columns of a row are sorted by their place in
@@ -450,7 +421,7 @@ def mix_channels(x: Array, kernel: Array) -> Array:
 
     As a matrix product the map would be copied into another layout and back.
     """
-    if on_tpu() and x.ndim == 4:
+    if platforms.on_tpu() and x.ndim == 4:
         return lax.conv_general_dilated(x, kernel[None, None], (1, 1), "VALID", dimension_numbers=DIMENSIONS)
     return x @ kernel
 
@@ -467,7 +438,7 @@ def conv(x: Array, kernel: Array, stride: int = 1) -> Array:
 
 def _convolve(x: Array, kernel: Array, stride: int, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
     k, thin, width = kernel.shape[0], x.shape[-1], kernel.shape[-1]
-    if on_cpu() and BARRIERS_DO_NOT_HOLD and k > 1 and thin < THIN:
+    if platforms.on_cpu() and BARRIERS_DO_NOT_HOLD and k > 1 and thin < THIN:
         # For the convolution of an RGB image, XLA before jax 0.11 is twelve times slower than these multiply-adds.
         padded = jnp.pad(x, ((0, 0), rows, columns, (0, 0)))
         shape = (x.shape[0], *((n - k) // stride + 1 for n in padded.shape[1:3]), width)
@@ -490,7 +461,7 @@ def _conv_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Ar
 
 def _conv_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    if not on_cpu():
+    if not platforms.on_cpu():
         _, pullback = jax.vjp(lambda a, b: _convolve(a, b, stride, *((kernel.shape[0] // 2,) * 2,) * 2), x, kernel)
         return pullback(g)
     k = kernel.shape[0]

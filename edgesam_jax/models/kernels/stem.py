@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from edgesam_jax.models.kernels import ops, strips
+from edgesam_jax.models.kernels import ops, platforms, strips
 from edgesam_jax.models.kernels.fused import Moments, Norm
 
 CELL = 4  # pixels per side of a cell, the stride of both convolutions together
@@ -26,7 +26,7 @@ READ = 5  # columns, and rows, that the first convolution reads for a cell: one 
 def number(shape: tuple[int, ...], channels: int) -> int:
     """Number of strips for the photos' ``shape`` (b h w c) and the second convolution's channels; 0: doesn't apply."""
     _, height, width, colours = shape
-    if not ops.on_tpu() or height % CELL or width % CELL:
+    if not platforms.on_tpu() or height % CELL or width % CELL:
         return 0
     cut = strips.number(channels, width // CELL)
     return cut if cut * READ * colours <= strips.LANES else 0

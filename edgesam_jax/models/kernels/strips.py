@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from edgesam_jax.models.kernels import bands, ops
+from edgesam_jax.models.kernels import bands, ops, platforms
 
 LANES = 128  # channels that a TPU keeps together
 NARROWEST = 4  # columns of a strip
@@ -24,7 +24,7 @@ NARROWEST = 4  # columns of a strip
 
 def number(channels: int, columns: int) -> int:
     """Number of strips for a map: the fewest that fill the lanes, a power of two; 1 on other platforms than a TPU."""
-    if not ops.on_tpu() or channels >= LANES:
+    if not platforms.on_tpu() or channels >= LANES:
         return 1
     strips = 1
     while strips * channels % LANES and columns % (2 * strips * NARROWEST) == 0:
