@@ -62,11 +62,15 @@ def by_part(operations: Sequence[Operation], parts: Sequence[tuple[str, str]]) -
     """Return the cycles of each part, and how many of them only move data."""
     found: dict[str, tuple[int, int]] = {label: (0, 0) for label, _ in parts}
     for op in operations:
-        path = short_path(op.path)
-        label = next((label for label, pattern in parts if re.search(pattern, path)), UNNAMED)
+        label = _part(op, parts)
         total, moving = found.get(label, (0, 0))
         found[label] = total + op.total, moving + op.total * op.moves
     return {label: cycles for label, cycles in found.items() if cycles[0]}
+
+
+def _part(op: Operation, parts: Sequence[tuple[str, str]]) -> str:
+    path = short_path(op.path)
+    return next((label for label, pattern in parts if re.search(pattern, path)), UNNAMED)
 
 
 def costliest(operations: Sequence[Operation], count: int = SHOWN) -> list[tuple[int, int, str, str]]:
@@ -91,10 +95,11 @@ def report(compiled: Compiled, estimated: int = 0, runs: int = 0) -> str:
       estimated: bytes of memory that the dry run estimates; 0: no estimate.
       runs: number of runs to give the time for; 0: none.
     """
-    blocks = [
-        _heading(compiled), _memory(compiled, estimated), _work(compiled), _parts(compiled), _costliest(compiled),
-        _exchange(compiled), _time(compiled, runs),
-    ]  # fmt: skip
+    blocks = [_heading(compiled), _memory(compiled, estimated)]
+    if compiled.topology.accelerator.product:
+        blocks += [_work(compiled), _parts(compiled), _costliest(compiled), _exchange(compiled), _time(compiled, runs)]
+    else:
+        blocks += [_bounds(compiled), _kernels(compiled), _exchange(compiled)]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -102,7 +107,7 @@ def _heading(compiled: Compiled) -> str:
     topology, several = compiled.topology, compiled.topology.hosts > 1
     return (
         f"{compiled.program.name}\ncompiled for {topology.name}: {len(topology.devices)} {topology.chip}"
-        f" on {topology.hosts} host{'s' * several}\njax {version('jax')}, libtpu {version('libtpu')};"
+        f" on {topology.hosts} host{'s' * several}\njax {version('jax')}, {topology.compiler};"
         f" compiled in {compiled.seconds:.0f} s, not run"
     )
 
@@ -144,6 +149,43 @@ def _work(compiled: Compiled) -> str:
     if cost.open_loops:
         notes.append(f"{cost.open_loops} loops of unknown length are counted once.")
     return table(("work of a chip", ""), rows) + "\n" + " ".join(notes)
+
+
+def _bounds(compiled: Compiled) -> str:
+    products, traffic = bounds(compiled)
+    rows = [
+        ("products and convolutions, GFLOP", f"{compiled.program.work.products / 1e9:,.1f}"),
+        ("the products alone at the peak of bfloat16, ms", f"{products * 1e3:.2f}"),
+        ("their operands and results at the memory's rate, ms", f"{traffic * 1e3:.2f}"),
+    ]
+    return table(("work of a GPU", ""), rows) + (
+        "\nA run takes longer than either. The compiler has no estimate of time for GPUs, and chose kernels without"
+        "\ntrying them. The memory lacks the workspace of cuDNN's convolutions."
+    )
+
+
+def bounds(compiled: Compiled) -> tuple[float, float]:
+    """Return two lower bounds in seconds: the products at the peak, their operands and results at the memory's rate."""
+    chip, work = compiled.topology.accelerator, compiled.program.work
+    return work.products / chip.bfloat16, work.traffic / chip.bandwidth
+
+
+def kernels(operations: Sequence[Operation], parts: Sequence[tuple[str, str]]) -> dict[str, tuple[int, int]]:
+    """Return the kernels and library calls of each part, with all passes of loops, and the bytes of their results."""
+    found: dict[str, tuple[int, int]] = {label: (0, 0) for label, _ in parts}
+    for op in operations:
+        label = _part(op, parts)
+        number, size = found.get(label, (0, 0))
+        found[label] = number + op.times, size + op.size * op.times
+    return {label: both for label, both in found.items() if both[0]}
+
+
+def _kernels(compiled: Compiled) -> str:
+    rows = [
+        (label, f"{number:,}", f"{size / 1e9:,.2f}")
+        for label, (number, size) in kernels(compiled.cost.operations, compiled.program.parts).items()
+    ]
+    return table(("kernels and calls by part", "number", "GB of results"), rows)
 
 
 def _parts(compiled: Compiled) -> str:
@@ -194,8 +236,7 @@ def _time(compiled: Compiled, runs: int) -> str:
 
 def as_json(compiled: Compiled, estimated: int = 0, runs: int = 0) -> dict[str, Any]:
     """Return what ``report`` shows, in bytes, cycles and seconds."""
-    cost, topology, work, guess = compiled.cost, compiled.topology, compiled.program.work, estimate(compiled)
-    parts = by_part(cost.operations, compiled.program.parts)
+    topology, work = compiled.topology, compiled.program.work
     return {
         "program": compiled.program.name,
         "topology": topology.name, "devices": len(topology.devices), "hosts": topology.hosts,
@@ -205,11 +246,24 @@ def as_json(compiled: Compiled, estimated: int = 0, runs: int = 0) -> dict[str, 
             "temporary": compiled.temporary, "code": compiled.code, "sum": compiled.memory,
             "chip": topology.accelerator.memory, "estimated": estimated or None,
         },
-        "flops": {"products": work.products, "xla_loops_once": compiled.flops},
-        "bytes_accessed_loops_once": compiled.accessed,
+        "flops": {"products": work.products, "xla_loops_once": compiled.flops or None},
+        "bytes_accessed_loops_once": compiled.accessed or None,
+        **(_cycles_json(compiled) if topology.accelerator.product else _kernels_json(compiled)),
+        "exchanges": [
+            {"kind": op.opcode.removesuffix("-start"), "bytes": op.size, "runs": op.times, "path": short_path(op.path)}
+            for op in compiled.cost.collectives
+        ],
+        "photos": compiled.program.photos, "runs": runs or None,
+    }  # fmt: skip
+
+
+def _cycles_json(compiled: Compiled) -> dict[str, Any]:
+    cost, guess = compiled.cost, estimate(compiled)
+    parts = by_part(cost.operations, compiled.program.parts)
+    return {
         "cycles": {
             "all": cost.cycles, "moving_data": cost.moving,
-            "products_at_peak": work.products / topology.accelerator.product,
+            "products_at_peak": compiled.program.work.products / compiled.topology.accelerator.product,
             "by_part": {label: {"cycles": both[0], "moving_data": both[1]} for label, both in parts.items()},
             "costliest": [
                 {"cycles": cycles, "runs": number, "kind": kind, "path": path}
@@ -217,10 +271,14 @@ def as_json(compiled: Compiled, estimated: int = 0, runs: int = 0) -> dict[str, 
             ],
             "open_loops": cost.open_loops,
         },
-        "exchanges": [
-            {"kind": op.opcode.removesuffix("-start"), "bytes": op.size, "runs": op.times, "path": short_path(op.path)}
-            for op in cost.collectives
-        ],
         "seconds": {"compute": guess.compute, "exchange": guess.exchange, "all": guess.seconds},
-        "photos": compiled.program.photos, "runs": runs or None,
     }  # fmt: skip
+
+
+def _kernels_json(compiled: Compiled) -> dict[str, Any]:
+    products, traffic = bounds(compiled)
+    found = kernels(compiled.cost.operations, compiled.program.parts)
+    return {
+        "kernels": {label: {"number": number, "bytes": size} for label, (number, size) in found.items()},
+        "seconds_at_least": {"products": products, "traffic": traffic},
+    }

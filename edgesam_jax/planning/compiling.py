@@ -15,6 +15,7 @@ from edgesam_jax.models.kernels import platforms
 from edgesam_jax.planning import compiler_cost
 from edgesam_jax.planning.jaxpr_cost import Work
 from edgesam_jax.planning.topology import Topology
+from edgesam_jax.reporting.tables import gigabytes
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def compile_for(topology: Topology, program: Program) -> Compiled:
       UsageError: the program needs more memory than a chip has.
     """
     began = time.perf_counter()
-    with platforms.traced_for("tpu"):
+    with platforms.traced_for(topology.platform):
         arguments = program.arguments if program.mapped else topology.place(program.arguments)
         lowered = program.function.lower(*arguments)
     try:
@@ -92,13 +93,11 @@ def compile_for(topology: Topology, program: Program) -> Compiled:
             raise
         used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
         sizes = f" ({used[1]} of {used[2]})" if used else ""
-        raise UsageError(
-            f"--compile {topology.name}: a chip would run out of memory{sizes}; {program.advice}"
-        ) from None
+        raise _too_large(sizes, topology, program) from None
     text = compiled.as_text()
     memory: Any = compiled.memory_analysis()
     work: Any = compiled.cost_analysis() or {}
-    return Compiled(
+    result = Compiled(
         program=program, topology=topology, cost=compiler_cost.read(text),
         arguments=memory.argument_size_in_bytes, results=memory.output_size_in_bytes,
         shared=memory.alias_size_in_bytes, temporary=memory.temp_size_in_bytes,
@@ -106,3 +105,12 @@ def compile_for(topology: Topology, program: Program) -> Compiled:
         flops=float(work.get("flops", 0.0)), accessed=float(work.get("bytes accessed", 0.0)),
         seconds=time.perf_counter() - began, hlo=text,
     )  # fmt: skip
+    # The compiler for GPUs takes a program of any size.
+    if result.memory > topology.accelerator.memory:
+        limit = topology.accelerator.memory
+        raise _too_large(f" ({gigabytes(result.memory)} of {limit / 1e9:.0f} GB)", topology, program)
+    return result
+
+
+def _too_large(sizes: str, topology: Topology, program: Program) -> UsageError:
+    return UsageError(f"--compile {topology.name}: a chip would run out of memory{sizes}; {program.advice}")

@@ -82,7 +82,8 @@ def add_compile_flags(group: argparse._ArgumentGroup) -> None:
         "--compile",
         default="",
         metavar="CHIP:SHAPE",
-        help=f"compile for this TPU slice, without owning one, and print the compiler's memory and cycles: {EXAMPLES}",
+        help="compile for this TPU slice or these GPUs, without owning them, and print the compiler's memory and, for"
+        f" TPUs, cycles: {EXAMPLES}",
     )
     group.add_argument("--json", action="store_true", help="print JSON instead of text; with --compile or --dry-run")
 

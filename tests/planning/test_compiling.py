@@ -1,27 +1,34 @@
 """Compiling for described TPU slices: flags and messages everywhere, the compiler itself where libtpu is installed."""
 
+import dataclasses
 import importlib.util
 import json
 import os
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from edgesam_jax import embed
 from edgesam_jax.config import UsageError
 from edgesam_jax.eval.__main__ import main as evaluate
-from edgesam_jax.planning import compiling, topology
+from edgesam_jax.planning import compile_report, compiling, gpus, topology
+from edgesam_jax.planning.accelerators import ACCELERATORS
 from edgesam_jax.train.__main__ import main as train
 
 LIBTPU = importlib.util.find_spec("libtpu") is not None
+CUDA = importlib.util.find_spec("jax_cuda12_plugin") is not None
 QUICK = ["--config", "configs/quickstart.py", "--dry-run"]
 
 
-@pytest.mark.parametrize("name", ["v5e", "v5e-8", "v5e:8", "v9:2x2", "h100:8", "v5e:2x", "v5e:2x2x2x2", "v5e:-1x2"])
+@pytest.mark.parametrize(
+    "name", ["v5e", "v5e-8", "v5e:8", "v9:2x2", "h100", "h100:1x2x4", "v5e:2x", "v5e:2x2x2x2", "v5e:-1x2"]
+)
 def test_a_name_of_another_form_or_chip_is_refused_with_examples(name):
     with pytest.raises(
-        UsageError, match=r"^--compile .*: expected CHIP:SHAPE with a chip of v4, v5e, v5p, v6e; .*v5e:4x4"
+        UsageError, match=r"^--compile .*: expected CHIP:SHAPE with a chip of a100, h100, h200, v4, .*v6e; .*v5e:4x4"
     ):
         topology.check_name(name)
 
@@ -47,6 +54,60 @@ def test_wrong_flags_end_in_one_line(command, flags, message, capsys):
     assert message in line
 
 
+@pytest.mark.parametrize(
+    ("shape", "found"), [("1", (1, 1)), ("8", (1, 8)), ("32", (4, 8)), ("32x8", (32, 8)), ("2x4", (2, 4))]
+)
+def test_gpus_are_on_whole_hosts(shape, found):
+    assert gpus.hosts_and_devices(ACCELERATORS["h100"], shape) == found
+
+
+@pytest.mark.parametrize("shape", ["0", "12", "0x8", "2x0", "2x16"])
+def test_other_numbers_of_gpus_are_refused(shape):
+    with pytest.raises(UsageError, match=rf"--compile h100:{shape}: a host has 1 to 8 GPUs; several hosts"):
+        topology.describe(f"h100:{shape}")
+
+
+@pytest.mark.skipif(CUDA, reason="the compiler for GPUs is installed")
+def test_without_the_compiler_for_gpus_one_line_says_how_to_install_it(capsys):
+    assert train([*QUICK, "--compile", "h100:8"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "--compile h100:8: XLA's compiler for GPUs is missing" in line
+    assert f"jax-cuda12-plugin=={jax.__version__}" in line
+
+
+def matrix_product(chip):
+    """A small program, and the CPU under the name of another chip."""
+    described = topology.Topology(f"{chip}:1", chip, tuple(jax.devices()[:1]), "a compiler")
+    shapes = (jax.ShapeDtypeStruct((64, 32), jnp.float32), jax.ShapeDtypeStruct((32, 16), jnp.float32))
+    work = compiling.Work(products=2 * 64 * 32 * 16, traffic=4 * (64 * 32 + 32 * 16 + 64 * 16))
+    program = compiling.Program("p", jax.jit(jnp.matmul), shapes, work, [("all", ".")], 1, "use fewer")
+    return described, program
+
+
+def test_a_report_for_gpus_has_memory_bounds_and_kernels_but_no_time():
+    compiled = compiling.compile_for(*matrix_product("h100"))
+    text = compile_report.report(compiled, estimated=10_000)
+    assert "compiled for h100:1: 1 h100 on 1 host" in text and "a compiler; compiled in" in text
+    assert "of 80" in text and "work of a GPU" in text
+    assert "cycles" not in text and "estimate of time\n" not in text
+    found = compile_report.as_json(compiled)
+    assert "cycles" not in found and "seconds" not in found
+    chip = ACCELERATORS["h100"]
+    assert found["seconds_at_least"] == {
+        "products": pytest.approx(2 * 64 * 32 * 16 / chip.bfloat16),
+        "traffic": pytest.approx(4 * (64 * 32 + 32 * 16 + 64 * 16) / chip.bandwidth),
+    }
+    (kernels,) = found["kernels"].values()
+    assert kernels["number"] == 1 and kernels["bytes"] == 4 * 64 * 16
+
+
+def test_a_program_that_a_gpu_cannot_hold_is_refused_although_it_compiles(monkeypatch):
+    small = dataclasses.replace(ACCELERATORS["h100"], memory=1000)
+    monkeypatch.setitem(ACCELERATORS, "h100", small)
+    with pytest.raises(UsageError, match=r"^--compile h100:1: a chip would run out of memory \(.*\); use fewer$"):
+        compiling.compile_for(*matrix_product("h100"))
+
+
 @pytest.mark.skipif(LIBTPU, reason="libtpu is installed")
 @pytest.mark.parametrize(
     ("command", "flags"),
@@ -63,8 +124,6 @@ def test_without_libtpu_one_line_says_how_to_install_it(command, flags, capsys):
 
 
 def test_a_program_that_does_not_fit_is_explained(monkeypatch):
-    import jax
-
     class Lowered:
         def compile(self):
             raise jax.errors.JaxRuntimeError(
@@ -108,6 +167,21 @@ def test_the_step_compiles_for_a_slice_and_its_figures_agree(tmp_path):
     sums = sum(e["bytes"] * e["runs"] for e in compiled["exchanges"] if e["kind"] == "all-reduce")
     assert sums == pytest.approx(found["exchange"]["bytes"], rel=0.2)
     assert {"student: encoder, forward", "student: encoder, backward"} <= set(compiled["cycles"]["by_part"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CUDA, reason="needs jax-cuda12-plugin, jax-cuda12-pjrt and nvidia-cuda-nvcc-cu12")
+def test_the_step_compiles_for_gpus_of_two_hosts():
+    small = ["--set", "data.batch_size=16", "train.steps=10", "study=[]"]
+    code, text, errors = run("edgesam_jax.train", *QUICK, "--compile", "h100:2x4", "--json", *small)
+    assert code == 0, errors
+    found = json.loads(text)
+    compiled = found["compiled"]
+    assert compiled["devices"] == 8 and compiled["hosts"] == 2
+    assert 0 < compiled["memory"]["sum"] < compiled["memory"]["chip"]
+    sums = sum(e["bytes"] * e["runs"] for e in compiled["exchanges"] if e["kind"] == "all-reduce")
+    assert sums == pytest.approx(found["exchange"]["bytes"], rel=0.2)
+    assert {"student: encoder, forward", "student: encoder, backward"} <= set(compiled["kernels"])
 
 
 @pytest.mark.slow

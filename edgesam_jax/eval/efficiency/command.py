@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="on a CPU, skip encoder calls above this; 0 sets no limit",
     )  # fmt: skip
     parser.add_argument("--output", default="", metavar="FILE.json", help="also write the report as JSON")
-    add_compile_flags(parser.add_argument_group("instead of measuring", "compile encoder and decoder for a TPU"))
+    add_compile_flags(parser.add_argument_group("instead of measuring", "compile encoder and decoder for a TPU or GPU"))
 
 
 # ---------------------------------------------------------------------------------------------------------------- run
