@@ -218,10 +218,10 @@ def _exchange(compiled: Compiled) -> str:
 
 
 def _time(compiled: Compiled, runs: int) -> str:
-    guess, devices = estimate(compiled), len(compiled.topology.devices)
+    guess, devices = estimate(compiled), compiled.devices
     rows = [
         ("seconds a run", f"{guess.seconds:.3g}"),
-        ("photos/s, all chips", f"{compiled.program.photos / guess.seconds:,.0f}"),
+        (f"photos/s, {'all chips' if devices > 1 else 'one chip'}", f"{compiled.program.photos / guess.seconds:,.0f}"),
     ]
     if runs:
         rows += [
@@ -239,7 +239,7 @@ def as_json(compiled: Compiled, estimated: int = 0, runs: int = 0) -> dict[str, 
     topology, work = compiled.topology, compiled.program.work
     return {
         "program": compiled.program.name,
-        "topology": topology.name, "devices": len(topology.devices), "hosts": topology.hosts,
+        "topology": topology.name, "devices": compiled.devices, "hosts": topology.hosts,
         "compile_seconds": compiled.seconds,
         "memory": {
             "arguments": compiled.arguments, "results": compiled.results, "shared": compiled.shared,

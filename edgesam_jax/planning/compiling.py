@@ -71,6 +71,11 @@ class Compiled:
     hlo: str
 
     @property
+    def devices(self) -> int:
+        """Number of devices that run the program: all of the slice, or one."""
+        return len(self.topology.devices) if self.program.mapped else 1
+
+    @property
     def memory(self) -> int:
         """Bytes in use on a device while the program runs."""
         return self.arguments + self.results - self.shared + self.temporary + self.code

@@ -43,7 +43,7 @@ from edgesam_jax.types import Batch, TrainState
 
 STORED_BYTES = {"float16": 2, "bfloat16": 2, "int8": 1}
 # XLA's temporary memory on a TPU, in peaks of live values (docs/scale.md): 1.15 to 1.85 in four steps compiled for a
-# v5e, 1.8 in one for a v4, whose fast memory is smaller.  The other chips are taken for a v5e.
+# v5e, 1.8 and 1.9 in two for a v4, whose fast memory is smaller.  A v6e is as a v5e; a v5p is taken for one.
 TPU_MEMORY = {"tpu-v4": 1.8, "tpu-v5e": 1.25, "tpu-v5p": 1.25, "tpu-v6e": 1.25}
 BATCHES_HELD = 2  # that of the step, and that of the next step, which is dispatched before the step ends
 NECK = ("neck_", "fuse_")
