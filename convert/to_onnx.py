@@ -23,9 +23,10 @@ from typing import Any
 from convert.export import common, contract, gate
 from convert.export.common import ExportJob
 from edgesam_jax.cli.flags import Parser
-from edgesam_jax.portable.onnx_model import METADATA
+from edgesam_jax.portable.onnx_model import METADATA, PHOTO_INPUTS
 
 OPSET = 18
+SPLIT_OPSET = 20  # has Gelu, one pass in place of five
 POINTS, PROMPTS = "num_points", "num_prompts"  # names of the dynamic axes
 MOST = 1024  # their upper bound while exporting
 
@@ -57,7 +58,9 @@ def export(job: ExportJob, folder: Path, image_input: str) -> dict[str, Path]:
             example = torch.zeros(1, 3, side, side)
         written["encoder"] = folder / job.file("encoder", ".onnx")
         _write(written["encoder"], encoder, (example,), ["image"], common.encoder_outputs(job), dynamic, content)
-    if "decoder" in job.parts:
+    if job.split:
+        written |= _export_split(job, folder, content)
+    elif "decoder" in job.parts:
         decoder = ExportDecoder(load_twin(job.model), job.score, job.mask_input, job.batched)  # type: ignore[arg-type]
         b, n, g, s = 2 if job.batched else 1, job.slots or 3, config.grid, config.mask_size
         example_inputs = [torch.zeros(1, config.embed_dim, g, g), torch.zeros(b, n, 2), torch.zeros(b, n)]
@@ -74,6 +77,32 @@ def export(job: ExportJob, folder: Path, image_input: str) -> dict[str, Path]:
     return written
 
 
+def _export_split(job: ExportJob, folder: Path, content: Mapping[str, Any]) -> dict[str, Path]:
+    """Write both graphs of a split decoder; return their paths, of the parts ``image`` and ``decoder``."""
+    import torch
+
+    from convert.export.decoder import ExportDecoder
+    from convert.export.split import entry, split
+    from convert.torch_twin.loading import load_twin
+
+    whole = ExportDecoder(load_twin(job.model), job.score, mask_input=True)  # type: ignore[arg-type]
+    halves = split(whole, job.slots, flat=True)
+    config = job.model.config
+    n, g, s = job.slots or 3, config.grid, config.mask_size
+    photo = torch.zeros(1, config.embed_dim, g, g), torch.zeros(1, 1, s, s), torch.zeros(1)
+    with torch.no_grad():
+        maps = list(halves.image(*photo))
+    points = {} if job.slots else {1: torch.export.Dim(POINTS, min=1, max=MOST)}
+    dynamic = [[{} for _ in maps], points, points] if points else None
+    files = {part: folder / job.file(part, ".onnx") for part in ("image", "decoder")}
+    content = {**content, **entry(job, ".onnx", halves.maps)}
+    _write(files["image"], halves.image, photo, list(PHOTO_INPUTS), halves.maps, None, content, SPLIT_OPSET)
+    inputs = [*halves.maps, "point_coords", "point_labels"]
+    given = maps, torch.zeros(1, n, 2), torch.zeros(1, n)
+    _write(files["decoder"], halves.decoder, given, inputs, ["scores", "masks"], dynamic, content, SPLIT_OPSET)
+    return files
+
+
 def _write(
     path: Path,
     module: Any,
@@ -82,6 +111,7 @@ def _write(
     outputs: list[str],
     dynamic: list[Any] | None,
     content: Mapping[str, Any],
+    opset: int = OPSET,
 ) -> None:
     import onnx
     import torch
@@ -89,7 +119,7 @@ def _write(
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module, example, input_names=inputs, output_names=outputs, dynamic_shapes=dynamic, dynamo=True,
-            opset_version=OPSET, verbose=False,
+            opset_version=opset, verbose=False,
         )  # fmt: skip
         assert program is not None
         model = program.model_proto
@@ -137,12 +167,24 @@ def build(job: ExportJob, folder: Path, image_input: str, cases: Sequence[gate.C
         raise common.Refused("the export differs from the model; nothing was written")
     content = {
         **contract.contract(job, image_input),
+        **_parts(files),
         "files": {p.name: {"bytes": p.stat().st_size, "sha256": common.sha256(p)} for p in files.values()},
-        "opset": OPSET,
+        "opset": SPLIT_OPSET if job.split else OPSET,
         "verified": verdict.summary(),
     }
     common.write_json(folder / f"{job.name}_onnx.json", content)
     return content
+
+
+def _parts(files: Mapping[str, Path]) -> dict[str, Any]:
+    """Return the contract's entry on a split decoder, which its files contain; nothing for a whole one."""
+    if "image" not in files:
+        return {}
+    import onnx
+
+    stored = {p.key: p.value for p in onnx.load(files["image"], load_external_data=False).metadata_props}
+    content = json.loads(stored[METADATA])
+    return {key: content[key] for key in ("split", "parts")}
 
 
 def add_batch_flag(parser: argparse.ArgumentParser) -> None:

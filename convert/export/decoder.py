@@ -69,8 +69,12 @@ class Attend(nn.Module):
         self.key, self.value, self.out = _conv(source.k_proj), _conv(source.v_proj), _conv(source.out_proj)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, image_queries: bool = False) -> Tensor:
+        return self.projected(self.query(q), self.key(k), self.value(v), bias, image_queries)
+
+    def projected(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, image_queries: bool = False) -> Tensor:
+        """Return the attention of queries to keys and values that are projected already."""
         spatial = q.shape[2:]
-        q, k, v = (self._split(x) for x in (self.query(q), self.key(k), self.value(v)))  # ([b] heads d t)
+        q, k, v = (self._split(x) for x in (q, k, v))  # ([b] heads d t)
         scores = k.transpose(-2, -1) @ q if image_queries else q.transpose(-2, -1) @ k
         if bias is not None:
             scores = scores + bias
@@ -224,12 +228,20 @@ class ExportDecoder(nn.Module):
         for layer in self.layers:
             tokens, image = layer(tokens, image, token_pe, image_pe, row, column)
         tokens = self.last_norm(tokens + self.last(tokens + token_pe, image + image_pe, image, None))
+        return self.answer(tokens, image)
+
+    def answer(self, tokens: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores and masks for the tokens and the image that the transformer returns."""
         feat = self.upscaling(image)
-        query = self.hypernetworks(tokens[:, :, :, 1 : 1 + self.count])
+        query = self.query(tokens)
         pixels = feat.flatten(2) if self.batched else feat.flatten(2)[0]
-        count = point_labels.shape[0] if self.batched else 1
+        count = tokens.shape[0] if self.batched else 1
         masks = (query @ pixels).reshape(count, self.count, *feat.shape[2:])
         return self._scores(masks, tokens[:, :, :, :1]), masks
+
+    def query(self, tokens: Tensor) -> Tensor:
+        """Return what the masks' tokens look for among the pixels' channels, ([b] m c/8)."""
+        return self.hypernetworks(tokens[:, :, :, 1 : 1 + self.count])
 
     def dense(self, mask_input: Tensor | None, has_mask_input: Tensor | None) -> Tensor:
         """Return what is added to the image: the embedding of the earlier mask (b c g g), or of no mask (1 c 1 1)."""

@@ -24,18 +24,24 @@ Tensors are (channels pixels), or (heads channels pixels) with g*g pixels; token
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convert.export.decoder import Attend, ExportDecoder, Layer
+from convert.export.decoder import Attend, ExportDecoder
 from convert.export.photo_maps import (
-    centred, constant_of, layers_of, matrix, names, readers_of, upscaling_of, vector,
+    centred,
+    constant_of,
+    layers_of,
+    matrix,
+    names,
+    readers_of,
+    vector,
 )  # fmt: skip
+from convert.export.upscaling import Upscaling
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ class Linear(nn.Module):
         heads = len(weights)
         own = heads_of(photo, heads) @ (weights * image.scale).transpose(1, 2)
         shared = image.weights @ weights.flatten(0, 1).T  # (columns heads*t)
-        shared = shared.reshape(len(image.columns.T), heads, -1).transpose(0, 1)
+        shared = shared.reshape(image.columns.shape[1], heads, -1).transpose(0, 1)
         folded = heads_of(self.of_columns(image), heads) @ shared
         return own + folded + heads_of(cast(Tensor, self.constant), heads)
 
@@ -200,37 +206,8 @@ def softmax_over_tokens(scores: Tensor) -> Tensor:
     return raised / raised.sum(dim=1, keepdim=True)
 
 
-class Upscaling(nn.Module):
-    """The up-sampling as products; the pixels of a cell stay apart until the masks are made.
-
-    A transposed convolution of stride and size 2 is a product per cell, and ONNX Runtime's is slow.
-    """
-
-    def __init__(self, whole: ExportDecoder, kind: torch.dtype) -> None:
-        super().__init__()
-        weight, bias = upscaling_of(whole)
-        self.first = Linear(weight, weight @ vector(layers_of(whole)[-1].norm4.bias) + bias, kind)
-        self.norm = whole.upscaling[1]
-        second = cast(nn.ConvTranspose2d, whole.upscaling[3])
-        weight = second.weight.detach().permute(2, 3, 1, 0).flatten(0, 2)  # (4*c/8 c/4)
-        self.register_buffer("second", weight.clone(), persistent=False)
-        self.register_buffer("second_bias", vector(second.bias).repeat(4, 1).to(kind), persistent=False)
-
-    def forward(self, query: Tensor, photo: Tensor, image: Image) -> Tensor:
-        """Return logits (1 m 4g 4g) for the hypernetworks' output (m c/8)."""
-        m, g = query.shape[0], math.isqrt(photo.shape[1])
-        x = photo * image.scale + self.first.of_columns(image) @ image.weights
-        x = (x + cast(Tensor, self.first.constant)).reshape(4, -1, g * g)
-        x = x * torch.rsqrt((x * x).mean(dim=1, keepdim=True) + cast(float, self.norm.eps))
-        x = F.gelu(x * cast(Tensor, self.norm.weight)[:, None] + cast(Tensor, self.norm.bias)[:, None])
-        x = F.gelu(cast(Tensor, self.second) @ x + cast(Tensor, self.second_bias))
-        masks = query @ x.reshape(16, -1, g * g)  # (16 m g*g)
-        masks = masks.reshape(2, 2, 2, 2, m, g, g).permute(4, 5, 0, 2, 6, 1, 3)
-        return masks.reshape(1, m, 4 * g, 4 * g)
-
-
 class FoldedDecoder(nn.Module):
-    """The maps of ``PhotoMaps``, in order, then point_coords (1 n 2) and point_labels (1 n) -> scores, masks."""
+    """The maps of ``PhotoMaps``, coordinates (1 n 2) and labels (1 n) of points -> scores (1 m), masks (1 m 4g 4g)."""
 
     def __init__(self, whole: ExportDecoder) -> None:
         super().__init__()
@@ -240,17 +217,16 @@ class FoldedDecoder(nn.Module):
         self.names = names(len(layers))
         self.first = FirstReader(layers[0].to_image)
         self.readers = nn.ModuleList(
-            Reader(attend, layer.norm4, position, kind)
-            for attend, layer in zip(readers_of(whole), layers, strict=True)
+            Reader(attend, layer.norm4, position, kind) for attend, layer in zip(readers_of(whole), layers, strict=True)
         )
         self.writers = nn.ModuleList(Writer(whole, i, position, kind) for i in range(len(layers)))
-        self.upscaling = Upscaling(whole, kind)
+        self.upscaling = Upscaling(whole, vector(layers[-1].norm4.bias))
         self.eval()
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        whole = self.whole
-        maps = {name: x[0].flatten(1) for name, x in zip(self.names, inputs[:-2], strict=True)}
-        tokens, row, column = whole.tokens(*inputs[-2:])
+    def forward(self, photo: Sequence[Tensor], point_coords: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
+        # A reshape: an index would copy.
+        whole, maps = self.whole, {n: x.reshape(x.shape[1], -1) for n, x in zip(self.names, photo, strict=True)}
+        tokens, row, column = whole.tokens(point_coords, point_labels)
         token_pe = tokens
         image: Image | None = None
         for i, layer in enumerate(layers_of(whole)):
@@ -262,8 +238,9 @@ class FoldedDecoder(nn.Module):
             )
         assert image is not None
         tokens = whole.last_norm(tokens + self._read(len(self.writers), tokens + token_pe, maps, image))
-        query = whole.hypernetworks(tokens[:, :, :, 1 : 1 + whole.count])
-        masks = self.upscaling(query, maps["pixels"], image)
+        query = whole.query(tokens)
+        columns = cast(Tensor, self.upscaling.weight) @ image.columns
+        masks = self.upscaling(query, maps["pixels"] * image.scale + columns @ image.weights)
         return whole._scores(masks, tokens[:, :, :, :1]), masks
 
     def _read(self, i: int, tokens: Tensor, maps: dict[str, Tensor], image: Image | None) -> Tensor:

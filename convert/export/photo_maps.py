@@ -74,14 +74,18 @@ class PhotoMaps(nn.Module):
         layers = layers_of(whole)
         kind = layers[0].norm1.weight.dtype
         position = cast(Tensor, whole.image_pe)[0].flatten(1).double()
-        self.depth, self.first = len(layers), ("keys_0", "values_0", "queries_0")
+        self.depth, self.names = len(layers), names(len(layers))
+        self.first = ("keys_0", "values_0", "queries_0")
         self.of_layer: list[list[str]] = []
 
         def keep(name: str, value: Tensor) -> None:
-            self.register_buffer(name, value.to(kind), persistent=False)
+            # Exporters take buffers' names for those of weights, which can't be those of outputs.
+            self.register_buffer(f"of_{name}", value.to(kind), persistent=False)
 
         first = layers[0]
-        for name, conv in zip(self.first, (first.to_image.key, first.to_image.value, first.from_image.query)):
+        for name, conv in zip(
+            self.first, (first.to_image.key, first.to_image.value, first.from_image.query), strict=True
+        ):
             keep(name, matrix(conv))
             keep(f"{name}_offset", vector(conv.bias) + (0 if name == "values_0" else matrix(conv) @ position))
         keep("added", vector(first.from_image.out.bias))
@@ -116,7 +120,8 @@ class PhotoMaps(nn.Module):
         self, image_embeddings: Tensor, mask_input: Tensor | None = None, has_mask_input: Tensor | None = None
     ) -> tuple[Tensor, ...]:
         grid = image_embeddings.shape[2:]
-        image = (image_embeddings + self.whole.dense(mask_input, has_mask_input))[0].flatten(1)
+        image = image_embeddings + self.whole.dense(mask_input, has_mask_input)
+        image = image.reshape(image.shape[1], -1)
         maps = {name: self._kept(name) @ image + self._kept(f"{name}_offset") for name in self.first}
         y = centred(image + self._kept("added"))
         for i, found in enumerate(self.of_layer):
@@ -124,10 +129,10 @@ class PhotoMaps(nn.Module):
             maps[f"norms_{i}"] = torch.cat([square, self._kept(f"norms_{i}") @ y]) if i else square
             maps |= {name: self._kept(name) @ y for name in found}
             y = centred(self._kept(f"scale_{i}") * y)
-        return tuple(maps[name].reshape(1, -1, *grid) for name in names(self.depth))
+        return tuple(maps[name].reshape(1, -1, *grid) for name in self.names)
 
     def _kept(self, name: str) -> Tensor:
-        return cast(Tensor, getattr(self, name))
+        return cast(Tensor, getattr(self, f"of_{name}"))
 
 
 def constant_of(whole: ExportDecoder, i: int) -> Tensor:
