@@ -43,7 +43,7 @@ def export(job: ExportJob, folder: Path, image_input: str) -> dict[str, Path]:
     from convert.torch_twin.loading import load_twin
 
     config, written = job.model.config, {}
-    content = contract.contract(job, image_input)
+    content = _contract(job, image_input)
     if "encoder" in job.parts:
         side = config.image_size
         form: Any = "photo" if image_input == "photo" else "tensor"
@@ -82,23 +82,19 @@ def _export_split(job: ExportJob, folder: Path, content: Mapping[str, Any]) -> d
     import torch
 
     from convert.export.decoder import ExportDecoder
-    from convert.export.split import entry, split
+    from convert.export.split import form_of, split
     from convert.torch_twin.loading import load_twin
 
-    whole = ExportDecoder(load_twin(job.model), job.score, mask_input=True)  # type: ignore[arg-type]
-    halves = split(whole, job.slots, flat=True)
     config = job.model.config
-    n, g, s = job.slots or 3, config.grid, config.mask_size
-    photo = torch.zeros(1, config.embed_dim, g, g), torch.zeros(1, 1, s, s), torch.zeros(1)
-    with torch.no_grad():
-        maps = list(halves.image(*photo))
+    whole = ExportDecoder(load_twin(job.model), job.score, mask_input=True)  # type: ignore[arg-type]
+    halves = split(whole, form_of(config, job.slots), flat=True)
+    photo, maps = halves.example(config)
     points = {} if job.slots else {1: torch.export.Dim(POINTS, min=1, max=MOST)}
     dynamic = [[{} for _ in maps], points, points] if points else None
     files = {part: folder / job.file(part, ".onnx") for part in ("image", "decoder")}
-    content = {**content, **entry(job, ".onnx", halves.maps)}
     _write(files["image"], halves.image, photo, list(PHOTO_INPUTS), halves.maps, None, content, SPLIT_OPSET)
+    given = maps, torch.zeros(1, job.slots or 3, 2), torch.zeros(1, job.slots or 3)
     inputs = [*halves.maps, "point_coords", "point_labels"]
-    given = maps, torch.zeros(1, n, 2), torch.zeros(1, n)
     _write(files["decoder"], halves.decoder, given, inputs, ["scores", "masks"], dynamic, content, SPLIT_OPSET)
     return files
 
@@ -166,8 +162,7 @@ def build(job: ExportJob, folder: Path, image_input: str, cases: Sequence[gate.C
     if not verdict.passed:
         raise common.Refused("the export differs from the model; nothing was written")
     content = {
-        **contract.contract(job, image_input),
-        **_parts(files),
+        **_contract(job, image_input),
         "files": {p.name: {"bytes": p.stat().st_size, "sha256": common.sha256(p)} for p in files.values()},
         "opset": SPLIT_OPSET if job.split else OPSET,
         "verified": verdict.summary(),
@@ -176,15 +171,10 @@ def build(job: ExportJob, folder: Path, image_input: str, cases: Sequence[gate.C
     return content
 
 
-def _parts(files: Mapping[str, Path]) -> dict[str, Any]:
-    """Return the contract's entry on a split decoder, which its files contain; nothing for a whole one."""
-    if "image" not in files:
-        return {}
-    import onnx
+def _contract(job: ExportJob, image_input: str) -> dict[str, Any]:
+    from convert.export.split import entry
 
-    stored = {p.key: p.value for p in onnx.load(files["image"], load_external_data=False).metadata_props}
-    content = json.loads(stored[METADATA])
-    return {key: content[key] for key in ("split", "parts")}
+    return {**contract.contract(job, image_input), **entry(job, ".onnx")}
 
 
 def add_batch_flag(parser: argparse.ArgumentParser) -> None:
