@@ -95,7 +95,8 @@ PROMPT_SWIFT = """let prompt = try MLDictionaryFeatureProvider(dictionary: [
   "image_embeddings": embedding, "point_coords": coords, "point_labels": labels,${mask_features}
 ])"""
 
-IMAGE_SWIFT = """let perPhoto = try MLModel(contentsOf: MLModel.compileModel(at: imageURL), configuration: configuration)
+IMAGE_SWIFT = """\
+let perPhoto = try MLModel(contentsOf: MLModel.compileModel(at: imageURL), configuration: configuration)
 """
 
 SPLIT_PROMPT_SWIFT = """// Once per photo, and again for a prompt with an earlier mask:
