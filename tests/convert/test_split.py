@@ -226,7 +226,7 @@ def test_a_corrupt_weight_of_either_graph_is_refused(form, part, folders, cases,
     shutil.copytree(folders[form], folder)
     proto = onnx.load(folder / f"small_{part}.onnx")
     weights = [t for t in proto.graph.initializer if len(t.dims) >= 2 and np.prod(t.dims) >= 64]
-    assert len(weights) > 5
+    assert len(weights) >= 5
     for tensor in weights:
         kept = tensor.SerializeToString()
         array = onnx.numpy_helper.to_array(tensor).copy()

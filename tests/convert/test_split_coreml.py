@@ -15,14 +15,14 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("coremltools")
 
-from convert import bundle, to_coreml  # noqa: E402
-from convert.coreml import mil_evaluator  # noqa: E402
-from convert.coreml.program import CoremlDecoder  # noqa: E402
-from convert.export import gate  # noqa: E402
-from convert.export.limits import compute_limits  # noqa: E402
-from edgesam_jax.checkpoints.model import Model  # noqa: E402
-from edgesam_jax.checkpoints.save import save_model_file  # noqa: E402
-from edgesam_jax.models.sam import TINY  # noqa: E402
+from convert import bundle, to_coreml
+from convert.coreml import mil_evaluator
+from convert.coreml.program import CoremlDecoder
+from convert.export import gate
+from convert.export.limits import compute_limits
+from edgesam_jax.checkpoints.model import Model
+from edgesam_jax.checkpoints.save import save_model_file
+from edgesam_jax.models.sam import TINY
 
 CONFIG = dataclasses.replace(TINY, image_size=64)
 SLOTS = {"folded": 2, "shared": 16}
