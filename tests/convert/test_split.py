@@ -32,6 +32,8 @@ from edgesam_jax.models.sam import MODELS  # noqa: E402
 from edgesam_jax.portable.onnx_model import METADATA, UNUSED, OnnxDecoder, OnnxEncoder  # noqa: E402
 
 CONFIG = dataclasses.replace(tiny.REPVIT, decoder=dataclasses.replace(tiny.CONV.decoder, depth=2))
+# The decoder of EdgeSAM and its grid, with a small encoder.
+FULL = dataclasses.replace(MODELS["edge_sam"], encoder=tiny.CONV.encoder, image_size=512)
 TOLERANCE = gate.TOLERANCES["float32"]
 
 
@@ -117,9 +119,9 @@ def test_a_prompt_costs_less(points, form, share):
     """Multiply-adds at full size, as shares of the whole decoder's."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    config = MODELS["edge_sam"]
+    assert FULL.decoder == MODELS["edge_sam"].decoder and FULL.grid == 64 and FULL.embed_dim == 256
     whole, halves = full_size(form)
-    inputs, maps = halves.example(config)
+    inputs, maps = halves.example(FULL)
     prompt = torch.zeros(1, points, 2), torch.zeros(1, points)
     counts = []
     for run in (lambda: whole(inputs[0], *prompt, *inputs[1:]), lambda: halves.decoder(maps, *prompt)):
@@ -131,8 +133,7 @@ def test_a_prompt_costs_less(points, form, share):
 
 @functools.cache
 def full_size(form: str):
-    config = MODELS["edge_sam"]
-    whole = ExportDecoder(load_twin(Model(config, deterministic_weights.variables(config))), "stability", True)
+    whole = ExportDecoder(load_twin(Model(FULL, deterministic_weights.variables(FULL))), "stability", True)
     return whole, split.split(whole, form, True)
 
 
