@@ -136,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
         if "x-anylabeling" in formats:
             # X-AnyLabeling supports points, boxes and one output of the encoder.
             labelling = dataclasses.replace(
-                job, name=f"{job.name}_labelling", slots=0, mask_input=False, priors=False, batched=False
+                job, name=f"{job.name}_labelling", slots=0, mask_input=False, priors=False, batched=False, split=False
             )
             (folder / "x-anylabeling").mkdir()
             plain = [dataclasses.replace(c.without_masks(), anchors=None) for c in cases]

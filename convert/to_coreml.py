@@ -12,16 +12,18 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convert.coreml.op_report import Census, census, table
 from convert.export import common, contract, gate
 from convert.export.common import ExportJob
 from convert.export.limits import compute_limits
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
+from edgesam_jax.portable.onnx_model import PHOTO_INPUTS
 
 COMPRESSIONS = ("none", "int8", "palette8", "palette6", "palette4")
 
@@ -54,21 +56,12 @@ class Options:
 def export(job: ExportJob, folder: Path, options: Options) -> dict[str, Path]:
     """Write the parts into a folder; return their paths by part."""
     from convert.coreml import packages
-    from convert.export.decoder import ExportDecoder
-    from convert.export.encoder import ExportEncoder
-    from convert.torch_twin.loading import load_twin
 
     written = {}
-    for part in job.parts:
+    for part, module, inputs, outputs, maps in _modules(job, options):
         precision, compression = options.precision, options.compression
         image = options.image_input and part == "encoder"
-        module: Any
-        if part == "encoder":
-            module = ExportEncoder(job.model.config, job.model.variables, "image" if image else "tensor", job.priors)
-        else:
-            module = ExportDecoder(load_twin(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
-        outputs = common.encoder_outputs(job) if part == "encoder" else OUTPUTS[part]
-        model = packages.convert(module, shapes(job)[part], outputs, precision, image, options.ios)
+        model = packages.convert(module, inputs, outputs, precision, image, options.ios, maps)
         description = f"{job.name} {part}, {precision}" + ("" if compression == "none" else f", {compression}")
         path = folder / job.file(part, ".mlpackage")
         licence = str(job.model.metadata.get("licence", "the checkpoint's"))
@@ -76,26 +69,63 @@ def export(job: ExportJob, folder: Path, options: Options) -> dict[str, Path]:
     return written
 
 
+def _modules(
+    job: ExportJob, options: Options
+) -> Iterator[tuple[str, Any, dict[str, tuple[int, ...]], list[str], list[str]]]:
+    """Yield the parts of an export: name, module, shapes of the inputs, outputs, and which of both are maps."""
+    from convert.export.decoder import ExportDecoder
+    from convert.export.encoder import ExportEncoder
+    from convert.export.split import form_of, split
+    from convert.torch_twin.loading import load_twin
+
+    config, inputs = job.model.config, shapes(job)
+    if "encoder" in job.parts:
+        encoder = ExportEncoder(config, job.model.variables, "image" if options.image_input else "tensor", job.priors)
+        yield "encoder", encoder, inputs["encoder"], common.encoder_outputs(job), []
+    if "decoder" in job.parts:
+        decoder = ExportDecoder(load_twin(job.model), job.score, job.mask_input)  # type: ignore[arg-type]
+        if not job.split:
+            yield "decoder", decoder, inputs["decoder"], OUTPUTS["decoder"], []
+            return
+        halves = split(decoder, form_of(config, job.slots), flat=False)
+        of_photo = {name: inputs["decoder"][name] for name in PHOTO_INPUTS}
+        of_prompt = {name: shape for name, shape in inputs["decoder"].items() if name not in PHOTO_INPUTS}
+        yield "image", halves.image, of_photo, halves.maps, halves.maps
+        maps = {name: tuple(x.shape) for name, x in zip(halves.maps, halves.example(config)[1], strict=True)}
+        yield "decoder", halves.decoder, {**maps, **of_prompt}, OUTPUTS["decoder"], halves.maps
+
+
+def _plain(job: ExportJob, part: str, options: Options, folder: Path) -> Census:
+    """Count the operations of the plain conversion of a part, which is made in ``folder`` and removed."""
+    from convert.coreml import mil_evaluator, packages, plain
+
+    inputs = {k: v for k, v in shapes(job)[part].items() if "mask_input" not in k}
+    model = packages.convert(plain.part(job.model, part), inputs, OUTPUTS[part], options.precision, ios=options.ios)
+    scratch = packages.save(model, folder / f"plain_{part}.mlpackage", "plain", "")
+    counts = census(mil_evaluator.load(scratch).operations())
+    shutil.rmtree(scratch)
+    return counts
+
+
 def operations(job: ExportJob, files: dict[str, Path], options: Options, folder: Path) -> tuple[dict[str, Any], str]:
     """Count the operations of the packages and of plain conversions made in ``folder``; return JSON and Markdown."""
-    from convert.coreml import mil_evaluator, packages, plain
-    from convert.coreml.op_report import census, table
+    from convert.coreml import mil_evaluator
 
-    content, sections = {}, [f"# Operations of {job.name}\n"]
+    content: dict[str, Any] = {}
+    sections = [f"# Operations of {job.name}\n"]
     for part, path in files.items():
         ours = census(mil_evaluator.load(path).operations())
         reference = None
         try:
-            inputs = {k: v for k, v in shapes(job)[part].items() if "mask_input" not in k}
-            module = plain.part(job.model, part)
-            model = packages.convert(module, inputs, OUTPUTS[part], options.precision, ios=options.ios)
-            scratch = packages.save(model, folder / f"plain_{part}.mlpackage", "plain", "")
-            reference = census(mil_evaluator.load(scratch).operations())
-            shutil.rmtree(scratch)
+            reference = _plain(job, part, options, folder) if part in shapes(job) else None
         except Exception as error:  # coremltools raises any type; the plain conversion is only for comparison
             sections.append(f"The plain {part} can't be converted: {str(error).splitlines()[0]}\n")
         content[part] = {"export": ours.content(), "plain": reference.content() if reference else None}
         sections.append(table(ours, reference, part))
+        if job.split:
+            content[part]["export"]["multiply_adds"] = ours.products
+            against = f"; the plain conversion {reference.products / 1e6:.0f} million" if reference else ""
+            sections.append(f"Multiply-adds per call: {ours.products / 1e6:.0f} million{against}.\n")
     return content, "\n".join(sections)
 
 
@@ -107,6 +137,7 @@ def build(job: ExportJob, folder: Path, options: Options, cases: Sequence[gate.C
     """
     from convert.coreml.packages import MAX_POINTS
     from convert.coreml.program import CoremlDecoder, CoremlEncoder
+    from convert.export.split import entry
 
     print(f"{job.name}: {' and '.join(job.parts)} to Core ML, iOS {options.ios} or later", flush=True)
     files = export(job, folder, options)
@@ -116,7 +147,7 @@ def build(job: ExportJob, folder: Path, options: Options, cases: Sequence[gate.C
     if "encoder" in files:
         encoder = CoremlEncoder(files["encoder"], options.image_input, common.encoder_outputs(job))
     if "decoder" in files:
-        decoder = CoremlDecoder(files["decoder"], job.slots, job.mask_input)
+        decoder = CoremlDecoder(files["decoder"], job.slots, job.mask_input, files.get("image"))
     limits = compute_limits(job.model, cases, options.precision, options.compression, job.parts, job.score)
     verdict = gate.verify(cases, encoder, decoder, limits.tolerance, job.score)
     print(gate.report(verdict, job.name), limits.report(), sep="\n", flush=True)
@@ -126,6 +157,7 @@ def build(job: ExportJob, folder: Path, options: Options, cases: Sequence[gate.C
     (folder / f"{job.name}_operations.md").write_text(report)
     content = {
         **contract.contract(job, "image" if options.image_input else "tensor"),
+        **entry(job, ".mlpackage"),
         **({} if job.slots else {"points": {"min": 1, "max": MAX_POINTS}}),
         "files": {p.name: {"bytes": common.size_of(p), "sha256": common.sha256(p)} for p in files.values()},
         "minimum_ios": options.ios,

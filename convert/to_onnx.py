@@ -23,9 +23,10 @@ from typing import Any
 from convert.export import common, contract, gate
 from convert.export.common import ExportJob
 from edgesam_jax.cli.flags import Parser
-from edgesam_jax.portable.onnx_model import METADATA
+from edgesam_jax.portable.onnx_model import METADATA, PHOTO_INPUTS
 
 OPSET = 18
+SPLIT_OPSET = 20  # has Gelu, one pass in place of five
 POINTS, PROMPTS = "num_points", "num_prompts"  # names of the dynamic axes
 MOST = 1024  # their upper bound while exporting
 
@@ -42,7 +43,7 @@ def export(job: ExportJob, folder: Path, image_input: str) -> dict[str, Path]:
     from convert.torch_twin.loading import load_twin
 
     config, written = job.model.config, {}
-    content = contract.contract(job, image_input)
+    content = _contract(job, image_input)
     if "encoder" in job.parts:
         side = config.image_size
         form: Any = "photo" if image_input == "photo" else "tensor"
@@ -57,7 +58,9 @@ def export(job: ExportJob, folder: Path, image_input: str) -> dict[str, Path]:
             example = torch.zeros(1, 3, side, side)
         written["encoder"] = folder / job.file("encoder", ".onnx")
         _write(written["encoder"], encoder, (example,), ["image"], common.encoder_outputs(job), dynamic, content)
-    if "decoder" in job.parts:
+    if job.split:
+        written |= _export_split(job, folder, content)
+    elif "decoder" in job.parts:
         decoder = ExportDecoder(load_twin(job.model), job.score, job.mask_input, job.batched)  # type: ignore[arg-type]
         b, n, g, s = 2 if job.batched else 1, job.slots or 3, config.grid, config.mask_size
         example_inputs = [torch.zeros(1, config.embed_dim, g, g), torch.zeros(b, n, 2), torch.zeros(b, n)]
@@ -74,6 +77,28 @@ def export(job: ExportJob, folder: Path, image_input: str) -> dict[str, Path]:
     return written
 
 
+def _export_split(job: ExportJob, folder: Path, content: Mapping[str, Any]) -> dict[str, Path]:
+    """Write both graphs of a split decoder; return their paths, of the parts ``image`` and ``decoder``."""
+    import torch
+
+    from convert.export.decoder import ExportDecoder
+    from convert.export.split import form_of, split
+    from convert.torch_twin.loading import load_twin
+
+    config = job.model.config
+    whole = ExportDecoder(load_twin(job.model), job.score, mask_input=True)  # type: ignore[arg-type]
+    halves = split(whole, form_of(config, job.slots), flat=True)
+    photo, maps = halves.example(config)
+    points = {} if job.slots else {1: torch.export.Dim(POINTS, min=1, max=MOST)}
+    dynamic = [[{} for _ in maps], points, points] if points else None
+    files = {part: folder / job.file(part, ".onnx") for part in ("image", "decoder")}
+    _write(files["image"], halves.image, photo, list(PHOTO_INPUTS), halves.maps, None, content, SPLIT_OPSET)
+    given = maps, torch.zeros(1, job.slots or 3, 2), torch.zeros(1, job.slots or 3)
+    inputs = [*halves.maps, "point_coords", "point_labels"]
+    _write(files["decoder"], halves.decoder, given, inputs, ["scores", "masks"], dynamic, content, SPLIT_OPSET)
+    return files
+
+
 def _write(
     path: Path,
     module: Any,
@@ -82,6 +107,7 @@ def _write(
     outputs: list[str],
     dynamic: list[Any] | None,
     content: Mapping[str, Any],
+    opset: int = OPSET,
 ) -> None:
     import onnx
     import torch
@@ -89,7 +115,7 @@ def _write(
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module, example, input_names=inputs, output_names=outputs, dynamic_shapes=dynamic, dynamo=True,
-            opset_version=OPSET, verbose=False,
+            opset_version=opset, verbose=False,
         )  # fmt: skip
         assert program is not None
         model = program.model_proto
@@ -136,13 +162,19 @@ def build(job: ExportJob, folder: Path, image_input: str, cases: Sequence[gate.C
     if not verdict.passed:
         raise common.Refused("the export differs from the model; nothing was written")
     content = {
-        **contract.contract(job, image_input),
+        **_contract(job, image_input),
         "files": {p.name: {"bytes": p.stat().st_size, "sha256": common.sha256(p)} for p in files.values()},
-        "opset": OPSET,
+        "opset": SPLIT_OPSET if job.split else OPSET,
         "verified": verdict.summary(),
     }
     common.write_json(folder / f"{job.name}_onnx.json", content)
     return content
+
+
+def _contract(job: ExportJob, image_input: str) -> dict[str, Any]:
+    from convert.export.split import entry
+
+    return {**contract.contract(job, image_input), **entry(job, ".onnx")}
 
 
 def add_batch_flag(parser: argparse.ArgumentParser) -> None:

@@ -19,6 +19,7 @@ The ops are in ``convert.coreml.mil_ops``.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -36,13 +37,17 @@ from edgesam_jax.config import UsageError
 
 @dataclass(frozen=True)
 class Operation:
-    """One op, for reports. ``shapes`` and ``dtypes`` have an entry per output; -1 is an axis of flexible length."""
+    """One op, for reports. ``shapes`` and ``dtypes`` have an entry per output; -1 is an axis of flexible length.
+
+    ``products``: multiply-adds of a convolution or matrix product; 0 for other ops and with flexible lengths.
+    """
 
     name: str
     kind: str
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[str, ...]  # as coremltools writes them: fp16, fp32, int32, uint4, bool, string, ...
     constant: bool  # a stored value: const, or constexpr_* (compressed weights)
+    products: int = 0
 
     @property
     def rank(self) -> int:
@@ -81,6 +86,7 @@ class MilProgram:
                 tuple(_shape(var) for var in op.outputs),
                 tuple(_dtype(var) for var in op.outputs),
                 _is_constant(op),
+                _products(op),
             )
             for op in self._ops
         ]
@@ -185,6 +191,19 @@ def _read(path: Path) -> MilProgram:
 
 def _is_constant(op: Any) -> bool:
     return op.op_type == "const" or op.op_type.startswith("constexpr_")
+
+
+def _products(op: Any) -> int:
+    if op.op_type in ("conv", "linear"):
+        sides = *_shape(op.outputs[0]), *_shape(op.inputs["weight"])[1:]
+    elif op.op_type == "conv_transpose":
+        sides = *_shape(op.inputs["x"]), *_shape(op.inputs["weight"])[1:]
+    elif op.op_type == "matmul":
+        transposed = op.inputs["transpose_x"] is not None and bool(op.inputs["transpose_x"].val)
+        sides = *_shape(op.outputs[0]), _shape(op.inputs["x"])[-2 if transposed else -1]
+    else:
+        return 0
+    return math.prod(sides) if min(sides) >= 0 else 0
 
 
 def _constant(op: Any) -> Any:

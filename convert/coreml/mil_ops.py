@@ -418,6 +418,7 @@ OPERATIONS: dict[str, Function] = {
     "resize_bilinear": lambda a: _bilinear(a["x"], _target_size(a), a.get("sampling_mode")),
     "upsample_nearest_neighbor": lambda a: _nearest(a["x"], _scaled_size(a)),
     "resize_nearest_neighbor": lambda a: _nearest(a["x"], _target_size(a)),
+    "pixel_shuffle": lambda a: F.pixel_shuffle(a["x"], int(a.one("upscale_factor"))),
     "layer_norm": _layer_norm,
     "instance_norm": _instance_norm,
     "batch_norm": _batch_norm,

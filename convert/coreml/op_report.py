@@ -31,11 +31,13 @@ class Census:
       kinds: count by kind.
       axes: largest number of axes of an output.
       flagged: names of operations that may leave the Neural Engine, by kind and reason.
+      products: multiply-adds of convolutions and matrix products.
     """
 
     kinds: dict[str, int]
     axes: int
     flagged: dict[str, list[str]]
+    products: int = 0
 
     @property
     def total(self) -> int:
@@ -58,12 +60,13 @@ class Census:
 def census(operations: Iterable[Any]) -> Census:
     """Count ``MilProgram.operations()``."""
     kinds: Counter[str] = Counter()
-    axes = 0
+    axes = products = 0
     flagged: dict[str, list[str]] = {}
     for op in operations:
         if op.constant:
             continue
         kinds[op.kind] += 1
+        products += op.products
         axes = max([axes, *(len(shape) for shape in op.shapes)])
         reasons = []
         if op.kind in OUTSIDE:
@@ -76,7 +79,7 @@ def census(operations: Iterable[Any]) -> Census:
             reasons.append("computes in " + "/".join(sorted(set(op.dtypes))))
         if reasons:
             flagged.setdefault(f"{op.kind}: {', '.join(reasons)}", []).append(op.name)
-    return Census(dict(kinds.most_common()), axes, flagged)
+    return Census(dict(kinds.most_common()), axes, flagged, products)
 
 
 def table(ours: Census, plain: Census | None, title: str) -> str:

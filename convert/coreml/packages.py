@@ -11,7 +11,7 @@ import functools
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,17 +43,25 @@ def quiet() -> Iterator[None]:
 
 
 def convert(
-    module: Any, inputs: Shapes, outputs: Sequence[str], precision: Precision, image: bool = False, ios: Ios = 17
+    module: Any,
+    inputs: Shapes,
+    outputs: Sequence[str],
+    precision: Precision,
+    image: bool = False,
+    ios: Ios = 17,
+    maps: Collection[str] = (),
 ) -> Any:  # coremltools.models.MLModel
     """Convert a torch module to an ML Program.
 
     Args:
-      module: in evaluation mode; takes the inputs in order.
-      inputs: names and shapes, with at most one ``FLEXIBLE`` axis each; all float32.
+      module: in evaluation mode; takes the inputs in order, those that are ``maps`` as one list before the others.
+      inputs: names and shapes, with at most one ``FLEXIBLE`` axis each.
       outputs: names, in the order the module returns them.
-      precision: of the computation; inputs and outputs are float32.
+      precision: of the computation; inputs and outputs are float32, except maps.
       image: the only input is an RGB image.
       ios: the oldest version of iOS that the program runs on.
+      maps: inputs and outputs that pass from one half of a split decoder to the other. They have the type of the
+        computation, but iOS 15 knows float32 only.
     """
     import torch
 
@@ -63,18 +71,27 @@ def convert(
         # Two axes with one symbol have the same length; the default is the published one.
         axis = ct.RangeDim(lower_bound=1, upper_bound=MAX_POINTS, default=1, symbol="num_points")
         points: Any = torch.export.Dim.DYNAMIC(min=1, max=MAX_POINTS)  # a named one fails on a guard that always holds
-        example = tuple(torch.zeros([n or 3 for n in shape]) for shape in inputs.values())
+        given = {name: torch.zeros([n or 3 for n in shape]) for name, shape in inputs.items()}
+        shared = [x for name, x in given.items() if name in maps]
+        example: tuple[Any, ...] = tuple(x for name, x in given.items() if name not in maps)
+        example = (shared, *example) if shared else example
         axes = [{i: points for i, n in enumerate(shape) if n == FLEXIBLE} for shape in inputs.values()]
         dynamic = axes if any(axes) else None
         program = torch.export.export(module, example, dynamic_shapes=dynamic).run_decompositions({})
         # Without an explicit type, float16 programs take all inputs in float16, including the coordinates.
-        kind = ct.ImageType if image else functools.partial(ct.TensorType, dtype=np.float32)
+        half = precision == "float16" and ios > 15
+        kinds = {name: np.float16 if half and name in maps else np.float32 for name in [*inputs, *outputs]}
         return ct.convert(
             program,
             convert_to="mlprogram",
             minimum_deployment_target=getattr(ct.target, f"iOS{ios}"),
-            inputs=[kind(name=name, shape=[n or axis for n in shape]) for name, shape in inputs.items()],
-            outputs=[ct.TensorType(name=name, dtype=np.float32) for name in outputs],
+            inputs=[
+                (ct.ImageType if image else functools.partial(ct.TensorType, dtype=kinds[name]))(
+                    name=name, shape=[n or axis for n in shape]
+                )
+                for name, shape in inputs.items()
+            ],
+            outputs=[ct.TensorType(name=name, dtype=kinds[name]) for name in outputs],
             compute_precision=ct.transform.FP16ComputePrecision(op_selector=_may_be_float16)
             if precision == "float16"
             else ct.precision.FLOAT32,

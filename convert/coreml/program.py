@@ -12,7 +12,7 @@ import numpy as np
 from convert.coreml import mil_evaluator
 from convert.coreml.packages import quiet
 from convert.export.encoder import LETTERBOX
-from edgesam_jax.portable.onnx_model import normalised, prompt_inputs
+from edgesam_jax.portable.onnx_model import PHOTO_INPUTS, PerPhoto, normalised, prompt_inputs
 
 
 def runner(path: Path) -> Any:
@@ -62,10 +62,14 @@ class CoremlEncoder:
 
 
 class CoremlDecoder:
-    """A Core ML decoder that the gate can run."""
+    """A Core ML decoder that the gate can run. ``photo``: the package that runs once per photo, of a split decoder."""
 
-    def __init__(self, path: Path, slots: int, mask_input: bool) -> None:
+    def __init__(self, path: Path, slots: int, mask_input: bool, photo: Path | None = None) -> None:
         self._run, self._path, self._slots, self._mask_input = runner(path), path, slots, mask_input
+        self._photo = None
+        if photo is not None:
+            run = runner(photo)
+            self._photo = PerPhoto(lambda inputs: run(**inputs))
 
     def decode(
         self, embedding: np.ndarray, coords: np.ndarray, labels: np.ndarray, mask: np.ndarray | None = None
@@ -74,5 +78,9 @@ class CoremlDecoder:
         inputs = prompt_inputs(
             embedding, coords[None], labels[None], None if mask is None else mask[None], self._slots, str(self._path)
         )
-        out = self._run(**{n: value for n, value in inputs.items() if self._mask_input or "mask_input" not in n})
+        if self._photo is not None:
+            of_prompt = {n: value for n, value in inputs.items() if n not in PHOTO_INPUTS}
+            out = self._run(**self._photo.maps(inputs), **of_prompt)
+        else:
+            out = self._run(**{n: value for n, value in inputs.items() if self._mask_input or "mask_input" not in n})
         return out["masks"][0], out["scores"][0]

@@ -76,7 +76,7 @@ let configuration = MLModelConfiguration()
 configuration.computeUnits = .all
 let encoder = try MLModel(contentsOf: MLModel.compileModel(at: encoderURL), configuration: configuration)
 let decoder = try MLModel(contentsOf: MLModel.compileModel(at: decoderURL), configuration: configuration)
-
+${image_swift}
 let photo = try MLDictionaryFeatureProvider(dictionary: ["image": $feed])
 let embedding = try encoder.prediction(from: photo).featureValue(for: "image_embeddings")!
 
@@ -84,14 +84,28 @@ let coords = try MLMultiArray(shape: [1, $slots, 2], dataType: .float32)
 let labels = try MLMultiArray(shape: [1, $slots], dataType: .float32)
 for i in 0..<$slots { labels[i] = -2 }  // mark all slots as unused
 coords[[0, 0, 0]] = x; coords[[0, 0, 1]] = y; labels[0] = 1  // a point inside the object
-${mask_swift}let prompt = try MLDictionaryFeatureProvider(dictionary: [
-  "image_embeddings": embedding, "point_coords": coords, "point_labels": labels,${mask_features}
-])
+${mask_swift}${prompt_swift}
 let result = try decoder.prediction(from: prompt)  // "masks" [1, 4, $mask, $mask], "scores" [1, 4]
 ```
 
 This code was not compiled when the bundle was created. The packages were verified $by.
 """
+
+PROMPT_SWIFT = """let prompt = try MLDictionaryFeatureProvider(dictionary: [
+  "image_embeddings": embedding, "point_coords": coords, "point_labels": labels,${mask_features}
+])"""
+
+IMAGE_SWIFT = """\
+let perPhoto = try MLModel(contentsOf: MLModel.compileModel(at: imageURL), configuration: configuration)
+"""
+
+SPLIT_PROMPT_SWIFT = """// Once per photo, and again for a prompt with an earlier mask:
+let maps = try perPhoto.prediction(from: MLDictionaryFeatureProvider(dictionary: [
+  "image_embeddings": embedding,${mask_features}
+]))
+var features: [String: Any] = ["point_coords": coords, "point_labels": labels]
+for name in maps.featureNames { features[name] = maps.featureValue(for: name)! }
+let prompt = try MLDictionaryFeatureProvider(dictionary: features)"""
 
 MASK_SWIFT = """let mask = try MLMultiArray(shape: [1, 1, $mask, $mask], dataType: .float32)  // earlier logits
 let hasMask = try MLMultiArray(shape: [1], dataType: .float32)  // 1 if there is an earlier mask, otherwise 0
@@ -119,15 +133,15 @@ masks, scores, logits = predictor.predict(box=[120, 80, 420, 390], fill_holes=10
 const options = { executionProviders: ["webgpu", "wasm"] };
 const encoder = await ort.InferenceSession.create("onnx/${name}_encoder.onnx", options);
 const decoder = await ort.InferenceSession.create("onnx/${name}_decoder.onnx", options);
-// (pixel - mean) / std, channels first, padded with zeros; see "image" in contract.json
+${image_js}// (pixel - mean) / std, channels first, padded with zeros; see "image" in contract.json
 const image = new ort.Tensor("float32", normalised, [1, 3, $side, $side]);
 const { image_embeddings } = await encoder.run({ image });
 const labels = new Float32Array($slots).fill(-2); labels[0] = 1; // a point inside; other slots are unused
 const coords = new Float32Array(2 * $slots); coords.set([x, y]);
-const { masks, scores } = await decoder.run({
-  image_embeddings,
+${photo_js}const { masks, scores } = await decoder.run({
+  ${of_photo_js},
   point_coords: new ort.Tensor("float32", coords, [1, $slots, 2]),
-  point_labels: new ort.Tensor("float32", labels, [1, $slots]),${mask_js}
+  point_labels: new ort.Tensor("float32", labels, [1, $slots]),${prompt_mask_js}
 });
 ```
 
@@ -137,6 +151,20 @@ This code was not run in a browser when the bundle was created.
 MASK_JS = """
   mask_input: new ort.Tensor("float32", new Float32Array($mask * $mask), [1, 1, $mask, $mask]),
   has_mask_input: new ort.Tensor("float32", [0], [1]),"""
+
+IMAGE_JS = """const perPhoto = await ort.InferenceSession.create("onnx/${name}_image.onnx", options);
+"""
+
+PHOTO_JS = """// Once per photo, and again for a prompt with an earlier mask:
+const maps = await perPhoto.run({
+  image_embeddings,${mask_js}
+});
+"""
+
+SPLIT = """
+The decoder comes in two models: `image` takes the embedding and an earlier mask, and its outputs are inputs of
+`decoder`, by name. Run `image` once per photo; run it again for a prompt with an earlier mask (`has_mask_input` 1).
+"""
 
 X_ANYLABELING = """
 ## X-AnyLabeling
@@ -170,7 +198,13 @@ def readme(job: ExportJob, contents: dict[str, Any]) -> str:
         values["mask_swift"] = Template(MASK_SWIFT).substitute(values)
         values["mask_features"] = '\n  "mask_input": mask, "has_mask_input": hasMask,'
         values["mask_js"] = Template(MASK_JS).substitute(values)
-    parts = [CONTRACT]
+    for name, whole, of_split in (
+        ("image_swift", "", IMAGE_SWIFT), ("prompt_swift", PROMPT_SWIFT, SPLIT_PROMPT_SWIFT),
+        ("image_js", "", IMAGE_JS), ("photo_js", "", PHOTO_JS), ("of_photo_js", "image_embeddings", "...maps"),
+        ("prompt_mask_js", "${mask_js}", ""),
+    ):  # fmt: skip
+        values[name] = Template(of_split if job.split else whole).substitute(values)
+    parts = [CONTRACT, SPLIT] if job.split else [CONTRACT]
     if "coreml" in contents:
         parts.append(SWIFT)
         by = contents["coreml"]["verified"]["by"]

@@ -42,6 +42,7 @@ class ExportJob:
       model: the weights and their config, for the requested frame.
       priors: whether the encoder also returns the boxes and scores of all anchors, for granularity priors.
       batched: whether a call of the decoder takes any number of prompts; otherwise one. For ONNX only.
+      split: whether what the decoder computes of the photo alone is a graph of its own (``convert.export.split``).
     """
 
     name: str
@@ -52,6 +53,7 @@ class ExportJob:
     model: Model
     priors: bool = False
     batched: bool = False
+    split: bool = False
 
     def file(self, part: str, suffix: str) -> str:
         """Return the file name of a part."""
@@ -81,6 +83,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--priors", action="store_true", help="also export the region proposals, for granularity priors"
     )
+    parser.add_argument(
+        "--split",
+        action="store_true",
+        help="the decoder in two graphs: one to run once per photo, or per earlier mask, and a faster one per prompt",
+    )
     parser.add_argument("--score", choices=("stability", "iou"), help="default: iou if the IoU head was trained")
     parser.add_argument(
         "--photos",
@@ -105,8 +112,9 @@ def load_job(args: argparse.Namespace) -> ExportJob:
 
     Raises:
       UsageError: an unreadable checkpoint, a frame size that the model doesn't support, an invalid file name, or
-        ``--priors`` without proposals in the model or without the encoder.
+        ``--priors`` without proposals in the model or without the encoder, or ``--split`` with flags that exclude it.
     """
+    check_split(args)
     model = load_model(args.checkpoint)
     if model.config.variant != "sam":
         raise UsageError(f"{args.checkpoint}: EfficientSAM can't be exported, only written by convert.to_torch")
@@ -125,7 +133,23 @@ def load_job(args: argparse.Namespace) -> ExportJob:
             raise UsageError("--priors: not available with --part decoder; the encoder makes the proposals")
     slots = args.slots if args.slots is not None else 0 if args.published else SLOTS
     batched = getattr(args, "batch", "1") == "dynamic"
-    return ExportJob(name, parts, slots, not args.published, score, model, args.priors, batched)
+    return ExportJob(name, parts, slots, not args.published, score, model, args.priors, batched, args.split)
+
+
+def check_split(args: argparse.Namespace) -> None:
+    """Check the flags that ``--split`` excludes.
+
+    Raises:
+      UsageError: one of them is given.
+    """
+    if not args.split:
+        return
+    if args.published:
+        raise UsageError("--split: the official files have one decoder; drop --split or --published")
+    if getattr(args, "batch", "1") != "1":
+        raise UsageError("--split: its decoder takes one prompt per call; drop --split or --batch dynamic")
+    if args.part == "encoder":
+        raise UsageError("--split: is for the decoder; drop it, or --part encoder")
 
 
 def encoder_outputs(job: ExportJob) -> list[str]:

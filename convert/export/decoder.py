@@ -69,8 +69,12 @@ class Attend(nn.Module):
         self.key, self.value, self.out = _conv(source.k_proj), _conv(source.v_proj), _conv(source.out_proj)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, image_queries: bool = False) -> Tensor:
+        return self.projected(self.query(q), self.key(k), self.value(v), bias, image_queries)
+
+    def projected(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, image_queries: bool = False) -> Tensor:
+        """Return the attention of queries to keys and values that are projected already."""
         spatial = q.shape[2:]
-        q, k, v = (self._split(x) for x in (self.query(q), self.key(k), self.value(v)))  # ([b] heads d t)
+        q, k, v = (self._split(x) for x in (q, k, v))  # ([b] heads d t)
         scores = k.transpose(-2, -1) @ q if image_queries else q.transpose(-2, -1) @ k
         if bias is not None:
             scores = scores + bias
@@ -99,17 +103,25 @@ class Layer(nn.Module):
     def forward(
         self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor, row: Tensor, column: Tensor
     ) -> tuple[Tensor, Tensor]:
+        tokens = self.among_tokens(tokens, token_pe, row)
+        keys = image + image_pe
+        tokens = self.feed_forward(tokens, self.to_image(tokens + token_pe, keys, image, None))
+        image = self.norm4(image + self.from_image(keys, tokens + token_pe, tokens, column, image_queries=True))
+        return tokens, image
+
+    def among_tokens(self, tokens: Tensor, token_pe: Tensor, row: Tensor) -> Tensor:
+        """Return the tokens after their attention to each other."""
         if self.first:
             tokens = self.own(tokens, tokens, tokens, row)
         else:
             positioned = tokens + token_pe
             tokens = tokens + self.own(positioned, positioned, tokens, row)
-        tokens = self.norm1(tokens)
-        keys = image + image_pe
-        tokens = self.norm2(tokens + self.to_image(tokens + token_pe, keys, image, None))
-        tokens = self.norm3(tokens + self.mlp(tokens))
-        image = self.norm4(image + self.from_image(keys, tokens + token_pe, tokens, column, image_queries=True))
-        return tokens, image
+        return self.norm1(tokens)
+
+    def feed_forward(self, tokens: Tensor, seen: Tensor) -> Tensor:
+        """Add what the tokens took from the image, and apply the MLP."""
+        tokens = self.norm2(tokens + seen)
+        return self.norm3(tokens + self.mlp(tokens))
 
 
 class Slots(nn.Module):
@@ -209,27 +221,45 @@ class ExportDecoder(nn.Module):
         mask_input: Tensor | None = None,
         has_mask_input: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        output_tokens, image_pe, dense = (cast(Tensor, x) for x in (self.own, self.image_pe, self.no_mask))
+        image_pe, dense = cast(Tensor, self.image_pe), self.dense(mask_input, has_mask_input)
+        image = image_embeddings + dense
+        tokens, row, column = self.tokens(point_coords, point_labels)
+        token_pe = tokens
+        for layer in self.layers:
+            tokens, image = layer(tokens, image, token_pe, image_pe, row, column)
+        tokens = self.last_norm(tokens + self.last(tokens + token_pe, image + image_pe, image, None))
+        return self.answer(tokens, image)
+
+    def answer(self, tokens: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores and masks for the tokens and the image that the transformer returns."""
+        feat = self.upscaling(image)
+        query = self.query(tokens)
+        pixels = feat.flatten(2) if self.batched else feat.flatten(2)[0]
+        count = tokens.shape[0] if self.batched else 1
+        masks = (query @ pixels).reshape(count, self.count, *feat.shape[2:])
+        return self._scores(masks, tokens[:, :, :, :1]), masks
+
+    def query(self, tokens: Tensor) -> Tensor:
+        """Return what the masks' tokens look for among the pixels' channels, ([b] m c/8)."""
+        return self.hypernetworks(tokens[:, :, :, 1 : 1 + self.count])
+
+    def dense(self, mask_input: Tensor | None, has_mask_input: Tensor | None) -> Tensor:
+        """Return what is added to the image: the embedding of the earlier mask (b c g g), or of no mask (1 c 1 1)."""
+        dense = cast(Tensor, self.no_mask)
         if self.takes_mask:
             assert mask_input is not None and has_mask_input is not None and self.mask_downscaling is not None
             use_mask = has_mask_input.reshape(-1, 1, 1, 1) if self.batched else has_mask_input.reshape(1, 1, 1, 1)
             # Not "convolution - constant": coremltools 9.0 folds that into the bias with the wrong sign.
             dense = use_mask * self.mask_downscaling(mask_input) + (1 - use_mask) * dense
-        image = image_embeddings + dense
-        prompt, used = self.slots(point_coords, point_labels)
-        count = point_labels.shape[0]  # not len(), which torch.export takes for a constant
-        tokens = torch.cat([repeated(output_tokens, count), prompt], dim=3)
+        return dense
+
+    def tokens(self, coords: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the tokens of prompts (b c 1 t), and the biases of their keys as a row and as a column of scores."""
+        prompt, used = self.slots(coords, labels)
+        count = labels.shape[0]  # not len(), which torch.export takes for a constant
+        tokens = torch.cat([repeated(cast(Tensor, self.own), count), prompt], dim=3)
         bias = (torch.cat([repeated(cast(Tensor, self.always), count), used], dim=3) - 1) * MASKED
-        row, column = (bias, bias.transpose(2, 3)) if self.batched else (bias[0], bias.reshape(1, -1, 1))
-        token_pe = tokens
-        for layer in self.layers:
-            tokens, image = layer(tokens, image, token_pe, image_pe, row, column)
-        tokens = self.last_norm(tokens + self.last(tokens + token_pe, image + image_pe, image, None))
-        feat = self.upscaling(image)
-        query = self.hypernetworks(tokens[:, :, :, 1 : 1 + self.count])
-        pixels = feat.flatten(2) if self.batched else feat.flatten(2)[0]
-        masks = (query @ pixels).reshape(count if self.batched else 1, self.count, *feat.shape[2:])
-        return self._scores(masks, tokens[:, :, :, :1]), masks
+        return tokens, *((bias, bias.transpose(2, 3)) if self.batched else (bias[0], bias.reshape(1, -1, 1)))
 
     def _scores(self, masks: Tensor, token: Tensor) -> Tensor:
         if self.score == "iou":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from edgesam_jax.portable.priors import select
 NOT_A_POINT, UNUSED = -1, -2  # labels: SAM's learned padding; an unused slot
 LABELS = (UNUSED, NOT_A_POINT, 0, 1, 2, 3)
 PROMPT_INPUTS = ("point_coords", "point_labels", "mask_input", "has_mask_input")
+PHOTO_INPUTS = ("image_embeddings", "mask_input", "has_mask_input")  # of a split decoder's graph per photo
 PROMPTS_PER_CALL = 16  # bounds the memory of a call: docs/export.md, "Measured: prompts per call"
 METADATA = "edgesam_jax"  # key of this project's contract (JSON) in a file's metadata
 
@@ -71,6 +72,9 @@ class OnnxDecoder:
     """A decoder from ``image_embeddings``, ``point_coords`` (1 n 2) in the frame and ``point_labels`` (1 n) to logits
     ``masks`` or ``low_res_masks`` (1 m s s) and ``scores`` or ``iou_predictions`` (1 m).
 
+    A split decoder (docs/export.md, "A decoder in two graphs") takes maps in place of the embedding. Its contract names
+    the graph that makes them, which is loaded from the same folder. ``files``: the paths of both, or of the one.
+
     SAM's ``mask_input``, ``has_mask_input`` and ``orig_im_size`` are optional inputs. ``slots``: number of points that
     the decoder was exported for (0: any). ``batched``: whether a call takes several prompts, which is the case if the
     first axis of all inputs that describe prompts has no fixed length. ``pads``: whether the decoder itself adds SAM's
@@ -89,12 +93,18 @@ class OnnxDecoder:
             next((n for n in known if n in names), "")
             for known in (("low_res_masks", "masks"), ("scores", "iou_predictions"))
         ]
-        if not {"image_embeddings", "point_coords", "point_labels"} <= set(inputs) or not all(self._outputs):
+        contract = _contract(self._session)
+        part = contract.get("parts", {}).get("image")
+        needed = {"point_coords", "point_labels", *(part["outputs"] if part else ["image_embeddings"])}
+        if not needed <= set(inputs) or not all(self._outputs):
             raise UsageError(
                 f"{path}: inputs {', '.join(inputs)} and outputs {', '.join(names)} are not those of a"
                 " published export: image_embeddings, point_coords, point_labels -> scores, masks"
             )
-        contract = _contract(self._session)
+        self.files, self._photo = [Path(path)], None
+        if part:
+            self.files.append(Path(path).with_name(part["file"]))
+            self._photo = PerPhoto(_photo_graph(self.files[1], part["outputs"], Path(path), providers))
         points = inputs["point_coords"].shape[1]
         self._inputs = set(inputs)
         self.slots = points if isinstance(points, int) else 0
@@ -144,7 +154,7 @@ class OnnxDecoder:
         Raises:
           UsageError: see ``decode``.
         """
-        if masks is not None and "mask_input" not in self._inputs:
+        if masks is not None and "mask_input" not in self._inputs and self._photo is None:
             raise UsageError(f"mask_input: {self._path} takes none; export the decoder again without --published")
         used = np.ones(labels.shape, bool) if used is None else used
         sizes, step = used.sum(1), PROMPTS_PER_CALL if self.batched else 1
@@ -158,12 +168,39 @@ class OnnxDecoder:
                     embedding, points.reshape(len(some), size, 2), kinds.reshape(len(some), size),
                     None if masks is None else masks[some], self.slots, str(self._path),
                 )  # fmt: skip
+                if self._photo is not None:
+                    inputs |= self._photo.maps(inputs)
                 inputs["orig_im_size"] = np.full(2, self._image_size, np.float32)
                 inputs = {name: value for name, value in inputs.items() if name in self._inputs}
                 found = self._session.run(self._outputs, inputs)
                 results |= {int(row): each for row, each in zip(some, zip(*found, strict=True), strict=True)}
         logits, scores = zip(*(results[row] for row in range(len(coords))), strict=True)
         return np.stack(logits), np.stack(scores)
+
+
+class PerPhoto:
+    """The graph of a split decoder that depends on the photo and an earlier mask, run once per embedding.
+
+    With a mask it is run for each call. Threads may share it.
+
+    Args:
+      run: the graph, from inputs to outputs by name.
+    """
+
+    def __init__(self, run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
+        self._run = run
+        self._last: tuple[np.ndarray | None, dict[str, np.ndarray]] = (None, {})
+
+    def maps(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the maps for the inputs ``PHOTO_INPUTS``; an embedding is recognised as the same array."""
+        given = {name: inputs[name] for name in PHOTO_INPUTS}
+        if given["has_mask_input"].any():
+            return self._run(given)
+        embedding, maps = self._last
+        if embedding is not given["image_embeddings"]:
+            maps = self._run(given)
+            self._last = given["image_embeddings"], maps
+        return maps
 
 
 class OnnxModel:
@@ -222,6 +259,23 @@ def prompt_inputs(
         "mask_input": np.zeros((count, 1, side, side), np.float32) if masks is None else masks[:, None],
         "has_mask_input": np.full(count, masks is not None, np.float32),
     }
+
+
+def _photo_graph(
+    path: Path, outputs: list[str], decoder: Path, providers: Sequence[str]
+) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Return the other graph of a split decoder.
+
+    Raises:
+      UsageError: it is missing, or isn't a graph from ``PHOTO_INPUTS`` to ``outputs``.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; {decoder} is the half of a split decoder and needs it in its folder")
+    session = _session(path, providers)
+    names = [i.name for i in session.get_inputs()], [o.name for o in session.get_outputs()]
+    if set(names[0]) != set(PHOTO_INPUTS) or not set(outputs) <= set(names[1]):
+        raise UsageError(f"{path}: does not belong to {decoder}; copy both from one export")
+    return lambda inputs: dict(zip(outputs, session.run(outputs, inputs), strict=True))
 
 
 def _contract(session: Any) -> dict[str, Any]:

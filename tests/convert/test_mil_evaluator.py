@@ -154,6 +154,11 @@ def test_convolutions(tmp_path, precision):
     check(module, (rand(2, 4, 9, 8),), tmp_path, precision, "conv conv_transpose crop")
 
 
+def test_pixels_from_channels(tmp_path, precision):
+    module = Calls(lambda self, x: (F.pixel_shuffle(x, 2), F.pixel_shuffle(x[:, :9], 3)))
+    check(module, (rand(1, 12, 3, 5),), tmp_path, precision, "pixel_shuffle")
+
+
 def test_pools(tmp_path, precision):
     def forward(self, x):
         yield F.max_pool2d(x, 3, 2, padding=1)

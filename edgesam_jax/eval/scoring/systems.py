@@ -202,7 +202,7 @@ class OnnxSystem:
             self._model = OnnxModel(encoder, decoder)
         except UsageError as error:
             raise UsageError(f"--onnx {error}") from None
-        self.digest = sha256_of(encoder) + sha256_of(decoder)
+        self.digest = "".join(map(sha256_of, [encoder, *self._model.decoder.files]))
         self._num_masks, self._select = num_masks, select
         self.image_size, self.mask_size = self._model.image_size, self._model.mask_size
         self.frame: Frame = "pad"
