@@ -1,0 +1,3 @@
+/** @file The worker. */
+
+export {};

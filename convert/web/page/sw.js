@@ -1,0 +1,2 @@
+/** @file The service worker. */
+"use strict";
