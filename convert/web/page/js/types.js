@@ -13,8 +13,8 @@
  * @property {number} height
  * @property {(y0: number, y1: number) => Uint8ClampedArray} rows RGBA of the rows y0 to y1 (excluded), always opaque:
  *   the pixels that Python's reader gives. Never ask for all rows of a large photo at once.
- * @property {ImageBitmap | HTMLCanvasElement | OffscreenCanvas} bitmap for drawing. It can be smaller than the photo
- *   (canvases are limited), so draw it with a size: drawImage(bitmap, 0, 0, width, height).
+ * @property {ImageBitmap} bitmap for drawing. It can be smaller than the photo (canvases are limited), so draw it with a
+ *   size: drawImage(bitmap, 0, 0, width, height).
  * @property {string[]} notes what the user should know: colours that can differ from Python's, and why
  * @property {() => void} close frees the memory; the photo can't be used afterwards
  */
