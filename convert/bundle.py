@@ -16,60 +16,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from convert import to_coreml, to_onnx
 from convert.export import bundle_docs, common, gate
 from convert.export.common import ExportJob
+from convert.export.vectors import write_vectors
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
-from edgesam_jax.portable.postprocess import upscale_masks
 
 FORMATS = ("onnx", "coreml", "x-anylabeling")
 PORTABLE = "edgesam_onnx"  # name of the predictor package in a bundle
-VECTORS = ("large box", "small box", "point", "five points")
-MIN_OVERLAP = 0.95  # IoU required by check.py; allows for float16 and another way of resizing the photo
-
-
-def write_vectors(folder: Path, photos: dict[str, np.ndarray], cases: Sequence[gate.Case], job: ExportJob) -> None:
-    """Write photos and first masks as PNG, and the prompts in pixels of the photos as JSON."""
-    folder.mkdir()
-    entries = []
-    for number, case in enumerate(cases):
-        photo = photos[case.name]
-        size = (photo.shape[0], photo.shape[1])
-        Image.fromarray(photo).save(folder / f"photo_{number}.png")
-        # The prompts of ``gate.make_cases``, before scaling to the frame.
-        unscaled = gate.sample_prompts(size, job.slots, job.mask_input, number)
-        prompts = []
-        for i, prompt in enumerate(unscaled):
-            if prompt.name not in VECTORS:
-                continue
-            mask = upscale_masks(case.logits[i, :1], job.model.config.image_size, case.filled, size)[0]
-            name = f"photo_{number}_{prompt.name.replace(' ', '_')}.png"
-            Image.fromarray(mask).save(folder / name)
-            prompts.append(
-                {
-                    "name": prompt.name,
-                    "points": np.round(prompt.coords, 4).tolist(),
-                    "labels": prompt.labels.tolist(),
-                    "mask": name,
-                    "pixels": int(mask.sum()),
-                    "scores": np.round(case.scores[i].astype(float), 5).tolist(),
-                }
-            )
-        flat = case.embedding.reshape(-1)
-        entries.append(
-            {
-                "photo": f"photo_{number}.png",
-                "what": case.name,
-                "frame": {"rows": case.filled[0], "columns": case.filled[1]},
-                "embedding": {"mean": float(flat.mean()), "std": float(flat.std()), "first": flat[:8].tolist()},
-                "prompts": prompts,
-            }
-        )  # fmt: skip
-    common.write_json(folder / "vectors.json", {"least_overlap": MIN_OVERLAP, "photos": entries})
 
 
 def write_predictor(folder: Path) -> None:
@@ -123,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     job = common.load_job(args)
     photos = gate.load_photos(args.photos)
     contents: dict[str, Any] = {}
-    with common.output_folder(args.output, bundle=True) as folder:
+    with common.output_folder(args.output, "bundle") as folder:
         cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)
         write_vectors(folder / "vectors", photos, cases, job)
         if "onnx" in formats:

@@ -43,8 +43,7 @@ export async function openModel(baseUrl, { onProgress = () => {}, backend = "aut
   const base = new URL(".", baseUrl).href;
   try {
     const files = [downloadJson(base, "model/model.json"), downloadJson(base, "vectors/check.json")];
-    /** @type {[ModelInfo, CheckVectors]} */
-    const [info, vectors] = [await files[0], await files[1]];
+    const [info, vectors] = /** @type {[ModelInfo, CheckVectors]} */ (await Promise.all(files));
     const content = await download(base, `vectors/${vectors.photo}`);
     const photo = await openPhoto(new Blob([content]), `vectors/${vectors.photo}`);
     try {
