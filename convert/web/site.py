@@ -87,7 +87,7 @@ def _write_check(folder: Path, photos: dict[str, np.ndarray], cases: Sequence[ga
     case = cases[number]
     height, width = photos[case.name].shape[:2]
     side = job.model.config.mask_size
-    prompts = []
+    prompts: list[dict[str, Any]] = []
     for i, prompt in enumerate(gate.sample_prompts((height, width), job.slots, job.mask_input, number)):
         if prompt.name not in VECTORS or len(prompts) == CHECKED:
             continue
