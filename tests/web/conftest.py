@@ -20,6 +20,7 @@ import pytest
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-component-update", "--no-first-run"]
+BLANK = "blank.html"  # not a file of the site
 TIMEOUT = 60_000  # ms, for anything in the browser; the machine may be busy
 
 
@@ -143,43 +144,86 @@ def record() -> Record:
 def page(browser: Any, record: Record) -> Iterator[Callable[..., Any]]:
     """A function that opens an address in a new profile: ``page(address, path="", **options of new_context)``.
 
-    With ``context=`` it uses the profile of another page. With ``path=None`` it opens nothing yet.
+    With ``context=`` it uses the profile of another page; the path ``BLANK`` is an empty page.
     """
-    contexts: list[Any] = []
+    with contextlib.ExitStack() as stack:
 
-    def new_page(address: str, path: str | None = "", context: Any = None, **options: Any) -> Any:
-        if context is None:
-            context = browser.new_context(**options)
-            context.set_default_timeout(TIMEOUT)
-            context.on("request", lambda request: record.requests.append(request.url))
-            context.on("console", lambda said: record.errors.append(said.text) if said.type == "error" else None)
-            context.on("weberror", lambda error: record.errors.append(str(error.error)))
-            contexts.append(context)
-        record.origins.add(address)
-        opened = context.new_page()
-        if path is not None:
+        def new_page(address: str, path: str = "", context: Any = None, **options: Any) -> Any:
+            context = context or stack.enter_context(recorded_context(browser, record, **options))
+            record.origins.add(address)
+            if path == BLANK:
+                return blank_page(context, address)
+            opened = context.new_page()
             opened.goto(address + path)
-        return opened
+            return opened
 
-    yield new_page
-    for context in contexts:
-        context.close()
+        yield new_page
     record.check()
 
 
-@pytest.fixture
-def blank(page: Callable[..., Any], address: str) -> Any:
-    """An empty page of the site, into which a test imports modules."""
-    return open_blank(page, address)
+@contextlib.contextmanager
+def recorded_context(browser: Any, record: Record, **options: Any) -> Iterator[Any]:
+    """Yield a new profile whose pages are recorded."""
+    context = browser.new_context(**options)
+    context.set_default_timeout(TIMEOUT)
+    context.on("request", lambda request: record.requests.append(request.url))
+    context.on("console", lambda said: record.errors.append(said.text) if said.type == "error" else None)
+    context.on("weberror", lambda error: record.errors.append(str(error.error)))
+    yield context
+    context.close()
 
 
-def open_blank(page: Callable[..., Any], address: str) -> Any:
-    """Open an empty page at an address, with the headers of the site."""
+def blank_page(context: Any, address: str) -> Any:
+    """Open an empty page at an address, with the headers of the site, into which a test imports modules."""
     from convert.web import serve
 
-    opened = page(address, path=None)
+    opened = context.new_page()
     body = '<!doctype html><link rel="icon" href="data:,"><title>blank</title>'
     headers = {**serve.HEADERS, "Content-Type": "text/html"}
-    opened.route(f"{address}blank.html", lambda route: route.fulfill(body=body, headers=headers))
-    opened.goto(f"{address}blank.html")
+    opened.route(address + BLANK, lambda route: route.fulfill(body=body, headers=headers))
+    opened.goto(address + BLANK)
     return opened
+
+
+HELPERS = """async (base) => {
+  const names = ["session", "photo", "frame", "masks", "runs", "regions", "runtime", "crops"];
+  globalThis.edge = {};
+  for (const name of names) edge[name] = await import(`${base}js/${name}.js`);
+  edge.bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  edge.text = (array) => {
+    const bytes = new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
+    let out = "";
+    for (let i = 0; i < bytes.length; i += 8192) out += String.fromCharCode(...bytes.subarray(i, i + 8192));
+    return btoa(out);
+  };
+  edge.open = (text, name = "photo") => edge.photo.openPhoto(new Blob([edge.bytes(text)]), name);
+}"""
+
+
+class Engine:
+    """A page with the engine's modules in ``edge``, and the site's model in ``edge.model`` if it was opened."""
+
+    def __init__(self, page: Any, address: str) -> None:
+        self.page, self.address = page, address
+        page.evaluate(HELPERS, address)
+
+    def run(self, body: str, argument: Any = None) -> Any:
+        """Run the body of an async function of ``x``; bytes travel as base64 (``edge.bytes``, ``edge.text``)."""
+        return self.page.evaluate(f"async (x) => {{ {body} }}", argument)
+
+    def open_model(self, **options: Any) -> dict[str, Any]:
+        """Open the site's model; return its backend."""
+        body = "edge.model = await edge.session.openModel(x.base, x.options); return edge.model.backend;"
+        found: dict[str, Any] = self.run(body, {"base": self.address, "options": options})
+        return found
+
+
+@pytest.fixture(scope="module")
+def engine(browser: Any, address: str) -> Iterator[Engine]:
+    """The engine with the model, on a page that the tests of a module share."""
+    said = Record(origins={address})
+    with recorded_context(browser, said) as context:
+        found = Engine(blank_page(context, address), address)
+        found.open_model()
+        yield found
+    said.check()

@@ -1,9 +1,9 @@
 /**
  * @file A photo in the model's square frame, with the pixels that Python's predictor computes.
  *
- * Pillow's bilinear filter for 8-bit pixels: a triangle, as wide as two source pixels or two target pixels, whichever is
- * more; first along the rows, then along the columns; weights as integers of 22 fractional bits, and each of the two
- * results rounded to 8 bits. A browser's own smoothing of canvases differs from it by many grey levels.
+ * Pillow's bilinear filter for 8-bit pixels: a triangle, as wide as two source or two target pixels, whichever is more;
+ * along the rows and along the columns; weights as integers of 22 fractional bits, and each of the two results rounded to
+ * 8 bits. A browser's own smoothing of canvases differs from it by many grey levels.
  */
 
 const BITS = 22; // of a weight's fraction: 255 times the sum of weights stays below 2^31
@@ -54,7 +54,9 @@ export function triangle(old, size) {
   return { first, counts, weights, taps };
 }
 
-/** Takes a photo's rows in bands, from top to bottom, and makes the frame of them. */
+/**
+ * Takes a photo's rows in bands, from top to bottom, and makes the frame of them. It holds the frame and a few rows.
+ */
 export class FrameBuilder {
   /**
    * @param {number} width of the photo
@@ -68,9 +70,19 @@ export class FrameBuilder {
     this.width = width;
     this.height = height;
     this.received = 0;
-    // All rows of the photo, but only as wide as the frame: 18 MB for 50 megapixels.
-    this.narrow = new Uint8Array(height * this.columns * 3);
-    this.filter = this.columns === width ? null : triangle(width, this.columns);
+    this.across = columns === width ? null : triangle(width, columns);
+    this.down = rows === height ? null : triangle(height, rows);
+    // Pillow from version 12.2 on: columns first if the height shrinks by more than twice as much as the width.
+    this.downFirst = height > rows && height - rows > 2 * (width - columns);
+    this.pixels = new Uint8Array(rows * columns * 3);
+    /** @type {{ row: number, sums: Int32Array }[]} */
+    this.open = []; // target rows that need more rows of the photo
+    this.next = 0; // the target row to open next
+  }
+
+  /** Whether all rows have been added. */
+  get complete() {
+    return this.received === this.height;
   }
 
   /**
@@ -80,43 +92,14 @@ export class FrameBuilder {
    * @throws {RangeError} not whole rows, or more than the photo has
    */
   add(rgba) {
-    const count = rgba.length / (4 * this.width);
+    const { width, across, downFirst } = this;
+    const count = rgba.length / (4 * width);
     if (!Number.isInteger(count) || this.received + count > this.height) throw new RangeError("not rows of this photo");
-    const { narrow, columns, width, filter } = this;
-    let to = this.received * columns * 3;
-    this.received += count;
-    if (!filter) {
-      for (let from = 0; from < rgba.length; from += 4) {
-        narrow[to++] = rgba[from];
-        narrow[to++] = rgba[from + 1];
-        narrow[to++] = rgba[from + 2];
-      }
-      return;
-    }
-    const { first, counts, weights, taps } = filter;
     for (let y = 0; y < count; y++) {
-      const row = y * width * 4;
-      for (let x = 0; x < columns; x++) {
-        let [r, g, b] = [HALF, HALF, HALF];
-        let from = row + first[x] * 4;
-        const start = x * taps;
-        const end = start + counts[x];
-        for (let t = start; t < end; t++, from += 4) {
-          const weight = weights[t];
-          r = (r + rgba[from] * weight) | 0;
-          g = (g + rgba[from + 1] * weight) | 0;
-          b = (b + rgba[from + 2] * weight) | 0;
-        }
-        narrow[to++] = byte(r);
-        narrow[to++] = byte(g);
-        narrow[to++] = byte(b);
-      }
+      const row = rgba.subarray(4 * y * width, 4 * (y + 1) * width);
+      this.#addRow(across && !downFirst ? narrowed(row, 4, across) : withoutAlpha(row));
+      this.received++;
     }
-  }
-
-  /** Whether all rows have been added. */
-  get complete() {
-    return this.received === this.height;
   }
 
   /**
@@ -127,23 +110,78 @@ export class FrameBuilder {
    */
   finish() {
     if (!this.complete) throw new RangeError(`${this.height - this.received} rows are missing`);
-    const { narrow, rows, columns, height } = this;
-    if (rows === height) return { pixels: narrow, filled: [rows, columns] };
-    const { first, counts, weights, taps } = triangle(height, rows);
-    const stride = columns * 3;
-    const pixels = new Uint8Array(rows * stride);
-    const sums = new Int32Array(stride);
-    for (let y = 0; y < rows; y++) {
-      sums.fill(HALF);
-      for (let t = 0; t < counts[y]; t++) {
-        const weight = weights[y * taps + t];
-        const from = (first[y] + t) * stride;
-        for (let i = 0; i < stride; i++) sums[i] += narrow[from + i] * weight;
-      }
-      for (let i = 0; i < stride; i++) pixels[y * stride + i] = byte(sums[i]);
-    }
-    return { pixels, filled: [rows, columns] };
+    return { pixels: this.pixels, filled: [this.rows, this.columns] };
   }
+
+  /** @param {Uint8Array} row (n 3) */
+  #addRow(row) {
+    const y = this.received;
+    const { down, open } = this;
+    if (!down) {
+      this.#write(y, row);
+      return;
+    }
+    const { first, counts, weights, taps } = down;
+    while (this.next < this.rows && first[this.next] <= y) {
+      open.push({ row: this.next++, sums: new Int32Array(row.length).fill(HALF) });
+    }
+    for (const { row: target, sums } of open) {
+      const weight = weights[target * taps + y - first[target]];
+      for (let i = 0; i < sums.length; i++) sums[i] += row[i] * weight;
+    }
+    while (open.length && first[open[0].row] + counts[open[0].row] === y + 1) {
+      const [{ row: target, sums }] = open.splice(0, 1);
+      const done = new Uint8Array(sums.length);
+      for (let i = 0; i < sums.length; i++) done[i] = byte(sums[i]);
+      this.#write(target, done);
+    }
+  }
+
+  /** @param {number} y @param {Uint8Array} row (n 3) */
+  #write(y, row) {
+    const { across, downFirst, columns } = this;
+    this.pixels.set(across && downFirst ? narrowed(row, 3, across) : row, y * columns * 3);
+  }
+}
+
+/** @param {Uint8Array | Uint8ClampedArray} rgba (n 4) @returns {Uint8Array} (n 3) */
+function withoutAlpha(rgba) {
+  const out = new Uint8Array((rgba.length / 4) * 3);
+  for (let from = 0, to = 0; from < rgba.length; from += 4) {
+    out[to++] = rgba[from];
+    out[to++] = rgba[from + 1];
+    out[to++] = rgba[from + 2];
+  }
+  return out;
+}
+
+/**
+ * @param {Uint8Array | Uint8ClampedArray} row (n channels)
+ * @param {number} channels of which the first three count
+ * @param {ReturnType<typeof triangle>} filter
+ * @returns {Uint8Array} (size 3)
+ */
+function narrowed(row, channels, { first, counts, weights, taps }) {
+  const size = first.length;
+  const out = new Uint8Array(size * 3);
+  for (let x = 0, to = 0; x < size; x++) {
+    let r = HALF;
+    let g = HALF;
+    let b = HALF;
+    let from = first[x] * channels;
+    const start = x * taps;
+    const end = start + counts[x];
+    for (let t = start; t < end; t++, from += channels) {
+      const weight = weights[t];
+      r = (r + row[from] * weight) | 0;
+      g = (g + row[from + 1] * weight) | 0;
+      b = (b + row[from + 2] * weight) | 0;
+    }
+    out[to++] = byte(r);
+    out[to++] = byte(g);
+    out[to++] = byte(b);
+  }
+  return out;
 }
 
 /** @param {number} sum with `BITS` fractional bits @returns {number} */
