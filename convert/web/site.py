@@ -63,7 +63,7 @@ def write_site(
     _copy_page(folder)
     text = bundle_docs.licence(str(content["licence"]), str(content["source"]))
     (folder / "LICENCE.txt").write_text(f"{text}\nort/: ONNX Runtime Web, MIT licence; see ort/{runtime.LICENCE}.\n")
-    _write_list(folder)
+    write_list(folder)
     return content
 
 
@@ -129,7 +129,7 @@ def _copy_page(folder: Path) -> None:
                 shutil.copyfile(source, folder / source.name)
 
 
-def _write_list(folder: Path) -> None:
+def write_list(folder: Path) -> None:
     """Write ``site.json``, the list of all files, and ``site.js``, the same for the service worker.
 
     Browsers look for a new service worker by comparing it and the scripts that it imports, byte by byte. So a site that

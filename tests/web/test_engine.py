@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
+from web_pages import BLANK, Engine, served
 
 from edgesam_jax.data.scenes.textures import photos
 from edgesam_jax.portable import run_lengths
@@ -284,10 +285,9 @@ def test_the_backend_passed_its_check(engine):
     assert backend["rejected"] == [{"name": "WebGPU", "reason": "no graphics adapter"}] or backend["rejected"]
 
 
-def test_a_decoder_in_two_graphs_gives_the_same_masks(engine, encoded, copied_site, page, tmp_path):
+def test_a_decoder_in_two_graphs_gives_the_same_masks(engine, copied_site, page, tmp_path):
     """Split the decoder by hand: what doesn't depend on points becomes the graph ``image``."""
     import onnx
-    from conftest import BLANK, Engine, served
 
     from edgesam_jax.files import sha256_of
 
@@ -313,11 +313,11 @@ def test_a_decoder_in_two_graphs_gives_the_same_masks(engine, encoded, copied_si
     for part, file in {"image": copied_site / "model" / "image.onnx", "decoder": decoder}.items():
         info["parts"][part] = {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
     (copied_site / "model" / "model.json").write_text(json.dumps(info))
-    photo, _ = encoded
     with served(copied_site) as url:
         other = Engine(page(url, BLANK), url)
         assert other.open_model()["check"]["logitsError"] < LOGITS
-        other.run("edge.embedding = await edge.model.encode(await edge.open(x));", png_text(photo))
+        for one in (engine, other):
+            one.run("edge.embedding = await edge.model.encode(await edge.open(x));", png_text(PHOTOS["chelsea"]))
         first, _ = predict(engine, PROMPTS["box"])
         for mask in (None, first[0]):
             expected, _ = predict(engine, PROMPTS["points"], mask)
