@@ -1,6 +1,6 @@
 """Export a model as a bundle: one verified folder with everything an app needs to ship it.
 
-    python -m convert.bundle CHECKPOINT --output DIR [--formats onnx,coreml,x-anylabeling]
+    python -m convert.bundle CHECKPOINT --output DIR [--formats onnx,coreml,x-anylabeling,web]
 
 A bundle contains the models, their contract as JSON, test vectors, a predictor in numpy and ONNX Runtime with a script
 that runs it on the vectors, a licence note, checksums, and a README with the calls in Swift, Python and JavaScript.
@@ -20,10 +20,12 @@ from convert import to_coreml, to_onnx
 from convert.export import bundle_docs, common, gate
 from convert.export.common import ExportJob
 from convert.export.vectors import write_vectors
+from convert.web import runtime, site
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
 
-FORMATS = ("onnx", "coreml", "x-anylabeling")
+DEFAULT = ("onnx", "coreml", "x-anylabeling")
+FORMATS = (*DEFAULT, "web")  # the page needs npm, and 40 MB of its runtime, so it is only written on request
 PORTABLE = "edgesam_onnx"  # name of the predictor package in a bundle
 
 
@@ -75,6 +77,10 @@ def run(args: argparse.Namespace) -> int:
     common.require("torch", "onnx", "onnxscript", "onnxruntime")
     if "coreml" in formats:
         options = to_coreml.check(args)
+    if "web" in formats:
+        if args.part != "both":
+            raise UsageError(f"--part {args.part}: the format web needs both parts; leave --part out")
+        runtime.prepare()
     job = common.load_job(args)
     photos = gate.load_photos(args.photos)
     contents: dict[str, Any] = {}
@@ -97,6 +103,12 @@ def run(args: argparse.Namespace) -> int:
             plain = [dataclasses.replace(c.without_masks(), anchors=None) for c in cases]
             contents["x-anylabeling"] = to_onnx.build(labelling, folder / "x-anylabeling", "photo", plain)
             write_x_anylabeling(folder / "x-anylabeling", labelling)
+        if "web" in formats:
+            (folder / "web").mkdir()
+            plain = [dataclasses.replace(c, anchors=None) for c in cases]
+            contents["web"] = site.write_site(
+                folder / "web", dataclasses.replace(job, priors=False, batched=False), photos, "float32", cases=plain
+            )
         common.write_json(folder / "contract.json", contents)
         licence = str(job.model.metadata.get("licence", ""))
         (folder / "LICENCE.txt").write_text(bundle_docs.licence(licence, str(job.model.metadata.get("source", ""))))
@@ -110,7 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = Parser(prog="python -m convert.bundle", description="Export a checkpoint with all that shipping it needs.")
     common.add_flags(parser)
-    parser.add_argument("--formats", default=",".join(FORMATS), help="comma-separated list (default: all, %(default)s)")
+    parser.add_argument(
+        "--formats", default=",".join(DEFAULT),
+        help="comma-separated list (default: %(default)s); web adds a page that runs the model in the browser",
+    )  # fmt: skip
     to_onnx.add_batch_flag(parser)
     to_coreml.add_flags(parser)
     return common.run_export(parser, run, argv)

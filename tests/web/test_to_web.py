@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import io
+import json
 import os
 import re
 import signal
@@ -111,6 +112,12 @@ def archive_of(package: Path, target: Path, leave_out: str = "") -> None:
         member = tarfile.TarInfo("package/../../outside.txt")
         member.size = 4
         file.addfile(member, io.BytesIO(b"evil"))
+
+
+def test_the_page_names_the_same_version():
+    content = json.loads((ROOT / "convert" / "web" / "page" / "package.json").read_text())
+    assert content["private"] and content["dependencies"] == {runtime.PACKAGE: runtime.VERSION}
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+", version) for version in content["devDependencies"].values())
 
 
 def test_npm_fetches_the_package_once(package, tmp_path, monkeypatch):

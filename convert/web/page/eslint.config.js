@@ -11,7 +11,7 @@ const BOTH = [
   "Headers", "ReadableStream", "TextDecoder", "TextEncoder", "URL", "URLSearchParams", "WebAssembly", "Worker",
   "atob", "btoa", "caches", "clearInterval", "clearTimeout", "console", "createImageBitmap", "crypto", "fetch",
   "indexedDB", "navigator", "performance", "queueMicrotask", "self", "setInterval", "setTimeout", "structuredClone",
-]; // prettier-ignore
+];
 const PAGE = [
   "CSS", "ClipboardItem", "CustomEvent", "DOMMatrix", "DOMParser", "DataTransfer", "DragEvent", "Element",
   "FocusEvent", "HTMLButtonElement", "HTMLCanvasElement", "HTMLDialogElement", "HTMLElement", "HTMLImageElement",
@@ -20,7 +20,7 @@ const PAGE = [
   "Path2D", "PointerEvent", "ResizeObserver", "SVGElement", "TouchEvent", "WheelEvent", "XMLSerializer",
   "cancelAnimationFrame", "confirm", "document", "getComputedStyle", "history", "localStorage", "location",
   "matchMedia", "requestAnimationFrame", "requestIdleCallback", "sessionStorage", "window",
-]; // prettier-ignore
+];
 const WORKER = ["importScripts", "postMessage", "onmessage", "close"];
 
 export default [
@@ -30,6 +30,7 @@ export default [
     rules: {
       "consistent-return": "error",
       curly: ["error", "multi-line"],
+      "max-len": ["error", { code: 120 }],
       eqeqeq: ["error", "always"],
       "no-console": ["error", { allow: ["error", "warn"] }],
       "no-implicit-coercion": "error",

@@ -2,7 +2,9 @@
 
 import { FileError } from "./download.js";
 
-/** @typedef {{ resolve: (value: any) => void, reject: (error: Error) => void, onProgress: (value: any) => void }} Call */
+/**
+ * @typedef {{ resolve: (value: any) => void, reject: (error: Error) => void, onProgress: (value: any) => void }} Call
+ */
 
 /** A worker and the calls that it hasn't answered. */
 export class Channel {

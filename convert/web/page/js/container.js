@@ -2,8 +2,8 @@
  * @file What a photo's file says about itself: its kind, its orientation, whether it is complete, and whether a browser
  * would change its colours.
  *
- * Browsers disagree on where they apply an orientation. So it is read here, as Python does (EXIF, else XMP), and removed
- * from the bytes that the browser decodes.
+ * Browsers disagree on where they apply an orientation. So it is read here, as Python does (EXIF, else XMP), and
+ * removed from the bytes that the browser decodes.
  */
 
 /**

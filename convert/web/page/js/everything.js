@@ -1,6 +1,6 @@
 /**
- * @file Everything mode: masks of all objects of a photo, from a grid of points (SAM, appendix B); the rules of Python's
- * `portable/everything.py` and `portable/scanning.py`. Runs in the worker.
+ * @file Everything mode: masks of all objects of a photo, from a grid of points (SAM, appendix B); the rules of
+ * Python's `portable/everything.py` and `portable/scanning.py`. Runs in the worker.
  */
 
 import { cropBoxes, isCut, placed, pointGrid, suppress } from "./crops.js";
@@ -83,7 +83,7 @@ export async function findEverything(whole, options, tools) {
   }
   if (crops.length > 1) {
     const smallerFirst = masks.map(({ crop: [x0, y0, x1, y1] }) => Math.fround(1 / Math.fround((x1 - x0) * (y1 - y0))));
-    masks = suppress(masks.map(({ box }) => box), smallerFirst, chosen.cropNms).map((i) => masks[i]); // prettier-ignore
+    masks = suppress(masks.map(({ box }) => box), smallerFirst, chosen.cropNms).map((i) => masks[i]);
   }
   if (chosen.minRegionArea) masks = cleaned(masks, width, height, chosen);
   let records = masks.map(({ counts, box: [x0, y0, x1, y1], score, stability, point }) => {
@@ -126,14 +126,15 @@ async function searchCrop(encoded, crop, photo, grid, options, tools) {
     done += group.length - open.length;
     for (let first = 0; first < open.length; first += step) {
       const some = open.slice(first, first + step);
-      const { coords, labels } = inputs(some.map((i) => points[i]), encoded, tools.info); // prettier-ignore
+      const { coords, labels } = inputs(some.map((i) => points[i]), encoded, tools.info);
       const { logits, scores } = await tools.decode(encoded, coords, labels, some.length);
       some.forEach((i, row) => {
         /** @type {{ counts: Uint32Array, area: number } | null} */
         let smallest = null;
         for (let m = 4 * row + 1; m < 4 * row + 4; m++) {
           if (!(scores[m] > minScore)) continue;
-          const found = upscaler.measure(logits.subarray(m * side * side, (m + 1) * side * side), options.stabilityOffset);
+          const mask = logits.subarray(m * side * side, (m + 1) * side * side);
+          const found = upscaler.measure(mask, options.stabilityOffset);
           if (options.stabilityThreshold > 0 && found.stability < options.stabilityThreshold) continue;
           if (found.area && (!smallest || found.area < smallest.area)) smallest = found;
           const box = outermost(found.box);
@@ -157,7 +158,7 @@ async function searchCrop(encoded, crop, photo, grid, options, tools) {
       }
     }
   }
-  const kept = suppress(masks.map(({ box }) => box), masks.map(({ score }) => score), options.boxNms); // prettier-ignore
+  const kept = suppress(masks.map(({ box }) => box), masks.map(({ score }) => score), options.boxNms);
   tools.onProgress({ done: grid.length, total: grid.length, found: kept.length });
   return kept.map((i) => masks[i]);
 }
@@ -200,7 +201,8 @@ function cleaned(masks, width, height, { minRegionArea, boxNms, cropNms }) {
     unchanged.push(same ? 1 : 0);
     return same ? mask : { ...mask, counts, box: outermost(boxOf(counts, height)) };
   });
-  return suppress(after.map(({ box }) => box), unchanged, Math.max(boxNms, cropNms)).map((i) => after[i]); // prettier-ignore
+  const kept = suppress(after.map(({ box }) => box), unchanged, Math.max(boxNms, cropNms));
+  return kept.map((i) => after[i]);
 }
 
 /** @param {Box} box x, y, width, height @returns {Box} the outermost pixels; zeros if there are none */
@@ -237,7 +239,7 @@ function checkOptions(options) {
     pointsPerSide: [1, 1024], cropLayers: [0, 6], scoreThreshold: [0, 1], stabilityThreshold: [0, 1], boxNms: [0, 1],
     cropNms: [0, 1], cropOverlap: [0, 0.99], cropPointsDownscale: [1, Infinity], stabilityOffset: [0, Infinity],
     minRegionArea: [0, Infinity], minArea: [0, Infinity], maxMasks: [0, Infinity],
-  }; // prettier-ignore
+  };
   for (const [name, value] of Object.entries(options)) {
     const range = ranges[name];
     if (range && !(Number(value) >= range[0] && Number(value) <= range[1])) {

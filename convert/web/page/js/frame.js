@@ -2,8 +2,8 @@
  * @file A photo in the model's square frame, with the pixels that Python's predictor computes.
  *
  * Pillow's bilinear filter for 8-bit pixels: a triangle, as wide as two source or two target pixels, whichever is more;
- * along the rows and along the columns; weights as integers of 22 fractional bits, and each of the two results rounded to
- * 8 bits. A browser's own smoothing of canvases differs from it by many grey levels.
+ * along the rows and along the columns; weights as integers of 22 fractional bits, and each of the two results rounded
+ * to 8 bits. A browser's own smoothing of canvases differs from it by many grey levels.
  */
 
 const BITS = 22; // of a weight's fraction: 255 times the sum of weights stays below 2^31

@@ -2,8 +2,8 @@
  * @file Low-resolution logits to masks of any size, by SAM's rule: bilinear to the square frame, cropped to the photo,
  * bilinear to the target size, both with half-pixel centres and without antialiasing.
  *
- * The two steps are one weighted sum of three logits or fewer per axis. Sums are rounded to float32 after each operation,
- * in the order of Python's `portable/postprocess.py`, so the same logits give the same mask.
+ * The two steps are one weighted sum of three logits or fewer per axis. Sums are rounded to float32 after each
+ * operation, in the order of Python's `portable/postprocess.py`, so the same logits give the same mask.
  */
 
 import { RunWriter } from "./runs.js";

@@ -9,7 +9,7 @@ const CHANNELS = /** @type {Record<number, number>} */ ({ 0: 1, 2: 3, 3: 1, 4: 2
 const MAX_PIXELS = 1 << 27;
 const PAUSE = 8; // ms of work between two pauses
 // First column and row, and steps, of the seven passes of an interlaced picture.
-const ADAM7 = [[0, 0, 8, 8], [4, 0, 8, 8], [0, 4, 4, 8], [2, 0, 4, 4], [0, 2, 2, 4], [1, 0, 2, 2], [0, 1, 1, 2]]; // prettier-ignore
+const ADAM7 = [[0, 0, 8, 8], [4, 0, 8, 8], [0, 4, 4, 8], [2, 0, 4, 4], [0, 2, 2, 4], [1, 0, 2, 2], [0, 1, 1, 2]];
 
 /**
  * @typedef {object} Header
@@ -73,7 +73,7 @@ function chunks(bytes) {
         header = {
           width: view.getUint32(at + 8), height: view.getUint32(at + 12), depth: content[8], type: content[9],
           palette, interlaced: content[12] === 1,
-        }; // prettier-ignore
+        };
         break;
       case "PLTE":
         palette = content;

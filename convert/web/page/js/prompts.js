@@ -54,7 +54,7 @@ export function checkPrompt({ points, box }, width, height, slots) {
  * @returns {{ coords: Float32Array, labels: Float32Array }} (1 n 2) and (1 n)
  */
 export function promptInputs({ points, box }, { width, height, filled }, slots) {
-  const corners = box ? [[box[0], box[1], TOP_LEFT], [box[2], box[3], BOTTOM_RIGHT]] : []; // prettier-ignore
+  const corners = box ? [[box[0], box[1], TOP_LEFT], [box[2], box[3], BOTTOM_RIGHT]] : [];
   const all = [...corners, ...points];
   const count = slots === "dynamic" ? all.length : slots;
   const coords = new Float32Array(2 * count);

@@ -1,5 +1,6 @@
 /**
- * @file Connected regions of a mask: fill small holes, drop small islands. Pixels are neighbours along sides and corners.
+ * @file Connected regions of a mask: fill small holes, drop small islands. Pixels are neighbours along sides and
+ * corners.
  *
  * Masks stay run lengths. The stretches of equal pixels within a column are joined with those that they touch in the
  * column before, by a union-find.

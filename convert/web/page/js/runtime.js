@@ -144,7 +144,8 @@ export class Runtime {
   /** @param {Float32Array | null} maskInput @param {number} count @returns {Tensors} */
   #mask(maskInput, count) {
     const side = this.info.mask_size;
-    const empty = count === 1 ? this.noMask : this.tensor(new Float32Array(count * side * side), [count, 1, side, side]);
+    const zeros = () => this.tensor(new Float32Array(count * side * side), [count, 1, side, side]);
+    const empty = count === 1 ? this.noMask : zeros();
     return {
       mask_input: maskInput ? this.tensor(maskInput, [1, 1, side, side]) : empty,
       has_mask_input: this.tensor(new Float32Array(count).fill(maskInput ? 1 : 0), [count]),
@@ -154,10 +155,9 @@ export class Runtime {
 
 /** @param {Tensors} given @param {string[]} names @returns {Tensors} */
 function pick(given, names) {
-  return Object.fromEntries(names.map((name) => {
-    if (!given[name]) throw new FileError(`model: has the input ${name}, which this page doesn't know; write the site again`);
-    return [name, given[name]];
-  })); // prettier-ignore
+  const unknown = names.find((name) => !given[name]);
+  if (unknown) throw new FileError(`model: this page doesn't know its input ${unknown}; write the site again`);
+  return Object.fromEntries(names.map((name) => [name, given[name]]));
 }
 
 /** @param {unknown} error @returns {string} */

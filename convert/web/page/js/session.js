@@ -72,7 +72,14 @@ export async function openModel(baseUrl, { onProgress = () => {}, backend = "aut
   }
 }
 
-/** End the worker if it stays silent. @template T @param {Channel} channel @param {Promise<T>} work @returns {Promise<T>} */
+/**
+ * End the worker if it stays silent.
+ *
+ * @template T
+ * @param {Channel} channel
+ * @param {Promise<T>} work
+ * @returns {Promise<T>}
+ */
 async function watched(channel, work) {
   const timer = setInterval(() => {
     if (performance.now() - channel.heard > SILENCE) channel.close(new Error(`no answer in ${SILENCE / 1000} s`));

@@ -13,8 +13,8 @@
  * @property {number} height
  * @property {(y0: number, y1: number) => Uint8ClampedArray} rows RGBA of the rows y0 to y1 (excluded), always opaque:
  *   the pixels that Python's reader gives. Never ask for all rows of a large photo at once.
- * @property {ImageBitmap} bitmap for drawing. It can be smaller than the photo (canvases are limited), so draw it with a
- *   size: drawImage(bitmap, 0, 0, width, height).
+ * @property {ImageBitmap} bitmap for drawing. It can be smaller than the photo (canvases are limited), so draw it with
+ *   a size: drawImage(bitmap, 0, 0, width, height).
  * @property {string[]} notes what the user should know: colours that can differ from Python's, and why
  * @property {() => void} close frees the memory; the photo can't be used afterwards
  */
@@ -160,11 +160,11 @@
  * @property {(photo: Photo) => Promise<Embedding>} encode
  * @property {(embedding: Embedding, prompt: Prompt, options?: { maskInput?: Float32Array | null })
  *   => Promise<Prediction>} predict for clicks; never dropped. `maskInput`: logits (s s) of an earlier prediction
- * @property {(embedding: Embedding, prompt: Prompt) => Promise<Prediction | null>} hover for a preview under the pointer;
- *   null if a newer hover request came before this one was started. Clicks go first
+ * @property {(embedding: Embedding, prompt: Prompt) => Promise<Prediction | null>} hover for a preview under the
+ *   pointer; null if a newer hover request came before this one was started. Clicks go first
  * @property {(embedding: Embedding, options?: EverythingOptions, hooks?: { onProgress?: (progress:
- *   { done: number, total: number, found: number }) => void, signal?: AbortSignal }) => Promise<FoundMask[]>} everything
- *   points done, of all, and masks found so far. Rejects with an AbortError once the signal is aborted
+ *   { done: number, total: number, found: number }) => void, signal?: AbortSignal }) => Promise<FoundMask[]>}
+ *   everything points done, of all, and masks found so far. Rejects with an AbortError once the signal is aborted
  * @property {(embedding: Embedding, logits: Float32Array, options?: { fillHoles?: number, dropIslands?: number })
  *   => Promise<Mask>} mask the mask of logits (s s) in the photo's pixels. Holes and separate parts with fewer
  *   pixels are filled and dropped

@@ -45,7 +45,10 @@ function photo(id) {
   return found;
 }
 
-/** @param {number} id @returns {Promise<{ filled: [number, number], ms: number, frameMs: number, encoded: Encoded }>} */
+/**
+ * @param {number} id
+ * @returns {Promise<{ filled: [number, number], ms: number, frameMs: number, encoded: Encoded }>}
+ */
 async function encodeFrame(id) {
   const frame = frames.get(id);
   if (!frame) throw new Error("no frame to encode");
