@@ -18,7 +18,7 @@ export async function candidates(backend, threads, precision) {
   const chosen = [];
   const rejected = [];
   if (backend !== "wasm") {
-    const reason = await webgpuFault(precision);
+    const reason = await webgpuFault(precision, backend === "webgpu");
     if (reason) rejected.push({ name: "WebGPU", reason });
     else chosen.push({ name: "webgpu", threads: 1 });
   }
@@ -34,15 +34,16 @@ export async function candidates(backend, threads, precision) {
 
 /**
  * @param {ModelInfo["precision"]} precision
+ * @param {boolean} software whether an adapter in software will do
  * @returns {Promise<string>} why WebGPU can't be used; empty if it can be tried
  */
-async function webgpuFault(precision) {
+async function webgpuFault(precision, software) {
   const gpu = /** @type {any} */ (navigator).gpu;
   if (!gpu) return "this browser doesn't have it";
   const adapter = await gpu.requestAdapter().catch(() => null);
   if (!adapter) return "no graphics adapter";
-  const software = adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter;
-  if (software) return "the adapter is software, slower than WebAssembly";
+  const fallback = adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter;
+  if (fallback && !software) return "the adapter is software, slower than WebAssembly";
   if (precision === "float16" && !adapter.features.has("shader-f16")) return "the adapter has no float16";
   return "";
 }
