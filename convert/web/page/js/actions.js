@@ -11,6 +11,10 @@ import { EMPTY, isEmpty } from "./work.js";
 /** @typedef {import("./pointer.js").Tool} Tool */
 /** @typedef {[number, number, number, number]} Box */
 
+const { touchInside, touchOutside, touchMove, box: boxHint } = say.hints;
+/** @type {Record<Tool, string>} */
+const TOUCH_HINTS = { inside: touchInside, outside: touchOutside, box: boxHint, move: touchMove };
+
 /**
  * @typedef {object} Panels
  * @property {ReturnType<typeof import("./panel_mask.js").attachMaskPanel>} maskPanel
@@ -25,10 +29,11 @@ export function listenToActions(app, { maskPanel, objectsPanel, everything }) {
   let tool = "inside";
   /** @type {[number, number] | null} */
   let corner = null; // first corner of a box from the keyboard
+  const touching = matchMedia("(hover: none) and (pointer: coarse)").matches;
 
   const refreshStatus = () => {
     const { hints } = say;
-    let hint = work.current ? hints[tool] : hints.none;
+    let hint = work.current ? (touching ? TOUCH_HINTS[tool] : hints[tool]) : hints.none;
     if (corner) hint = hints.corner;
     if (app.candidates) hint = hints.everything;
     if (app.embedding && !drafting.previews) hint += ` ${say.slowPreview}`;
@@ -106,7 +111,9 @@ export function listenToActions(app, { maskPanel, objectsPanel, everything }) {
     if (!hovered || maskInput || app.candidates || !app.embedding || !app.photo) return;
     const [x, y, label] = hovered;
     if (!label && !points.length && !box) return; // nothing to take away from
-    const prompt = { points: /** @type {[number, number, number][]} */ ([...points, [Math.floor(x), Math.floor(y), label]]), box };
+    /** @type {[number, number, number]} */
+    const point = [Math.floor(x), Math.floor(y), label];
+    const prompt = { points: [...points, point], box };
     try {
       checkPrompt(prompt, app.photo.width, app.photo.height, app.model?.info.slots ?? "dynamic");
     } catch {

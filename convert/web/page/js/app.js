@@ -109,20 +109,19 @@ export class App extends EventTarget {
     busy(say.opening(bare));
     try {
       const waiting = work.photos.find(({ name, blob }) => name === bare && !blob);
-      const entry = { id: newId(), name: waiting ? bare : work.freeName(bare), origin, blob: file, width: 0, height: 0, thumbnail: "" };
+      const id = newId();
       const blob = new Blob([await file.arrayBuffer()], { type: file.type }); // the file on the disk may change
-      const probe = { ...entry, blob, history: /** @type {any} */ (null) };
-      const { photo } = await this.photos.open(probe);
+      const { photo } = await this.photos.open({ id, blob, name: bare });
       const read = { blob, width: photo.width, height: photo.height, thumbnail: thumbnailOf(photo) };
       if (waiting && waiting.width === photo.width && waiting.height === photo.height) {
         Object.assign(waiting, read, { origin });
-        await this.photos.close(entry.id);
+        await this.photos.close(id);
         await this.saving.replacePhoto(waiting);
         work.dispatchEvent(new Event("photos"));
         return waiting;
       }
       if (waiting) message(say.sizeDiffers(bare, waiting.width, waiting.height), "error");
-      const added = work.add({ ...entry, ...read, name: work.freeName(bare) });
+      const added = work.add({ id, origin, ...read, name: work.freeName(bare) });
       for (const note of photo.notes ?? []) message(`${added.name}: ${note}`);
       await this.saving.addPhoto(added);
       await this.photos.tidy(work.current?.id ?? added.id);

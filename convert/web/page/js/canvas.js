@@ -180,7 +180,10 @@ export class Stage {
     const { context, view } = this;
     const [left, top] = view.toStage(x0, y0);
     const [right, bottom] = view.toStage(x1, y1);
-    for (const [width, style] of /** @type {[number, string][]} */ ([[4, "rgb(0 0 0 / 0.6)"], [2, "#ffffff"]])) {
+    for (const [width, style] of /** @type {[number, string][]} */ ([
+      [4, "rgb(0 0 0 / 0.6)"],
+      [2, "#ffffff"],
+    ])) {
       context.setLineDash(width === 2 ? dashes : []);
       context.lineWidth = width;
       context.strokeStyle = style;
@@ -215,14 +218,21 @@ export class Stage {
     const { context, view } = this;
     const [x, y] = view.toStage(px + 0.5, py + 0.5);
     const { width, height } = view.stage;
-    for (const [line, style] of /** @type {[number, string][]} */ ([[3, "rgb(0 0 0 / 0.7)"], [1, "#ffffff"]])) {
+    for (const [line, style] of /** @type {[number, string][]} */ ([
+      [3, "rgb(0 0 0 / 0.7)"],
+      [1, "#ffffff"],
+    ])) {
       context.lineWidth = line;
       context.strokeStyle = style;
       context.beginPath();
-      for (const [x0, y0, x1, y1] of [[0, y, x - 6, y], [x + 6, y, width, y], [x, 0, x, y - 6], [x, y + 6, x, height]]) {
-        context.moveTo(x0, y0);
-        context.lineTo(x1, y1);
-      }
+      context.moveTo(0, y);
+      context.lineTo(x - 6, y);
+      context.moveTo(x + 6, y);
+      context.lineTo(width, y);
+      context.moveTo(x, 0);
+      context.lineTo(x, y - 6);
+      context.moveTo(x, y + 6);
+      context.lineTo(x, height);
       context.stroke();
     }
   }

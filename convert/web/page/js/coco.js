@@ -142,7 +142,8 @@ export function fromCoco(content) {
       const counts = readSegmentation(annotation.segmentation, photo.width, photo.height);
       const area = areaOf(counts);
       if (!area) throw new FormatError("an empty mask");
-      photo.objects.push({ label: categories.get(annotation.category_id) ?? "", counts, area, box: boxOf(counts, photo.height) });
+      const label = categories.get(annotation.category_id) ?? "";
+      photo.objects.push({ label, counts, area, box: boxOf(counts, photo.height) });
     } catch (error) {
       skipped.push(`${where}: ${error instanceof Error ? error.message : error}`);
     }
@@ -162,7 +163,8 @@ function readSegmentation(segmentation, width, height) {
   if (Array.isArray(segmentation)) {
     const polygons = segmentation.filter((polygon) => Array.isArray(polygon) && polygon.length >= 6);
     if (!polygons.length) throw new FormatError("no polygon of three or more corners");
-    return union(polygons.map((polygon) => polygonRuns(checkPolygon(polygon, width, height), width, height)), width * height);
+    const parts = polygons.map((polygon) => polygonRuns(checkPolygon(polygon, width, height), width, height));
+    return union(parts, width * height);
   }
   if (!isRecord(segmentation) || !Array.isArray(segmentation.size)) throw new FormatError("no segmentation");
   const [rows, columns] = segmentation.size;

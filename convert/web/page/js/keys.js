@@ -13,7 +13,7 @@ const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], Arrow
  * @property {() => boolean} enabled whether single keys work; people who dictate switch them off
  * @property {() => void} undo
  * @property {() => void} redo
- * @property {(x: number, y: number, label: 0 | 1 | null) => void} place a point at the crosshair; null: the tool's label
+ * @property {(x: number, y: number, label: 0 | 1 | null) => void} place a point; null: the tool's label
  * @property {(x: number, y: number) => void} corner of a box at the crosshair
  * @property {() => boolean} cancel what is going on; whether there was anything
  * @property {(x: number, y: number) => void} moved the crosshair
@@ -89,9 +89,11 @@ function middle({ view }) {
   return [Math.min(width - 1, Math.max(0, Math.floor(x))), Math.min(height - 1, Math.max(0, Math.floor(y)))];
 }
 
+const NO_TEXT = ["radio", "checkbox", "range", "button", "file"]; // kinds of inputs
+
 /** @param {EventTarget | null} target @returns {boolean} whether keys are text there */
 function isText(target) {
   if (!(target instanceof HTMLElement)) return false;
-  if (target instanceof HTMLInputElement) return !["radio", "checkbox", "range", "button", "file"].includes(target.type);
+  if (target instanceof HTMLInputElement) return !NO_TEXT.includes(target.type);
   return target.isContentEditable || ["TEXTAREA", "SELECT"].includes(target.tagName);
 }

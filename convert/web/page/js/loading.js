@@ -59,6 +59,7 @@ function showModel({ info, backend }) {
   const bytes = Object.values(parts).reduce((sum, part) => sum + part.bytes, 0);
   element("backend").textContent = say.backendLine(backend);
   element("backend").dataset.backend = backend.name;
+  element("runs").textContent = say.runs(backend);
   const facts = { name, source, licence, size: megabytes(bytes), precision };
   element("model-facts").replaceChildren(
     ...Object.entries(facts).flatMap(([key, value]) => [

@@ -86,7 +86,8 @@ async function useCamera(open) {
   } catch (error) {
     stop();
     console.warn(error);
-    if (matchMedia("(pointer: coarse)").matches) input("capture").click(); // the camera's own app
+    // The system's own camera, where there is one.
+    if (matchMedia("(pointer: coarse)").matches) input("capture").click();
     else message(say.noCamera, "error");
     return;
   }

@@ -9,7 +9,7 @@ import { say } from "./strings.js";
 /** @typedef {import("./types.js").FoundMask} FoundMask */
 /** @typedef {{ mask: FoundMask, path: Path2D, chosen: boolean, colour: number }} Candidate */
 
-// SAM's limits, and lower ones for models with a small frame, which are less certain of their masks (docs/everything.md).
+// SAM's limits, and lower ones for models with a small frame, which are less certain of their masks.
 const LIMITS = { usual: ["0.88", "0.95"], small: ["0.6", "0.7"] };
 const SMALL = 256; // side of the frame
 
@@ -160,4 +160,3 @@ function inside(context, path, x, y) {
   context.restore();
   return result;
 }
-

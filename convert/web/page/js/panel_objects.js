@@ -20,7 +20,12 @@ export function attachObjects(app) {
     const swatch = make("span", { className: "swatch" });
     swatch.style.backgroundColor = css(colour(object.colour));
     const share = make("span", { className: "quiet", textContent: say.share(area / (width * height)) });
-    const choose = make("button", { type: "button", className: "swatch-button", title: say.select(name) }, swatch, share);
+    const choose = make(
+      "button",
+      { type: "button", className: "swatch-button", title: say.select(name) },
+      swatch,
+      share,
+    );
     choose.setAttribute("aria-label", `${say.select(name)}, ${share.textContent}`);
     choose.setAttribute("aria-pressed", String(work.selected === id));
     choose.onclick = () => work.selectObject(work.selected === id ? null : id);
@@ -61,7 +66,10 @@ export function attachObjects(app) {
     if (drawn[0] === objects && drawn[1] === work.selected && drawn[2] === work.current) return;
     drawn = [objects, work.selected, work.current];
     // The list is made anew; the focus goes to the same control of the same object, or the next one's.
-    const active = document.activeElement instanceof HTMLElement && list.contains(document.activeElement) ? document.activeElement : null;
+    const active =
+      document.activeElement instanceof HTMLElement && list.contains(document.activeElement)
+        ? document.activeElement
+        : null;
     const item = active?.closest("li");
     const place = item ? [...list.children].indexOf(item) : -1;
     const control = item ? [...item.querySelectorAll("button, input")].indexOf(/** @type {Element} */ (active)) : -1;

@@ -5,7 +5,7 @@ import { openPhoto } from "./photo.js";
 /** @typedef {import("./types.js").Photo} Photo */
 /** @typedef {import("./types.js").Model} Model */
 /** @typedef {import("./types.js").Embedding} Embedding */
-/** @typedef {import("./work.js").PhotoEntry} PhotoEntry */
+/** @typedef {Pick<import("./work.js").PhotoEntry, "id" | "name" | "blob">} Source */
 
 /** @typedef {{ photo: Photo, embedding: Promise<Embedding> | null, model: Model | null }} Opened */
 
@@ -20,7 +20,7 @@ export class Photos {
   }
 
   /**
-   * @param {PhotoEntry} entry with a blob
+   * @param {Source} entry with a blob
    * @returns {Promise<Opened>}
    */
   open(entry) {
@@ -32,14 +32,14 @@ export class Photos {
     return opening;
   }
 
-  /** @param {PhotoEntry} entry @returns {Promise<Opened>} */
+  /** @param {Source} entry @returns {Promise<Opened>} */
   async #read({ blob, name }) {
     if (!blob) throw new TypeError(`${name}: no photo`);
     return { photo: await openPhoto(blob, name), embedding: null, model: null };
   }
 
   /**
-   * @param {PhotoEntry} entry with a blob
+   * @param {Source} entry with a blob
    * @param {Model} model
    * @returns {Promise<Embedding>}
    */

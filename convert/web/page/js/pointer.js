@@ -38,7 +38,11 @@ export function listenToPointers(stage, actions) {
   /** @param {MouseEvent} event @returns {0 | 1} */
   const labelOf = (event) => (event.shiftKey || event.button === 2 || actions.tool() === "outside" ? 0 : 1);
 
-  /** @param {number} x @param {number} y @returns {[number, number, number, number]} from the gesture's start, on the photo */
+  /**
+   * @param {number} x
+   * @param {number} y
+   * @returns {[number, number, number, number]} the box from the gesture's start, on the photo
+   */
   const boxTo = (x, y) => {
     const { width, height } = view.photo;
     const [ax, ay] = view.toPhoto(gesture?.x ?? x, gesture?.y ?? y);

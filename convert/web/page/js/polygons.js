@@ -55,7 +55,8 @@ function crossings(x0, y0, x1, y1, found) {
     const nextX = flat ? x0 + t : Math.trunc(x0 + slope * t + 0.5);
     const nextY = flat ? Math.trunc(y0 + slope * t + 0.5) : y0 + t;
     const left = Math.min(x, nextX);
-    if (x !== nextX && (left - 2) % FINE === 0) found((left - 2) / FINE, Math.ceil((Math.min(y, nextY) + 0.5) / FINE - 0.5));
+    const column = (left - 2) / FINE; // the middle of column 0 is between 2 and 3 on the finer grid
+    if (x !== nextX && Number.isInteger(column)) found(column, Math.ceil((Math.min(y, nextY) + 0.5) / FINE - 0.5));
     [x, y] = [nextX, nextY];
   }
 }

@@ -93,7 +93,13 @@ export class Saving {
 
   #show() {
     const { saved } = say;
-    const text = this.failed ? saved.memory : this.pending ? saved.busy : this.work.photos.length ? saved.now : saved.none;
+    const text = this.failed
+      ? saved.memory
+      : this.pending
+        ? saved.busy
+        : this.work.photos.length
+          ? saved.now
+          : saved.none;
     element("saved").textContent = text;
     element("saved").classList.toggle("ready", text === saved.now);
   }

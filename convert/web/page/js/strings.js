@@ -37,7 +37,8 @@ export const TEXTS = {
   opacity: "Mask opacity",
   stage: "Photo and masks",
   stageHelp:
-    "Arrow keys move a crosshair, with Shift by one pixel. Enter places a point, Shift and Enter a point outside. K sets a corner of a box. Tab leaves the photo.",
+    "Arrow keys move a crosshair, with Shift by one pixel. Enter places a point, Shift and Enter a point outside. " +
+    "K sets a corner of a box. Tab leaves the photo.",
   welcomeTitle: "Cut out and annotate objects, on your own device",
   welcomeText:
     "Open a photo, click an object, and get its mask. The model runs in this browser: your photos are not uploaded.",
@@ -175,14 +176,16 @@ export const say = {
     outside: "Click what doesn’t belong to the object.",
     box: "Drag a box around the object.",
     move: "Drag to move the photo; use the wheel or two fingers to zoom.",
+    touchInside: "Tap the object. Outside takes away what doesn’t belong to it; Box lets you draw one.",
+    touchOutside: "Tap what doesn’t belong to the object.",
+    touchMove: "Drag to move the photo; two fingers zoom.",
     corner: "K sets the opposite corner of the box; Escape leaves it.",
     everything: "Click masks to choose or drop them.",
     none: "Open a photo to begin.",
   },
   slowPreview: "No preview under the pointer: this device is too slow for it.",
   /** @param {number} encoder @param {number} decoder */
-  times: (encoder, decoder) =>
-    `Encoder ${duration(encoder)}${decoder ? ` · decoder ${duration(decoder)}` : ""}`,
+  times: (encoder, decoder) => `Encoder ${duration(encoder)}${decoder ? ` · decoder ${duration(decoder)}` : ""}`,
   maskNames: ["single", "part", "middle", "whole"],
   /** @param {string} kind @param {number} score */
   score: (kind, score) => `${kind === "iou" ? "predicted overlap" : "stability"} ${score.toFixed(2)}`,
@@ -259,7 +262,8 @@ export const say = {
   photoOpened: (name) => `${name} is open.`,
   /** @param {string} name @param {number} width @param {number} height */
   sizeDiffers: (name, width, height) =>
-    `${name}: its imported annotations are for ${width} x ${height} pixels, but this photo has another size. It was opened as a separate photo.`,
+    `${name}: its imported annotations are for ${width} x ${height} pixels, but this photo has another size. ` +
+    "It was opened as a separate photo.",
   /** @param {{ objects: number, known: number, missing: number, skipped: string[] }} result */
   imported: ({ objects, known, missing, skipped }) =>
     [
@@ -277,18 +281,26 @@ export const say = {
   /** @param {import("./types.js").Backend} backend */
   backendLine: ({ name, threads, precision, check }) => {
     const how = name === "wasm" ? `WebAssembly with ${plural(threads, "thread")}` : "WebGPU";
-    const checked = `Checked at start on this device: ${plural(check.prompts, "prompt")}, smallest overlap with Python’s masks ${check.worstOverlap.toFixed(4)}, largest error of logits ${check.logitsError.toExponential(0)}, in ${duration(check.ms)}.`;
-    return `Runs on ${how}, ${precision}. ${checked}`;
+    const { prompts, worstOverlap, logitsError, ms } = check;
+    const overlap = `smallest overlap with Python’s masks ${worstOverlap.toFixed(4)}`;
+    const error = `largest error of logits ${logitsError.toExponential(0)}`;
+    const checked = `Checked at start on this device: ${plural(prompts, "prompt")}, ${overlap}, ${error}`;
+    return `Runs on ${how}, ${precision}. ${checked}, in ${duration(ms)}.`;
   },
+  /** @param {import("./types.js").Backend} backend */
+  runs: ({ name, threads, check }) =>
+    `${name === "wasm" ? `WebAssembly, ${plural(threads, "thread")}` : "WebGPU"}: ` +
+    `masks checked on this device, overlap ${check.worstOverlap.toFixed(3)}`,
   oneThread: "This host doesn’t allow threads, so the model runs slower than it could.",
   /** @param {string} name @param {string} reason */
-  rejected: (name, reason) => `Not used: ${name}. ${reason}`,
+  rejected: (name, reason) => `Not used: ${name} (${reason}).`,
   facts: { name: "Name", source: "Source", licence: "Licence", size: "Files", precision: "Precision" },
   modelLoading: "Loading…",
   offline: {
     checking: "Preparing to work offline…",
     /** @param {number} done @param {number} total */
-    keeping: (done, total) => `Keeping files for offline use: ${megabytes(done)}${total ? ` of ${megabytes(total)}` : ""}`,
+    keeping: (done, total) =>
+      `Keeping files for offline use: ${megabytes(done)}${total ? ` of ${megabytes(total)}` : ""}`,
     ready: "Works offline now: you can switch the network off.",
     /** @param {string} reason */
     not: (reason) => `Works without uploading, but needs its server when you load it${reason ? ` (${reason})` : ""}.`,
@@ -296,7 +308,8 @@ export const say = {
   },
   saved: { now: "Saved on this device", busy: "Saving…", none: "", memory: "Not saved: see the message" },
   storeFull:
-    "The browser’s storage is full: new work is not saved. Download the annotation file with the photos, then remove some photos.",
+    "The browser’s storage is full: new work is not saved. " +
+    "Download the annotation file with the photos, then remove some photos.",
   /** @param {string} reason */
   storeFailed: (reason) =>
     `This browser can’t keep your work (${reason}). Download the annotation file before you leave.`,

@@ -194,7 +194,7 @@ export class Work extends EventTarget {
    * @returns {string} the name, or a similar one that no photo has, and without folders; stems differ, too
    */
   freeName(name) {
-    const bare = name.replace(/^.*[\\/]/, "").replace(/[\0-\x1f<>:"|?*]/g, "_") || "photo"; // eslint-disable-line no-control-regex
+    const bare = name.replace(/^.*[\\/]/, "").replace(/[\p{Cc}<>:"|?*]/gu, "_") || "photo";
     const dot = bare.lastIndexOf(".");
     const [stem, suffix] = dot > 0 ? [bare.slice(0, dot), bare.slice(dot)] : [bare, ""];
     const taken = new Set(this.photos.map((photo) => stemOf(photo.name)));
