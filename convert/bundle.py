@@ -1,6 +1,6 @@
 """Export a model as a bundle: one verified folder with everything an app needs to ship it.
 
-    python -m convert.bundle CHECKPOINT --output DIR [--formats onnx,coreml,x-anylabeling]
+    python -m convert.bundle CHECKPOINT --output DIR [--formats onnx,coreml,x-anylabeling,web]
 
 A bundle contains the models, their contract as JSON, test vectors, a predictor in numpy and ONNX Runtime with a script
 that runs it on the vectors, a licence note, checksums, and a README with the calls in Swift, Python and JavaScript.
@@ -16,60 +16,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from convert import to_coreml, to_onnx
 from convert.export import bundle_docs, common, gate
 from convert.export.common import ExportJob
+from convert.export.vectors import write_vectors
+from convert.web import runtime, site
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
-from edgesam_jax.portable.postprocess import upscale_masks
 
-FORMATS = ("onnx", "coreml", "x-anylabeling")
+DEFAULT = ("onnx", "coreml", "x-anylabeling")
+FORMATS = (*DEFAULT, "web")  # the page needs npm, and 40 MB of its runtime, so it is only written on request
 PORTABLE = "edgesam_onnx"  # name of the predictor package in a bundle
-VECTORS = ("large box", "small box", "point", "five points")
-MIN_OVERLAP = 0.95  # IoU required by check.py; allows for float16 and another way of resizing the photo
-
-
-def write_vectors(folder: Path, photos: dict[str, np.ndarray], cases: Sequence[gate.Case], job: ExportJob) -> None:
-    """Write photos and first masks as PNG, and the prompts in pixels of the photos as JSON."""
-    folder.mkdir()
-    entries = []
-    for number, case in enumerate(cases):
-        photo = photos[case.name]
-        size = (photo.shape[0], photo.shape[1])
-        Image.fromarray(photo).save(folder / f"photo_{number}.png")
-        # The prompts of ``gate.make_cases``, before scaling to the frame.
-        unscaled = gate.sample_prompts(size, job.slots, job.mask_input, number)
-        prompts = []
-        for i, prompt in enumerate(unscaled):
-            if prompt.name not in VECTORS:
-                continue
-            mask = upscale_masks(case.logits[i, :1], job.model.config.image_size, case.filled, size)[0]
-            name = f"photo_{number}_{prompt.name.replace(' ', '_')}.png"
-            Image.fromarray(mask).save(folder / name)
-            prompts.append(
-                {
-                    "name": prompt.name,
-                    "points": np.round(prompt.coords, 4).tolist(),
-                    "labels": prompt.labels.tolist(),
-                    "mask": name,
-                    "pixels": int(mask.sum()),
-                    "scores": np.round(case.scores[i].astype(float), 5).tolist(),
-                }
-            )
-        flat = case.embedding.reshape(-1)
-        entries.append(
-            {
-                "photo": f"photo_{number}.png",
-                "what": case.name,
-                "frame": {"rows": case.filled[0], "columns": case.filled[1]},
-                "embedding": {"mean": float(flat.mean()), "std": float(flat.std()), "first": flat[:8].tolist()},
-                "prompts": prompts,
-            }
-        )  # fmt: skip
-    common.write_json(folder / "vectors.json", {"least_overlap": MIN_OVERLAP, "photos": entries})
 
 
 def write_predictor(folder: Path) -> None:
@@ -120,10 +77,14 @@ def run(args: argparse.Namespace) -> int:
     common.require("torch", "onnx", "onnxscript", "onnxruntime")
     if "coreml" in formats:
         options = to_coreml.check(args)
+    if "web" in formats:
+        if args.part != "both":
+            raise UsageError(f"--part {args.part}: the format web needs both parts; leave --part out")
+        runtime.prepare()
     job = common.load_job(args)
     photos = gate.load_photos(args.photos)
     contents: dict[str, Any] = {}
-    with common.output_folder(args.output, bundle=True) as folder:
+    with common.output_folder(args.output, "bundle") as folder:
         cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)
         write_vectors(folder / "vectors", photos, cases, job)
         if "onnx" in formats:
@@ -142,6 +103,12 @@ def run(args: argparse.Namespace) -> int:
             plain = [dataclasses.replace(c.without_masks(), anchors=None) for c in cases]
             contents["x-anylabeling"] = to_onnx.build(labelling, folder / "x-anylabeling", "photo", plain)
             write_x_anylabeling(folder / "x-anylabeling", labelling)
+        if "web" in formats:
+            (folder / "web").mkdir()
+            plain = [dataclasses.replace(c, anchors=None) for c in cases]
+            contents["web"] = site.write_site(
+                folder / "web", dataclasses.replace(job, priors=False, batched=False), photos, "float32", cases=plain
+            )
         common.write_json(folder / "contract.json", contents)
         licence = str(job.model.metadata.get("licence", ""))
         (folder / "LICENCE.txt").write_text(bundle_docs.licence(licence, str(job.model.metadata.get("source", ""))))
@@ -155,7 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = Parser(prog="python -m convert.bundle", description="Export a checkpoint with all that shipping it needs.")
     common.add_flags(parser)
-    parser.add_argument("--formats", default=",".join(FORMATS), help="comma-separated list (default: all, %(default)s)")
+    parser.add_argument(
+        "--formats", default=",".join(DEFAULT),
+        help="comma-separated list (default: %(default)s); web adds a page that runs the model in the browser",
+    )  # fmt: skip
     to_onnx.add_batch_flag(parser)
     to_coreml.add_flags(parser)
     return common.run_export(parser, run, argv)

@@ -174,6 +174,13 @@ Load `x-anylabeling/${name}_labelling.yaml` as a custom model. The encoder takes
 X-AnyLabeling itself.
 """
 
+WEB = """
+## In the browser
+
+`web/` is a page that runs the model on its visitors' own machines (docs/web.md). To serve it on this machine:
+`python -m convert.to_web --serve web`; to publish it, copy the folder to any static host.
+"""
+
 
 def licence(text: str, source: str) -> str:
     """Return the licence note: the weights' licence and source, as far as recorded, and this project's licence."""
@@ -228,4 +235,5 @@ def readme(job: ExportJob, contents: dict[str, Any]) -> str:
             )
     parts += [PYTHON] if "onnx" in contents else []
     parts += [X_ANYLABELING] if "x-anylabeling" in contents else []
+    parts += [WEB] if "web" in contents else []
     return Template("".join(parts)).substitute(values)

@@ -23,6 +23,7 @@ from edgesam_jax.predict.compiled import check_priors
 
 SLOTS = 16  # points and box corners per prompt, unless the flags name another number
 EXTRA = "pip install 'edgesam-jax[export]'"
+MARKERS = {"bundle": "contract.json", "site": "site.json"}  # the file by which a folder is recognised
 
 
 class Refused(Exception):
@@ -210,21 +211,22 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def output_folder(output: Path, bundle: bool = False) -> Iterator[Path]:
+def output_folder(output: Path, whole: str = "") -> Iterator[Path]:
     """Yield a folder to write into; its contents move to ``output`` when the block succeeds.
 
     Args:
-      bundle: replace an earlier bundle at ``output`` as a whole. Otherwise only files of the same names are replaced.
+      whole: ``bundle`` or ``site``: an earlier one at ``output`` is replaced as a whole. Otherwise only files of the
+        same names are replaced.
 
     Raises:
-      UsageError: ``output`` is a file, contains other files than a bundle (with ``bundle``), or can't be written.
+      UsageError: ``output`` is a file, contains other files than such a bundle or site, or can't be written.
     """
-    if bundle and output.is_dir() and any(output.iterdir()) and not (output / "contract.json").is_file():
-        raise UsageError(f"--output {output}: contains files that are not a bundle; choose a new folder")
+    if whole and output.is_dir() and any(output.iterdir()) and not (output / MARKERS[whole]).is_file():
+        raise UsageError(f"--output {output}: contains files that are not a {whole}; choose a new folder")
     if output.exists() and not output.is_dir():
         raise UsageError(f"--output {output}: is a file; choose a folder")
     try:
-        with atomic_folder(output) if bundle else staged_files(output) as folder:
+        with atomic_folder(output) if whole else staged_files(output) as folder:
             yield folder
     except OSError as error:
         raise UsageError(f"--output {output}: cannot write there ({error.strerror or error})") from None

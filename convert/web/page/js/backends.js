@@ -1,0 +1,54 @@
+/** @file Which backends there are to try on this machine. */
+
+/** @typedef {import("./types.js").ModelInfo} ModelInfo */
+/** @typedef {{ name: "wasm" | "webgpu", threads: number }} Candidate */
+
+const MAX_THREADS = 8;
+
+/**
+ * The backends to try, in order.
+ *
+ * @param {"auto" | "wasm" | "webgpu"} backend
+ * @param {number} threads
+ * @param {ModelInfo["precision"]} precision
+ * @returns {Promise<{ chosen: Candidate[], rejected: { name: string, reason: string }[] }>}
+ */
+export async function candidates(backend, threads, precision) {
+  /** @type {Candidate[]} */
+  const chosen = [];
+  const rejected = [];
+  if (backend !== "wasm") {
+    const reason = await webgpuFault(precision, backend === "webgpu");
+    if (reason) rejected.push({ name: "WebGPU", reason });
+    else chosen.push({ name: "webgpu", threads: 1 });
+  }
+  if (backend !== "webgpu") {
+    const cores = navigator.hardwareConcurrency || 1;
+    const suited = Math.min(MAX_THREADS, cores > 4 ? Math.ceil(cores / 2) : cores); // half the cores of phones are slow
+    const most = self.crossOriginIsolated ? threads || suited : 1;
+    if (most > 1) chosen.push({ name: "wasm", threads: most });
+    chosen.push({ name: "wasm", threads: 1 });
+  }
+  return { chosen, rejected };
+}
+
+/**
+ * @param {ModelInfo["precision"]} precision
+ * @param {boolean} software whether an adapter in software will do
+ * @returns {Promise<string>} why WebGPU can't be used; empty if it can be tried
+ */
+async function webgpuFault(precision, software) {
+  const gpu = /** @type {any} */ (navigator).gpu;
+  if (!gpu) return "this browser doesn't have it";
+  const adapter = await gpu.requestAdapter().catch(() => null);
+  if (!adapter) return "no graphics adapter";
+  const fallback = adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter;
+  if (fallback && !software) return "the adapter is software, slower than WebAssembly";
+  if (precision === "float16" && !adapter.features.has("shader-f16")) return "the adapter has no float16";
+  return "";
+}
+
+/** @param {Candidate} candidate @returns {string} */
+export function title({ name, threads }) {
+  return name === "webgpu" ? "WebGPU" : `WebAssembly, ${threads} thread${threads > 1 ? "s" : ""}`;
+}

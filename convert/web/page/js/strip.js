@@ -1,0 +1,45 @@
+/** @file The row of open photos. */
+
+import { confirmed, element, iconButton, make } from "./dom.js";
+import { say } from "./strings.js";
+
+/** @typedef {import("./app.js").App} App */
+
+/** @param {App} app */
+export function attachStrip(app) {
+  const { work } = app;
+  const list = element("photos");
+
+  const refresh = () => {
+    element("strip").hidden = !work.photos.length;
+    const focused = document.activeElement instanceof HTMLElement ? document.activeElement.dataset.photo : undefined;
+    const items = work.photos.map((photo) => {
+      const count = photo.history.present.objects.length;
+      const choose = make("button", { type: "button", className: "photo", title: photo.name });
+      choose.dataset.photo = photo.id;
+      choose.setAttribute("aria-label", say.photoButton(photo.name, count));
+      if (photo === work.current) choose.setAttribute("aria-current", "true");
+      if (photo.thumbnail) choose.append(make("img", { src: photo.thumbnail, alt: "", width: 64, height: 48 }));
+      else choose.append(make("span", { className: "blank", textContent: "?" }));
+      choose.append(make("span", { className: "name", textContent: photo.name }));
+      if (count) choose.append(make("span", { className: "count", textContent: String(count) }));
+      choose.onclick = () => void app.show(photo);
+      const remove = iconButton("clear", say.closePhoto(photo.name), async () => {
+        if (!(await confirmed(say.confirmRemove(photo.name, count), say.removeIt))) return;
+        await app.removePhoto(photo);
+        element("stage").focus();
+      });
+      return make("li", {}, choose, remove);
+    });
+    list.replaceChildren(...items);
+    if (focused) [...list.querySelectorAll("button")].find(({ dataset }) => dataset.photo === focused)?.focus();
+    list.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+  };
+  work.addEventListener("photos", refresh);
+  let count = 0;
+  work.addEventListener("state", () => {
+    if (count !== work.state.objects.length) refresh();
+    count = work.state.objects.length;
+  });
+  refresh();
+}
