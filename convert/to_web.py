@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="photos to verify the model on, which become a public part of the site; repeatable (default: three photos"
         " of scikit-image)",
     )  # fmt: skip
-    parser.set_defaults(part="both", published=False, priors=False, slots=None)
+    parser.set_defaults(part="both", published=False, priors=False, slots=0, split=True)
     return common.run_export(parser, run, argv)
 
 

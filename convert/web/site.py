@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -54,6 +55,8 @@ def write_site(
       Refused: the exported model differs from the JAX model.
     """
     runtime.write_runtime(folder / "ort", unpacked)  # first: it fails soonest
+    # The page sends few points, and hovering needs a fast decoder.
+    job = dataclasses.replace(job, slots=0, mask_input=True, batched=False, split=True)
     if cases is None:
         cases = gate.make_cases(job.model, photos, job.slots, job.mask_input)
     content = _write_model(folder / "model", job, cases, precision)
@@ -73,7 +76,7 @@ def _write_model(folder: Path, job: ExportJob, cases: Sequence[gate.Case], preci
     content = to_onnx.build(job, folder, "tensor", cases)
     (folder / f"{job.name}_onnx.json").unlink()  # the same as model.json, under another name
     files = content.pop("files")
-    parts = {part: {"file": name, **files[name]} for part in job.parts if (name := job.file(part, ".onnx")) in files}
+    parts = {part: {"file": entry["file"], **files[entry["file"]]} for part, entry in content["parts"].items()}
     content = {
         "name": job.name, **content, "parts": parts, "precision": precision, "tolerance": TOLERANCES[precision],
     }  # fmt: skip

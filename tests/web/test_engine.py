@@ -263,7 +263,6 @@ WRONG = {
     "label": {"points": [[5, 5, 2]], "box": None},
     "no area": {"points": [], "box": [5, 5, 5, 9]},
     "not within": {"points": [], "box": [5, 5, 50000, 9]},
-    "this model takes 16": {"points": [[5, 5, 1]] * 17, "box": None},
 }
 
 
@@ -275,6 +274,20 @@ def test_a_wrong_prompt_is_refused(engine, encoded, words):
     )
     said = engine.run(body, WRONG[words])
     assert said.startswith("PromptError: ") and words in said
+
+
+def test_more_points_than_a_decoder_of_fixed_slots_takes_are_refused(engine):
+    body = """
+      const { checkPrompt, promptInputs } = await import(new URL("js/prompts.js", document.baseURI).href);
+      const prompt = (count) => ({ points: Array(count).fill([5, 5, 1]), box: [1, 1, 9, 9] });
+      const inputs = promptInputs(prompt(1), { width: 10, height: 10, filled: [20, 20] }, 4);
+      checkPrompt(prompt(2), 10, 10, 4);
+      try { checkPrompt(prompt(3), 10, 10, 4); return "taken"; }
+      catch (error) { return [error.message, Array.from(inputs.labels), Array.from(inputs.coords)]; }
+    """
+    said, labels, coords = engine.run(body, None)
+    assert said == "prompt: 5 points and box corners, but this model takes 4; remove some"
+    assert labels == [2, 3, 1, -2] and coords == [2, 2, 18, 18, 10, 10, 0, 0]
 
 
 def test_the_backend_passed_its_check(engine):
