@@ -105,10 +105,7 @@ def run(args: argparse.Namespace) -> int:
             write_x_anylabeling(folder / "x-anylabeling", labelling)
         if "web" in formats:
             (folder / "web").mkdir()
-            plain = [dataclasses.replace(c, anchors=None) for c in cases]
-            contents["web"] = site.write_site(
-                folder / "web", dataclasses.replace(job, priors=False, batched=False), photos, "float32", cases=plain
-            )
+            contents["web"] = site.write_site(folder / "web", job, photos, "float32")
         common.write_json(folder / "contract.json", contents)
         licence = str(job.model.metadata.get("licence", ""))
         (folder / "LICENCE.txt").write_text(bundle_docs.licence(licence, str(job.model.metadata.get("source", ""))))
@@ -126,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--formats", default=",".join(DEFAULT),
         help="comma-separated list (default: %(default)s); web adds a page that runs the model in the browser",
     )  # fmt: skip
+    common.add_split_flag(parser)
     to_onnx.add_batch_flag(parser)
     to_coreml.add_flags(parser)
     return common.run_export(parser, run, argv)

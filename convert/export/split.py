@@ -20,7 +20,7 @@ from convert.export.folded import FoldedDecoder
 from convert.export.photo_maps import PhotoMaps, names
 from convert.export.shared import NAMES, FirstProducts, SharedDecoder
 from edgesam_jax.config import SamConfig
-from edgesam_jax.portable.onnx_model import PHOTO_INPUTS
+from edgesam_jax.portable.per_photo import PHOTO_INPUTS
 
 Form = Literal["folded", "shared"]
 

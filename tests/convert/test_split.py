@@ -186,7 +186,8 @@ def test_the_onnx_predictor_runs_the_pair(form, folders, model):
 
 
 def test_the_first_graph_runs_once_per_photo_and_once_per_mask(folders, cases, monkeypatch):
-    decoder = OnnxDecoder(pair(folders["folded"])[1])
+    predictor = OnnxPredictor(*pair(folders["folded"]))
+    decoder = predictor.model.decoder
     assert [p.name for p in decoder.files] == ["small_decoder.onnx", "small_image.onnx"]
     run, calls = decoder._photo._run, []
     monkeypatch.setattr(
@@ -201,6 +202,12 @@ def test_the_first_graph_runs_once_per_photo_and_once_per_mask(folders, cases, m
     assert calls == [0, 0, 1, 1, 1]
     plain = decoder.decode_prompts(cases[1].embedding, coords, labels)[0]
     assert calls == [0, 0, 1, 1, 1] and np.abs(plain - masked).max() > 0.01 * np.abs(plain).max()
+    calls.clear()
+    predictor.set_image(photos()[0][0])
+    for _ in range(3):
+        predictor.predict(box=[1, 1, 90, 90])
+        predictor.predict(point_coords=[[30, 30]], point_labels=[1])
+    assert calls == [0]
 
 
 def test_the_evaluator_reads_the_pair_and_its_digest_covers_all_files(folders, tmp_path):
