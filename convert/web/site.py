@@ -25,7 +25,6 @@ from edgesam_jax.portable import run_lengths
 from edgesam_jax.types import BOX_TOP_LEFT
 
 FORMAT = "edgesam_jax site/1"
-PRECISIONS = ("float32",)
 # Of the start-up check: least IoU of a low-resolution mask, and largest error of a prompt's logits (root mean square of
 # the difference over that of the reference).
 TOLERANCES = {"float32": {"overlap": 0.99, "logits": 0.01}}
@@ -45,7 +44,7 @@ def write_site(
     Args:
       job: both parts of the model.
       photos: the gate's photos; they become the site's test vectors.
-      precision: of the weights, one of ``PRECISIONS``.
+      precision: of the weights, one of ``TOLERANCES``.
       unpacked: see ``runtime.write_runtime``.
       cases: what ``gate.make_cases`` gives for the photos, if it is known.
 
@@ -68,12 +67,16 @@ def write_site(
 
 
 def _write_model(folder: Path, job: ExportJob, cases: Sequence[gate.Case], precision: str) -> dict[str, Any]:
-    """Export the model, verify it, and write ``model.json``; return its content."""
+    """Export the model, verify it, and write ``model.json``; return its content.
+
+    Each file that the export writes becomes a part, named by what follows the model's name. Pages know ``encoder``,
+    ``decoder`` and ``image``: what a decoder in two graphs computes once per photo.
+    """
     folder.mkdir()
-    content = to_onnx.build(job, folder, "tensor", cases)
+    content = to_onnx.build(job, folder, "tensor", cases)  # the place for another precision, once there is one
     (folder / f"{job.name}_onnx.json").unlink()  # the same as model.json, under another name
     files = content.pop("files")
-    parts = {part: {"file": name, **files[name]} for part in job.parts if (name := job.file(part, ".onnx")) in files}
+    parts = {Path(name).stem.removeprefix(f"{job.name}_"): {"file": name, **files[name]} for name in files}
     content = {
         "name": job.name, **content, "parts": parts, "precision": precision, "tolerance": TOLERANCES[precision],
     }  # fmt: skip
