@@ -281,7 +281,6 @@ export function listenToActions(app, { maskPanel, objectsPanel, everything }) {
     if (!mask || !prediction || drafting.exact !== exact) return;
     const score = say.score(app.model?.info.score ?? "", prediction.scores[choice]);
     announce(say.predicted(app.lastAction || say.changed, mask.area / (mask.width * mask.height), score));
-    stage.canvas.dataset.mask = String(mask.area); // for tests: the mask of the latest prompt is there
   });
   drafting.addEventListener("failure", (event) => {
     stage.draft = null;
