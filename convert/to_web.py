@@ -20,7 +20,7 @@ from convert.web import serve
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
 
-PRECISIONS = ("float32",)
+PRECISIONS = ("float32",)  # those with a tolerance in ``convert.web.site``
 
 
 def run(args: argparse.Namespace) -> int:

@@ -93,6 +93,10 @@ HELPERS = """async (base) => {
     for (let i = 0; i < bytes.length; i += 8192) out += String.fromCharCode(...bytes.subarray(i, i + 8192));
     return btoa(out);
   };
+  edge.sum = async (array) => {
+    const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", array));
+    return Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  };
   edge.open = (text, name = "photo") => edge.photo.openPhoto(new Blob([edge.bytes(text)]), name);
 }"""
 

@@ -26,7 +26,6 @@ from edgesam_jax.portable import run_lengths
 from edgesam_jax.types import BOX_TOP_LEFT
 
 FORMAT = "edgesam_jax site/1"
-PRECISIONS = ("float32",)
 # Of the start-up check: least IoU of a low-resolution mask, and largest error of a prompt's logits (root mean square of
 # the difference over that of the reference).
 TOLERANCES = {"float32": {"overlap": 0.99, "logits": 0.01}}
@@ -38,17 +37,15 @@ SCENES, SCENE_SIDE, SCENE_SEED = (1, 6, 7), 640, 7  # example scenes; the seed's
 
 
 def write_site(
-    folder: Path, job: ExportJob, photos: dict[str, np.ndarray], precision: str, unpacked: Path | None = None,
-    cases: Sequence[gate.Case] | None = None,
+    folder: Path, job: ExportJob, photos: dict[str, np.ndarray], precision: str, unpacked: Path | None = None
 ) -> dict[str, Any]:  # fmt: skip
     """Write a site into an empty folder; return the model's contract.
 
     Args:
-      job: both parts of the model.
+      job: both parts of the model.  The page has a form of its own for slots, earlier masks and the decoder.
       photos: the gate's photos; they become the site's test vectors.
-      precision: of the weights, one of ``PRECISIONS``.
+      precision: of the weights, one of ``TOLERANCES``.
       unpacked: see ``runtime.write_runtime``.
-      cases: what ``gate.make_cases`` gives for the photos, if it is known.
 
     Raises:
       UsageError: the runtime can't be had.
@@ -56,9 +53,8 @@ def write_site(
     """
     runtime.write_runtime(folder / "ort", unpacked)  # first: it fails soonest
     # The page sends few points, and hovering needs a fast decoder.
-    job = dataclasses.replace(job, slots=0, mask_input=True, batched=False, split=True)
-    if cases is None:
-        cases = gate.make_cases(job.model, photos, job.slots, job.mask_input)
+    job = dataclasses.replace(job, slots=0, mask_input=True, priors=False, batched=False, split=True)
+    cases = gate.make_cases(job.model, photos, job.slots, job.mask_input)
     content = _write_model(folder / "model", job, cases, precision)
     write_vectors(folder / "vectors", photos, cases, job)
     _write_check(folder / "vectors", photos, cases, job)
@@ -73,7 +69,7 @@ def write_site(
 def _write_model(folder: Path, job: ExportJob, cases: Sequence[gate.Case], precision: str) -> dict[str, Any]:
     """Export the model, verify it, and write ``model.json``; return its content."""
     folder.mkdir()
-    content = to_onnx.build(job, folder, "tensor", cases)
+    content = to_onnx.build(job, folder, "tensor", cases)  # the place for another precision, once there is one
     (folder / f"{job.name}_onnx.json").unlink()  # the same as model.json, under another name
     files = content.pop("files")
     parts = {part: {"file": entry["file"], **files[entry["file"]]} for part, entry in content["parts"].items()}

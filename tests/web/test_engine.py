@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
-from web_pages import BLANK, Engine, served
 
 from edgesam_jax.data.scenes.textures import photos
 from edgesam_jax.portable import run_lengths
@@ -276,63 +274,9 @@ def test_a_wrong_prompt_is_refused(engine, encoded, words):
     assert said.startswith("PromptError: ") and words in said
 
 
-def test_more_points_than_a_decoder_of_fixed_slots_takes_are_refused(engine):
-    body = """
-      const { checkPrompt, promptInputs } = await import(new URL("js/prompts.js", document.baseURI).href);
-      const prompt = (count) => ({ points: Array(count).fill([5, 5, 1]), box: [1, 1, 9, 9] });
-      const inputs = promptInputs(prompt(1), { width: 10, height: 10, filled: [20, 20] }, 4);
-      checkPrompt(prompt(2), 10, 10, 4);
-      try { checkPrompt(prompt(3), 10, 10, 4); return "taken"; }
-      catch (error) { return [error.message, Array.from(inputs.labels), Array.from(inputs.coords)]; }
-    """
-    said, labels, coords = engine.run(body, None)
-    assert said == "prompt: 5 points and box corners, but this model takes 4; remove some"
-    assert labels == [2, 3, 1, -2] and coords == [2, 2, 18, 18, 10, 10, 0, 0]
-
-
 def test_the_backend_passed_its_check(engine):
     backend = engine.run("return edge.model.backend;")
     check = backend["check"]
     assert backend["name"] == "wasm" and backend["isolated"] and backend["threads"] >= 1
     assert check["passed"] and check["worstOverlap"] > 0.999 and check["logitsError"] < LOGITS and check["prompts"] == 3
     assert backend["rejected"] == [{"name": "WebGPU", "reason": "no graphics adapter"}] or backend["rejected"]
-
-
-def test_a_decoder_in_two_graphs_gives_the_same_masks(engine, copied_site, page, tmp_path):
-    """Split the decoder by hand: what doesn't depend on points becomes the graph ``image``."""
-    import onnx
-
-    from edgesam_jax.files import sha256_of
-
-    info = json.loads((copied_site / "model" / "model.json").read_text())
-    decoder = copied_site / "model" / info["parts"]["decoder"]["file"]
-    graph = onnx.load(decoder).graph
-    prompt_inputs, late = {"point_coords", "point_labels"}, {"point_coords", "point_labels"}
-    for node in graph.node:
-        if late & set(node.input):
-            late |= set(node.output)
-    made = {name for node in graph.node if not set(node.output) & late for name in node.output}
-    cut = sorted({name for node in graph.node if set(node.output) & late for name in node.input} & made)
-    given = [i.name for i in graph.input if i.name not in prompt_inputs]
-    direct = sorted({name for node in graph.node if set(node.output) & late for name in node.input} & set(given))
-    assert len(cut) > 1
-    whole = tmp_path / "whole.onnx"
-    whole.write_bytes(decoder.read_bytes())
-    onnx.utils.extract_model(str(whole), str(copied_site / "model" / "image.onnx"), given, cut, check_model=False)
-    decoder.unlink()
-    onnx.utils.extract_model(
-        str(whole), str(decoder), [*cut, *direct, *sorted(prompt_inputs)], ["scores", "masks"], check_model=False
-    )
-    for part, file in {"image": copied_site / "model" / "image.onnx", "decoder": decoder}.items():
-        info["parts"][part] = {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
-    (copied_site / "model" / "model.json").write_text(json.dumps(info))
-    with served(copied_site) as url:
-        other = Engine(page(url, BLANK), url)
-        assert other.open_model()["check"]["logitsError"] < LOGITS
-        for one in (engine, other):
-            one.run("edge.embedding = await edge.model.encode(await edge.open(x));", png_text(PHOTOS["chelsea"]))
-        first, _ = predict(engine, PROMPTS["box"])
-        for mask in (None, first[0]):
-            expected, _ = predict(engine, PROMPTS["points"], mask)
-            split, _ = predict(other, PROMPTS["points"], mask)
-            assert relative(split, expected) < 1e-5

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -186,6 +187,33 @@ def test_an_unpacked_package_needs_no_npm(package, tmp_path, monkeypatch, inside
     monkeypatch.setenv("PATH", str(tmp_path))
     runtime.write_runtime(tmp_path / "ort", package / inside)
     assert set(runtime.FILES) < {p.name for p in (tmp_path / "ort").iterdir()}
+
+
+def test_a_bundle_has_the_page_on_request(package, tmp_path, capsys):
+    for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(module)
+    from convert import bundle
+
+    target = tmp_path / "bundle"
+    assert bundle.main(["tiny_teacher", "--output", str(target), "--formats", "web", "--part", "encoder"]) == 2
+    assert "--part encoder: the format web needs both parts" in capsys.readouterr().err
+    shutil.copytree(package / "dist", runtime.cache_folder())
+    assert bundle.main(["tiny_teacher", "--output", str(target), "--formats", "web"]) == 0
+    web = target / "web"
+    listed = json.loads((web / "site.json").read_text())
+    assert {"index.html", "sw.js", "js/session.js", "vectors/check.json", "examples/examples.json"} <= {
+        file["path"] for file in listed["files"]
+    }
+    assert not {file["path"] for file in listed["files"]} & {"package.json", "tsconfig.json", ".npmrc"}
+    info = json.loads((web / "model" / "model.json").read_text())
+    for part in ("encoder", "decoder"):
+        file = web / "model" / info["parts"][part]["file"]
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == info["parts"][part]["sha256"]
+    assert info["verified"]["passed"] and info["slots"] == 16 and info["mask_input"]
+    assert json.loads((target / "contract.json").read_text())["web"] == info
+    assert "--serve web" in (target / "README.md").read_text()
+    with serve.open_server(web, 0):
+        pass
 
 
 # -------------------------------------------------------------------------------------------------------------- server

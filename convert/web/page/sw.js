@@ -3,10 +3,10 @@
  * host can't send them.
  *
  * It keeps exactly the files that site.js lists, each only if it has the checksum given there, so two versions of a
- * site are never mixed. On the first visit the page's own files are kept at once, and model and runtime when the page loads
- * them, so that they are loaded once; the message "keep" fetches what is still missing. A newer version is kept as a
- * whole before it is used; of the files, only those that changed are loaded. Files for WebGPU are only kept where they
- * are used.
+ * site are never mixed. On the first visit the page's own files are kept at once, and model and runtime when the page
+ * loads them, so that they are loaded once; the message "keep" fetches what is still missing. A newer version is kept
+ * as a whole before it is used; of the files, only those that changed are loaded. Files for WebGPU are only kept where
+ * they are used.
  */
 
 /** @typedef {import("./js/types.js").Site} Site */

@@ -67,7 +67,7 @@ export function listenToActions(app, { maskPanel, objectsPanel, everything }) {
       return false;
     }
     try {
-      checkPrompt(prompt, photo.width, photo.height, model.info.slots);
+      checkPrompt(prompt, photo.width, photo.height);
       return true;
     } catch (error) {
       showError(error);
@@ -115,7 +115,7 @@ export function listenToActions(app, { maskPanel, objectsPanel, everything }) {
     const point = [Math.floor(x), Math.floor(y), label];
     const prompt = { points: [...points, point], box };
     try {
-      checkPrompt(prompt, app.photo.width, app.photo.height, app.model?.info.slots ?? "dynamic");
+      checkPrompt(prompt, app.photo.width, app.photo.height);
     } catch {
       return; // a click will say why
     }
@@ -281,7 +281,6 @@ export function listenToActions(app, { maskPanel, objectsPanel, everything }) {
     if (!mask || !prediction || drafting.exact !== exact) return;
     const score = say.score(app.model?.info.score ?? "", prediction.scores[choice]);
     announce(say.predicted(app.lastAction || say.changed, mask.area / (mask.width * mask.height), score));
-    stage.canvas.dataset.mask = String(mask.area); // for tests: the mask of the latest prompt is there
   });
   drafting.addEventListener("failure", (event) => {
     stage.draft = null;

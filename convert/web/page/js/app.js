@@ -240,7 +240,7 @@ export class App extends EventTarget {
 
 fillTexts();
 listenToDialogs();
-const app = new App();
+export const app = new App();
 const open = app.open.bind(app);
 const maskPanel = attachMaskPanel(app);
 const objectsPanel = attachObjects(app);

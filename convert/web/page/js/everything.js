@@ -31,7 +31,6 @@ export const DEFAULTS = {
   maxMasks: 0,
 };
 const PASSES = [4, 2, 1]; // coarse to fine: every 4th point along each side, every 2nd, all
-const BATCH = 16; // prompts per call, if the decoder takes several
 const BREATH = 50; // ms between two looks at the messages
 
 /**
@@ -39,7 +38,7 @@ const BREATH = 50; // ms between two looks at the messages
  *
  * @typedef {object} Tools
  * @property {import("./types.js").ModelInfo} info
- * @property {(encoded: Encoded, coords: Float32Array, labels: Float32Array, count: number)
+ * @property {(encoded: Encoded, coords: Float32Array, labels: Float32Array)
  *   => Promise<{ logits: Float32Array, scores: Float32Array }>} decode
  * @property {(box: Box) => Promise<Encoded>} crop encodes a crop
  * @property {() => Promise<void>} pause lets messages arrive; throws if the call was aborted
@@ -112,11 +111,10 @@ export async function findEverything(whole, options, tools) {
  */
 async function searchCrop(encoded, crop, photo, grid, options, tools) {
   const { width, height, filled } = encoded;
-  const { mask_size: side, image_size: size, batch } = tools.info;
+  const { mask_size: side, image_size: size } = tools.info;
   const points = grid.map(([x, y]) => /** @type {[number, number]} */ ([x * width, y * height]));
   const upscaler = new Upscaler(side, size, filled, width, height);
   const covered = options.coarseToFine ? new Uint8Array(width * height) : null; // column by column
-  const step = batch === "dynamic" ? BATCH : 1;
   const minScore = options.scoreThreshold > 0 ? Math.fround(options.scoreThreshold) : -Infinity;
   /** @type {Candidate[]} */
   const masks = [];
@@ -124,33 +122,30 @@ async function searchCrop(encoded, crop, photo, grid, options, tools) {
   for (const group of covered ? passes(grid.length) : [points.map((_, i) => i)]) {
     const open = group.filter((i) => !covered?.[Math.trunc(points[i][0]) * height + Math.trunc(points[i][1])]);
     done += group.length - open.length;
-    for (let first = 0; first < open.length; first += step) {
-      const some = open.slice(first, first + step);
-      const { coords, labels } = inputs(some.map((i) => points[i]), encoded, tools.info);
-      const { logits, scores } = await tools.decode(encoded, coords, labels, some.length);
-      some.forEach((i, row) => {
-        /** @type {{ counts: Uint32Array, area: number } | null} */
-        let smallest = null;
-        for (let m = 4 * row + 1; m < 4 * row + 4; m++) {
-          if (!(scores[m] > minScore)) continue;
-          const mask = logits.subarray(m * side * side, (m + 1) * side * side);
-          const found = upscaler.measure(mask, options.stabilityOffset);
-          if (options.stabilityThreshold > 0 && found.stability < options.stabilityThreshold) continue;
-          if (found.area && (!smallest || found.area < smallest.area)) smallest = found;
-          const box = outermost(found.box);
-          if (isCut(box, crop, photo.width, photo.height)) continue;
-          masks.push({
-            counts: placed(found.counts, crop, photo.width, photo.height),
-            box: /** @type {Box} */ (box.map((value, k) => value + crop[k % 2])),
-            score: scores[m],
-            stability: found.stability,
-            point: [points[i][0] + crop[0], points[i][1] + crop[1]],
-            crop,
-          });
-        }
-        if (covered && smallest) cover(covered, smallest.counts);
-      });
-      done += some.length;
+    for (const i of open) {
+      const { coords, labels } = promptInputs({ points: [[...points[i], 1]], box: null }, encoded);
+      const { logits, scores } = await tools.decode(encoded, coords, labels);
+      /** @type {{ counts: Uint32Array, area: number } | null} */
+      let smallest = null;
+      for (let m = 1; m < 4; m++) {
+        if (!(scores[m] > minScore)) continue;
+        const mask = logits.subarray(m * side * side, (m + 1) * side * side);
+        const found = upscaler.measure(mask, options.stabilityOffset);
+        if (options.stabilityThreshold > 0 && found.stability < options.stabilityThreshold) continue;
+        if (found.area && (!smallest || found.area < smallest.area)) smallest = found;
+        const box = outermost(found.box);
+        if (isCut(box, crop, photo.width, photo.height)) continue;
+        masks.push({
+          counts: placed(found.counts, crop, photo.width, photo.height),
+          box: /** @type {Box} */ (box.map((value, k) => value + crop[k % 2])),
+          score: scores[m],
+          stability: found.stability,
+          point: [points[i][0] + crop[0], points[i][1] + crop[1]],
+          crop,
+        });
+      }
+      if (covered && smallest) cover(covered, smallest.counts);
+      done++;
       if (performance.now() - paused > BREATH) {
         tools.onProgress({ done, total: grid.length, found: masks.length });
         await tools.pause();
@@ -161,26 +156,6 @@ async function searchCrop(encoded, crop, photo, grid, options, tools) {
   const kept = suppress(masks.map(({ box }) => box), masks.map(({ score }) => score), options.boxNms);
   tools.onProgress({ done: grid.length, total: grid.length, found: kept.length });
   return kept.map((i) => masks[i]);
-}
-
-/**
- * The inputs of a click each.
- *
- * @param {[number, number][]} points
- * @param {Encoded} encoded
- * @param {import("./types.js").ModelInfo} info
- * @returns {{ coords: Float32Array, labels: Float32Array }} (p n 2) and (p n)
- */
-function inputs(points, encoded, { slots }) {
-  const each = points.map(([x, y]) => promptInputs({ points: [[x, y, 1]], box: null }, encoded, slots));
-  const count = each[0].labels.length;
-  const coords = new Float32Array(each.length * count * 2);
-  const labels = new Float32Array(each.length * count);
-  each.forEach((one, i) => {
-    coords.set(one.coords, i * count * 2);
-    labels.set(one.labels, i * count);
-  });
-  return { coords, labels };
 }
 
 /**

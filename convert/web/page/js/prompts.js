@@ -5,7 +5,6 @@
 
 const TOP_LEFT = 2;
 const BOTTOM_RIGHT = 3;
-const UNUSED = -2;
 const MIN_SIDE = 0.01; // px; the corners of a narrower box can coincide in the frame
 
 /** A prompt that can't be used; the message is for the user. */
@@ -23,10 +22,9 @@ export class PromptError extends Error {
  * @param {Prompt} prompt
  * @param {number} width of the photo
  * @param {number} height
- * @param {number | "dynamic"} slots points and corners that the decoder takes
  * @throws {PromptError}
  */
-export function checkPrompt({ points, box }, width, height, slots) {
+export function checkPrompt({ points, box }, width, height) {
   const photo = `the photo, which is ${width} x ${height} pixels`;
   if (!points.length && !box) throw new PromptError("no prompt: add a point or a box");
   if (box) {
@@ -39,26 +37,20 @@ export function checkPrompt({ points, box }, width, height, slots) {
     if (label !== 0 && label !== 1) throw new PromptError("point: the label must be 1 (inside) or 0 (outside)");
     if (!(x >= 0 && x <= width && y >= 0 && y <= height)) throw new PromptError(`point: not on ${photo}`);
   }
-  const count = points.length + (box ? 2 : 0);
-  if (slots !== "dynamic" && count > slots) {
-    throw new PromptError(`prompt: ${count} points and box corners, but this model takes ${slots}; remove some`);
-  }
 }
 
 /**
- * Coordinates in the frame and labels, box first, with unused slots.
+ * Coordinates in the frame and labels, box first.
  *
  * @param {Prompt} prompt
  * @param {{ width: number, height: number, filled: [number, number] }} embedding
- * @param {number | "dynamic"} slots
- * @returns {{ coords: Float32Array, labels: Float32Array }} (1 n 2) and (1 n)
+ * @returns {{ coords: Float32Array, labels: Float32Array }} (n 2) and (n)
  */
-export function promptInputs({ points, box }, { width, height, filled }, slots) {
+export function promptInputs({ points, box }, { width, height, filled }) {
   const corners = box ? [[box[0], box[1], TOP_LEFT], [box[2], box[3], BOTTOM_RIGHT]] : [];
   const all = [...corners, ...points];
-  const count = slots === "dynamic" ? all.length : slots;
-  const coords = new Float32Array(2 * count);
-  const labels = new Float32Array(count).fill(UNUSED);
+  const coords = new Float32Array(2 * all.length);
+  const labels = new Float32Array(all.length);
   const [byX, byY] = [filled[1] / width, filled[0] / height];
   all.forEach(([x, y, label], i) => {
     coords[2 * i] = x * byX;

@@ -31,12 +31,12 @@ const RUNTIMES = {
  * @property {number} height
  * @property {[number, number]} filled
  * @property {Tensor} embedding (1 c g g)
- * @property {Tensors | null} image what the graph `image` gives without an earlier mask
+ * @property {Tensors} image what the graph `image` gives without an earlier mask
  */
 
 /** The model's sessions. Calls must not overlap. */
 export class Runtime {
-  /** @param {ModelInfo} info @param {Ort} ort @param {{ encoder: Session, image?: Session, decoder: Session }} parts */
+  /** @param {ModelInfo} info @param {Ort} ort @param {{ encoder: Session, image: Session, decoder: Session }} parts */
   constructor(info, ort, parts) {
     this.info = info;
     this.parts = parts;
@@ -104,26 +104,22 @@ export class Runtime {
   }
 
   /**
-   * Decode p prompts with n points each.
+   * Decode a prompt of n points.
    *
    * @param {Encoded} encoded
-   * @param {Float32Array} coords (p n 2) in the frame
-   * @param {Float32Array} labels (p n)
-   * @param {number} count p; more than 1 only if `info.batch` is "dynamic"
-   * @param {Float32Array | null} maskInput (s s) of an earlier prediction, for p = 1
-   * @returns {Promise<{ logits: Float32Array, scores: Float32Array }>} (p 4 s s) and (p 4)
+   * @param {Float32Array} coords (n 2) in the frame
+   * @param {Float32Array} labels (n)
+   * @param {Float32Array | null} maskInput (s s) of an earlier prediction
+   * @returns {Promise<{ logits: Float32Array, scores: Float32Array }>} (4 s s) and (4)
    */
-  async decode(encoded, coords, labels, count, maskInput) {
+  async decode(encoded, coords, labels, maskInput) {
     const { decoder } = this.parts;
-    const n = labels.length / count;
     const image = maskInput ? await this.#prepare(encoded.embedding, maskInput) : encoded.image;
     /** @type {Tensors} */
     const given = {
-      image_embeddings: encoded.embedding,
-      ...this.#mask(maskInput, count),
       ...image,
-      point_coords: this.tensor(coords, [count, n, 2]),
-      point_labels: this.tensor(labels, [count, n]),
+      point_coords: this.tensor(coords, [1, labels.length, 2]),
+      point_labels: this.tensor(labels, [1, labels.length]),
     };
     const outputs = await decoder.run(pick(given, decoder.inputNames));
     return { logits: outputs.masks.data, scores: outputs.scores.data };
@@ -134,22 +130,16 @@ export class Runtime {
     for (const session of Object.values(this.parts)) await session.release();
   }
 
-  /** @param {Tensor} embedding @param {Float32Array | null} maskInput @returns {Promise<Tensors | null>} */
+  /** @param {Tensor} embedding @param {Float32Array | null} maskInput @returns {Promise<Tensors>} */
   async #prepare(embedding, maskInput) {
     const { image } = this.parts;
-    if (!image) return null;
-    return image.run(pick({ image_embeddings: embedding, ...this.#mask(maskInput, 1) }, image.inputNames));
-  }
-
-  /** @param {Float32Array | null} maskInput @param {number} count @returns {Tensors} */
-  #mask(maskInput, count) {
     const side = this.info.mask_size;
-    const zeros = () => this.tensor(new Float32Array(count * side * side), [count, 1, side, side]);
-    const empty = count === 1 ? this.noMask : zeros();
-    return {
-      mask_input: maskInput ? this.tensor(maskInput, [1, 1, side, side]) : empty,
-      has_mask_input: this.tensor(new Float32Array(count).fill(maskInput ? 1 : 0), [count]),
+    const given = {
+      image_embeddings: embedding,
+      mask_input: maskInput ? this.tensor(maskInput, [1, 1, side, side]) : this.noMask,
+      has_mask_input: this.tensor(new Float32Array([maskInput ? 1 : 0]), [1]),
     };
+    return image.run(pick(given, image.inputNames));
   }
 }
 

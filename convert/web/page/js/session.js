@@ -170,8 +170,7 @@ function connected(channel, info, { name, threads }, check, rejected) {
   const queue = predictions(channel);
   /** @param {Embedding} embedding @param {import("./types.js").Prompt} prompt @param {Float32Array | null} maskInput */
   const request = (embedding, prompt, maskInput) => {
-    checkPrompt(prompt, embedding.width, embedding.height, info.slots);
-    if (maskInput && !info.mask_input) throw new PromptError("this model takes no earlier mask");
+    checkPrompt(prompt, embedding.width, embedding.height);
     if (maskInput && maskInput.length !== info.mask_size ** 2) throw new PromptError("maskInput: pass one mask (s s)");
     return { photo: embedding.id, prompt, maskInput };
   };

@@ -38,13 +38,10 @@
  * @property {number} image_size side of the model's frame
  * @property {number} mask_size s, side of the low-resolution masks
  * @property {number[]} embedding [1, c, g, g]
- * @property {number | "dynamic"} slots points and box corners that a prompt may have
- * @property {1 | "dynamic"} [batch] prompts per call of the decoder
  * @property {string} score meaning of the scores: "stability" or "iou"
  * @property {Record<string, string>} labels what the labels of points mean
- * @property {boolean} mask_input whether an earlier mask can be given
  * @property {{ mean: number[], std: number[] }} image statistics that pixels are normalised with
- * @property {{ encoder: Part, image?: Part, decoder: Part }} parts
+ * @property {{ encoder: Part, image: Part, decoder: Part }} parts `image`: what the decoder needs of a photo
  * @property {"float32" | "float16" | "int8"} precision
  * @property {{ overlap: number, logits: number }} tolerance least overlap (IoU) of masks, and largest error of logits
  *   (root mean square of the difference over that of the reference) of the start-up check

@@ -89,11 +89,10 @@ const handlers = {
 
   /** @param {{ photo: number, prompt: import("./types.js").Prompt, maskInput: Float32Array | null }} data */
   async predict({ photo: id, prompt, maskInput }) {
-    const { info } = runtime();
     const encoded = photo(id);
-    const { coords, labels } = promptInputs(prompt, encoded, info.slots);
+    const { coords, labels } = promptInputs(prompt, encoded);
     const began = performance.now();
-    const { logits, scores } = await inTurn(() => runtime().decode(encoded, coords, labels, 1, maskInput));
+    const { logits, scores } = await inTurn(() => runtime().decode(encoded, coords, labels, maskInput));
     return { logits, scores, ms: performance.now() - began };
   },
 
@@ -112,8 +111,7 @@ const handlers = {
     try {
       return await findEverything(photo(id), options, {
         info,
-        decode: (encoded, coords, labels, count) =>
-          inTurn(() => runtime().decode(encoded, coords, labels, count, null)),
+        decode: (encoded, coords, labels) => inTurn(() => runtime().decode(encoded, coords, labels, null)),
         crop: async (box) => {
           progress({ crop: box, frame: -call });
           while (!frames.get(-call)?.builder.complete) await checked(call);
