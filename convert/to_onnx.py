@@ -234,8 +234,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--image-input",
         action="store_true",
-        help="the encoder takes unpadded RGB, and normalises and pads it: (1 3 h w) in uint8 (the form of X-AnyLabeling),"
-        " with --form sam (h w 3) in float32 (the form of AnyLabeling)",
+        help="the encoder takes unpadded RGB, and normalises and pads it: (1 3 h w) in uint8 (X-AnyLabeling's form), with"
+        " --form sam (h w 3) in float32 (AnyLabeling's)",
     )
     parser.add_argument(
         "--form",

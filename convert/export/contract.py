@@ -15,7 +15,8 @@ def contract(job: ExportJob, image_input: str) -> dict[str, Any]:
     """Return the contract of an export.
 
     Args:
-      image_input: form of the encoder's input, ``tensor``, ``image``, ``photo`` or ``hwc`` (``convert.export.encoder.Input``).
+      image_input: form of the encoder's input: ``tensor``, ``image``, ``photo`` or ``hwc``
+        (``convert.export.encoder.Input``).
     """
     config = job.model.config
     side = config.image_size

@@ -37,9 +37,9 @@ class OnnxEncoder:
         [image, *others] = self._session.get_inputs()
         self._image, self.takes_float = image.name, "float" in image.type
         self._rank = len(image.shape)
-        if others or not (self._rank == 4 and "uint8" in image.type or self._rank in (3, 4) and self.takes_float):
+        if others or not (self._rank == 4 and "uint8" in image.type) and not (self._rank in (3, 4) and self.takes_float):
             raise UsageError(
-                f"{path}: the encoder must have one input, a photo (1 3 size size) or (h w 3) in float32 or (1 3 h w) in uint8"
+                f"{path}: the encoder must have one input, a photo (1 3 size size) in float32 or (1 3 h w) in uint8"
             )
         self._selection: dict[str, Any] = _contract(self._session).get("proposals", {})
         self.proposes = bool(self._selection)
