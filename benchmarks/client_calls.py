@@ -2,8 +2,8 @@
 
     python client_calls.py NAME JOB.json OUTPUT.npz
 
-The job names the files, the photos (PNG) and their prompts in pixels: ``points`` (x, y), ``labels`` 0 or 1, ``box``. The
-output has the program's first mask of each photo and prompt, as ``PHOTO/PROMPT``.
+The job names the files, the photos (PNG) and their prompts in pixels: ``points`` (x, y), ``labels`` 0 or 1, ``box``.
+The output has the program's first mask of each photo and prompt, as ``PHOTO/PROMPT``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def samexporter(encoder: str, decoder: str) -> Callable[[Path, list[dict[str, An
 
 
 def anylabeling(encoder: str, decoder: str) -> Callable[[Path, list[dict[str, Any]]], Iterator[np.ndarray]]:
-    """Return AnyLabeling's auto-labelling model ``SegmentAnything``, as its application loads it; and check its shapes."""
+    """Return AnyLabeling's model ``SegmentAnything``, as its application calls it; its shapes are checked, too."""
     from anylabeling.services.auto_labeling.segment_anything import SegmentAnything
     from PyQt6.QtGui import QImage
     from PyQt6.QtWidgets import QApplication
@@ -93,9 +93,7 @@ def osam(encoder: str, decoder: str) -> Callable[[Path, list[dict[str, Any]]], I
             points = np.concatenate([corners, np.reshape(prompt.get("points", []), (-1, 2))])
             labels = np.array([2, 3][: len(corners)] + prompt.get("labels", []))
             given = types.Prompt(points=points, point_labels=labels)
-            response = model.generate(
-                types.GenerateRequest(model=model.name, image_embedding=embedding, prompt=given)
-            )
+            response = model.generate(types.GenerateRequest(model=model.name, image_embedding=embedding, prompt=given))
             [annotation] = response.annotations
             mask, place = np.zeros(image.shape[:2], bool), annotation.bounding_box
             mask[place.ymin : place.ymax + 1, place.xmin : place.xmax + 1] = annotation.mask

@@ -177,7 +177,9 @@ def main() -> None:
                         continue
                     cells = []
                     for photo in images:
-                        values = [iou(found[key], mask) for key, mask in expected.items() if key.startswith(f"{photo}/")]
+                        values = [
+                            iou(found[key], mask) for key, mask in expected.items() if key.startswith(f"{photo}/")
+                        ]
                         cells.append(f"{np.mean(values):.4f}, {min(values):.4f}")
                     rows.append(f"| {label} | {' | '.join(cells)} |")
         print("\nIoU with the predictor's mask, mean and worst of four prompts")

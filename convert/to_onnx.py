@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from convert.export import common, contract, gate, sam_form
+from convert.export import common, contract, gate, precision, sam_form
 from convert.export.common import ExportJob
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.portable.onnx_model import METADATA, PHOTO_INPUTS
@@ -167,16 +167,20 @@ def build(job: ExportJob, folder: Path, image_input: str, cases: Sequence[gate.C
 
     print(f"{job.name}: {' and '.join(job.parts)} to ONNX", flush=True)
     files = export(job, folder, image_input)
+    tolerance, stored = gate.TOLERANCES["float32"], {}
+    if job.precision != "float32":
+        smaller = precision.store(files, job, cases, job.masks)
+        tolerance, stored = smaller.limits.tolerance, smaller.content()
+    cases = [case.first_masks(job.masks) for case in cases]
     for path in files.values():
         print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB; verifying", flush=True)
     encoder = OnnxEncoder(files["encoder"]) if "encoder" in files else None
     decoder = OnnxDecoder(files["decoder"]) if "decoder" in files else None
-    if job.form == "sam":
-        cases = sam_form.first_masks(cases, job)
-    tolerance = gate.TOLERANCES["float32"]
     verdict = gate.verify(cases, encoder, decoder, tolerance, job.score)
     if job.form == "sam" and decoder:
         verdict.findings += sam_form.verify(cases, files["decoder"], job.model.config.image_size, tolerance)
+    if job.precision == "int8":
+        verdict.findings += precision.mean_findings(verdict, cases)
     print(gate.report(verdict, job.name), flush=True)
     if not verdict.passed:
         raise common.Refused("the export differs from the model; nothing was written")
@@ -184,6 +188,7 @@ def build(job: ExportJob, folder: Path, image_input: str, cases: Sequence[gate.C
         **_contract(job, image_input),
         "files": {p.name: {"bytes": p.stat().st_size, "sha256": common.sha256(p)} for p in files.values()},
         "opset": SPLIT_OPSET if job.split else OPSET,
+        **stored,
         "verified": verdict.summary(),
     }
     common.write_json(folder / f"{job.name}_onnx.json", content)
@@ -193,7 +198,8 @@ def build(job: ExportJob, folder: Path, image_input: str, cases: Sequence[gate.C
 def _contract(job: ExportJob, image_input: str) -> dict[str, Any]:
     from convert.export.split import entry
 
-    return {**contract.contract(job, image_input), **entry(job, ".onnx")}
+    weights = {} if job.precision == "float32" else {"weights": job.precision, "arithmetic": "float32"}
+    return {**contract.contract(job, image_input), **entry(job, ".onnx"), **weights}
 
 
 def add_batch_flag(parser: argparse.ArgumentParser) -> None:
@@ -219,7 +225,8 @@ def run(args: argparse.Namespace) -> int:
     if args.form == "sam":
         job = dataclasses.replace(job, form="sam", slots=0, masks=args.masks or 1)
     image_input = ("hwc" if args.form == "sam" else "photo") if args.image_input else "tensor"
-    photos = gate.load_photos(args.photos)
+    job = dataclasses.replace(job, precision=args.precision)
+    photos = precision.load_photos(args.precision, args.photos)
     with common.output_folder(args.output) as folder:
         cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)
         build(job, folder, image_input, cases)
@@ -234,14 +241,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--image-input",
         action="store_true",
-        help="the encoder takes unpadded RGB, and normalises and pads it: (1 3 h w) in uint8 (X-AnyLabeling's form), with"
-        " --form sam (h w 3) in float32 (AnyLabeling's)",
+        help="the encoder takes unpadded RGB, and normalises and pads it: (1 3 h w) in uint8 (X-AnyLabeling's form),"
+        " or with --form sam (h w 3) in float32 (AnyLabeling's)",
     )
     parser.add_argument(
         "--form",
         choices=("edgesam", "sam"),
         default="edgesam",
         help="of the files: this project's, or SAM's, with masks at the photo's size (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=precision.PRECISIONS,
+        default="float32",
+        help="of the stored weights; arithmetic stays float32 (default: %(default)s)",
     )
     parser.add_argument(
         "--masks", type=int, choices=(1, 4), help="with --form sam: masks per prompt (default: 1, as programs expect)"

@@ -18,7 +18,6 @@ predictor's,
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -175,12 +174,6 @@ def entry(job: ExportJob) -> dict[str, Any]:
     }
 
 
-def first_masks(cases: Sequence[Case], job: ExportJob) -> list[Case]:
-    """Return the gate's cases with as many masks as the decoder returns."""
-    count = job.masks
-    return [dataclasses.replace(c, logits=c.logits[:, :count], scores=c.scores[:, :count]) for c in cases]
-
-
 # ------------------------------------------------------------------------------------------------------------ the gate
 
 
@@ -195,7 +188,8 @@ def sizes(frame: int) -> list[tuple[int, int]]:
 def verify(cases: Sequence[Case], decoder: Path, frame: int, tolerance: Tolerance) -> Iterator[Finding]:
     """Compare the enlarged masks with the predictor's, for every prompt on a photo of another size.
 
-    Prompts are called as programs do, with a padding point at the end of boxes, too. ``cases``: of ``first_masks``.
+    Prompts are called as programs do, with a padding point at the end of boxes, too. ``cases``: with as many masks
+    as the decoder returns.
     """
     import onnxruntime
 

@@ -37,7 +37,8 @@ class OnnxEncoder:
         [image, *others] = self._session.get_inputs()
         self._image, self.takes_float = image.name, "float" in image.type
         self._rank = len(image.shape)
-        if others or not (self._rank == 4 and "uint8" in image.type) and not (self._rank in (3, 4) and self.takes_float):
+        known = self.takes_float or (self._rank == 4 and "uint8" in image.type)
+        if others or self._rank not in (3, 4) or not known:
             raise UsageError(
                 f"{path}: the encoder must have one input, a photo (1 3 size size) in float32 or (1 3 h w) in uint8"
             )
