@@ -1,4 +1,4 @@
-"""Smaller weights in ONNX files: within their limits, half and a quarter of the size, and refused where masks suffer."""
+"""Smaller weights in ONNX files: within their limits, smaller by half or more, refused where masks suffer."""
 
 from __future__ import annotations
 

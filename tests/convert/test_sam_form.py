@@ -1,4 +1,4 @@
-"""``--form sam``: the predictor's masks at the photo's size, whatever programs send; a broken enlargement is refused."""
+"""``--form sam``: the predictor's masks at the photo's size for any program; a broken enlargement is refused."""
 
 from __future__ import annotations
 
