@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import functools
 import io
 import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from convert.export import common, contract, gate
+from convert.export import common, contract, gate, precision, sam_form
 from convert.export.common import ExportJob
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.portable.onnx_model import METADATA
@@ -36,7 +38,7 @@ MOST = 1024  # their upper bound while exporting
 def export(job: ExportJob, folder: Path, image_input: str) -> dict[str, Path]:
     """Write the parts into a folder; return their paths by part.
 
-    ``image_input`` is the form of the encoder's input, ``tensor`` or ``photo``.
+    ``image_input`` is the form of the encoder's input, ``tensor``, ``photo`` or ``hwc``.
     """
     import torch
 
@@ -48,18 +50,21 @@ def export(job: ExportJob, folder: Path, image_input: str) -> dict[str, Path]:
     content = _contract(job, image_input)
     if "encoder" in job.parts:
         side = config.image_size
-        form: Any = "photo" if image_input == "photo" else "tensor"
+        form: Any = image_input
         encoder = ExportEncoder(config, job.model.variables, form, job.priors)
         dynamic: list[Any] | None = None
-        if image_input == "photo":
+        if image_input != "tensor":
             # Both below the full side: the exporter takes a size at its limit for a constant.
             example = torch.zeros(1, 3, side - 2, side - 1, dtype=torch.uint8)
+            if image_input == "hwc":
+                example = torch.zeros(side - 2, side - 1, 3)
             rows, columns = (torch.export.Dim(n, min=1, max=side) for n in ("height", "width"))
-            dynamic = [{2: rows, 3: columns}]
+            dynamic = [{2: rows, 3: columns} if image_input == "photo" else {0: rows, 1: columns}]
         else:
             example = torch.zeros(1, 3, side, side)
         written["encoder"] = folder / job.file("encoder", ".onnx")
-        _write(written["encoder"], encoder, (example,), ["image"], common.encoder_outputs(job), dynamic, content)
+        name = sam_form.ENCODER_INPUT[image_input] if job.form == "sam" else "image"
+        _write(written["encoder"], encoder, (example,), [name], common.encoder_outputs(job), dynamic, content)
     if job.split:
         written |= _export_split(job, folder, content)
     elif "decoder" in job.parts:
@@ -70,12 +75,17 @@ def export(job: ExportJob, folder: Path, image_input: str) -> dict[str, Path]:
         if job.mask_input:
             example_inputs += [torch.zeros(b, 1, s, s), torch.zeros(b)]
             names += ["mask_input", "has_mask_input"]
+        outputs, change = ["scores", "masks"], None
+        if job.form == "sam":
+            decoder = sam_form.module(decoder, job.masks)
+            outputs = ["iou_predictions", "low_res_masks"]
+            change = functools.partial(sam_form.add_enlargement, frame=config.image_size, mask_size=config.mask_size)
         prompts = {0: torch.export.Dim(PROMPTS, min=1, max=MOST)} if job.batched else {}
         points = {} if job.slots else {1: torch.export.Dim(POINTS, min=1, max=MOST)}
         axes = {"image_embeddings": {}, "point_coords": prompts | points, "point_labels": prompts | points}
         dynamic = [axes.get(name, prompts) for name in names] if prompts or points else None
         written["decoder"] = folder / job.file("decoder", ".onnx")
-        _write(written["decoder"], decoder, tuple(example_inputs), names, ["scores", "masks"], dynamic, content)
+        _write(written["decoder"], decoder, tuple(example_inputs), names, outputs, dynamic, content, change=change)
     return written
 
 
@@ -110,7 +120,9 @@ def _write(
     dynamic: list[Any] | None,
     content: Mapping[str, Any],
     opset: int = OPSET,
+    change: Callable[[Any], None] | None = None,
 ) -> None:
+    """Export a module and write it; ``change`` adds to the graph."""
     import onnx
     import torch
 
@@ -125,6 +137,8 @@ def _write(
         del node.metadata_props[:]
         node.doc_string = ""
     del model.metadata_props[:]
+    if change:
+        change(model)
     onnx.helper.set_model_props(model, {METADATA: json.dumps(content)})
     model.producer_name, model.producer_version = "edgesam_jax", ""
     onnx.checker.check_model(model)
@@ -155,11 +169,20 @@ def build(job: ExportJob, folder: Path, image_input: str, cases: Sequence[gate.C
 
     print(f"{job.name}: {' and '.join(job.parts)} to ONNX", flush=True)
     files = export(job, folder, image_input)
+    tolerance, stored = gate.TOLERANCES["float32"], {}
+    if job.precision != "float32":
+        smaller = precision.store(files, job, cases, job.masks)
+        tolerance, stored = smaller.limits.tolerance, smaller.content()
+    cases = [case.first_masks(job.masks) for case in cases]
     for path in files.values():
         print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB; verifying", flush=True)
     encoder = OnnxEncoder(files["encoder"]) if "encoder" in files else None
     decoder = OnnxDecoder(files["decoder"]) if "decoder" in files else None
-    verdict = gate.verify(cases, encoder, decoder, gate.TOLERANCES["float32"], job.score)
+    verdict = gate.verify(cases, encoder, decoder, tolerance, job.score)
+    if job.form == "sam" and decoder:
+        verdict.findings += sam_form.verify(cases, files["decoder"], job.model.config.image_size, tolerance)
+    if job.precision == "int8":
+        verdict.findings += precision.mean_findings(verdict, cases)
     print(gate.report(verdict, job.name), flush=True)
     if not verdict.passed:
         raise common.Refused("the export differs from the model; nothing was written")
@@ -167,6 +190,7 @@ def build(job: ExportJob, folder: Path, image_input: str, cases: Sequence[gate.C
         **_contract(job, image_input),
         "files": {p.name: {"bytes": p.stat().st_size, "sha256": common.sha256(p)} for p in files.values()},
         "opset": SPLIT_OPSET if job.split else OPSET,
+        **stored,
         "verified": verdict.summary(),
     }
     common.write_json(folder / f"{job.name}_onnx.json", content)
@@ -176,7 +200,8 @@ def build(job: ExportJob, folder: Path, image_input: str, cases: Sequence[gate.C
 def _contract(job: ExportJob, image_input: str) -> dict[str, Any]:
     from convert.export.split import entry
 
-    return {**contract.contract(job, image_input), **entry(job, ".onnx")}
+    weights = {} if job.precision == "float32" else {"weights": job.precision, "arithmetic": "float32"}
+    return {**contract.contract(job, image_input), **entry(job, ".onnx"), **weights}
 
 
 def add_batch_flag(parser: argparse.ArgumentParser) -> None:
@@ -197,11 +222,16 @@ def run(args: argparse.Namespace) -> int:
       Refused: the export differs from the model.
     """
     common.require("torch", "onnx", "onnxscript", "onnxruntime")
+    sam_form.check_flags(args)
     job = common.load_job(args)
-    photos = gate.load_photos(args.photos)
+    if args.form == "sam":
+        job = dataclasses.replace(job, form="sam", slots=0, masks=args.masks or 1)
+    image_input = ("hwc" if args.form == "sam" else "photo") if args.image_input else "tensor"
+    job = dataclasses.replace(job, precision=args.precision)
+    photos = precision.load_photos(args.precision, args.photos)
     with common.output_folder(args.output) as folder:
         cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)
-        build(job, folder, "photo" if args.image_input else "tensor", cases)
+        build(job, folder, image_input, cases)
     return 0
 
 
@@ -214,7 +244,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--image-input",
         action="store_true",
-        help="the encoder takes unpadded RGB in uint8, and normalises and pads it (the form of X-AnyLabeling)",
+        help="the encoder takes unpadded RGB, and normalises and pads it: (1 3 h w) in uint8 (X-AnyLabeling's form),"
+        " or with --form sam (h w 3) in float32 (AnyLabeling's)",
+    )
+    parser.add_argument(
+        "--form",
+        choices=("edgesam", "sam"),
+        default="edgesam",
+        help="of the files: this project's, or SAM's, with masks at the photo's size (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=precision.PRECISIONS,
+        default="float32",
+        help="of the stored weights; arithmetic stays float32 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--masks", type=int, choices=(1, 4), help="with --form sam: masks per prompt (default: 1, as programs expect)"
     )
     return common.run_export(parser, run, argv)
 

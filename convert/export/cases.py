@@ -72,6 +72,10 @@ class Case:
         """Return the case without prompts that need a mask input."""
         return self.only([i for i, prompt in enumerate(self.prompts) if prompt.after is None])
 
+    def first_masks(self, count: int) -> Case:
+        """Return the case with the first masks of each prompt."""
+        return dataclasses.replace(self, logits=self.logits[:, :count], scores=self.scores[:, :count])
+
     def only(self, kept: Sequence[int]) -> Case:
         """Return the case with some of its prompts."""
         prompts, masks = tuple(self.prompts[i] for i in kept), tuple(self.masks[i] for i in kept)

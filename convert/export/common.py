@@ -44,6 +44,9 @@ class ExportJob:
       priors: whether the encoder also returns the boxes and scores of all anchors, for granularity priors.
       batched: whether a call of the decoder takes any number of prompts; otherwise one. For ONNX only.
       split: whether what the decoder computes of the photo alone is a graph of its own (``convert.export.split``).
+      form: of the ONNX decoder: ``edgesam``, or ``sam`` (``convert.export.sam_form``).
+      masks: how many masks a decoder of SAM's form returns; others return four.
+      precision: of the weights in the ONNX files: ``float32``, ``float16`` or ``int8`` (``convert.export.precision``).
     """
 
     name: str
@@ -55,6 +58,9 @@ class ExportJob:
     priors: bool = False
     batched: bool = False
     split: bool = False
+    form: str = "edgesam"
+    masks: int = 4
+    precision: str = "float32"
 
     def file(self, part: str, suffix: str) -> str:
         """Return the file name of a part."""

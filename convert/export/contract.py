@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from convert.export import sam_form
 from convert.export.common import ExportJob
 from edgesam_jax.config import SamConfig
 from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
@@ -14,7 +15,8 @@ def contract(job: ExportJob, image_input: str) -> dict[str, Any]:
     """Return the contract of an export.
 
     Args:
-      image_input: form of the encoder's input, ``tensor``, ``image`` or ``photo`` (``convert.export.encoder.Input``).
+      image_input: form of the encoder's input: ``tensor``, ``image``, ``photo`` or ``hwc``
+        (``convert.export.encoder.Input``).
     """
     config = job.model.config
     side = config.image_size
@@ -29,6 +31,10 @@ def contract(job: ExportJob, image_input: str) -> dict[str, Any]:
         },
         "photo": {
             "shape": [1, 3, "height", "width"], "type": "uint8",
+            "values": "RGB from 0 to 255, not padded; the longest side is image_size; the model normalises and pads",
+        },
+        "hwc": {
+            "shape": ["height", "width", 3], "type": "float32",
             "values": "RGB from 0 to 255, not padded; the longest side is image_size; the model normalises and pads",
         },
     }[image_input]  # fmt: skip
@@ -56,6 +62,7 @@ def contract(job: ExportJob, image_input: str) -> dict[str, Any]:
         "licence": job.model.metadata.get("licence", "the checkpoint's"),
         "source": str(job.model.metadata.get("source", "")),
         **({"proposals": selection(config)} if job.priors else {}),
+        **sam_form.entry(job),
     }  # fmt: skip
 
 

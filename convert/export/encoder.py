@@ -32,7 +32,7 @@ from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
 
 PREFIX = "image_encoder."
 LETTERBOX = (124, 116, 104)  # padding of an image input: the mean colour, rounded to integers
-Input = Literal["tensor", "image", "photo"]
+Input = Literal["tensor", "image", "photo", "hwc"]
 
 
 class FoldedUnit(nn.Module):
@@ -86,7 +86,7 @@ class ExportEncoder(nn.Module):
     Args:
       input: ``tensor``: (1 3 s s) float32, normalised and padded with zeros, as published. ``image``: (1 3 s s) with
         values 0 to 255, padded with the colour ``LETTERBOX``. ``photo``: (1 3 h w) uint8 with 1 <= h, w <= s and the
-        longest side s; the module normalises and pads it.
+        longest side s; the module normalises and pads it. ``hwc``: the same as (h w 3) float32.
       priors: also return the boxes (1 n 4) of all anchors in the frame, not clipped, and their scores (1 n). The caller
         selects the proposals (``portable.priors.select``), because sorting would be slow on phones.
     """
@@ -132,7 +132,9 @@ class ExportEncoder(nn.Module):
             # is 103.5.
             offset = image - mean
             image = offset * (offset.abs().amax(dim=1, keepdim=True) > 0.6) * scale
-        elif self.input == "photo":
+        elif self.input in ("photo", "hwc"):
+            if self.input == "hwc":
+                image = image.permute(2, 0, 1)[None]
             height, width = image.shape[2:]
             image = F.pad((image.float() - mean) * scale, (0, self.size - width, 0, self.size - height))
         if self.proposals is None:

@@ -21,7 +21,7 @@ from edgesam_jax.portable.postprocess import stability_score
 
 __all__ = [
     "TOLERANCES", "Case", "Decoder", "Encoder", "Finding", "Prompt", "Tolerance", "Verdict", "load_photos",
-    "make_cases", "report", "sample_prompts", "verify",
+    "make_cases", "relative_error", "report", "sample_prompts", "verify",
 ]  # fmt: skip
 
 COMPARED_ANCHORS = 100  # highest-scoring anchors whose boxes are compared
@@ -127,7 +127,7 @@ def verify(
         if encoder is not None:
             embedding, *anchors = encoder.outputs(case.frame, case.filled)
             verdict.findings.append(
-                Finding("embedding", case.name, _relative(embedding, case.embedding), tolerance.limit("embedding"))
+                Finding("embedding", case.name, relative_error(embedding, case.embedding), tolerance.limit("embedding"))
             )
             if case.anchors is not None:
                 verdict.findings += _compare_anchors(case, anchors, tolerance)
@@ -200,7 +200,7 @@ def _differences(
 ) -> Iterator[tuple[str, str, float]]:
     """Yield quantity, place in the prompt and value of each comparison of a prompt's logits and scores."""
     reference = case.logits[i]
-    yield "logits", "", _relative(logits, reference)
+    yield "logits", "", relative_error(logits, reference)
     decided = np.abs(reference) > UNDECIDED * np.sqrt(np.mean(reference**2))
     exported, expected = (logits > 0) & decided, (reference > 0) & decided
     for m, union in enumerate((exported | expected).sum((1, 2))):
@@ -210,7 +210,7 @@ def _differences(
     yield "score", "", float(np.abs(np.asarray(scores, np.float64) - right).max())
 
 
-def _relative(values: np.ndarray, reference: np.ndarray) -> float:
+def relative_error(values: np.ndarray, reference: np.ndarray) -> float:
     """Return the root mean square of the difference over that of the reference; infinite if the shapes differ."""
     if values.shape != reference.shape:
         return float("inf")

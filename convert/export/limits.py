@@ -96,7 +96,7 @@ def compute_limits(
 
     Args:
       precision: of the activations, ``float32`` or ``float16``.
-      compression: of the weights: ``none``, ``int8``, ``palette8``, ``palette6`` or ``palette4``.
+      compression: of the weights: ``none``, ``float16``, ``int8``, ``palette8``, ``palette6`` or ``palette4``.
       score: meaning of the decoder's scores, ``stability`` or ``iou``.
     """
     if precision == "float32" and compression == "none":

@@ -146,7 +146,7 @@ def _waiting(value: Value) -> Value:
 
 
 def stored(variables: Mapping[str, Any], compression: str) -> dict[str, Any]:
-    """Return the (folded) variables with the parameters that a compressed program stores in int8 or as palettes."""
+    """Return the (folded) variables with the parameters as a compressed program stores them."""
     if compression == "none":
         return dict(variables)
 
@@ -154,6 +154,8 @@ def stored(variables: Mapping[str, Any], compression: str) -> dict[str, Any]:
         values = np.asarray(leaf, np.float32)
         if values.size < MIN_COMPRESSED:
             return values
+        if compression == "float16":
+            return values.astype(np.float16).astype(np.float32)
         if compression != "int8":
             return palette(values, int(compression.removeprefix("palette")))
         return int8(values, per_channel=path[-1].key == "kernel") if values.ndim > 1 else values

@@ -22,7 +22,8 @@ METADATA = "edgesam_jax"  # key of this project's contract (JSON) in a file's me
 
 
 class OnnxEncoder:
-    """An encoder of one input: a normalised, padded photo (1 3 s s) float32, or an unpadded RGB photo (1 3 h w) uint8.
+    """An encoder of one input: a normalised, padded photo (1 3 s s) float32, or an unpadded RGB photo, (1 3 h w) uint8
+    or (h w 3) float32.
 
     ``image_size`` is s, the side of the frame and the longest side of an unpadded photo. ``proposes``: whether the
     encoder also returns proposals. ``takes_float``: whether it can be given a frame of float values.
@@ -35,7 +36,9 @@ class OnnxEncoder:
         self._session = _session(Path(path), providers)
         [image, *others] = self._session.get_inputs()
         self._image, self.takes_float = image.name, "float" in image.type
-        if others or len(image.shape) != 4 or not (self.takes_float or "uint8" in image.type):
+        self._rank = len(image.shape)
+        known = self.takes_float or (self._rank == 4 and "uint8" in image.type)
+        if others or self._rank not in (3, 4) or not known:
             raise UsageError(
                 f"{path}: the encoder must have one input, a photo (1 3 size size) in float32 or (1 3 h w) in uint8"
             )
@@ -53,7 +56,9 @@ class OnnxEncoder:
 
     def outputs(self, frame: np.ndarray, filled: Sequence[int]) -> list[np.ndarray]:
         """Return all outputs: the embedding, and with ``proposes`` all anchors' boxes (1 n 4) and scores (1 n)."""
-        if self.takes_float:
+        if self._rank == 3:
+            x = frame[: filled[0], : filled[1]].astype(np.float32)
+        elif self.takes_float:
             x = normalised(frame, filled)
         else:
             x = frame[: filled[0], : filled[1]].transpose(2, 0, 1)[None]
