@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
             write_x_anylabeling(folder / "x-anylabeling", labelling)
         if "web" in formats:
             (folder / "web").mkdir()
-            contents["web"] = site.write_site(folder / "web", job, photos, "float32")
+            contents["web"] = site.write_site(folder / "web", job, photos)
         common.write_json(folder / "contract.json", contents)
         licence = str(job.model.metadata.get("licence", ""))
         (folder / "LICENCE.txt").write_text(bundle_docs.licence(licence, str(job.model.metadata.get("source", ""))))

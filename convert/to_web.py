@@ -11,16 +11,15 @@ opens leaves the browser, and after the first visit it works offline. ``tiny_tea
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from convert.export import common
+from convert.export import common, precision
 from convert.web import serve
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
-
-PRECISIONS = ("float32",)  # those with a tolerance in ``convert.web.site``
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,13 +40,12 @@ def run(args: argparse.Namespace) -> int:
     if args.serve:
         raise UsageError(f"--serve {args.serve}: with a CHECKPOINT, --serve takes no folder; it serves --output")
     common.require("torch", "onnx", "onnxscript", "onnxruntime")
-    from convert.export import gate
     from convert.web import site
 
-    job = common.load_job(args)
-    photos = gate.load_photos(args.photos)
+    job = dataclasses.replace(common.load_job(args), precision=args.precision)
+    photos = precision.load_photos(args.precision, args.photos)
     with common.output_folder(args.output, "site") as folder:
-        site.write_site(folder, job, photos, args.precision, args.runtime)
+        site.write_site(folder, job, photos, args.runtime)
     print(f"{args.output}: {common.size_of(args.output) / 1e6:.1f} MB: {site.sizes(args.output)}")
     if args.serve is not None:
         return serve.serve(args.output, args.port)
@@ -64,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--serve", nargs="?", const="", metavar="SITE", help="serve the site on this machine, or an earlier one"
     )
     parser.add_argument("--port", type=int, default=serve.PORT, metavar="N", help="default: %(default)s; 0: a free one")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="default: %(default)s")
+    parser.add_argument(
+        "--precision", choices=precision.PRECISIONS, default="float32", help="of the weights; default: %(default)s"
+    )
     parser.add_argument(
         "--runtime", type=Path, metavar="FOLDER", help="unpacked npm package onnxruntime-web (default: npm fetches it)"
     )

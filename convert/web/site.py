@@ -23,12 +23,14 @@ from convert.web import runtime
 from edgesam_jax import __version__
 from edgesam_jax.data.scenes.scene import held_out_seed, scene
 from edgesam_jax.portable import run_lengths
+from edgesam_jax.portable.onnx_model import OnnxDecoder, OnnxEncoder
 from edgesam_jax.types import BOX_TOP_LEFT
 
 FORMAT = "edgesam_jax site/1"
 # Of the start-up check: least IoU of a low-resolution mask, and largest error of a prompt's logits (root mean square of
-# the difference over that of the reference).
-TOLERANCES = {"float32": {"overlap": 0.99, "logits": 0.01}}
+# the difference over that of the reference).  The reference are the same files in ONNX Runtime.
+TOLERANCE = {"overlap": 0.99, "logits": 0.01}
+SHOWN = 3  # photos of the gate that become test vectors
 # Files of the page's folder that only its checks need.
 DEVELOPMENT = ("package.json", "tsconfig.json", "tsconfig.worker.json", "eslint.config.js", ".npmrc", "node_modules")
 CHECKED = 3  # prompts of one photo that a page compares on every start
@@ -37,14 +39,13 @@ SCENES, SCENE_SIDE, SCENE_SEED = (1, 6, 7), 640, 7  # example scenes; the seed's
 
 
 def write_site(
-    folder: Path, job: ExportJob, photos: dict[str, np.ndarray], precision: str, unpacked: Path | None = None
+    folder: Path, job: ExportJob, photos: dict[str, np.ndarray], unpacked: Path | None = None
 ) -> dict[str, Any]:  # fmt: skip
     """Write a site into an empty folder; return the model's contract.
 
     Args:
       job: both parts of the model.  The page has a form of its own for slots, earlier masks and the decoder.
-      photos: the gate's photos; they become the site's test vectors.
-      precision: of the weights, one of ``TOLERANCES``.
+      photos: the gate's photos; the first ``SHOWN`` become the site's test vectors.
       unpacked: see ``runtime.write_runtime``.
 
     Raises:
@@ -55,9 +56,9 @@ def write_site(
     # The page sends few points, and hovering needs a fast decoder.
     job = dataclasses.replace(job, slots=0, mask_input=True, priors=False, batched=False, split=True)
     cases = gate.make_cases(job.model, photos, job.slots, job.mask_input)
-    content = _write_model(folder / "model", job, cases, precision)
-    write_vectors(folder / "vectors", photos, cases, job)
-    _write_check(folder / "vectors", photos, cases, job)
+    content = _write_model(folder / "model", job, cases)
+    write_vectors(folder / "vectors", photos, cases[:SHOWN], job)
+    _write_check(folder, content["parts"], photos, cases[:SHOWN], job)
     _write_examples(folder / "examples")
     _copy_page(folder)
     text = bundle_docs.licence(str(content["licence"]), str(content["source"]))
@@ -66,7 +67,7 @@ def write_site(
     return content
 
 
-def _write_model(folder: Path, job: ExportJob, cases: Sequence[gate.Case], precision: str) -> dict[str, Any]:
+def _write_model(folder: Path, job: ExportJob, cases: Sequence[gate.Case]) -> dict[str, Any]:
     """Export the model, verify it, and write ``model.json``; return its content."""
     folder.mkdir()
     content = to_onnx.build(job, folder, "tensor", cases)  # the place for another precision, once there is one
@@ -74,26 +75,34 @@ def _write_model(folder: Path, job: ExportJob, cases: Sequence[gate.Case], preci
     files = content.pop("files")
     parts = {part: {"file": entry["file"], **files[entry["file"]]} for part, entry in content["parts"].items()}
     content = {
-        "name": job.name, **content, "parts": parts, "precision": precision, "tolerance": TOLERANCES[precision],
+        "name": job.name, **content, "parts": parts, "precision": job.precision, "tolerance": TOLERANCE,
     }  # fmt: skip
     common.write_json(folder / "model.json", content)
     return content
 
 
-def _write_check(folder: Path, photos: dict[str, np.ndarray], cases: Sequence[gate.Case], job: ExportJob) -> None:
-    """Write ``check.json``: prompts of the smallest photo, with the JAX model's masks and a sample of its logits."""
+def _write_check(
+    folder: Path, parts: dict[str, Any], photos: dict[str, np.ndarray], cases: Sequence[gate.Case], job: ExportJob
+) -> None:
+    """Write ``vectors/check.json``: prompts of the smallest photo, with the files' masks and a sample of their logits."""
+    encoder, decoder = (
+        kind(folder / "model" / parts[part]["file"])
+        for kind, part in ((OnnxEncoder, "encoder"), (OnnxDecoder, "decoder"))
+    )
     number = min(range(len(cases)), key=lambda i: photos[cases[i].name].size)
     case = cases[number]
     height, width = photos[case.name].shape[:2]
     side = job.model.config.mask_size
+    embedding = encoder.embed(case.frame, case.filled)
     prompts: list[dict[str, Any]] = []
     for i, prompt in enumerate(gate.sample_prompts((height, width), job.slots, job.mask_input, number)):
         if prompt.name not in VECTORS or len(prompts) == CHECKED:
             continue
         boxed = BOX_TOP_LEFT in prompt.labels
         points = [[x, y, label] for (x, y), label in zip(prompt.coords.tolist(), prompt.labels.tolist(), strict=True)]
-        masks = [run_lengths.runs_of(mask, (0, 0), (side, side)) for mask in case.logits[i] > 0]
-        sample = np.ascontiguousarray(case.logits[i][:, ::STEP, ::STEP], "<f4")
+        logits, _ = decoder.decode(embedding, case.prompts[i].coords, case.prompts[i].labels)
+        masks = [run_lengths.runs_of(mask, (0, 0), (side, side)) for mask in logits > 0]
+        sample = np.ascontiguousarray(logits[:, ::STEP, ::STEP], "<f4")
         prompts.append(
             {
                 "name": prompt.name,
@@ -103,7 +112,9 @@ def _write_check(folder: Path, photos: dict[str, np.ndarray], cases: Sequence[ga
                 "logits": base64.b64encode(sample.tobytes()).decode(),
             }
         )
-    common.write_json(folder / "check.json", {"photo": f"photo_{number}.png", "step": STEP, "prompts": prompts})
+    common.write_json(
+        folder / "vectors" / "check.json", {"photo": f"photo_{number}.png", "step": STEP, "prompts": prompts}
+    )
 
 
 def _write_examples(folder: Path) -> None:

@@ -10,6 +10,7 @@ needed: loading a single file doesn't need it.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from edgesam_jax.config.parse import from_plain
 from edgesam_jax.files import is_file, is_folder, parse_json, read_json
 
 TINY_TEACHER = "tiny_teacher"
+LICENCE = "Apache-2.0"  # of the bundled model, as of this package
 
 
 def load_model(path: str | Path) -> Model:
@@ -56,7 +58,8 @@ def load_weights(path: str | Path) -> Model:
       UsageError: no such file, another kind of file, or a damaged file.
     """
     if str(path) == TINY_TEACHER:
-        return _load_file(Path(__file__).parents[1] / "assets" / f"{TINY_TEACHER}.msgpack")
+        bundled = _load_file(Path(__file__).parents[1] / "assets" / f"{TINY_TEACHER}.msgpack")
+        return dataclasses.replace(bundled, metadata={"licence": LICENCE, **bundled.metadata})
     path = Path(path).absolute()
     if is_folder(path, "checkpoint"):
         if (path / "config.json").is_file() and (path / "variables").is_dir():
