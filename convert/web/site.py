@@ -84,11 +84,9 @@ def _write_model(folder: Path, job: ExportJob, cases: Sequence[gate.Case]) -> di
 def _write_check(
     folder: Path, parts: dict[str, Any], photos: dict[str, np.ndarray], cases: Sequence[gate.Case], job: ExportJob
 ) -> None:
-    """Write ``vectors/check.json``: prompts of the smallest photo, with the files' masks and a sample of their logits."""
-    encoder, decoder = (
-        kind(folder / "model" / parts[part]["file"])
-        for kind, part in ((OnnxEncoder, "encoder"), (OnnxDecoder, "decoder"))
-    )
+    """Write ``vectors/check.json``: prompts of the smallest photo, the files' masks and a sample of their logits."""
+    files = {part: folder / "model" / entry["file"] for part, entry in parts.items()}
+    encoder, decoder = OnnxEncoder(files["encoder"]), OnnxDecoder(files["decoder"])
     number = min(range(len(cases)), key=lambda i: photos[cases[i].name].size)
     case = cases[number]
     height, width = photos[case.name].shape[:2]
