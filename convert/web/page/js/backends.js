@@ -1,6 +1,5 @@
 /** @file Which backends there are to try on this machine. */
 
-/** @typedef {import("./types.js").ModelInfo} ModelInfo */
 /** @typedef {{ name: "wasm" | "webgpu", threads: number }} Candidate */
 
 const MAX_THREADS = 8;
@@ -10,15 +9,14 @@ const MAX_THREADS = 8;
  *
  * @param {"auto" | "wasm" | "webgpu"} backend
  * @param {number} threads
- * @param {ModelInfo["precision"]} precision
  * @returns {Promise<{ chosen: Candidate[], rejected: { name: string, reason: string }[] }>}
  */
-export async function candidates(backend, threads, precision) {
+export async function candidates(backend, threads) {
   /** @type {Candidate[]} */
   const chosen = [];
   const rejected = [];
   if (backend !== "wasm") {
-    const reason = await webgpuFault(precision, backend === "webgpu");
+    const reason = await webgpuFault(backend === "webgpu");
     if (reason) rejected.push({ name: "WebGPU", reason });
     else chosen.push({ name: "webgpu", threads: 1 });
   }
@@ -33,18 +31,16 @@ export async function candidates(backend, threads, precision) {
 }
 
 /**
- * @param {ModelInfo["precision"]} precision
  * @param {boolean} software whether an adapter in software will do
  * @returns {Promise<string>} why WebGPU can't be used; empty if it can be tried
  */
-async function webgpuFault(precision, software) {
+async function webgpuFault(software) {
   const gpu = /** @type {any} */ (navigator).gpu;
   if (!gpu) return "this browser doesn't have it";
   const adapter = await gpu.requestAdapter().catch(() => null);
   if (!adapter) return "no graphics adapter";
   const fallback = adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter;
   if (fallback && !software) return "the adapter is software, slower than WebAssembly";
-  if (precision === "float16" && !adapter.features.has("shader-f16")) return "the adapter has no float16";
   return "";
 }
 

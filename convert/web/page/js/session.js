@@ -47,7 +47,7 @@ export async function openModel(baseUrl, { onProgress = () => {}, backend = "aut
     const content = await download(base, `vectors/${vectors.photo}`);
     const photo = await openPhoto(new Blob([content]), `vectors/${vectors.photo}`);
     try {
-      const { chosen, rejected } = await candidates(backend, threads, info.precision);
+      const { chosen, rejected } = await candidates(backend, threads);
       for (const candidate of chosen) {
         const channel = new Channel(base);
         try {
