@@ -209,8 +209,8 @@ def in_one_step(nodes):
 
 
 def with_other_centres(nodes):
-    nodes[6].attribute.pop()
-    nodes[6].attribute.append(onnx.helper.make_attribute("coordinate_transformation_mode", "asymmetric"))
+    centres = {**sam_form.RESIZE, "coordinate_transformation_mode": "asymmetric"}
+    nodes[6].CopyFrom(onnx.helper.make_node("Resize", list(nodes[6].input), ["masks"], **centres))
 
 
 @pytest.mark.parametrize("fault", [without_crop, in_one_step, with_other_centres])
