@@ -34,7 +34,8 @@ from convert.torch_twin.loading import load_twin
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.models.sam import MODELS
-from edgesam_jax.portable.onnx_model import PHOTO_INPUTS, prompt_inputs
+from edgesam_jax.portable.onnx_model import prompt_inputs
+from edgesam_jax.portable.per_photo import PHOTO_INPUTS
 
 RUNTIME = "onnxruntime-web@1.30.0"
 # Name, points and corners, slots of the export (0: any number of points).

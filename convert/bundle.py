@@ -156,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m convert.bundle", description="Export a checkpoint with all that shipping it needs.")
     common.add_flags(parser)
     parser.add_argument("--formats", default=",".join(FORMATS), help="comma-separated list (default: all, %(default)s)")
+    common.add_split_flag(parser)
     to_onnx.add_batch_flag(parser)
     to_coreml.add_flags(parser)
     return common.run_export(parser, run, argv)

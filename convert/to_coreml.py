@@ -23,7 +23,7 @@ from convert.export.common import ExportJob
 from convert.export.limits import compute_limits
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import UsageError
-from edgesam_jax.portable.onnx_model import PHOTO_INPUTS
+from edgesam_jax.portable.per_photo import PHOTO_INPUTS
 
 COMPRESSIONS = ("none", "int8", "palette8", "palette6", "palette4")
 
@@ -225,6 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = Parser(prog="python -m convert.to_coreml", description="Export a checkpoint to Core ML, and verify it.")
     common.add_flags(parser)
+    common.add_split_flag(parser)
     add_flags(parser)
     return common.run_export(parser, run, argv)
 

@@ -3,8 +3,9 @@
     python -m convert.to_onnx CHECKPOINT --output DIR [--slots dynamic] [--batch dynamic] [--image-input] [--published]
 
 Writes ``NAME_encoder.onnx``, ``NAME_decoder.onnx`` and ``NAME_onnx.json``: the contract of inputs and outputs (also in
-the files' metadata), checksums, and the results of the verification. If the files differ from the JAX model, nothing is
-written and the exit code is 1.
+the files' metadata), checksums, and the results of the verification. With ``--split``, ``NAME_image.onnx`` is the half
+of the decoder that runs once per photo. If the files differ from the JAX model, nothing is written and the exit code
+is 1.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from typing import Any
 from convert.export import common, contract, gate, precision, sam_form
 from convert.export.common import ExportJob
 from edgesam_jax.cli.flags import Parser
-from edgesam_jax.portable.onnx_model import METADATA, PHOTO_INPUTS
+from edgesam_jax.portable.onnx_model import METADATA
+from edgesam_jax.portable.per_photo import PHOTO_INPUTS
 
 OPSET = 18
 SPLIT_OPSET = 20  # has Gelu, one pass in place of five
@@ -238,6 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = Parser(prog="python -m convert.to_onnx", description="Export a checkpoint to ONNX, and verify it.")
     common.add_flags(parser)
+    common.add_split_flag(parser)
     add_batch_flag(parser)
     parser.add_argument(
         "--image-input",

@@ -12,7 +12,8 @@ import numpy as np
 from convert.coreml import mil_evaluator
 from convert.coreml.packages import quiet
 from convert.export.encoder import LETTERBOX
-from edgesam_jax.portable.onnx_model import PHOTO_INPUTS, PerPhoto, normalised, prompt_inputs
+from edgesam_jax.portable.onnx_model import normalised, prompt_inputs
+from edgesam_jax.portable.per_photo import PHOTO_INPUTS, PerPhoto
 
 
 def runner(path: Path) -> Any:

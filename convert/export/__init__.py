@@ -2,6 +2,7 @@
 
 - ``common``: command line flags, the export job, checksums;
 - ``encoder``, ``decoder``: torch modules written for the exporters, with folded weights and fixed prompt slots;
+- ``split``: decoders in two graphs, in the forms of ``photo_maps`` with ``folded``, and of ``shared``; ``upscaling``;
 - ``contract``: the inputs and outputs of an export, as JSON;
 - ``gate``: compares an export with the JAX model, and refuses one that differs;
 - ``bundle_docs``: README, licence note and check script of a bundle.

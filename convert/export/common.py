@@ -89,11 +89,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--priors", action="store_true", help="also export the region proposals, for granularity priors"
     )
-    parser.add_argument(
-        "--split",
-        action="store_true",
-        help="the decoder in two graphs: one to run once per photo, or per earlier mask, and a faster one per prompt",
-    )
     parser.add_argument("--score", choices=("stability", "iou"), help="default: iou if the IoU head was trained")
     parser.add_argument(
         "--photos",
@@ -101,6 +96,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FILE|DIR",
         help="photos to verify the export on; repeatable (default: three photos of scikit-image)",
+    )
+
+
+def add_split_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag for a decoder in two graphs; not every export has that form."""
+    parser.add_argument(
+        "--split",
+        action="store_true",
+        help="the decoder in two graphs: one to run once per photo, or per earlier mask, and a faster one per prompt",
     )
 
 
@@ -139,7 +143,8 @@ def load_job(args: argparse.Namespace) -> ExportJob:
             raise UsageError("--priors: not available with --part decoder; the encoder makes the proposals")
     slots = args.slots if args.slots is not None else 0 if args.published else SLOTS
     batched = getattr(args, "batch", "1") == "dynamic"
-    return ExportJob(name, parts, slots, not args.published, score, model, args.priors, batched, args.split)
+    split = getattr(args, "split", False)
+    return ExportJob(name, parts, slots, not args.published, score, model, args.priors, batched, split)
 
 
 def check_split(args: argparse.Namespace) -> None:
@@ -148,7 +153,7 @@ def check_split(args: argparse.Namespace) -> None:
     Raises:
       UsageError: one of them is given.
     """
-    if not args.split:
+    if not getattr(args, "split", False):
         return
     if args.published:
         raise UsageError("--split: the official files have one decoder; drop --split or --published")

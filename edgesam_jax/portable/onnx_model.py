@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ import numpy as np
 
 from edgesam_jax.portable.errors import UsageError
 from edgesam_jax.portable.frame import PIXEL_MEAN, PIXEL_STD
+from edgesam_jax.portable.per_photo import PHOTO_INPUTS, PerPhoto
 from edgesam_jax.portable.priors import select
 
 NOT_A_POINT, UNUSED = -1, -2  # labels: SAM's learned padding; an unused slot
 LABELS = (UNUSED, NOT_A_POINT, 0, 1, 2, 3)
 PROMPT_INPUTS = ("point_coords", "point_labels", "mask_input", "has_mask_input")
-PHOTO_INPUTS = ("image_embeddings", "mask_input", "has_mask_input")  # of a split decoder's graph per photo
 PROMPTS_PER_CALL = 16  # bounds the memory of a call: docs/export.md, "Measured: prompts per call"
 METADATA = "edgesam_jax"  # key of this project's contract (JSON) in a file's metadata
 
@@ -181,31 +181,6 @@ class OnnxDecoder:
                 results |= {int(row): each for row, each in zip(some, zip(*found, strict=True), strict=True)}
         logits, scores = zip(*(results[row] for row in range(len(coords))), strict=True)
         return np.stack(logits), np.stack(scores)
-
-
-class PerPhoto:
-    """The graph of a split decoder that depends on the photo and an earlier mask, run once per embedding.
-
-    With a mask it is run for each call. Threads may share it.
-
-    Args:
-      run: the graph, from inputs to outputs by name.
-    """
-
-    def __init__(self, run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
-        self._run = run
-        self._last: tuple[np.ndarray | None, dict[str, np.ndarray]] = (None, {})
-
-    def maps(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the maps for the inputs ``PHOTO_INPUTS``; an embedding is recognised as the same array."""
-        given = {name: inputs[name] for name in PHOTO_INPUTS}
-        if given["has_mask_input"].any():
-            return self._run(given)
-        embedding, maps = self._last
-        if embedding is not given["image_embeddings"]:
-            maps = self._run(given)
-            self._last = given["image_embeddings"], maps
-        return maps
 
 
 class OnnxModel:

@@ -11,17 +11,23 @@ import sys
 import deterministic_weights
 import numpy as np
 import pytest
+from PIL import Image
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytest.importorskip("coremltools")
+
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from convert import bundle, to_coreml  # noqa: E402
 from convert.coreml import mil_evaluator  # noqa: E402
 from convert.coreml.program import CoremlDecoder  # noqa: E402
-from convert.export import gate  # noqa: E402
+from convert.export import common, gate, split  # noqa: E402
+from convert.export.decoder import ExportDecoder  # noqa: E402
 from convert.export.limits import compute_limits  # noqa: E402
+from convert.torch_twin.loading import load_twin  # noqa: E402
 from edgesam_jax.checkpoints.model import Model  # noqa: E402
 from edgesam_jax.checkpoints.save import save_model_file  # noqa: E402
+from edgesam_jax.data.scenes.textures import photos  # noqa: E402
 from edgesam_jax.models.sam import TINY  # noqa: E402
 
 CONFIG = dataclasses.replace(TINY, image_size=64)
@@ -37,10 +43,12 @@ def model() -> Model:
 def folders(model, tmp_path_factory):
     """Both forms in float16, written by the command."""
     checkpoint = save_model_file(tmp_path_factory.mktemp("checkpoint") / "small.msgpack", model)
+    photo = checkpoint.with_name("photo.png")
+    Image.fromarray(photos()[0][0]).save(photo)
     made = {}
     for form, slots in SLOTS.items():
         made[form] = tmp_path_factory.mktemp("split") / form
-        flags = ["--split", "--part", "decoder", "--slots", str(slots)]
+        flags = ["--split", "--part", "decoder", "--slots", str(slots), "--photos", str(photo)]
         assert to_coreml.main([str(checkpoint), "--output", str(made[form]), *flags]) == 0
     return made
 
@@ -64,22 +72,28 @@ def test_the_folder_and_its_contract(form, folders):
     assert report.count("Multiply-adds per call: ") == 2 and report.count("; the plain conversion ") == 1
 
 
-def test_multiply_adds_are_counted(folders):
-    """Convolutions and matrix products of the first graph: three of the image's cells, and a mask's embedding."""
+def test_multiply_adds_are_counted(folders, model):
+    """In the first graph three products with the image's cells, and the embedding of a mask; in the second torch's."""
     operations = mil_evaluator.load(folders["shared"] / "small_image.mlpackage").operations()
     cells, c, m = CONFIG.grid**2, CONFIG.embed_dim, CONFIG.mask_in_chans
     down = 4 * cells * (m // 4) * 4 + cells * m * m + cells * m * c
     assert sum(op.products for op in operations) == 3 * cells * c * (c // 2) + down
-    decoder = sum(op.products for op in mil_evaluator.load(folders["shared"] / "small_decoder.mlpackage").operations())
-    # Its layers' projections of the image, which are most of it: three in, two out, two for the last, and up-sampling.
-    assert 1 < decoder / (cells * c * (5 * (c // 2) + 2 * (c // 2)) + cells * c * c * 3 // 2) < 1.6
+    whole = ExportDecoder(load_twin(model), "stability", True)
+    for form, slots in SLOTS.items():
+        halves = split.split(whole, form, flat=False)
+        maps = halves.example(CONFIG)[1]
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            halves.decoder(maps, torch.zeros(1, slots, 2), torch.zeros(1, slots))
+        operations = mil_evaluator.load(folders[form] / "small_decoder.mlpackage").operations()
+        assert sum(op.products for op in operations) == counter.get_total_flops() / 2
 
 
 @pytest.mark.parametrize("part", ["image", "decoder"])
 def test_a_corrupt_package_of_either_is_refused(part, folders, model, tmp_path):
     folder = tmp_path / "corrupt"
     shutil.copytree(folders["folded"], folder)
-    [case, *_] = gate.make_cases(model, gate.load_photos([]), 2, True)
+    [case] = gate.make_cases(model, {"astronaut": photos()[0][0]}, 2, True)
+    case = case.only([0, 2, len(case.prompts) - 1])
     limits = compute_limits(model, [case], "float16", "none", ("decoder",), "stability").tolerance
 
     def verdict(where):
@@ -96,10 +110,9 @@ def test_a_corrupt_package_of_either_is_refused(part, folders, model, tmp_path):
 
 
 def test_ios_15_passes_float32(model, tmp_path):
-    checkpoint = save_model_file(tmp_path / "small.msgpack", model)
-    flags = ["--split", "--part", "decoder", "--slots", "2", "--ios", "15"]
-    assert to_coreml.main([str(checkpoint), "--output", str(tmp_path / "out"), *flags]) == 0
-    program = mil_evaluator.load(tmp_path / "out/small_decoder.mlpackage")
+    job = common.ExportJob("small", ("decoder",), 2, True, "stability", model, split=True)
+    files = to_coreml.export(job, tmp_path, to_coreml.Options(ios=15))
+    program = mil_evaluator.load(files["decoder"])
     assert {dtype for _, dtype in program.inputs.values()} == {np.dtype(np.float32)}
 
 
