@@ -227,7 +227,9 @@ def run(args: argparse.Namespace) -> int:
     if args.form == "sam":
         job = dataclasses.replace(job, form="sam", slots=0, masks=args.masks or 1)
     image_input = ("hwc" if args.form == "sam" else "photo") if args.image_input else "tensor"
+    sam_form.check_frame(job, image_input)
     job = dataclasses.replace(job, precision=args.precision)
+    precision.check_parts(job)
     photos = precision.load_photos(args.precision, args.photos)
     with common.output_folder(args.output) as folder:
         cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)

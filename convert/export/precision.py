@@ -64,6 +64,16 @@ def load_photos(precision: str, paths: Sequence[str | Path]) -> dict[str, np.nda
     return photos
 
 
+def check_parts(job: ExportJob) -> None:
+    """Check that the masks of int8 can be measured.
+
+    Raises:
+      UsageError: the encoder alone is exported.
+    """
+    if job.precision == "int8" and "decoder" not in job.parts:
+        raise UsageError("--precision int8: is measured on masks, which --part encoder doesn't make; export both parts")
+
+
 def _enough(photos: int) -> None:
     if photos < PHOTOS:
         raise UsageError(f"--precision int8: is measured on {PHOTOS} photos or more, not {photos}; pass more --photos")
@@ -78,9 +88,10 @@ def store(files: Mapping[str, Path], job: ExportJob, cases: Sequence[gate.Case],
       masks: how many of them the decoder returns.
 
     Raises:
-      UsageError: too few photos for int8.
+      UsageError: too few photos for int8, or no decoder.
       Refused: int8 doesn't keep the masks.
     """
+    check_parts(job)
     if job.precision == "int8":
         _enough(len(cases))
     limits = compute_limits(job.model, cases, "float32", job.precision, job.parts, job.score)
@@ -89,8 +100,6 @@ def store(files: Mapping[str, Path], job: ExportJob, cases: Sequence[gate.Case],
         for path in files.values():
             rewrite(path, path, set())
         return Stored(limits, {})
-    if "decoder" not in files:  # masks can't be measured without a decoder
-        raise UsageError("--precision int8: is measured on masks, which --part encoder doesn't make; export both parts")
     return Stored(limits, _int8(files, job, [c.first_masks(masks) for c in cases]))
 
 

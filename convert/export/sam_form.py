@@ -37,6 +37,7 @@ INPUTS = ["image_embeddings", "point_coords", "point_labels", "mask_input", "has
 OUTPUTS = ["masks", "iou_predictions", "low_res_masks"]
 ENCODER_INPUT = {"tensor": "x", "hwc": "input_image"}  # osam passes x by name; the others take any name
 SAM_MASK = 256  # side of the mask input that programs send
+PROGRAM_FRAME = 1024  # longest side of the photos that programs send to an encoder of (h w 3)
 RESIZE = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
 
 
@@ -58,6 +59,20 @@ def check_flags(args: Any) -> None:
         raise UsageError(f"{flag}: SAM's form takes one prompt of any number of points; drop {flag} or --form sam")
     if args.masks is not None and args.part == "encoder":
         raise UsageError("--masks: is for the decoder; drop it, or --part encoder")
+
+
+def check_frame(job: ExportJob, image_input: str) -> None:
+    """Check that programs can call an encoder of (h w 3).
+
+    Raises:
+      UsageError: its frame isn't the one that they assume, and their masks would be wrong.
+    """
+    side = job.model.config.image_size
+    if image_input == "hwc" and side != PROGRAM_FRAME:
+        raise UsageError(
+            f"--image-input: programs send photos of {PROGRAM_FRAME} px to this form, and the model's frame has {side};"
+            " drop --image-input"
+        )
 
 
 def module(decoder: Any, masks: int) -> Any:

@@ -2,7 +2,7 @@
 
 The outputs of the first, by name, are inputs of the second, beside the points. There are two forms:
 
-- ``folded`` (``convert.export.folded``) for few tokens, and for any number of points;
+- ``folded`` (``convert.export.folded``) for few tokens;
 - ``shared`` (``convert.export.shared``) for many tokens.
 """
 
@@ -23,6 +23,7 @@ from edgesam_jax.config import SamConfig
 from edgesam_jax.portable.per_photo import PHOTO_INPUTS
 
 Form = Literal["folded", "shared"]
+USUAL = 4  # points and corners of a prompt, if any number is possible
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,13 @@ class Halves:
 
 
 def form_of(config: SamConfig, slots: int) -> Form:
-    """Return the faster form for a number of slots; 0 is any number, of which few are usual.
+    """Return the faster form for a number of slots; 0 is any number, of which ``USUAL`` is assumed.
 
     A folded product costs heads*tokens where another costs the width of attention (measured: docs/export.md).
     """
     decoder = config.decoder
-    tokens = 1 + decoder.num_mask_tokens + slots + 1
-    return (
-        "folded"
-        if decoder.heads * tokens <= config.embed_dim // decoder.attention_downsample or not slots
-        else "shared"
-    )
+    tokens = 1 + decoder.num_mask_tokens + (slots or USUAL) + 1
+    return "folded" if decoder.heads * tokens <= config.embed_dim // decoder.attention_downsample else "shared"
 
 
 def split(whole: ExportDecoder, form: Form, flat: bool) -> Halves:

@@ -47,7 +47,9 @@ def folders(checkpoint, tmp_path_factory):
     made = {}
     for name, flags in (("x", []), ("hwc", ["--image-input", "--masks", "4"])):
         made[name] = tmp_path_factory.mktemp("sam") / name
-        assert to_onnx.main([str(checkpoint), "--output", str(made[name]), "--form", "sam", *flags]) == 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sam_form, "PROGRAM_FRAME", CONFIG.image_size)
+            assert to_onnx.main([str(checkpoint), "--output", str(made[name]), "--form", "sam", *flags]) == 0
     return made
 
 
@@ -207,8 +209,8 @@ def in_one_step(nodes):
 
 
 def with_other_centres(nodes):
-    nodes[6].attribute.pop()
-    nodes[6].attribute.append(onnx.helper.make_attribute("coordinate_transformation_mode", "asymmetric"))
+    centres = {**sam_form.RESIZE, "coordinate_transformation_mode": "asymmetric"}
+    nodes[6].CopyFrom(onnx.helper.make_node("Resize", list(nodes[6].input), ["masks"], **centres))
 
 
 @pytest.mark.parametrize("fault", [without_crop, in_one_step, with_other_centres])
@@ -242,6 +244,10 @@ def test_wrong_flags_are_one_line(checkpoint, tmp_path, capsys):
         (["--form", "sam", "--priors"], "drop --priors or --form sam"),
         (["--form", "sam", "--batch", "dynamic"], "--batch dynamic: "),
         (["--form", "sam", "--slots", "8"], "--slots 8: "),
+        (
+            ["--form", "sam", "--image-input"],
+            "programs send photos of 1024 px to this form, and the model's frame has 32",
+        ),
         (["--form", "sam", "--part", "encoder", "--masks", "4"], "--masks: is for the decoder"),
         (["--masks", "4"], "--masks: is for --form sam"),
         (["--form", "sam", "--masks", "3"], "--masks"),

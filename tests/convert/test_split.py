@@ -31,7 +31,9 @@ from edgesam_jax.data.scenes.textures import photos  # noqa: E402
 from edgesam_jax.models.sam import MODELS  # noqa: E402
 from edgesam_jax.portable.onnx_model import METADATA, UNUSED, OnnxDecoder, OnnxEncoder  # noqa: E402
 
-CONFIG = dataclasses.replace(tiny.REPVIT, decoder=dataclasses.replace(tiny.CONV.decoder, depth=2))
+# Wide enough for the folded form of any number of points, and not for that of 16 slots.
+DECODER = DecoderConfig(depth=2, heads=2, mlp_dim=16, attention_downsample=1)
+CONFIG = dataclasses.replace(tiny.REPVIT, embed_dim=32, decoder=DECODER)
 # The decoder of EdgeSAM and its grid, with a small encoder.
 FULL = dataclasses.replace(MODELS["edge_sam"], encoder=tiny.CONV.encoder, image_size=512)
 TOLERANCE = gate.TOLERANCES["float32"]
