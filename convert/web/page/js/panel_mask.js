@@ -47,7 +47,7 @@ export function attachMaskPanel(app) {
     element("choices").hidden = !prediction;
     button("add").disabled = !prediction;
     button("add").textContent = draft.editing ? say.update : TEXTS.add;
-    button("refine").disabled = !prediction || app.model?.info.mask_input === false;
+    button("refine").disabled = !prediction;
     button("refine-stop").hidden = !draft.maskInput;
     if (!prediction) {
       list.replaceChildren();
