@@ -102,7 +102,9 @@ def _open(path: Path, weights: Mapping[str, int]) -> tuple[Any, dict[str, np.nda
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name in weights}
     for name, array in arrays.items():
         model.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, array.shape))
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns of every weight that may be replaced
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session, arrays, channel_axes(model)
 
 
