@@ -77,19 +77,17 @@ def _calls(
 
 
 def costliest(errors: Mapping[Weight, float], sizes: Mapping[Weight, int], energy: float) -> list[Weight]:
-    """Return the weights to leave in float, so that ``energy`` (a share of the total, per part) remains.
+    """Return the weights to leave in float, so that ``energy``, a share of the total, remains.
 
-    Those come first that remove most error per element.
+    Those come first that remove most error per element. An error of the embedding counts as much as one of the logits.
     """
-    kept = []
-    for part in dict.fromkeys(part for part, _ in errors):
-        mine = {weight: error for weight, error in errors.items() if weight[0] == part}
-        left = total = sum(mine.values())
-        for weight in sorted(mine, key=lambda w: mine[w] / sizes[w], reverse=True):
-            if left <= energy * total:
-                break
-            kept.append(weight)
-            left -= mine[weight]
+    kept: list[Weight] = []
+    left = total = sum(errors.values())
+    for weight in sorted(errors, key=lambda w: errors[w] / sizes[w], reverse=True):
+        if left <= energy * total:
+            break
+        kept.append(weight)
+        left -= errors[weight]
     return kept
 
 
@@ -104,7 +102,9 @@ def _open(path: Path, weights: Mapping[str, int]) -> tuple[Any, dict[str, np.nda
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name in weights}
     for name, array in arrays.items():
         model.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, array.shape))
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns of every weight that may be replaced
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session, arrays, channel_axes(model)
 
 
