@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from convert.export import common, contract, gate, precision, sam_form
+from convert.export import common, contract, gate, half, precision, sam_form
 from convert.export.common import ExportJob
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.portable.onnx_model import METADATA
@@ -181,6 +181,8 @@ def build(job: ExportJob, folder: Path, image_input: str, cases: Sequence[gate.C
     verdict = gate.verify(cases, encoder, decoder, tolerance, job.score)
     if job.form == "sam" and decoder:
         verdict.findings += sam_form.verify(cases, files["decoder"], job.model.config.image_size, tolerance)
+    if job.arithmetic == "float16":
+        verdict.findings += half.verify(files, cases, tolerance, job.score)
     if job.precision == "int8":
         verdict.findings += precision.mean_findings(verdict, cases)
     print(gate.report(verdict, job.name), flush=True)
@@ -200,7 +202,7 @@ def build(job: ExportJob, folder: Path, image_input: str, cases: Sequence[gate.C
 def _contract(job: ExportJob, image_input: str) -> dict[str, Any]:
     from convert.export.split import entry
 
-    weights = {} if job.precision == "float32" else {"weights": job.precision, "arithmetic": "float32"}
+    weights = {} if job.precision == "float32" else {"weights": job.precision, "arithmetic": job.arithmetic}
     return {**contract.contract(job, image_input), **entry(job, ".onnx"), **weights}
 
 
@@ -228,8 +230,8 @@ def run(args: argparse.Namespace) -> int:
         job = dataclasses.replace(job, form="sam", slots=0, masks=args.masks or 1)
     image_input = ("hwc" if args.form == "sam" else "photo") if args.image_input else "tensor"
     sam_form.check_frame(job, image_input)
-    job = dataclasses.replace(job, precision=args.precision)
-    precision.check_parts(job)
+    job = dataclasses.replace(job, precision=args.precision, arithmetic=args.arithmetic)
+    precision.check(job)
     photos = precision.load_photos(args.precision, args.photos)
     with common.output_folder(args.output) as folder:
         cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)
@@ -259,7 +261,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--precision",
         choices=precision.PRECISIONS,
         default="float32",
-        help="of the stored weights; arithmetic stays float32 (default: %(default)s)",
+        help="of the stored weights (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--arithmetic",
+        choices=("float32", "float16"),
+        default="float32",
+        help="float16 is for GPUs, and needs --precision float16 (default: %(default)s)",
     )
     parser.add_argument(
         "--masks", type=int, choices=(1, 4), help="with --form sam: masks per prompt (default: 1, as programs expect)"

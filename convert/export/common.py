@@ -47,6 +47,7 @@ class ExportJob:
       form: of the ONNX decoder: ``edgesam``, or ``sam`` (``convert.export.sam_form``).
       masks: how many masks a decoder of SAM's form returns; others return four.
       precision: of the weights in the ONNX files: ``float32``, ``float16`` or ``int8`` (``convert.export.precision``).
+      arithmetic: of the ONNX files: ``float32``, or with weights in float16 ``float16`` (``convert.export.half``).
     """
 
     name: str
@@ -61,6 +62,7 @@ class ExportJob:
     form: str = "edgesam"
     masks: int = 4
     precision: str = "float32"
+    arithmetic: str = "float32"
 
     def file(self, part: str, suffix: str) -> str:
         """Return the file name of a part."""

@@ -1,4 +1,4 @@
-"""Smaller weights in ONNX files: stored in float16 or int8, computed with in float32.
+"""Smaller weights in ONNX files: stored in float16 or int8, computed with in float32 unless the job says otherwise.
 
 A stored weight is followed by a cast (int8: and a product with the scale of its output channel). ONNX Runtime computes
 both once, when it loads the file, so that a smaller file is as fast as the float32 one, on WebAssembly too, where
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.export import gate
+from convert.export import gate, half
 from convert.export.common import ExportJob, Refused
 from convert.export.limits import Limits, compute_limits
 from convert.export.rounding import MIN_COMPRESSED
@@ -64,12 +64,16 @@ def load_photos(precision: str, paths: Sequence[str | Path]) -> dict[str, np.nda
     return photos
 
 
-def check_parts(job: ExportJob) -> None:
-    """Check that the masks of int8 can be measured.
+def check(job: ExportJob) -> None:
+    """Check that the arithmetic fits the weights, and that the masks of int8 can be measured.
 
     Raises:
-      UsageError: the encoder alone is exported.
+      UsageError: float16 arithmetic with other weights, or int8 for the encoder alone.
     """
+    if job.arithmetic == "float16" and job.precision != "float16":
+        raise UsageError(
+            f"--arithmetic float16: needs weights in float16, not {job.precision}; add --precision float16"
+        )
     if job.precision == "int8" and "decoder" not in job.parts:
         raise UsageError("--precision int8: is measured on masks, which --part encoder doesn't make; export both parts")
 
@@ -88,14 +92,21 @@ def store(files: Mapping[str, Path], job: ExportJob, cases: Sequence[gate.Case],
       masks: how many of them the decoder returns.
 
     Raises:
-      UsageError: too few photos for int8, or no decoder.
+      UsageError: see ``check``; or too few photos for int8.
       Refused: int8 doesn't keep the masks.
     """
-    check_parts(job)
+    check(job)
     if job.precision == "int8":
         _enough(len(cases))
-    limits = compute_limits(job.model, cases, "float32", job.precision, job.parts, job.score)
+    whole = job.arithmetic == "float16"  # weights and activations
+    limits = compute_limits(
+        job.model, cases, job.arithmetic, "none" if whole else job.precision, job.parts, job.score, whole
+    )
     print(limits.report(), flush=True)
+    if whole:
+        for path in files.values():
+            half.rewrite(path)
+        return Stored(limits, {})
     if job.precision == "float16":
         for path in files.values():
             rewrite(path, path, set())
