@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from convert.export import gate, half
+from convert.export import gate, half, sensitivity
 from convert.export.common import ExportJob, Refused
+from convert.export.int8_weights import candidates, channel_axes, quantised
 from convert.export.limits import Limits, compute_limits
 from convert.export.rounding import MIN_COMPRESSED
 from convert.export.tolerance import END_TO_END
@@ -30,7 +31,6 @@ from edgesam_jax.data.scenes.textures import photos as wheel_photos
 from edgesam_jax.portable.onnx_model import OnnxDecoder, OnnxEncoder
 
 PRECISIONS = ("float32", "float16", "int8")
-MIN_INT8 = 4096  # elements; smaller ones are depthwise kernels for the most part, which take few bytes and cost much
 PHOTOS, LEAST_IOU = 8, 0.97
 MEASURES = 4  # selections of layers that are tried before int8 is refused
 LEAST_INT8 = 0.5  # share of the weights' elements in int8; below, float16 is the better format
@@ -116,8 +116,6 @@ def store(files: Mapping[str, Path], job: ExportJob, cases: Sequence[gate.Case],
 
 def _int8(files: Mapping[str, Path], job: ExportJob, cases: Sequence[gate.Case]) -> dict[str, list[str]]:
     """Store int8 in all weights but those that cost the masks too much; return the latter."""
-    from convert.export import sensitivity
-
     weights = {part: candidates(path) for part, path in files.items()}
     total = sum(size for sizes in weights.values() for size in sizes.values())
     floats: dict[str, set[str]] = {part: set() for part in files}
@@ -207,39 +205,3 @@ def rewrite(source: Path, target: Path, int8: set[str]) -> None:
     model.graph.node.extend([*nodes, *others])
     onnx.checker.check_model(model)
     onnx.save(model, target)
-
-
-def quantised(values: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return int8 values and their float32 scales, one per index of ``axis``; symmetric around 0."""
-    others = tuple(i for i in range(values.ndim) if i != axis)
-    scale = np.maximum(np.abs(values).max(others, keepdims=True), 1e-30) / 127
-    return np.round(values / scale).astype(np.int8), scale.astype(np.float32)
-
-
-def candidates(path: Path) -> dict[str, int]:
-    """Return the elements of the weights that int8 may store, by name."""
-    import onnx
-
-    model = onnx.load(path)
-    sizes = {t.name: int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
-    return {name: sizes[name] for name in channel_axes(model) if sizes.get(name, 0) >= MIN_INT8}
-
-
-def channel_axes(model: Any) -> dict[str, int]:
-    """Return the axis of the output channels of every weight of a convolution or a dense layer."""
-    ranks = {t.name: len(t.dims) for t in model.graph.initializer}
-    axes: dict[str, int] = {}
-    for node in model.graph.node:
-        attributes = {a.name: a.i for a in node.attribute}
-        for i, name in enumerate(node.input[:2]):
-            if name not in ranks or name in axes or ranks[name] < 2:
-                continue
-            if node.op_type == "Conv" and i == 1:
-                axes[name] = 0
-            elif node.op_type == "ConvTranspose" and i == 1 and attributes.get("group", 1) == 1:
-                axes[name] = 1
-            elif node.op_type == "MatMul":
-                axes[name] = ranks[name] - (1 if i else 2)
-            elif node.op_type == "Gemm" and i == 1:
-                axes[name] = 0 if attributes.get("transB") else 1
-    return axes

@@ -14,6 +14,7 @@ import numpy as np
 
 from convert.export.cases import Case, progress
 from convert.export.common import ExportJob
+from convert.export.int8_weights import channel_axes, quantised
 from edgesam_jax.portable.onnx_model import PHOTO_INPUTS, normalised, prompt_inputs
 
 Weight = tuple[str, str]  # part, name
@@ -96,8 +97,6 @@ def _open(path: Path, weights: Mapping[str, int]) -> tuple[Any, dict[str, np.nda
     import onnx
     import onnxruntime
 
-    from convert.export.precision import channel_axes
-
     model = onnx.load(path)
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name in weights}
     for name, array in arrays.items():
@@ -109,8 +108,6 @@ def _open(path: Path, weights: Mapping[str, int]) -> tuple[Any, dict[str, np.nda
 
 
 def _rounded(values: np.ndarray, axis: int) -> np.ndarray:
-    from convert.export.precision import quantised
-
     whole, scale = quantised(values, axis)
     return whole.astype(np.float32) * scale
 

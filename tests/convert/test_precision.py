@@ -18,7 +18,7 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 from convert import to_onnx  # noqa: E402
-from convert.export import gate, precision, sensitivity  # noqa: E402
+from convert.export import gate, int8_weights, precision, sensitivity  # noqa: E402
 from convert.export.common import ExportJob, Refused  # noqa: E402
 from edgesam_jax import OnnxPredictor, Predictor, UsageError  # noqa: E402
 from edgesam_jax.checkpoints.model import Model  # noqa: E402
@@ -118,10 +118,10 @@ def test_rounding_is_that_of_the_limits():
     """Per output channel, to within half a step; the channels of a transposed convolution are its second axis."""
     values = np.random.default_rng(0).normal(size=(8, 6, 2, 2)).astype(np.float32)
     for axis in (0, 1):
-        whole, scale = precision.quantised(values, axis)
+        whole, scale = int8_weights.quantised(values, axis)
         assert whole.dtype == np.int8 and np.abs(whole).max() == 127 and scale.shape[axis] == values.shape[axis]
         assert (np.abs(whole * scale - values) <= 0.5001 * scale).all() and scale.size == values.shape[axis]
-    assert (precision.quantised(np.zeros((3, 4), np.float32), 0)[0] == 0).all()
+    assert (int8_weights.quantised(np.zeros((3, 4), np.float32), 0)[0] == 0).all()
 
 
 # ---------------------------------------------------------------------------------------------------- sensitive layers
@@ -135,7 +135,7 @@ def test_a_sensitive_layer_stays_in_float16(model, tmp_path, capsys):
     content = to_onnx.build(job, tmp_path, "tensor", hurt_cases)
     kept = content["kept_in_float16"]
     assert content["verified"]["passed"] and any("neck" in name for name in kept["m_encoder.onnx"])
-    total = sum(len(precision.candidates(path)) for path in tmp_path.glob("*.onnx"))
+    total = sum(len(int8_weights.candidates(path)) for path in tmp_path.glob("*.onnx"))
     assert sum(map(len, kept.values())) < 8 and total == 0  # the weights have become outputs of a cast
     stored = {t.name: t.data_type for file in kept for t in onnx.load(tmp_path / file).graph.initializer}
     assert all(stored[f"{name}_half"] == onnx.TensorProto.FLOAT16 for names in kept.values() for name in names)
