@@ -1,9 +1,8 @@
 """Smaller weights in ONNX files: stored in float16 or int8, computed with in float32 unless the job says otherwise.
 
 A stored weight is followed by a cast (int8: and a product with the scale of its output channel). ONNX Runtime computes
-both once, when it loads the file, so that a smaller file is as fast as the float32 one, on WebAssembly too, where
-float16 and int8 arithmetic is slow. Tensors below ``MIN_COMPRESSED`` elements (biases, norms, the matrix of the point
-positions) stay in float32.
+both once, when it loads the file; afterwards it runs the float32 program, on WebAssembly too. Tensors below
+``MIN_COMPRESSED`` elements (biases, norms, the matrix of the point positions) stay in float32.
 
 int8 is symmetric, per output channel, for weights of ``MIN_INT8`` elements and more; what is smaller or no weight is
 float16. Masks must keep a mean IoU of ``LEAST_IOU`` on each of ``PHOTOS`` photos or more. If they don't with all
