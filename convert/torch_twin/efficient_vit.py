@@ -79,7 +79,8 @@ class LiteMLA(nn.Module):
         q, k, v = heads.split(self.head_dim, dim=2)
         q, k = q.relu(), k.relu()
         total = k.sum(dim=3, keepdim=True).transpose(2, 3) @ q
-        mixed = (v @ k.transpose(2, 3)) @ q / (total + EPSILON)
+        # Not a sum with EPSILON: torch's ONNX exporter drops it, and 0 / 0 remains.
+        mixed = (v @ k.transpose(2, 3)) @ q / total.clamp(min=EPSILON)
         return self.proj(mixed.reshape(b, 2 * c, h, w).to(x.dtype))
 
 
