@@ -30,7 +30,7 @@ from edgesam_jax.portable.onnx_model import normalised
 from edgesam_jax.portable.postprocess import STABILITY_OFFSET, stability_score
 
 FACTOR = 2.0
-ANYTHING = Tolerance(np.inf, np.inf, 0.0, np.inf)
+ANYTHING = Tolerance(1e9, 1e9, 0.0, 1e9)  # finite, because the worst finding is the largest multiple of its limit
 ENCODER = (Kind.CONSTANT, Kind.PENDING)  # variables, image
 # The arguments of ``cases.decode_function``: variables, embedding, coords, labels, valid, mask, has_mask.
 DECODER = (Kind.CONSTANT, Kind.PENDING, Kind.EXACT, Kind.CONSTANT, Kind.CONSTANT, Kind.PENDING, Kind.CONSTANT)
@@ -97,6 +97,7 @@ def compute_limits(
     parts: Sequence[str],
     score: str,
     every: bool = False,
+    masks: int = 4,
 ) -> Limits:
     """Return the limits for an export of the ``parts`` of a model, verified on ``cases``.
 
@@ -106,15 +107,19 @@ def compute_limits(
       score: meaning of the decoder's scores, ``stability`` or ``iou``.
       every: measure every prompt on every photo. Otherwise each prompt on one: mostly enough for the largest error, and
         a third of the time.
+      masks: how many of the four the decoder returns.
     """
     if precision == "float32" and compression == "none":
         return Limits(TOLERANCES["float32"])
     began = time.perf_counter()
     priors = any(case.anchors is not None for case in cases)
-    rounded = RoundedModel(model, precision == "float16", compression, score, priors)
+    rounded = RoundedModel(model, precision == "float16", compression, score, priors, masks)
     encoder, decoder = (rounded if part in parts else None for part in ("encoder", "decoder"))
     step = 1 if every else len(cases)
-    some = [case.only(range(i % step % len(case.prompts), len(case.prompts), step)) for i, case in enumerate(cases)]
+    some = [
+        case.only(range(i % step % len(case.prompts), len(case.prompts), step)).first_masks(masks)
+        for i, case in enumerate(cases)
+    ]
     errors = gate.verify(some, encoder, decoder, ANYTHING, score).summary()
     ceiling = TOLERANCES[precision if compression == "none" else compression]
     found: dict[str, Limit] = {}
@@ -138,11 +143,12 @@ class RoundedModel:
       half: compute in float16. ``compression``: of the weights.
       score: meaning of the scores, ``stability`` or ``iou``.
       priors: also compute the boxes and scores of all anchors.
+      masks: how many of the four masks ``decode`` returns.
     """
 
-    def __init__(self, model: Model, half: bool, compression: str, score: str, priors: bool) -> None:
+    def __init__(self, model: Model, half: bool, compression: str, score: str, priors: bool, masks: int = 4) -> None:
         config = model.config
-        self._half, self._score = half, score
+        self._half, self._score, self._masks = half, score, masks
         self._variables = jax.device_put(stored(fold(config, model.variables), compression))
         encode = propose_function(config) if priors else encode_function(config)
         self._encode = in_float16(encode, ENCODER) if half else jax.jit(encode)
@@ -159,7 +165,8 @@ class RoundedModel:
     ) -> tuple[np.ndarray, np.ndarray]:
         """See ``gate.Decoder``."""
         prompt = gate.Prompt("", coords, labels)
-        logits, iou = self._decode(self._variables, embedding[0].transpose(1, 2, 0), prompt, mask)
+        found = self._decode(self._variables, embedding[0].transpose(1, 2, 0), prompt, mask)
+        logits, iou = (x[: self._masks] for x in found)
         if self._score == "iou":
             return logits, iou
         return logits, _float16_score(logits) if self._half else stability_score(logits)

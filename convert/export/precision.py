@@ -98,9 +98,8 @@ def store(files: Mapping[str, Path], job: ExportJob, cases: Sequence[gate.Case],
     if job.precision == "int8":
         _enough(len(cases))
     whole = job.arithmetic == "float16"  # weights and activations
-    limits = compute_limits(
-        job.model, cases, job.arithmetic, "none" if whole else job.precision, job.parts, job.score, whole
-    )
+    weights = "none" if whole else job.precision  # none: those of the arithmetic
+    limits = compute_limits(job.model, cases, job.arithmetic, weights, job.parts, job.score, whole, masks)
     print(limits.report(), flush=True)
     if whole:
         for path in files.values():

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from convert.export.limits import FACTOR, Limit
+from convert.export import gate
+from convert.export.limits import ANYTHING, FACTOR, Limit
 from convert.export.rounding import Kind, in_float16, int8, palette, stored
 
 WEIGHTS, ACTIVATIONS, COORDINATES = Kind.CONSTANT, Kind.PENDING, Kind.EXACT
@@ -113,3 +114,22 @@ def test_a_limit_is_a_floor_and_a_multiple_of_the_error():
     assert Limit(0.09, 0.001, 0.1).value == 0.1 and not Limit(0.09, 0.001, 0.1).exceeded
     for error in (0.2, np.inf, np.nan):  # overflow gives no limit, and so the ceiling
         assert Limit(error, 0.001, 0.1).value == 0.1 and Limit(error, 0.001, 0.1).exceeded
+
+
+def test_the_largest_error_counts():
+    """Not the first photo's: the one here has an error of 0 in its first photo."""
+
+    def case(name: str, value: float) -> gate.Case:
+        frame = np.full((32, 32, 3), value, np.uint8)
+        model_embedding = np.full((1, 16, 2, 2), 1.0, np.float32)
+        empty: tuple = ()
+        return gate.Case(
+            name, frame, (32, 32), empty, model_embedding, *(np.zeros((0, 4, 8, 8)), np.zeros((0, 4))), empty
+        )
+
+    class Rounded:
+        def outputs(self, frame, filled):
+            return [np.full((1, 16, 2, 2), 1 + frame[0, 0, 0] / 1000, np.float32)]
+
+    verdict = gate.verify([case("a", 0), case("b", 3), case("c", 1)], Rounded(), None, ANYTHING, "stability")
+    assert verdict.summary()["embedding"]["worst"] == pytest.approx(0.003, rel=1e-3)
