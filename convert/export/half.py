@@ -3,7 +3,8 @@
 Inputs and outputs stay float32, so that programs call the files like any other. So do
 
 - the coordinates up to their sines and cosines: float16 resolves only half pixels from 512 px on;
-- means, squares and roots, and what is computed from them alone: the square of 256 exceeds float16's largest number;
+- norms, from the mean to the bias: the square of 256 exceeds float16's largest number;
+- divisors, quotients, and sums with an epsilon that float16 rounds to 0;
 - what isn't arithmetic on activations: scores, and the enlargement of masks (``convert.export.sam_form``).
 
 Products (convolutions, dense layers, attention) are always float16. Any other operation of ``FOLLOWERS`` is float16 if
@@ -16,7 +17,6 @@ rounds the result of every float16 operation. Sums are in float32 in it; a GPU t
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ from edgesam_jax.portable.onnx_model import OnnxDecoder, OnnxEncoder
 PRODUCTS = frozenset(("Conv", "ConvTranspose", "MatMul", "Gemm"))
 FOLLOWERS = frozenset(
     (
-        "Add", "Sub", "Mul", "Div", "Neg", "Relu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Erf", "Gelu",
+        "Add", "Sub", "Mul", "Neg", "Relu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Erf", "Gelu",
         "Softmax", "Clip", "Min", "Max", "LayerNormalization", "Concat", "Reshape", "Transpose", "Unsqueeze", "Squeeze",
         "Slice", "Split", "Expand", "Flatten", "Gather", "Pad", "Where", "Identity", "DepthToSpace",
     )
@@ -79,22 +79,20 @@ def emulation(source: Path, target: Path) -> None:
 
 def verify(
     files: Mapping[str, Path], cases: Sequence[gate.Case], tolerance: gate.Tolerance, score: str
-) -> list[gate.Finding]:
+) -> gate.Verdict:
     """Compare the ``emulation`` of rewritten files, by part, with the JAX model; see ``gate.verify``."""
     with tempfile.TemporaryDirectory() as folder:
-        copies = {
-            part: Path(folder) / path.name for part, path in files.items()
-        }  # a split decoder finds its other half
+        # The names stay, by which a split decoder finds its other half.
+        copies = {part: Path(folder) / path.name for part, path in files.items()}
         for part, copy in copies.items():
             emulation(files[part], copy)
         encoder = OnnxEncoder(copies["encoder"]) if "encoder" in copies else None
         decoder = OnnxDecoder(copies["decoder"]) if "decoder" in copies else None
-        found = gate.verify(cases, encoder, decoder, tolerance, score).findings
-    return [dataclasses.replace(finding, where=f"{finding.where}, every result rounded") for finding in found]
+        return gate.verify(cases, encoder, decoder, tolerance, score)
 
 
 def exact(nodes: Sequence[Any]) -> set[int]:
-    """Return the indices of the sines and of all nodes that they are computed from."""
+    """Return the indices of the sines with all nodes that they are computed from, and of the makers of divisors."""
     maker = {name: i for i, node in enumerate(nodes) for name in node.output}
     found: set[int] = set()
     pending = [i for i, node in enumerate(nodes) if node.op_type in SINES]
@@ -103,7 +101,8 @@ def exact(nodes: Sequence[Any]) -> set[int]:
         if i not in found:
             found.add(i)
             pending += [maker[name] for name in nodes[i].input if name in maker]
-    return found
+    divisors = [node.input[1] for node in nodes if node.op_type == "Div"]
+    return found | {maker[name] for name in divisors if name in maker}
 
 
 class _Conversion:
@@ -122,12 +121,14 @@ class _Conversion:
         self.constants = {name: tensor for name, tensor in constants.items() if name in self.floats}
         self.half: set[str] = set()
         self.both: set[str] = set()  # values that a cast gives in the other format, too
+        self.means: set[str] = set()
         self.nodes: list[Any] = []
 
     def run(self) -> None:
         """Replace the graph's nodes and constants."""
         nodes = list(self.graph.node)
         single = exact(nodes)
+        self.means = {node.output[0] for node in nodes if node.op_type == "ReduceMean"}
         for i, node in enumerate(nodes):
             half = i not in single and self._computes_half(node)
             for k, name in enumerate(node.input):
@@ -151,8 +152,19 @@ class _Conversion:
     def _computes_half(self, node: Any) -> bool:
         if node.op_type in PRODUCTS:
             return True
-        squares = node.op_type == "Mul" and node.input[0] == node.input[1]
-        return node.op_type in FOLLOWERS and not squares and any(name in self.half for name in node.input)
+        if node.op_type not in FOLLOWERS or not any(name in self.half for name in node.input):
+            return False
+        # What follows in a norm has no float16 input, then.
+        return not ((node.op_type == "Sub" and node.input[1] in self.means) or any(map(self._vanishes, node.input)))
+
+    def _vanishes(self, name: str) -> bool:
+        """Whether a value is an epsilon that float16 rounds to 0."""
+        from onnx import numpy_helper
+
+        if name not in self.constants:
+            return False
+        values = numpy_helper.to_array(self.constants[name])
+        return values.size == 1 and bool(values.any()) and not values.astype(np.float16).any()
 
     def _as_half(self, name: str) -> str:
         if name in self.half or name in self.both:
