@@ -59,7 +59,7 @@ class Interface:
         self.wait_for_photo(next(iter(files)))
 
     def wait_for_photo(self, name: str) -> None:
-        self.page.wait_for_selector(f'button.photo[aria-current][aria-label^="{name}"]')
+        self.page.wait_for_selector(f'button.photo[aria-current][title^="{name}"]')
         self.page.wait_for_selector("#times:not(:empty)")
         self.page.wait_for_selector("#busy", state="hidden")
 

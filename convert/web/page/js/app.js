@@ -116,7 +116,7 @@ export class App extends EventTarget {
       if (waiting && waiting.width === photo.width && waiting.height === photo.height) {
         Object.assign(waiting, read, { origin });
         await this.photos.close(id);
-        await this.saving.replacePhoto(waiting);
+        await this.saving.addPhoto(waiting);
         work.dispatchEvent(new Event("photos"));
         return waiting;
       }

@@ -248,8 +248,8 @@ export const say = {
   everythingAdd: (count) => `Add ${plural(count, "object")}`,
   /** @param {boolean} chosen @param {number} left */
   everythingToggled: (chosen, left) => `${chosen ? "Chosen" : "Dropped"}. ${plural(left, "mask")} chosen.`,
-  /** @param {string} name @param {number} count */
-  photoButton: (name, count) => `${name}, ${plural(count, "object")}`,
+  /** @param {number} count */
+  photoObjects: (count) => `, ${plural(count, "object")}`,
   /** @param {string} name */
   missingTitle: (name) => `Open ${name}`,
   /** @param {string} name */
