@@ -65,7 +65,8 @@ class Interface:
 
     def settle(self) -> None:
         """Wait until the mask of the prompt is there, exact to the pixel, and all is saved."""
-        self.app("await app.drafting.settled; await app.drafting.exact; while (app.saving.pending) await new Promise((next) => setTimeout(next, 5));"
+        self.app("await app.drafting.settled; await app.drafting.exact;"
+                 "while (app.saving.pending) await new Promise((next) => setTimeout(next, 5));"
                  "await new Promise(requestAnimationFrame);")  # fmt: skip
 
     def at(self, x: float, y: float) -> tuple[float, float]:
