@@ -59,13 +59,14 @@ class Interface:
         self.wait_for_photo(next(iter(files)))
 
     def wait_for_photo(self, name: str) -> None:
-        self.page.wait_for_selector(f'button.photo[aria-current][aria-label^="{name}"]')
+        self.page.wait_for_selector(f'button.photo[aria-current][title^="{name}"]')
         self.page.wait_for_selector("#times:not(:empty)")
         self.page.wait_for_selector("#busy", state="hidden")
 
     def settle(self) -> None:
         """Wait until the mask of the prompt is there, exact to the pixel, and all is saved."""
-        self.app("await app.drafting.settled; await app.drafting.exact; while (app.saving.pending) await new Promise((next) => setTimeout(next, 5));"
+        self.app("await app.drafting.settled; await app.drafting.exact;"
+                 "while (app.saving.pending) await new Promise((next) => setTimeout(next, 5));"
                  "await new Promise(requestAnimationFrame);")  # fmt: skip
 
     def at(self, x: float, y: float) -> tuple[float, float]:

@@ -42,7 +42,7 @@ def test_a_bundle_is_complete_and_intact(folder):
     assert all(part["verified"]["passed"] for part in contract.values()) and len(contract) == 3
     text = (folder / "README.md").read_text()
     assert "$" not in text and all(word in text for word in ("Swift", "OnnxPredictor", "onnxruntime-web", "128 px"))
-    assert "ask its authors" in (folder / "LICENCE.txt").read_text()  # the tiny teacher's file records no licence
+    assert "Weights: Apache-2.0." in (folder / "LICENCE.txt").read_text()
 
 
 def test_the_vectors_are_the_predictors_masks(folder):

@@ -77,7 +77,7 @@ def test_bilinear_would_be_another_network():
     image = torch.from_numpy(deterministic_weights.image(SIDE).transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
         a, b = (ExportEncoder(c, model_of(c).variables)(image) for c in (REPVIT, BILINEAR))
-    assert gate._relative(b.numpy(), a.numpy()) > 3 * gate.TOLERANCES["float16"].embedding
+    assert gate.relative_error(b.numpy(), a.numpy()) > 3 * gate.TOLERANCES["float16"].embedding
 
 
 def test_padding_and_normalisation_inside_are_those_outside():
@@ -96,7 +96,7 @@ def test_padding_and_normalisation_inside_are_those_outside():
         image = torch.from_numpy(picture.transpose(2, 0, 1)[None].astype(np.float32))
         found = ExportEncoder(REPVIT, model.variables, "image")(image)
     # The pixel of the letterbox colour became the mean colour, an error of up to half a level.
-    assert gate._relative(found.numpy(), want.numpy()) < 1e-3
+    assert gate.relative_error(found.numpy(), want.numpy()) < 1e-3
 
 
 def test_images_padded_with_the_mean_alone_would_not_do():
@@ -166,7 +166,7 @@ def test_padding_is_not_neutral(decoder, embedding, sam):
     with torch.no_grad():
         without = sam.decode_tokens(embedding, coords, labels)[0].numpy()
     padded = decode(decoder, embedding, coords, labels)[0].numpy()
-    assert gate._relative(without, padded) > 10 * gate.TOLERANCES["float16"].logits
+    assert gate.relative_error(without, padded) > 10 * gate.TOLERANCES["float16"].logits
 
 
 def test_low_rank_updates_are_merged(embedding):

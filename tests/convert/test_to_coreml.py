@@ -317,7 +317,7 @@ def test_published_decoders_take_1_to_16_points_and_run_on_ios_15(published, mod
         got = program(image_embeddings=embedding, point_coords=coords, point_labels=labels)
         with torch.no_grad():
             _, expected = reference(*map(torch.from_numpy, (embedding, coords, labels)))
-        assert gate._relative(got["masks"], expected.numpy()) < 0.02, count
+        assert gate.relative_error(got["masks"], expected.numpy()) < 0.02, count
 
 
 def test_the_oldest_ios_is_the_flags(checkpoint, tmp_path, capsys):

@@ -52,7 +52,7 @@ def test_the_cut_out_has_the_photos_pixels_and_the_masks_alpha(interface):
 
 
 def rasterised(page, svg: bytes, size: int) -> np.ndarray:
-    """Draw an SVG file with the browser; return what is opaque (h w) bool, and check that no pixel is partly covered."""
+    """Draw an SVG file with the browser; return what is opaque (h w) bool. No pixel may be partly covered."""
     pixels = page.evaluate(
         "async ([text, size]) => {"
         "  const image = new Image();"
@@ -113,7 +113,8 @@ def test_the_clipboard_has_the_cut_out(interface):
     pixels = interface.app(
         "const [item] = await navigator.clipboard.read();"
         "const bitmap = await createImageBitmap(await item.getType('image/png'));"
-        "const canvas = Object.assign(document.createElement('canvas'), { width: bitmap.width, height: bitmap.height });"
+        "const canvas = document.createElement('canvas');"
+        "[canvas.width, canvas.height] = [bitmap.width, bitmap.height];"
         "const context = canvas.getContext('2d');"
         "context.drawImage(bitmap, 0, 0);"
         "const { data } = context.getImageData(0, 0, bitmap.width, bitmap.height);"

@@ -116,7 +116,7 @@ export class App extends EventTarget {
       if (waiting && waiting.width === photo.width && waiting.height === photo.height) {
         Object.assign(waiting, read, { origin });
         await this.photos.close(id);
-        await this.saving.replacePhoto(waiting);
+        await this.saving.addPhoto(waiting);
         work.dispatchEvent(new Event("photos"));
         return waiting;
       }
@@ -208,7 +208,7 @@ export class App extends EventTarget {
     const { draft, objects } = work.state;
     const visible = objects.filter(({ id, hidden }) => !hidden && id !== draft.editing);
     const layers = visible.map((object) => {
-      const path = this.paths.get(object.counts) ?? pathOf(object, photo.width, photo.height);
+      const path = this.paths.get(object.counts) ?? pathOf(object, photo.height);
       this.paths.set(object.counts, path);
       return { path, colour: colour(object.colour), strong: object.id === work.selected };
     });

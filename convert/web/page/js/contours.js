@@ -118,17 +118,16 @@ export function toPath(rings, scaleX = 1, scaleY = 1, x = 0, y = 0) {
 }
 
 /**
- * The outlines of a mask of the photo, for the screen: of large photos only every second or third pixel counts.
+ * The outlines of a mask of the photo, for the screen: of large masks only every second or third pixel counts.
  *
  * @param {{ counts: ArrayLike<number>, box: [number, number, number, number] }} mask
- * @param {number} width of the photo
- * @param {number} height
+ * @param {number} height of the photo
  * @param {number} [longest] largest number of pixels along a side
  * @returns {Path2D} in pixels of the photo
  */
-export function pathOf({ counts, box }, width, height, longest = 2048) {
+export function pathOf({ counts, box }, height, longest = 2048) {
   if (!box[2] || !box[3]) return new Path2D();
-  const part = windowOf(counts, height, box, Math.max(1, Math.ceil(Math.max(width, height) / longest)));
+  const part = windowOf(counts, height, box, Math.max(1, Math.ceil(Math.max(box[2], box[3]) / longest)));
   return toPath(outlines(part.mask, part.width, part.height), part.step, part.step, part.x, part.y);
 }
 

@@ -153,7 +153,7 @@ export class Drafting extends EventTarget {
     exact.then(
       (mask) => {
         if (request !== this.request) return;
-        this.path = pathOf(mask, mask.width, mask.height);
+        this.path = pathOf(mask, mask.height);
         this.dispatchEvent(new Event("exact"));
       },
       (error) => {

@@ -133,7 +133,7 @@ export async function annotations(photos, format, withPhotos) {
     for (const photo of usable) {
       const stem = photo.name.replace(/\.[^.]*$/, "");
       if (photo.history.present.objects.length) {
-        entries.push({ name: `annotations/${stem}.json`, blob: json(await toLabelme(labelled(photo), UNLABELLED)) });
+        entries.push({ name: `${stem}.json`, blob: json(await toLabelme(labelled(photo), UNLABELLED)) });
       }
     }
   }

@@ -89,9 +89,9 @@ export function attachEverything(app) {
         button("everything").focus();
         return;
       }
-      const { width, height } = embedding;
+      const { height } = embedding;
       const sorted = [...masks].sort((a, b) => b.area - a.area); // small ones are drawn above large ones
-      setFound(sorted.map((mask, i) => ({ mask, path: pathOf(mask, width, height), chosen: true, colour: i })));
+      setFound(sorted.map((mask, i) => ({ mask, path: pathOf(mask, height), chosen: true, colour: i })));
       const text = say.everythingFound(masks.length, performance.now() - began);
       element("everything-result").textContent = text;
       announce(text);

@@ -13,15 +13,24 @@ export class Saving {
     this.work = work;
     /** @type {Store | null} */
     this.store = null;
-    this.failed = false; // something isn't saved
+    /** @type {Map<string, (store: Store) => Promise<void>>} */
+    this.unsaved = new Map(); // what could not be written, by what it is
+    this.broken = false; // there is no database
     this.pending = 0;
     this.order = Date.now();
     work.addEventListener("save", (event) => {
-      if (event instanceof CustomEvent) void this.#run((store) => store.saveState(event.detail));
+      if (!(event instanceof CustomEvent)) return;
+      const photo = /** @type {PhotoEntry} */ (event.detail);
+      void this.#run(`state ${photo.id}`, (store) => store.saveState(photo));
     });
     window.addEventListener("beforeunload", (event) => {
-      if (this.pending || (this.failed && work.photos.length)) event.preventDefault();
+      if (this.pending || (this.failed && work.photos.length > 0)) event.preventDefault();
     });
+  }
+
+  /** @returns {boolean} whether something isn't saved */
+  get failed() {
+    return this.broken || this.unsaved.size > 0;
   }
 
   /** @returns {Promise<void>} after the last visit's photos are in `work` */
@@ -30,6 +39,7 @@ export class Saving {
       this.store = await Store.open();
       this.work.photos.push(...(await this.store.loadPhotos()));
     } catch (error) {
+      this.broken = true;
       this.#fail(error);
     }
     // Held as long as the page is open.
@@ -40,25 +50,24 @@ export class Saving {
     });
   }
 
-  /** @param {PhotoEntry} photo */
+  /** @param {PhotoEntry} photo a new one, or one whose blob has come */
   async addPhoto(photo) {
-    await this.#run((store) => store.savePhoto(photo, this.order++));
+    const order = this.order++;
+    await this.#run(`photo ${photo.id}`, (store) => store.savePhoto(photo, order));
     void askToPersist();
   }
 
-  /** @param {PhotoEntry} photo whose blob has come */
-  async replacePhoto(photo) {
-    await this.#run((store) => store.savePhoto(photo, this.order++));
-  }
-
   /** @param {PhotoEntry} photo */
-  async removePhoto(photo) {
-    await this.#run((store) => store.remove(photo.id));
+  async removePhoto({ id }) {
+    for (const what of ["photo", "state"]) this.unsaved.delete(`${what} ${id}`);
+    await this.#run(`removal of ${id}`, (store) => store.remove(id));
+    // There is space again.
+    for (const [key, write] of [...this.unsaved]) await this.#run(key, write);
   }
 
   /** @param {string} key @param {unknown} value */
   async setting(key, value) {
-    await this.#run((store) => store.saveSetting(key, value));
+    await this.#run(`setting ${key}`, (store) => store.saveSetting(key, value));
   }
 
   /** @param {string} key @returns {Promise<unknown>} */
@@ -66,15 +75,16 @@ export class Saving {
     return this.store?.loadSetting(key).catch(() => undefined);
   }
 
-  /** @param {(store: Store) => Promise<void>} write */
-  async #run(write) {
+  /** @param {string} key what is written @param {(store: Store) => Promise<void>} write */
+  async #run(key, write) {
     if (!this.store) return;
     this.pending++;
     this.#show();
     try {
       await write(this.store);
-      this.failed = false;
+      this.unsaved.delete(key);
     } catch (error) {
+      this.unsaved.set(key, write);
       this.#fail(error);
     } finally {
       this.pending--;
@@ -85,7 +95,6 @@ export class Saving {
   /** @param {unknown} error */
   #fail(error) {
     console.warn(error);
-    this.failed = true;
     const full = error instanceof StoreError && error.full;
     message(full ? say.storeFull : say.storeFailed(error instanceof Error ? error.message : String(error)), "error");
     this.#show();

@@ -90,7 +90,7 @@ export const TEXTS = {
   exportFile: "Download",
   importFile: "Import",
   modelTitle: "Model",
-  trust: "Nothing is uploaded: photos, masks and labels stay on this device.",
+  trust: "Nothing is uploaded: photos and labels stay on this device.",
   messages: "Messages",
   close: "Close",
   helpTitle: "Help and shortcuts",
@@ -119,7 +119,7 @@ export const SHORTCUTS = [
   {
     title: "Touch",
     rows: [
-      ["Tap", "a point, inside or outside as chosen above the photo"],
+      ["Tap", "a point, inside or outside as chosen in the tools"],
       ["Drag", "move the photo; a box if Box is chosen"],
       ["Two fingers", "zoom and move"],
     ],
@@ -248,8 +248,8 @@ export const say = {
   everythingAdd: (count) => `Add ${plural(count, "object")}`,
   /** @param {boolean} chosen @param {number} left */
   everythingToggled: (chosen, left) => `${chosen ? "Chosen" : "Dropped"}. ${plural(left, "mask")} chosen.`,
-  /** @param {string} name @param {number} count */
-  photoButton: (name, count) => `${name}, ${plural(count, "object")}`,
+  /** @param {number} count */
+  photoObjects: (count) => `, ${plural(count, "object")}`,
   /** @param {string} name */
   missingTitle: (name) => `Open ${name}`,
   /** @param {string} name */
@@ -290,7 +290,7 @@ export const say = {
   /** @param {import("./types.js").Backend} backend */
   runs: ({ name, threads, check }) =>
     `${name === "wasm" ? `WebAssembly, ${plural(threads, "thread")}` : "WebGPU"}: ` +
-    `masks checked on this device, overlap ${check.worstOverlap.toFixed(3)}`,
+    `checked on this device, overlap ${check.worstOverlap.toFixed(3)}`,
   oneThread: "This host doesn’t allow threads, so the model runs slower than it could.",
   /** @param {string} name @param {string} reason */
   rejected: (name, reason) => `Not used: ${name} (${reason}).`,
@@ -301,7 +301,7 @@ export const say = {
     /** @param {number} done @param {number} total */
     keeping: (done, total) =>
       `Keeping files for offline use: ${megabytes(done)}${total ? ` of ${megabytes(total)}` : ""}`,
-    ready: "Works offline now: you can switch the network off.",
+    ready: "Works offline now.",
     /** @param {string} reason */
     not: (reason) => `Works without uploading, but needs its server when you load it${reason ? ` (${reason})` : ""}.`,
     update: "A newer version of this page is ready. Reload to use it.",

@@ -1,6 +1,6 @@
 /** @file The row of open photos. */
 
-import { confirmed, element, iconButton, make } from "./dom.js";
+import { confirmed, element, icon, iconButton, make } from "./dom.js";
 import { say } from "./strings.js";
 
 /** @typedef {import("./app.js").App} App */
@@ -17,12 +17,12 @@ export function attachStrip(app) {
       const count = photo.history.present.objects.length;
       const choose = make("button", { type: "button", className: "photo", title: photo.name });
       choose.dataset.photo = photo.id;
-      choose.setAttribute("aria-label", say.photoButton(photo.name, count));
       if (photo === work.current) choose.setAttribute("aria-current", "true");
       if (photo.thumbnail) choose.append(make("img", { src: photo.thumbnail, alt: "", width: 64, height: 48 }));
-      else choose.append(make("span", { className: "blank", textContent: "?" }));
+      else choose.append(make("span", { className: "blank" }, icon("photo")));
       choose.append(make("span", { className: "name", textContent: photo.name }));
-      if (count) choose.append(make("span", { className: "count", textContent: String(count) }));
+      choose.append(make("span", { className: "hidden", textContent: say.photoObjects(count) }));
+      if (count) choose.append(badge(count));
       choose.onclick = () => void app.show(photo);
       const remove = iconButton("clear", say.closePhoto(photo.name), async () => {
         if (!(await confirmed(say.confirmRemove(photo.name, count), say.removeIt))) return;
@@ -42,4 +42,11 @@ export function attachStrip(app) {
     count = work.state.objects.length;
   });
   refresh();
+}
+
+/** @param {number} count @returns {HTMLElement} for the eye only: the button's text has it, too */
+function badge(count) {
+  const made = make("span", { className: "count", textContent: String(count) });
+  made.setAttribute("aria-hidden", "true");
+  return made;
 }
