@@ -1,10 +1,11 @@
 """Size, time and masks of ONNX files with smaller weights; on request in onnxruntime-web, too.
 
-    python -m benchmarks.onnx_precision [CHECKPOINT] [--rounds 5] [--node_modules DIR]
+    python -m benchmarks.onnx_precision [CHECKPOINT] [--weights float16,half] [--rounds 5] [--node_modules DIR]
 
 Without a checkpoint: EdgeSAM at full size with the tests' deterministic weights. The files come from ``to_onnx.build``,
 with its gate, on eight photos of scikit-image. ``--node_modules`` names a folder with npm's onnxruntime-web, whose
-WebAssembly runtime then runs the same files with one thread (``onnx_precision.mjs``).
+WebAssembly runtime then runs the same files with one thread (``onnx_precision.mjs``). ``half`` computes in float16, too
+(``--arithmetic float16``); its errors are those with every result rounded, its times those of float32 arithmetic.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from edgesam_jax.models.sam import MODELS
 from edgesam_jax.portable.onnx_model import normalised, prompt_inputs
 
 PARTS = ("encoder", "decoder")
+WEIGHTS = {name: {"precision": name} for name in precision.PRECISIONS}
+WEIGHTS["half"] = {"precision": "float16", "arithmetic": "float16"}
 
 
 def calls(case: gate.Case) -> dict[str, dict[str, np.ndarray]]:
@@ -87,6 +90,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?")
+    parser.add_argument("--weights", default=",".join(WEIGHTS), help="comma-separated (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--node_modules", type=Path, metavar="DIR")
     arguments = parser.parse_args()
@@ -102,18 +106,19 @@ def main() -> None:
     cases = gate.make_cases(model, precision.load_photos("int8", []), job.slots, job.mask_input)
     inputs, rows = calls(cases[1]), []
     with tempfile.TemporaryDirectory() as temporary:
-        for name in precision.PRECISIONS:
+        for name in arguments.weights.split(","):
             folder = Path(temporary) / name
             folder.mkdir()
             try:
-                content = to_onnx.build(dataclasses.replace(job, precision=name), folder, "tensor", cases)
+                content = to_onnx.build(dataclasses.replace(job, **WEIGHTS[name]), folder, "tensor", cases)
             except Refused as refusal:
                 rows.append(f"| {name} | {refusal} |")
                 continue
-            masks, logits = (content["verified"][f"{q} from end to end"] for q in ("mask IoU", "logits"))
+            verified = content.get("verified_rounded", content["verified"])
+            masks, logits = (verified[f"{q} from end to end"] for q in ("mask IoU", "logits"))
             sizes = [f"{(folder / f'm_{part}.onnx').stat().st_size / 1e6:.1f}" for part in PARTS]
             times = native_times(folder, inputs, arguments.rounds)
-            cells = [name, *sizes, f"{content['verified']['embedding']['mean']:.2g}", f"{logits['mean']:.2g}"]
+            cells = [name, *sizes, f"{verified['embedding']['mean']:.2g}", f"{logits['mean']:.2g}"]
             cells += [f"{masks['mean']:.4f}", f"{masks['worst']:.3f}", *(f"{times[part]:.0f}" for part in PARTS)]
             if arguments.node_modules:
                 found = web(folder, inputs, arguments.rounds, arguments.node_modules)

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from convert.export import gate
+from convert.export.rounding import MIN_COMPRESSED
 from edgesam_jax.portable.onnx_model import OnnxDecoder, OnnxEncoder
 
 PRODUCTS = frozenset(("Conv", "ConvTranspose", "MatMul", "Gemm"))
@@ -126,6 +127,8 @@ class _Conversion:
 
     def run(self) -> None:
         """Replace the graph's nodes and constants."""
+        from onnx import helper
+
         nodes = list(self.graph.node)
         single = exact(nodes)
         self.means = {node.output[0] for node in nodes if node.op_type == "ReduceMean"}
@@ -142,9 +145,16 @@ class _Conversion:
             self.nodes.append(node)
         for output in self.graph.output:
             self._as_float(output.name)
-        del self.graph.node[:], self.graph.value_info[:]
-        self.graph.node.extend(self.nodes)
         used = {name for node in self.nodes for name in node.input}
+        # Large constants are float16 in the file even where float32 is computed.
+        large = [
+            name for name in self.constants if name in used and np.prod(self.constants[name].dims) >= MIN_COMPRESSED
+        ]
+        casts = [helper.make_node("Cast", [self._as_half(name)], [name], to=FLOAT) for name in large]
+        used |= {node.input[0] for node in casts}
+        used -= set(large)
+        del self.graph.node[:], self.graph.value_info[:]
+        self.graph.node.extend([*casts, *self.nodes])
         kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
         del self.graph.initializer[:]
         self.graph.initializer.extend(kept)

@@ -26,7 +26,7 @@ import numpy as np
 
 from convert.export.common import ExportJob
 from convert.export.gate import MIN_UNION, UNDECIDED, Case, Finding, relative_error
-from convert.export.tolerance import Tolerance
+from convert.export.tolerance import TOLERANCES, Tolerance
 from edgesam_jax.config import UsageError
 from edgesam_jax.portable.frame import target_size
 from edgesam_jax.portable.onnx_model import NOT_A_POINT, prompt_inputs
@@ -201,10 +201,15 @@ def sizes(frame: int) -> list[tuple[int, int]]:
 
 
 def verify(cases: Sequence[Case], decoder: Path, frame: int, tolerance: Tolerance) -> Iterator[Finding]:
-    """Compare the enlarged masks with the predictor's, for every prompt on a photo of another size.
+    """Compare what programs get with the predictor's: every prompt, on a photo of another size.
 
-    Prompts are called as programs do, with a padding point at the end of boxes, too. ``cases``: with as many masks
-    as the decoder returns.
+    Prompts are called as programs do, with a padding point at the end of boxes, too. The low-resolution logits are
+    compared with the model's. The enlarged ones are compared with those that the predictor makes of the file's own:
+    the enlargement is float32 with any weights, and a mask of few pixels says nothing about a format's rounding.
+
+    Args:
+      cases: with as many masks as the decoder returns.
+      tolerance: of the logits.
     """
     import onnxruntime
 
@@ -220,14 +225,15 @@ def verify(cases: Sequence[Case], decoder: Path, frame: int, tolerance: Toleranc
                 case.embedding, coords[None], labels[None], None if mask is None else mask[None], 0, str(decoder)
             )
             inputs["orig_im_size"] = np.array(size, np.float32)
-            [masks] = session.run(["masks"], inputs)
+            low, masks = session.run(["low_res_masks", "masks"], inputs)
             where = f"{case.name}, {prompt.name}, {size[0]}x{size[1]}"
-            yield from _compare(where, masks[0], upscale_logits(
-                case.logits[i], frame, target_size(*size, frame), size
-            ), tolerance)  # fmt: skip
+            error = relative_error(low[0], case.logits[i])
+            yield Finding("logits as programs call", where, error, tolerance.limit("logits"))
+            yield from _compare(where, masks[0], upscale_logits(low[0], frame, target_size(*size, frame), size))
 
 
-def _compare(where: str, masks: np.ndarray, reference: np.ndarray, tolerance: Tolerance) -> Iterator[Finding]:
+def _compare(where: str, masks: np.ndarray, reference: np.ndarray) -> Iterator[Finding]:
+    tolerance = TOLERANCES["float32"]
     yield Finding("enlarged logits", where, relative_error(masks, reference), tolerance.limit("logits"))
     if masks.shape != reference.shape:
         return

@@ -158,6 +158,7 @@ def test_names_and_order_are_sams(folders):
         content = json.loads((folder / "small_onnx.json").read_text())
         assert content["form"] == "sam" and content["num_masks"] == masks and content["slots"] == "dynamic"
         assert content["verified"]["passed"] and content["verified"]["enlarged logits"]["count"] == 36
+        assert content["verified"]["logits as programs call"]["count"] == 36
         assert content["verified"]["enlarged mask IoU"]["count"] >= 5
         properties = onnx.load(folder / "small_decoder.onnx").metadata_props
         assert json.loads({p.key: p.value for p in properties}[METADATA])["outputs"] == sam_form.OUTPUTS
@@ -234,7 +235,7 @@ def test_padding_that_counts_for_boxes_is_refused(checkpoint, tmp_path, monkeypa
     monkeypatch.setattr(sam_form, "BOX_TOP_LEFT", 9)
     flags = ["--form", "sam", "--part", "decoder"]
     assert to_onnx.main([str(checkpoint), "--output", str(tmp_path / "out"), *flags]) == 1
-    assert "worst: enlarged" in capsys.readouterr().out
+    assert "worst: logits as programs call" in capsys.readouterr().out
 
 
 def test_wrong_flags_are_one_line(checkpoint, tmp_path, capsys):
