@@ -86,7 +86,8 @@ def test_offline_after_the_first_visit(copied_site, page):
         assert len(kept["names"]) == 1 and site["version"] in kept["names"][0] and set(kept["files"]) == files
         large = sorted(path for path in log if path.endswith((".onnx", ".wasm")))
         assert large == [
-            "model/tiny_teacher_decoder.onnx", "model/tiny_teacher_encoder.onnx", "ort/ort-wasm-simd-threaded.wasm"
+            "model/tiny_teacher_decoder.onnx", "model/tiny_teacher_encoder.onnx", "model/tiny_teacher_image.onnx",
+        "ort/ort-wasm-simd-threaded.wasm",
         ], "each is loaded once, and WebGPU's runtime not at all"  # fmt: skip
     # The server is gone now.
     again = page(url, context=opened.context)

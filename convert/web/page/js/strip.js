@@ -36,10 +36,11 @@ export function attachStrip(app) {
     list.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
   };
   work.addEventListener("photos", refresh);
-  let count = 0;
+  const counts = () => work.photos.map((photo) => photo.history.present.objects.length).join();
+  let shown = counts();
   work.addEventListener("state", () => {
-    if (count !== work.state.objects.length) refresh();
-    count = work.state.objects.length;
+    if (shown !== counts()) refresh(); // also of photos that aren't shown: imported objects
+    shown = counts();
   });
   refresh();
 }
