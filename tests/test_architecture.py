@@ -132,6 +132,12 @@ def test_convert_uses_no_command() -> None:
             assert not rooms & {"train", "eval", "ablate", "embed", "prepare"}, label(path)
 
 
+def test_test_files_have_names_of_their_own() -> None:
+    # pytest imports them by their names alone, and stops at the second file of one name.
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_every_folder_is_a_package() -> None:
     """A folder without __init__.py would be left out of what is installed."""
     for folder in {path.parent for path in MODULES.values()} - {ROOT / "configs"}:

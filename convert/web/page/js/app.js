@@ -47,13 +47,17 @@ export class App extends EventTarget {
     this.candidates = null; // everything mode's masks
     this.lastAction = ""; // announced with the mask that it gave
     this.refreshStatus = () => {};
+    /** @type {Promise<unknown>} */
+    this.reading = Promise.resolve(); // files are read in the order in which they were chosen
     /** @type {WeakMap<Uint32Array, Path2D>} */
     this.paths = new WeakMap();
   }
 
   /** Load the last visit's work and the model. */
   async start() {
-    await this.saving.load();
+    const loaded = this.saving.load();
+    this.reading = loaded.catch(() => null); // `start`'s caller has the error
+    await loaded;
     const { photos } = this.work;
     if (photos.length) message(say.restored(photos.length));
     const last = await this.saving.loadSetting("photo");
@@ -74,12 +78,20 @@ export class App extends EventTarget {
   }
 
   /**
-   * Open files: photos, and annotations.
+   * Open files: photos, and annotations. Annotations find the photos that were chosen before them.
    *
    * @param {File[]} files
    * @param {Origin} origin
    */
   async open(files, origin) {
+    const read = this.reading.then(() => this.#read(files, origin));
+    this.reading = read.catch(() => null); // the caller has the error
+    const first = await read;
+    if (first) await this.show(first);
+  }
+
+  /** @param {File[]} files @param {Origin} origin @returns {Promise<PhotoEntry | null>} the one to show */
+  async #read(files, origin) {
     const isJson = (/** @type {File} */ { name, type }) => type === "application/json" || /\.json$/i.test(name);
     /** @type {PhotoEntry | null} */
     let first = null;
@@ -97,7 +109,7 @@ export class App extends EventTarget {
         showError(error, file.name);
       }
     }
-    if (first) await this.show(first);
+    return first;
   }
 
   /** @param {File} file @param {Origin} origin @returns {Promise<PhotoEntry | null>} null if it can't be read */
