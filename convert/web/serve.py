@@ -1,4 +1,4 @@
-"""Serves a site on this machine, with the headers that WebAssembly's threads need."""
+"""Serves a site on this machine, with the headers that WebAssembly's threads need, and the page's policy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from convert.web.policy import HEADER, policy_of
 from edgesam_jax.config import UsageError
 
 HOST, PORT = "127.0.0.1", 8000  # reachable from this machine only
@@ -34,9 +35,14 @@ class Handler(SimpleHTTPRequestHandler):
     extensions_map = TYPES
     headers_sent = HEADERS
 
+    def __init__(self, *args: Any, policy: str = "", **rest: Any) -> None:
+        # A handler that stands for a host without headers sends none.
+        self._sent = {**self.headers_sent, HEADER: policy} if policy and self.headers_sent else self.headers_sent
+        super().__init__(*args, **rest)
+
     def end_headers(self) -> None:
         """Add the headers to every answer."""
-        for name, value in self.headers_sent.items():
+        for name, value in self._sent.items():
             self.send_header(name, value)
         super().end_headers()
 
@@ -57,7 +63,8 @@ def open_server(site: Path, port: int, handler: type[Handler] = Handler) -> Thre
     if not (site / MARKER).is_file():
         raise UsageError(f"--serve {site}: not a site (it has no {MARKER}); write one with --output first")
     try:
-        server = ThreadingHTTPServer((HOST, port), functools.partial(handler, directory=str(site)))
+        made = functools.partial(handler, directory=str(site), policy=policy_of(site))
+        server = ThreadingHTTPServer((HOST, port), made)
     except OverflowError:
         raise UsageError(f"--port {port}: must be 0 to 65535") from None
     except OSError as error:

@@ -20,6 +20,7 @@ from convert.export import bundle_docs, common, gate
 from convert.export.common import ExportJob
 from convert.export.vectors import VECTORS, write_vectors
 from convert.web import runtime
+from convert.web.policy import policy_of
 from edgesam_jax import __version__
 from edgesam_jax.data.scenes.scene import held_out_seed, scene
 from edgesam_jax.portable import run_lengths
@@ -152,6 +153,7 @@ def write_list(folder: Path) -> None:
     content = {
         "format": FORMAT,
         "version": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16],
+        "policy": policy_of(folder),
         "versions": {"edgesam_jax": __version__, runtime.PACKAGE: runtime.VERSION},
         "files": files,
     }

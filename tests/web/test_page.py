@@ -486,10 +486,27 @@ def test_a_missing_model_has_a_readable_message(copied_site, page, record):
         assert "The model could not be started" in text and "encoder" in text, text
 
 
-def test_other_servers_are_refused_by_the_page_itself(page, address, record):
+SEND = """async () => {
+  const refused = new Promise((resolve) => {
+    self.addEventListener("securitypolicyviolation", (event) => resolve(event.effectiveDirective));
+  });
+  const name = await fetch("http://localhost:9/x").then(() => "sent", (error) => error.name);
+  return [name, await Promise.race([refused, new Promise((resolve) => setTimeout(resolve, 5000, "allowed"))])];
+}"""
+
+
+@pytest.mark.parametrize("headers", [True, False], ids=["own server", "plain host"])
+def test_other_servers_are_refused_to_the_page_and_its_worker(site, page, record, headers):
+    from web_pages import served
+
     record.allowed = ("Content Security Policy", "Refused to connect", "violates")
-    opened = page(address, **BLOCKED)
-    answer = opened.evaluate("fetch('http://localhost:9/x').then(() => 'sent', (error) => error.name)")
-    assert answer == "TypeError"
-    assert any("connect-src" in text for text in record.errors), record.errors
+    with served(site, headers=headers) as url:
+        opened = page(url)
+        opened.wait_for_selector("#backend[data-backend]")
+        if not headers:  # the service worker adds the header from the first load that it controls
+            opened.reload()
+            opened.wait_for_selector("#backend[data-backend]")
+        [worker] = [worker for worker in opened.workers if worker.url.endswith("/js/worker.js")]
+        for place in (opened, worker):
+            assert place.evaluate(SEND) == ["TypeError", "connect-src"]
     record.requests = [url for url in record.requests if ":9/" not in url]

@@ -1,6 +1,6 @@
 /**
- * @file The service worker: keeps the site's files for offline use, and adds the headers that threads need where the
- * host can't send them.
+ * @file The service worker: keeps the site's files for offline use, and adds the headers that threads and the page's
+ * policy need where the host can't send them.
  *
  * It keeps exactly the files that site.js lists, each only if it has the checksum given there, so two versions of a
  * site are never mixed. On the first visit the page's own files are kept at once, and model and runtime when the page
@@ -25,6 +25,7 @@ const HEADERS = {
   "Cross-Origin-Opener-Policy": "same-origin",
   "Cross-Origin-Embedder-Policy": "require-corp",
   "Cross-Origin-Resource-Policy": "same-origin",
+  ...(worker.SITE.policy && { "Content-Security-Policy": worker.SITE.policy }), // workers don't follow the page's own
 };
 
 worker.addEventListener("install", (event) => {

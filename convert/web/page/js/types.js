@@ -185,6 +185,7 @@
  * @typedef {object} Site
  * @property {string} format "edgesam_jax site/1"
  * @property {string} version a digest of all files
+ * @property {string} policy the page's Content Security Policy
  * @property {Record<string, string>} versions of the parts
  * @property {SiteFile[]} files all files but site.json and site.js
  */
