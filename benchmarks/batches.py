@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -28,10 +27,9 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from benchmarks import timing
-from edgesam_jax.checkpoints.load import load_model
+from benchmarks.models import benchmark_model
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.data.photo import load_image
-from edgesam_jax.models.sam import MODELS
 from edgesam_jax.portable.frame import into_frame, scale_coords
 from edgesam_jax.portable.prompts import read_prompts
 from edgesam_jax.predict import batching, compiled, folder, tiles
@@ -40,16 +38,6 @@ from edgesam_jax.predict.predictor import Predictor
 from edgesam_jax.reporting.rows import Rows
 
 GOAL = 1.10  # of the sum of encoder and decoder alone
-
-
-def make_model(name: str) -> Model:
-    """A checkpoint, or a named model with deterministic weights."""
-    if name == "tiny_teacher" or name not in MODELS:
-        return load_model(name)
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    import deterministic_weights
-
-    return Model(MODELS[name], deterministic_weights.variables(MODELS[name]))
 
 
 def make_photos(place: Path, count: int) -> tuple[Path, Path]:
@@ -176,7 +164,7 @@ def main() -> None:
             photos, prompts = Path(arguments.image), Path(arguments.prompts)
         else:
             photos, prompts = make_photos(Path(place), arguments.photos)
-        work = Contenders(make_model(arguments.model), photos, prompts, arguments.photos)
+        work = Contenders(benchmark_model(arguments.model), photos, prompts, arguments.photos)
         count = len(work.listed)
         print(
             f"{arguments.model}: {count} photos, {work.prompts} boxes, {batching.default_batch_size()} photos a batch"

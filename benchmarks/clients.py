@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import venv
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.models import benchmark_model
 from convert import to_onnx
 from edgesam_jax import Predictor
 from edgesam_jax.checkpoints.load import load_model
@@ -30,7 +30,6 @@ from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.save import save_model_file
 from edgesam_jax.data.scenes.scene import scene
 from edgesam_jax.data.scenes.textures import photos as wheel_photos
-from edgesam_jax.models.sam import MODELS
 
 PIP = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
 
@@ -97,12 +96,7 @@ def write_models(names: list[str], folder: Path) -> dict[str, str]:
     """Return the checkpoints by name; the full-size one is written into the folder."""
     checkpoints = {"tiny": "tiny_teacher"}
     if "full" in names:
-        sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-        import deterministic_weights
-
-        config = MODELS["edge_sam"]
-        model = Model(config, deterministic_weights.variables(config), {"score": "stability"})
-        checkpoints["full"] = str(save_model_file(folder / "full.msgpack", model))
+        checkpoints["full"] = str(save_model_file(folder / "full.msgpack", benchmark_model()))
     return {name: checkpoints[name] for name in names}
 
 

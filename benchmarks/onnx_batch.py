@@ -11,36 +11,26 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.models import benchmark_model
 from convert import to_onnx
 from convert.export.common import ExportJob
-from edgesam_jax.checkpoints.load import load_model
-from edgesam_jax.checkpoints.model import Model
-from edgesam_jax.models.sam import MODELS
 from edgesam_jax.portable import onnx_model
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", nargs="?")
+    parser.add_argument("checkpoint", nargs="?", default="edge_sam")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    if arguments.checkpoint:
-        model = load_model(arguments.checkpoint)
-    else:
-        sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-        import deterministic_weights
-
-        config = MODELS["edge_sam"]
-        model = Model(config, deterministic_weights.variables(config))
+    model = benchmark_model(arguments.checkpoint)
     config, rng = model.config, np.random.default_rng(0)
     embedding = rng.normal(size=(1, config.embed_dim, config.grid, config.grid)).astype(np.float32)
     corners = np.sort(rng.uniform(0, config.image_size, (arguments.prompts, 2, 2)), axis=1).astype(np.float32)

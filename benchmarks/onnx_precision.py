@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,12 +22,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from benchmarks.models import benchmark_model
 from convert import to_onnx
 from convert.export import gate, precision
 from convert.export.common import ExportJob, Refused
-from edgesam_jax.checkpoints.load import load_model
-from edgesam_jax.checkpoints.model import Model
-from edgesam_jax.models.sam import MODELS
 from edgesam_jax.portable.onnx_model import normalised, prompt_inputs
 
 PARTS = ("encoder", "decoder")
@@ -89,19 +86,12 @@ def web(folder: Path, inputs: dict[str, Any], rounds: int, modules: Path) -> dic
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", nargs="?")
+    parser.add_argument("checkpoint", nargs="?", default="edge_sam")
     parser.add_argument("--weights", default=",".join(WEIGHTS), help="comma-separated (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--node_modules", type=Path, metavar="DIR")
     arguments = parser.parse_args()
-    if arguments.checkpoint:
-        model = load_model(arguments.checkpoint)
-    else:
-        sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-        import deterministic_weights
-
-        config = MODELS["edge_sam"]
-        model = Model(config, deterministic_weights.variables(config))
+    model = benchmark_model(arguments.checkpoint)
     job = ExportJob("m", PARTS, 16, True, str(model.metadata.get("score", "stability")), model)
     cases = gate.make_cases(model, precision.load_photos("int8", []), job.slots, job.mask_input)
     inputs, rows = calls(cases[1]), []

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -26,14 +25,13 @@ import onnxruntime
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.models import benchmark_model
 from convert import to_onnx
 from convert.export.common import ExportJob
 from convert.export.decoder import ExportDecoder
 from convert.export.split import form_of, split
 from convert.torch_twin.loading import load_twin
-from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.checkpoints.model import Model
-from edgesam_jax.models.sam import MODELS
 from edgesam_jax.portable.onnx_model import prompt_inputs
 from edgesam_jax.portable.per_photo import PHOTO_INPUTS
 
@@ -49,12 +47,12 @@ Call = tuple[str, Path, dict[str, np.ndarray]]  # name, file, inputs
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", nargs="?")
+    parser.add_argument("checkpoint", nargs="?", default="edge_sam")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", default="1,2", help="comma-separated numbers (default: %(default)s)")
     parser.add_argument("--web", action="store_true", help="also in WebAssembly, under node")
     arguments = parser.parse_args()
-    model = load_model(arguments.checkpoint) if arguments.checkpoint else random_model()
+    model = benchmark_model(arguments.checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         calls, products = make_calls(model, Path(folder))
         print("multiply-adds in millions: " + ", ".join(f"{name} {value:.0f}" for name, value in products.items()))
@@ -65,15 +63,6 @@ def main() -> None:
             for threads in map(int, arguments.threads.split(",")):
                 times = web(calls, threads, arguments.rounds, module, Path(folder))
                 report(f"WebAssembly, {threads} threads", times, products)
-
-
-def random_model() -> Model:
-    """Return EdgeSAM at full size with the tests' weights."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    import deterministic_weights
-
-    config = MODELS["edge_sam"]
-    return Model(config, deterministic_weights.variables(config))
 
 
 def make_calls(model: Model, folder: Path) -> tuple[list[Call], dict[str, float]]:

@@ -18,7 +18,6 @@ import argparse
 import json
 import shutil
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -31,9 +30,9 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+from benchmarks.models import benchmark_model
 from convert import to_web
 from convert.web import serve
-from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.save import save_model_file
 from edgesam_jax.data.scenes.scene import held_out_seed, scene
 from edgesam_jax.models.sam import MODELS
@@ -85,12 +84,7 @@ def write_site(name: str, folder: Path) -> Path:
     """Write a model's site, with the photo beside it."""
     checkpoint = name
     if name in MODELS:
-        sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-        import deterministic_weights
-
-        config = MODELS[name]
-        checkpoint = str(folder / f"{name}.msgpack")
-        save_model_file(Path(checkpoint), Model(config, deterministic_weights.variables(config)))
+        checkpoint = str(save_model_file(folder / f"{name}.msgpack", benchmark_model(name)))
     site = folder / "site"
     if to_web.main([checkpoint, "--output", str(site)]):
         raise SystemExit(1)

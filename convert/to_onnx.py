@@ -48,7 +48,7 @@ def export(job: ExportJob, folder: Path, image_input: str) -> dict[str, Path]:
 
     config, written = job.model.config, {}
     content = _contract(job, image_input)
-    opset = GELU_OPSET if job.arithmetic == "float16" else OPSET
+    opset = _opset(job)
     if "encoder" in job.parts:
         side = config.image_size
         form: Any = image_input
@@ -98,17 +98,17 @@ def _export_split(job: ExportJob, folder: Path, content: Mapping[str, Any]) -> d
     from convert.export.split import form_of, split
     from convert.torch_twin.loading import load_twin
 
-    config = job.model.config
+    config, opset = job.model.config, _opset(job)
     whole = ExportDecoder(load_twin(job.model), job.score, mask_input=True)  # type: ignore[arg-type]
     halves = split(whole, form_of(config, job.slots), flat=True)
     photo, maps = halves.example(config)
     points = {} if job.slots else {1: torch.export.Dim(POINTS, min=1, max=MOST)}
     dynamic = [[{} for _ in maps], points, points] if points else None
     files = {part: folder / job.file(part, ".onnx") for part in ("image", "decoder")}
-    _write(files["image"], halves.image, photo, list(PHOTO_INPUTS), halves.maps, None, content, GELU_OPSET)
+    _write(files["image"], halves.image, photo, list(PHOTO_INPUTS), halves.maps, None, content, opset)
     given = maps, torch.zeros(1, job.slots or 3, 2), torch.zeros(1, job.slots or 3)
     inputs = [*halves.maps, "point_coords", "point_labels"]
-    _write(files["decoder"], halves.decoder, given, inputs, ["scores", "masks"], dynamic, content, GELU_OPSET)
+    _write(files["decoder"], halves.decoder, given, inputs, ["scores", "masks"], dynamic, content, opset)
     return files
 
 

@@ -60,21 +60,26 @@ def _calls(
             return [{image.name: photo.astype(np.float32)}]
         padded = "float" in image.type
         return [{image.name: normalised(case.frame, case.filled) if padded else photo.transpose(2, 0, 1)[None]}]
+    photo_maps = _photo_maps(files["image"], case) if part == "decoder" and "image" in files else {}
     calls = []
     for i in range(1 if part == "image" else min(PROMPTS, len(case.prompts))):
         prompt = case.prompts[i]
         inputs = prompt_inputs(case.embedding, prompt.coords[None], prompt.labels[None], None, job.slots, part)
-        inputs["orig_im_size"] = np.array(case.filled, np.float32)
-        if part == "decoder" and "image" in files:
-            import onnxruntime
-
-            photo_graph = onnxruntime.InferenceSession(str(files["image"]), providers=["CPUExecutionProvider"])
-            given = {name: inputs[name] for name in PHOTO_INPUTS}
-            maps = photo_graph.run(None, given)
-            inputs |= {o.name: x for o, x in zip(photo_graph.get_outputs(), maps, strict=True)}
+        inputs |= {"orig_im_size": np.array(case.filled, np.float32), **photo_maps}
         needed = {value.name for value in session.get_inputs()}
         calls.append({name: value for name, value in inputs.items() if name in needed})
     return calls
+
+
+def _photo_maps(path: Path, case: Case) -> dict[str, np.ndarray]:
+    """Return what a split decoder's first half makes of the photo."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    prompt = case.prompts[0]
+    inputs = prompt_inputs(case.embedding, prompt.coords[None], prompt.labels[None], None, 0, "image")
+    maps = session.run(None, {name: inputs[name] for name in PHOTO_INPUTS})
+    return {output.name: array for output, array in zip(session.get_outputs(), maps, strict=True)}
 
 
 def costliest(errors: Mapping[Weight, float], sizes: Mapping[Weight, int], energy: float) -> list[Weight]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -60,17 +60,25 @@ def exchange_seconds(chip: Accelerator, sides: Sequence[int], sent: float, numbe
 
 def by_part(operations: Sequence[Operation], parts: Sequence[tuple[str, str]]) -> dict[str, tuple[int, int]]:
     """Return the cycles of each part, and how many of them only move data."""
+    return _sums(operations, parts, lambda op: (op.total, op.total * op.moves))
+
+
+def kernels(operations: Sequence[Operation], parts: Sequence[tuple[str, str]]) -> dict[str, tuple[int, int]]:
+    """Return the kernels and library calls of each part, with all passes of loops, and the bytes of their results."""
+    return _sums(operations, parts, lambda op: (op.times, op.size * op.times))
+
+
+def _sums(
+    operations: Sequence[Operation], parts: Sequence[tuple[str, str]], of: Callable[[Operation], tuple[int, int]]
+) -> dict[str, tuple[int, int]]:
+    """Return the sums of two figures over each part's operations, in the parts' order, without empty parts."""
     found: dict[str, tuple[int, int]] = {label: (0, 0) for label, _ in parts}
     for op in operations:
-        label = _part(op, parts)
-        total, moving = found.get(label, (0, 0))
-        found[label] = total + op.total, moving + op.total * op.moves
-    return {label: cycles for label, cycles in found.items() if cycles[0]}
-
-
-def _part(op: Operation, parts: Sequence[tuple[str, str]]) -> str:
-    path = short_path(op.path)
-    return next((label for label, pattern in parts if re.search(pattern, path)), UNNAMED)
+        path = short_path(op.path)
+        label = next((label for label, pattern in parts if re.search(pattern, path)), UNNAMED)
+        sums, figures = found.get(label, (0, 0)), of(op)
+        found[label] = sums[0] + figures[0], sums[1] + figures[1]
+    return {label: sums for label, sums in found.items() if sums[0]}
 
 
 def costliest(operations: Sequence[Operation], count: int = SHOWN) -> list[tuple[int, int, str, str]]:
@@ -168,16 +176,6 @@ def bounds(compiled: Compiled) -> tuple[float, float]:
     """Return two lower bounds in seconds: the products at the peak, their operands and results at the memory's rate."""
     chip, work = compiled.topology.accelerator, compiled.program.work
     return work.products / chip.bfloat16, work.traffic / chip.bandwidth
-
-
-def kernels(operations: Sequence[Operation], parts: Sequence[tuple[str, str]]) -> dict[str, tuple[int, int]]:
-    """Return the kernels and library calls of each part, with all passes of loops, and the bytes of their results."""
-    found: dict[str, tuple[int, int]] = {label: (0, 0) for label, _ in parts}
-    for op in operations:
-        label = _part(op, parts)
-        number, size = found.get(label, (0, 0))
-        found[label] = number + op.times, size + op.size * op.times
-    return {label: both for label, both in found.items() if both[0]}
 
 
 def _kernels(compiled: Compiled) -> str:

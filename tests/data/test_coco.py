@@ -299,6 +299,14 @@ def test_the_published_folders_are_read(tmp_path):
     assert len(ImagesSource(tmp_path).load(0)) == len(photo(0)[1])
 
 
+def test_annotations_in_a_folder_beside_the_photos(tmp_path):
+    write_sa1b(tmp_path, ["sa_1"])
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "sa_1.json").rename(tmp_path / "annotations" / "sa_1.json")
+    source = ImagesSource(tmp_path)
+    assert source.annotated and len(source.load(0)) == len(photo(0)[1]) and not kinds(source)
+
+
 def test_photos_without_any_annotations_are_enough_for_the_encoder(tmp_path):
     Image.fromarray(photo(0)[0]).save(tmp_path / "b.PNG")
     Image.fromarray(photo(1)[0]).save(tmp_path / "a.png")

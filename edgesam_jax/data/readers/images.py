@@ -1,8 +1,8 @@
 """A folder of photos, with or without annotation files.
 
-The annotations of ``a.jpg`` are ``a.json`` (SA-1B's or labelme's format), next to the photo or under ``annotations/``
-if the photo is under ``images/``; or instance masks ``masks/a.png`` or ``masks/a/*.png``, where ``masks`` is in the
-photo's folder or takes the place of ``images``.  Masks may also be other picture files (``mask_files``).
+The annotations of ``a.jpg`` are ``a.json`` (SA-1B's or labelme's format), next to the photo or under ``annotations/``;
+or instance masks ``masks/a.png`` or ``masks/a/*.png``.  ``annotations`` and ``masks`` are in the photo's folder or take
+the place of a folder ``images`` above it.  Masks may also be other picture files (``mask_files``).
 The letter case of suffixes and the Unicode form of names don't matter.
 """
 
@@ -23,6 +23,7 @@ from edgesam_jax.data.source import CONSEQUENCE, Keep, SkippedEntries, SkippedRo
 from edgesam_jax.files import parse_json
 
 MASKS = "masks"  # folder of instance masks
+ANNOTATIONS = "annotations"  # folder of JSON files
 JSON = (".json",)
 
 
@@ -99,12 +100,10 @@ class ImagesSource:
 def _annotations_of(photo: Path, root: Path, folders: Folders) -> Path | None:
     """Find the JSON file or the masks of a photo, next to it or in the parallel tree."""
     parts = photo.relative_to(root).parts[:-1]
-    places = [(photo.parent, photo.parent / MASKS)]
+    places = [(photo.parent, photo.parent / MASKS), (photo.parent / ANNOTATIONS, photo.parent / MASKS)]
     if "images" in parts:
         level = parts.index("images")
-        annotations, masks = (
-            root.joinpath(*parts[:level], name, *parts[level + 1 :]) for name in ("annotations", MASKS)
-        )
+        annotations, masks = (root.joinpath(*parts[:level], n, *parts[level + 1 :]) for n in (ANNOTATIONS, MASKS))
         places.append((annotations, masks))
     for annotations, masks in places:
         found = folders.find(annotations, photo.stem, JSON) or folders.find(masks, photo.stem, (*MASK_SUFFIXES, ""))
