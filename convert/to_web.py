@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     job = dataclasses.replace(common.load_job(args), precision=args.precision)
     photos = precision.load_photos(args.precision, args.photos)
     with common.output_folder(args.output, "site") as folder:
-        site.write_site(folder, job, photos, args.runtime)
+        site.write_site(folder, job, photos, args.webgpu == "float16", args.runtime)
     print(f"{args.output}: {common.size_of(args.output) / 1e6:.1f} MB: {site.sizes(args.output)}")
     if args.serve is not None:
         return serve.serve(args.output, args.port)
@@ -64,6 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=serve.PORT, metavar="N", help="default: %(default)s; 0: a free one")
     parser.add_argument(
         "--precision", choices=precision.PRECISIONS, default="float32", help="of the weights; default: %(default)s"
+    )
+    parser.add_argument(
+        "--webgpu",
+        choices=("float16", "float32"),
+        default="float16",
+        help="arithmetic on graphics cards; float16 adds files, for those that compute in it (default: %(default)s)",
     )
     parser.add_argument(
         "--runtime", type=Path, metavar="FOLDER", help="unpacked npm package onnxruntime-web (default: npm fetches it)"

@@ -24,7 +24,6 @@ from convert.export import gate, half  # noqa: E402
 from convert.export.common import ExportJob, Refused  # noqa: E402
 from edgesam_jax import OnnxPredictor, Predictor  # noqa: E402
 from edgesam_jax.checkpoints.model import Model  # noqa: E402
-from edgesam_jax.checkpoints.save import save_model_file  # noqa: E402
 from edgesam_jax.config import DecoderConfig, EfficientVitConfig, TinyVitConfig, VitConfig  # noqa: E402
 from edgesam_jax.data.scenes.textures import photos  # noqa: E402
 from edgesam_jax.portable.onnx_model import OnnxEncoder, normalised, prompt_inputs  # noqa: E402
@@ -38,16 +37,6 @@ HALF = onnx.TensorProto.FLOAT16
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
-    return Model(CONFIG, deterministic_weights.variables(CONFIG), {"licence": "Apache-2.0", "score": "stability"})
-
-
-@pytest.fixture(scope="module")
-def checkpoint(model, tmp_path_factory) -> Path:
-    return save_model_file(tmp_path_factory.mktemp("checkpoint") / "small.msgpack", model)
-
-
-@pytest.fixture(scope="module")
 def folders(checkpoint, tmp_path_factory) -> dict[str, Path]:
     """Files with float32 and float16 arithmetic, written by the command."""
     made = {}
@@ -55,11 +44,6 @@ def folders(checkpoint, tmp_path_factory) -> dict[str, Path]:
         made[name] = tmp_path_factory.mktemp("half") / name
         assert to_onnx.main([str(checkpoint), "--output", str(made[name]), *flags]) == 0
     return made
-
-
-@pytest.fixture(scope="module")
-def cases(model) -> list[gate.Case]:
-    return gate.make_cases(model, gate.load_photos([]), 16, True)
 
 
 def content_of(folder: Path) -> dict:

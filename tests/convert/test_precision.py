@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 
-import deterministic_weights
 import jax
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from convert import to_onnx  # noqa: E402
 from convert.export import gate, int8_weights, precision, sensitivity  # noqa: E402
 from convert.export.common import ExportJob, Refused  # noqa: E402
 from edgesam_jax import OnnxPredictor, Predictor, UsageError  # noqa: E402
-from edgesam_jax.checkpoints.model import Model  # noqa: E402
 from edgesam_jax.checkpoints.save import save_model_file  # noqa: E402
 from edgesam_jax.config import ConvEncoderConfig, DecoderConfig  # noqa: E402
 from edgesam_jax.data.scenes.textures import photos  # noqa: E402
@@ -35,11 +33,6 @@ CONFIG = dataclasses.replace(
     embed_dim=64,
 )
 PARTS = ("encoder", "decoder")
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return Model(CONFIG, deterministic_weights.variables(CONFIG), {"licence": "Apache-2.0", "score": "stability"})
 
 
 @pytest.fixture(scope="module")

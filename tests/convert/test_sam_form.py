@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 
-import deterministic_weights
 import numpy as np
 import pytest
 import tiny
@@ -21,24 +20,12 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from convert import to_onnx  # noqa: E402
 from convert.export import sam_form  # noqa: E402
 from edgesam_jax import OnnxPredictor, Predictor  # noqa: E402
-from edgesam_jax.checkpoints.model import Model  # noqa: E402
-from edgesam_jax.checkpoints.save import save_model_file  # noqa: E402
 from edgesam_jax.data.scenes.textures import photos  # noqa: E402
 from edgesam_jax.portable.frame import resize_longest_side, target_size  # noqa: E402
 from edgesam_jax.portable.onnx_model import METADATA, OnnxEncoder, normalised  # noqa: E402
 
 CONFIG = dataclasses.replace(tiny.REPVIT, decoder=dataclasses.replace(tiny.CONV.decoder, depth=2))
 SIZES = {"landscape": (300, 451), "portrait": (120, 80), "small": (20, 15), "frame": (32, 32), "panorama": (7, 400)}
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return Model(CONFIG, deterministic_weights.variables(CONFIG), {"licence": "Apache-2.0", "score": "stability"})
-
-
-@pytest.fixture(scope="module")
-def checkpoint(model, tmp_path_factory):
-    return save_model_file(tmp_path_factory.mktemp("checkpoint") / "small.msgpack", model)
 
 
 @pytest.fixture(scope="module")

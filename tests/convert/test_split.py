@@ -25,7 +25,6 @@ from convert.export.decoder import ExportDecoder  # noqa: E402
 from convert.torch_twin.loading import load_twin  # noqa: E402
 from edgesam_jax import OnnxPredictor, Predictor, UsageError  # noqa: E402
 from edgesam_jax.checkpoints.model import Model  # noqa: E402
-from edgesam_jax.checkpoints.save import save_model_file  # noqa: E402
 from edgesam_jax.config import DecoderConfig  # noqa: E402
 from edgesam_jax.data.scenes.textures import photos  # noqa: E402
 from edgesam_jax.models.sam import MODELS  # noqa: E402
@@ -40,16 +39,6 @@ TOLERANCE = gate.TOLERANCES["float32"]
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
-    return Model(CONFIG, deterministic_weights.variables(CONFIG), {"licence": "Apache-2.0", "score": "stability"})
-
-
-@pytest.fixture(scope="module")
-def checkpoint(model, tmp_path_factory):
-    return save_model_file(tmp_path_factory.mktemp("checkpoint") / "small.msgpack", model)
-
-
-@pytest.fixture(scope="module")
 def folders(checkpoint, tmp_path_factory):
     """Both forms, written by the command."""
     made = {}
@@ -57,11 +46,6 @@ def folders(checkpoint, tmp_path_factory):
         made[form] = tmp_path_factory.mktemp("split") / form
         assert to_onnx.main([str(checkpoint), "--output", str(made[form]), "--split", "--slots", slots]) == 0
     return made
-
-
-@pytest.fixture(scope="module")
-def cases(model):
-    return gate.make_cases(model, gate.load_photos([]), 16, True)
 
 
 def pair(folder):

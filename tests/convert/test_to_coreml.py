@@ -23,7 +23,6 @@ from convert.export.encoder import ExportEncoder  # noqa: E402
 from convert.export.limits import compute_limits  # noqa: E402
 from convert.torch_twin.loading import load_twin  # noqa: E402
 from edgesam_jax.checkpoints.model import Model  # noqa: E402
-from edgesam_jax.checkpoints.save import save_model_file  # noqa: E402
 from edgesam_jax.models.sam import TINY  # noqa: E402
 
 # Not smaller: eight channels of random weights are worse conditioned than any trained model.
@@ -32,26 +31,11 @@ OFFSET = 20.0  # of the hard weights: rounding them to float16 alone costs 0.007
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
-    return Model(CONFIG, deterministic_weights.variables(CONFIG), {"licence": "Apache-2.0", "score": "stability"})
-
-
-@pytest.fixture(scope="module")
-def checkpoint(model, tmp_path_factory):
-    return save_model_file(tmp_path_factory.mktemp("checkpoint") / "small.msgpack", model)
-
-
-@pytest.fixture(scope="module")
 def exported(checkpoint, tmp_path_factory):
     """Both parts in float16, written by the command."""
     folder = tmp_path_factory.mktemp("coreml") / "out"
     assert to_coreml.main([str(checkpoint), "--output", str(folder)]) == 0
     return folder
-
-
-@pytest.fixture(scope="module")
-def cases(model):
-    return gate.make_cases(model, gate.load_photos([]), 16, True)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import deterministic_weights
 import numpy as np
 import pytest
 import tiny
@@ -25,23 +24,12 @@ from convert.export import common, gate  # noqa: E402
 from convert.export import decoder as export_decoder  # noqa: E402
 from edgesam_jax import OnnxPredictor, Predictor, UsageError  # noqa: E402
 from edgesam_jax.checkpoints.model import Model  # noqa: E402
-from edgesam_jax.checkpoints.save import save_model_file  # noqa: E402
 from edgesam_jax.data.scenes.textures import photos  # noqa: E402
 from edgesam_jax.eval.scoring.protocol import Settings  # noqa: E402
 from edgesam_jax.portable.onnx_model import METADATA, OnnxDecoder, OnnxEncoder  # noqa: E402
 
 CONFIG = dataclasses.replace(tiny.REPVIT, decoder=dataclasses.replace(tiny.CONV.decoder, depth=2))
 TOLERANCE = gate.TOLERANCES["float32"]
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return Model(CONFIG, deterministic_weights.variables(CONFIG), {"licence": "Apache-2.0", "score": "stability"})
-
-
-@pytest.fixture(scope="module")
-def checkpoint(model, tmp_path_factory) -> Path:
-    return save_model_file(tmp_path_factory.mktemp("checkpoint") / "small.msgpack", model)
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +47,6 @@ def labelling(checkpoint, tmp_path_factory) -> Path:
     flags = ["--slots", "dynamic", "--image-input", "--published", "--name", "label"]
     assert to_onnx.main([str(checkpoint), "--output", str(folder), *flags]) == 0
     return folder
-
-
-@pytest.fixture(scope="module")
-def cases(model) -> list[gate.Case]:
-    return gate.make_cases(model, gate.load_photos([]), 16, True)
 
 
 def parts(folder: Path, name: str) -> tuple[Path, Path]:

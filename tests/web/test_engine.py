@@ -280,3 +280,14 @@ def test_the_backend_passed_its_check(engine):
     assert backend["name"] == "wasm" and backend["isolated"] and backend["threads"] >= 1
     assert check["passed"] and check["worstOverlap"] > 0.999 and check["logitsError"] < LOGITS and check["prompts"] == 3
     assert backend["rejected"] == [{"name": "WebGPU", "reason": "no graphics adapter"}] or backend["rejected"]
+
+
+def test_the_files_in_float16_pass_their_check(engine):
+    """WebAssembly computes them in float32, so they are nearer to the reference than a graphics card would be."""
+    backend = engine.run(
+        "const options = { backend: 'wasm', arithmetic: 'float16' };"
+        "const model = await edge.session.openModel(x, options); model.close(); return model.backend;",
+        engine.address,
+    )
+    assert backend["half"] and backend["precision"] == "float16" and backend["check"]["passed"]
+    assert 1e-5 < backend["check"]["logitsError"] < 5e-3, "not the files in float32"

@@ -139,3 +139,32 @@ def test_a_backend_that_fails_is_followed_by_the_next(opened, record):
 def test_webgpu_is_not_used_without_an_adapter(opened):
     said = opened(lambda site: None, backend="webgpu")
     assert said.startswith("ModelError: this browser can't run the model. WebGPU: ")
+
+
+ADAPTER = """Object.defineProperty(navigator, "gpu", { value: {
+  requestAdapter: async () => ({ info: { isFallbackAdapter: false }, features: new Set(FEATURES) }),
+} });"""
+
+
+@pytest.mark.parametrize(
+    ("features", "tried"),
+    [(["shader-f16"], ["WebGPU, files in float16", "WebGPU"]), ([], ["WebGPU"])],
+)
+def test_float16_is_tried_first_where_the_adapter_has_it(copied_site, page, features, tried):
+    """An adapter that the page sees and the worker doesn't: each way to use it fails, and the next is tried."""
+    with served(copied_site) as url:
+        engine = Engine(page(url, BLANK), url)
+        engine.page.evaluate(ADAPTER.replace("FEATURES", json.dumps(features)))
+        backend = engine.run("return (await edge.session.openModel(x)).backend;", url)
+    assert [entry["name"] for entry in backend["rejected"]] == tried
+    assert backend["name"] == "wasm" and backend["check"]["passed"] and not backend["half"]
+
+
+def test_a_site_without_float16_says_so(opened):
+    def change(site: Path) -> None:
+        path = site / "model" / "model.json"
+        content = json.loads(path.read_text())
+        del content["half"]
+        path.write_text(json.dumps(content))
+
+    assert opened(change, arithmetic="float16") == "ModelError: this site has no files in float16"

@@ -40,13 +40,14 @@ export async function loadModel() {
   element("backend").textContent = say.modelLoading;
   busy(say.starting);
   const offline = await prepareOffline();
-  // For tests and reports: ?backend=wasm or ?backend=webgpu, ?threads=1.
+  // For tests and reports: ?backend=wasm or ?backend=webgpu, ?threads=1, ?arithmetic=float32 or ?arithmetic=float16.
   const wanted = new URLSearchParams(location.search);
-  const backend = wanted.get("backend");
+  const [backend, arithmetic] = [wanted.get("backend"), wanted.get("arithmetic")];
   const model = await openModel(document.baseURI, {
     onProgress: showLoading,
     backend: backend === "wasm" || backend === "webgpu" ? backend : "auto",
     threads: Number(wanted.get("threads")) || 0,
+    arithmetic: arithmetic === "float32" || arithmetic === "float16" ? arithmetic : "auto",
   });
   showModel(model);
   void showOffline(offline);

@@ -36,19 +36,25 @@ export class ModelError extends Error {
  * @param {(progress: LoadProgress) => void} [options.onProgress]
  * @param {"auto" | "wasm" | "webgpu"} [options.backend]
  * @param {number} [options.threads] of WebAssembly; 0: as many as suit the machine
+ * @param {import("./backends.js").Arithmetic} [options.arithmetic] see `candidates`
  * @returns {Promise<Model>}
  * @throws {ModelError}
  */
-export async function openModel(baseUrl, { onProgress = () => {}, backend = "auto", threads = 0 } = {}) {
+export async function openModel(
+  baseUrl,
+  { onProgress = () => {}, backend = "auto", threads = 0, arithmetic = "auto" } = {},
+) {
   const base = new URL(".", baseUrl).href;
   try {
     const files = [downloadJson(base, "model/model.json"), downloadJson(base, "vectors/check.json")];
-    const [info, vectors] = /** @type {[ModelInfo, CheckVectors]} */ (await Promise.all(files));
+    const [model, vectors] = /** @type {[ModelInfo, CheckVectors]} */ (await Promise.all(files));
     const content = await download(base, `vectors/${vectors.photo}`);
     const photo = await openPhoto(new Blob([content]), `vectors/${vectors.photo}`);
     try {
-      const { chosen, rejected } = await candidates(backend, threads);
+      if (arithmetic === "float16" && !model.half) throw new ModelError("this site has no files in float16");
+      const { chosen, rejected } = await candidates(backend, threads, model.half ? arithmetic : "float32");
       for (const candidate of chosen) {
+        const info = candidate.half ? { ...model, ...model.half } : model;
         const channel = new Channel(base);
         try {
           const check = await watched(channel, start(channel, candidate, base, info, photo, vectors, onProgress));
@@ -163,7 +169,7 @@ function columns(rows, width, x0, x1) {
  * @param {{ name: string, reason: string }[]} rejected
  * @returns {Model}
  */
-function connected(channel, info, { name, threads }, check, rejected) {
+function connected(channel, info, { name, threads, half }, check, rejected) {
   let next = 1;
   /** @type {Map<number, Photo>} */
   const photos = new Map();
@@ -182,7 +188,7 @@ function connected(channel, info, { name, threads }, check, rejected) {
   };
   return {
     info,
-    backend: { name, threads, precision: info.precision, isolated: self.crossOriginIsolated, check, rejected },
+    backend: { name, threads, precision: info.precision, half, isolated: self.crossOriginIsolated, check, rejected },
     async encode(photo) {
       const id = next++;
       const { width, height } = photo;

@@ -279,13 +279,14 @@ export const say = {
   /** @param {string} name */
   backend: { wasm: "WebAssembly", webgpu: "WebGPU" },
   /** @param {import("./types.js").Backend} backend */
-  backendLine: ({ name, threads, precision, check }) => {
+  backendLine: ({ name, threads, precision, half, check }) => {
     const how = name === "wasm" ? `WebAssembly with ${plural(threads, "thread")}` : "WebGPU";
     const { prompts, worstOverlap, logitsError, ms } = check;
     const overlap = `smallest overlap with Python’s masks ${worstOverlap.toFixed(4)}`;
     const error = `largest error of logits ${logitsError.toExponential(0)}`;
     const checked = `Checked at start on this device: ${plural(prompts, "prompt")}, ${overlap}, ${error}`;
-    return `Runs on ${how}, ${precision}. ${checked}, in ${duration(ms)}.`;
+    const numbers = half && name === "webgpu" ? "computes in float16" : precision;
+    return `Runs on ${how}, ${numbers}. ${checked}, in ${duration(ms)}.`;
   },
   /** @param {import("./types.js").Backend} backend */
   runs: ({ name, threads, check }) =>

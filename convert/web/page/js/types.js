@@ -42,9 +42,10 @@
  * @property {Record<string, string>} labels what the labels of points mean
  * @property {{ mean: number[], std: number[] }} image statistics that pixels are normalised with
  * @property {{ encoder: Part, image: Part, decoder: Part }} parts `image`: what the decoder needs of a photo
- * @property {"float32" | "float16" | "int8"} precision
+ * @property {"float32" | "float16" | "int8"} precision of the stored weights
  * @property {{ overlap: number, logits: number }} tolerance least overlap (IoU) of masks, and largest error of logits
  *   (root mean square of the difference over that of the reference) of the start-up check
+ * @property {Pick<ModelInfo, "parts" | "precision" | "tolerance">} [half] the files that compute in float16
  */
 
 /**
@@ -62,7 +63,8 @@
  * @typedef {object} Backend
  * @property {"wasm" | "webgpu"} name
  * @property {number} threads
- * @property {"float32" | "float16" | "int8"} precision
+ * @property {"float32" | "float16" | "int8"} precision of the stored weights
+ * @property {boolean} half whether the files are those that compute in float16
  * @property {boolean} isolated whether the page is cross-origin isolated, without which there is one thread
  * @property {Check} check
  * @property {{ name: string, reason: string }[]} rejected backends that were tried before, and why they aren't used
