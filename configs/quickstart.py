@@ -24,7 +24,8 @@ from edgesam_jax.config import (
 from edgesam_jax.models.sam import MODELS
 
 STAGE_1 = ("distill.mode=encoder_only",)
-STAGE_2 = ("optim.learning_rate=1e-3", "optim.warmup_steps=0", "train.steps=110")
+STAGE_2 = ("train.steps=110",)
+MORE = ("optim.learning_rate=1e-3", "optim.warmup_steps=0")
 
 
 def get_config() -> Config:
@@ -37,12 +38,14 @@ def get_config() -> Config:
         distill=DistillConfig(rounds=1, loss=LossConfig(bce=5.0, dice=5.0)),
         optim=OptimConfig(learning_rate=3e-3, warmup_steps=40, b2=0.99, weight_decay=0.02, clip_norm=1.0),
         # One device: XLA spreads a step over the cores by itself, as fast as two pmap devices on two cores.
-        train=TrainConfig(steps=320, log_every=10, picture_every=110, checkpoint_every=110, devices=1),
+        train=TrainConfig(
+            steps=2000, init_from="tiny_student", log_every=10, picture_every=110, checkpoint_every=110, devices=1
+        ),
         eval=EvalConfig(images=100, refine=2),
         study=(
-            ArmConfig("A", "A  encoder-only", overrides=STAGE_1),
-            ArmConfig("C", "C  A + stage 2, no loop", init_from="A", overrides=(*STAGE_2, "distill.rounds=0")),
-            ArmConfig("D", "D  A + stage 2, one loop", init_from="A", overrides=(*STAGE_2, "distill.rounds=1")),
-            ArmConfig("B", "B  encoder-only, time of A + D", overrides=STAGE_1, time_from=("A", "D")),
+            ArmConfig("A", "A  stage 1", overrides=STAGE_1, start=True),
+            ArmConfig("B", "B  more of stage 1", init_from="A", overrides=(*STAGE_1, *MORE, "train.steps=280")),
+            ArmConfig("C", "C  stage 2, no loop", init_from="A", overrides=(*STAGE_2, *MORE, "distill.rounds=0")),
+            ArmConfig("D", "D  stage 2, one loop", init_from="A", overrides=(*STAGE_2, *MORE), against="B"),
         ),
     )

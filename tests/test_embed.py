@@ -29,7 +29,7 @@ from edgesam_jax.checkpoints.save import save_model_file
 from edgesam_jax.config import AugmentConfig, Config, DataConfig, DistillConfig, MixtureConfig, TrainConfig, UsageError
 from edgesam_jax.data import source as data_source
 from edgesam_jax.data.embeddings import EmbeddingStore, dequantise, photo_key, quantise, read_header, shard_name
-from edgesam_jax.data.opening import open_source
+from edgesam_jax.data.opening import open_parts, open_source
 from edgesam_jax.data.photo import load_image
 from edgesam_jax.data.pipeline import batches
 from edgesam_jax.data.schema import BadExample
@@ -363,7 +363,7 @@ def test_a_store_belongs_to_its_range_of_pixels(tmp_path, teacher, capsys):
     with pytest.raises(UsageError, match=r"made with --pixel-range 0,4095, but data\.pixel_range is auto"):
         inputs.check_store(plain, teacher)
     notes: list[str] = []
-    inputs.open_data(plain, 0, notes).close()
+    inputs.open_data(plain, 0, open_parts(plain.data, plain.model.image_size), notes).close()
     assert len(notes) == 1 and notes[0].startswith("note: ") and "--set data.pixel_range=0,4095" in notes[0]
     with pytest.raises(UsageError, match="a store with another pixel_range"):
         embed.embed(teacher, plain.data, store)

@@ -21,6 +21,7 @@ import numpy as np
 from edgesam_jax.checkpoints.digest import digest_of, json_digest
 from edgesam_jax.checkpoints.model import BACKBONE, Model, score_kind
 from edgesam_jax.checkpoints.orbax import restore_numpy
+from edgesam_jax.checkpoints.provenance import PROVENANCE
 from edgesam_jax.checkpoints.save import FORMAT
 from edgesam_jax.checkpoints.steps import newest_step
 from edgesam_jax.checkpoints.suffixes import PUBLISHED, any_of
@@ -28,8 +29,11 @@ from edgesam_jax.config import Config, SamConfig, UsageError, check_values, from
 from edgesam_jax.config.parse import from_plain
 from edgesam_jax.files import is_file, is_folder, parse_json, read_json
 
-TINY_TEACHER = "tiny_teacher"
-LICENCE = "Apache-2.0"  # of the bundled model, as of this package
+TINY_TEACHER, TINY_STUDENT = "tiny_teacher", "tiny_student"
+BUNDLED = (TINY_TEACHER, TINY_STUDENT)
+ENCODER = "image_encoder"
+ASSETS = Path(__file__).parents[1] / "assets"
+LICENCE = "Apache-2.0"  # of the bundled models, as of this package
 
 
 def load_model(path: str | Path) -> Model:
@@ -37,8 +41,8 @@ def load_model(path: str | Path) -> Model:
 
     Args:
       path: an inference checkpoint folder; a training workdir (its newest checkpoint is loaded) or one of its
-        checkpoints; a .msgpack file; a published file (the suffixes in ``suffixes.PUBLISHED``); or "tiny_teacher",
-        the bundled model.
+        checkpoints; a .msgpack file; a published file (the suffixes in ``suffixes.PUBLISHED``); or one of the bundled
+        models, "tiny_teacher" and "tiny_student".
 
     Raises:
       UsageError: no such file, another kind of file, a damaged file, or only a model's backbone.
@@ -57,9 +61,8 @@ def load_weights(path: str | Path) -> Model:
     Raises:
       UsageError: no such file, another kind of file, or a damaged file.
     """
-    if str(path) == TINY_TEACHER:
-        bundled = _load_file(Path(__file__).parents[1] / "assets" / f"{TINY_TEACHER}.msgpack")
-        return dataclasses.replace(bundled, metadata={"licence": LICENCE, **bundled.metadata})
+    if str(path) in BUNDLED:
+        return _load_bundled(str(path))
     path = Path(path).absolute()
     if is_folder(path, "checkpoint"):
         if (path / "config.json").is_file() and (path / "variables").is_dir():
@@ -81,6 +84,19 @@ def load_weights(path: str | Path) -> Model:
     raise UsageError(
         f"checkpoint {path}: not a checkpoint; expected a folder, or a {any_of((*PUBLISHED, '.msgpack'))} file"
     )
+
+
+def _load_bundled(name: str) -> Model:
+    """Load a model of the package; the student's file has its encoder alone, and its decoder is the teacher's."""
+    model = _load_file(ASSETS / f"{name}.msgpack")
+    variables = model.variables
+    if name == TINY_STUDENT:
+        teacher = _load_file(ASSETS / f"{TINY_TEACHER}.msgpack").variables
+        variables = {
+            kind: {**{part: tree for part, tree in teacher.get(kind, {}).items() if part != ENCODER}, **variables[kind]}
+            for kind in variables
+        }
+    return dataclasses.replace(model, variables=variables, metadata={"licence": LICENCE, **model.metadata})
 
 
 def _load_file(path: Path) -> Model:
@@ -141,7 +157,14 @@ def _load_training(step: Path) -> Model:
     variables = restore_numpy(step / "variables", step)
     if digest_of(variables) != sha256:
         raise UsageError(f"checkpoint {step}: damaged (its arrays don't match their checksum)")
-    return Model(config.model, _float32(variables), {"source": str(step), "score": score_kind(config)})
+    metadata = {"source": str(step), "score": score_kind(config), **_provenance_of(step)}
+    return Model(config.model, _float32(variables), metadata)
+
+
+def _provenance_of(step: Path) -> dict[str, Any]:
+    """Return the metadata that a run keeps beside its checkpoints: the provenance and the licence."""
+    path = step.parent.parent / PROVENANCE
+    return dict(read_json(path, "checkpoint")) if path.is_file() else {}
 
 
 def _float32(variables: dict[str, Any]) -> dict[str, Any]:

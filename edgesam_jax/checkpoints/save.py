@@ -16,6 +16,7 @@ import numpy as np
 from edgesam_jax.checkpoints.digest import digest_of, json_digest
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.orbax import alone, orbax, quiet, reason_of, remove_unfinished
+from edgesam_jax.checkpoints.provenance import CARD, card
 from edgesam_jax.config import UsageError
 from edgesam_jax.files import atomic_file, atomic_folder
 
@@ -23,7 +24,7 @@ FORMAT = "edgesam_jax/1"
 
 
 def save_model(path: str | Path, model: Model) -> Path:
-    """Write an inference checkpoint folder, atomically; replace an earlier checkpoint at ``path``.
+    """Write an inference checkpoint folder with its model card, atomically; replace an earlier checkpoint at ``path``.
 
     Raises:
       UsageError: ``path`` contains other files than an inference checkpoint, or can't be written, for instance because
@@ -37,6 +38,7 @@ def save_model(path: str | Path, model: Model) -> Path:
             with quiet(), orbax().StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
                 checkpointer.save(folder / "variables", model.variables)
             (folder / "config.json").write_text(_header(model, digest_of(model.variables)))
+            (folder / CARD).write_text(card(model))
     except Exception as error:  # a full disk may raise tensorstore's, Orbax's or the system's types
         remove_unfinished(path.parent, f".{glob.escape(path.name)}.{os.getpid()}.*.part")
         raise UsageError(

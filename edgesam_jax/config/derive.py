@@ -57,3 +57,14 @@ def arm_config(config: Config, arm: ArmConfig, earlier: Mapping[str, Length]) ->
         first = earlier[arm.time_from[0]]
         train = dataclasses.replace(train, steps=max(1, round(first.steps * total / max(first.seconds, 1e-9))))
     return dataclasses.replace(derived, train=train)
+
+
+def started(config: Config) -> Config:
+    """Return a study without the arms that ``train.init_from`` stands for; what starts from them starts from it.
+
+    Without ``train.init_from``, and without such arms, the config is returned as it is.
+    """
+    given = {arm.name for arm in config.study if arm.start} if config.train.init_from else set()
+    arms = (arm for arm in config.study if arm.name not in given)
+    study = tuple(dataclasses.replace(arm, init_from="") if arm.init_from in given else arm for arm in arms)
+    return dataclasses.replace(config, study=study)

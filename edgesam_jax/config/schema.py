@@ -417,6 +417,8 @@ class ArmConfig:
     init_from: str = ""  # name of an earlier arm whose weights this arm starts from
     overrides: tuple[str, ...] = ()  # each "a.b=c", as after --set
     time_from: tuple[str, ...] = ()  # earlier arms; train.steps is set to take as long as these arms together
+    start: bool = False  # where train.init_from is set, those weights take the place of this arm (``derive.started``)
+    against: str = ""  # name of an arm; the report says in words how this arm compares with that one
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from edgesam_jax.files import atomic_file
 from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, POSITIVE
 
 GREEN, RED, BLUE, YELLOW = (60, 200, 90), (230, 60, 60), (70, 130, 240), (250, 210, 50)
-GAP = 4  # pixels between the panels of a picture
+GAP, LINE = 4, 16  # pixels: between the panels of a picture, and of a line of text
 MAX_ROWS = 4  # prompts in a picture of the loop
 
 
@@ -44,21 +45,46 @@ def draw_prompt(image: np.ndarray, coords: np.ndarray, labels: np.ndarray, valid
     return np.asarray(picture)
 
 
-def side_by_side(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str] = ()) -> np.ndarray:
-    """Arrange panels (h w 3) of equal size in one picture, with optional titles above the columns."""
+def errors(image: np.ndarray, mask: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Lay a mask (s s) bool over a photo (h w 3): blue is right, green missing, red extra."""
+    right = tint(image, mask & truth, BLUE)
+    return tint(tint(right, truth & ~mask, GREEN, 0.8), mask & ~truth, RED, 0.8)
+
+
+def side_by_side(
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str] = (),
+    captions: Sequence[Sequence[str]] = (),
+    legend: str = "",
+) -> np.ndarray:
+    """Arrange panels (h w 3) of equal size in one picture.
+
+    Args:
+      titles: texts above the columns.
+      captions: texts below the panels, by row.
+      legend: text below all of them; it is broken into lines.
+    """
     h, w = rows[0][0].shape[:2]
-    head = 16 if titles else 0
-    sheet = np.full((head + len(rows) * (h + GAP) - GAP, max(map(len, rows)) * (w + GAP) - GAP, 3), 255, np.uint8)
+    head, foot = LINE * bool(titles), LINE * bool(captions)
+    across, step = max(map(len, rows)) * (w + GAP) - GAP, h + foot + GAP
+    lines = textwrap.wrap(legend, max(20, across // 6))  # pixels of a letter
+    body = head + len(rows) * step - GAP
+    sheet = np.full((body + LINE * len(lines), across, 3), 255, np.uint8)
     for i, row in enumerate(rows):
         for j, panel in enumerate(row):
-            sheet[head + i * (h + GAP) :, j * (w + GAP) :][:h, :w] = panel
-    if titles:
-        picture = Image.fromarray(sheet)
-        pen = ImageDraw.Draw(picture)
-        for j, title in enumerate(titles):
-            pen.text((j * (w + GAP) + 2, 2), title, fill=(0, 0, 0))
-        sheet = np.asarray(picture)
-    return sheet
+            sheet[head + i * step :, j * (w + GAP) :][:h, :w] = panel
+    texts = [(j * (w + GAP), 0, title) for j, title in enumerate(titles)]
+    texts += [
+        (j * (w + GAP), head + i * step + h, text) for i, row in enumerate(captions) for j, text in enumerate(row)
+    ]
+    texts += [(0, body + LINE * k, line) for k, line in enumerate(lines)]
+    if not texts:
+        return sheet
+    picture = Image.fromarray(sheet)
+    pen = ImageDraw.Draw(picture)
+    for x, y, text in texts:
+        pen.text((x + 2, y + 2), text, fill=(0, 0, 0))
+    return np.asarray(picture)
 
 
 def loop_picture(

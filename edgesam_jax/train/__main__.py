@@ -23,6 +23,7 @@ from edgesam_jax.cli import allocator
 from edgesam_jax.cli.command import run_command
 from edgesam_jax.cli.flags import Parser
 from edgesam_jax.config import Config, apply_overrides, load_config
+from edgesam_jax.config.derive import started
 from edgesam_jax.config.rules import check_values
 from edgesam_jax.planning import dry_run
 from edgesam_jax.planning.setup import Setup
@@ -83,7 +84,7 @@ def parse(argv: Sequence[str] | None) -> Command:
     setup = dry_run.setup_of(args)
     if not (args.workdir or args.dry_run):
         parser.error("the following arguments are required: --workdir")
-    config = apply_overrides(load_config(args.config), [text for texts in args.set for text in texts])
+    config = started(apply_overrides(load_config(args.config), [text for texts in args.set for text in texts]))
     check_values(config)
     job = Job(args.coordinator, args.processes, args.process)
     return Command(config, args.workdir, job, args.replay, setup if args.dry_run else None)

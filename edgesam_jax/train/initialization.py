@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from edgesam_jax.checkpoints import training
+from edgesam_jax.checkpoints import provenance, training
 from edgesam_jax.checkpoints.load import load_weights
 from edgesam_jax.checkpoints.model import BACKBONE, Model
 from edgesam_jax.checkpoints.steps import CHECKPOINTS, newest_step
@@ -117,13 +117,15 @@ class InitialState:
     """The train state that a run starts or resumes from.
 
     ``position`` is the run's position (zeros for a new run).  ``description`` and ``notes`` are for the user: where
-    the state comes from, and which of its weights were not taken from there.
+    the state comes from, and which of its weights were not taken from there.  ``origin`` describes the checkpoint that
+    a new run starts from (``provenance.origin``).
     """
 
     state: TrainState
     description: str
     position: Position = dataclasses.field(default_factory=Position)
     notes: list[str] = dataclasses.field(default_factory=list)
+    origin: dict[str, str] | None = None
 
     @property
     def step(self) -> int:
@@ -168,10 +170,13 @@ def initial_state(
     if train.fork_from:
         state, _, _ = training.restore(train.fork_from, state)
         return InitialState(
-            state, f"fork of {train.fork_from} at its step {int(state.step)}, with optimiser, into {workdir}"
+            state,
+            f"fork of {train.fork_from} at its step {int(state.step)}, with optimiser, into {workdir}",
+            origin=provenance.origin(train.fork_from, load_weights(train.fork_from)),
         )
     if initial is not None:
-        return InitialState(state, f"init-from {source}, weights alone, at step 0, in {workdir}", notes=notes)
+        description = f"init-from {source}, weights alone, at step 0, in {workdir}"
+        return InitialState(state, description, notes=notes, origin=provenance.origin(source, initial))
     decoder = teacher is not None and config.distill.init_decoder_from_teacher
     description = f"scratch{f', decoder of {config.teacher} where it fits' if decoder else ''}, in {workdir}"
     return InitialState(state, description, notes=notes)

@@ -12,7 +12,6 @@ from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.checkpoints.model import Model, with_compute_dtype
 from edgesam_jax.config import AugmentConfig, Config, UsageError
 from edgesam_jax.data.embeddings import EmbeddingStore
-from edgesam_jax.data.opening import open_parts
 from edgesam_jax.data.pipeline import Batches, batches
 from edgesam_jax.data.readers.ranged import pixel_note
 from edgesam_jax.data.source import ENOUGH_TO_JUDGE, Part, skipped_entries
@@ -93,13 +92,15 @@ def load_teacher(config: Config) -> Model | None:
     return replace(teacher, config=with_compute_dtype(teacher.config, config.train.teacher_dtype))
 
 
-def open_data(config: Config, step: int, notes: list[str] | None = None) -> Batches:
+def open_data(config: Config, step: int, parts: Sequence[Part], notes: list[str] | None = None) -> Batches:
     """Open this process's share of the config's batches; remarks on skipped entries and pixels go to ``notes``.
 
+    Args:
+      parts: the config's data sets, from ``open_parts``.
+
     Raises:
-      UsageError: a data set that can't be opened, or lacks annotations that the objective needs.
+      UsageError: a data set lacks annotations that the objective needs.
     """
-    parts = open_parts(config.data, config.model.image_size)
     check_data(config, parts)
     for part in parts if step == 0 else ():
         if notes is not None and (found := skipped_entries(part.source)).rows:
@@ -107,4 +108,4 @@ def open_data(config: Config, step: int, notes: list[str] | None = None) -> Batc
         if notes is not None and (remark := pixel_note(part.source)):
             notes.append(f"note: {remark}")
     shard = jax.process_index(), jax.process_count()
-    return batches(config.data, config.model, step, parts=parts, shard=shard, masks=needs_masks(config))
+    return batches(config.data, config.model, step, parts=list(parts), shard=shard, masks=needs_masks(config))

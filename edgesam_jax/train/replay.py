@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from edgesam_jax.config import Config, UsageError
 from edgesam_jax.config.derive import phase
+from edgesam_jax.data.opening import open_parts
 from edgesam_jax.learning.step import total_loss
 from edgesam_jax.train import parallel
 from edgesam_jax.train.initialization import initial_state
@@ -70,7 +71,7 @@ def replay(config: Config, workdir: Path, step: int) -> str:
 def _repeat(setup: TrainSetup, start: TrainState, step: int) -> ReplayedStep:
     """Take the steps from a state to the end of step ``step`` (numbered from 0)."""
     state, done = setup.replicate(start), int(start.step)
-    data = open_data(setup.config, done)
+    data = open_data(setup.config, done, open_parts(setup.config.data, setup.config.model.image_size))
     try:
         for number in tqdm(range(done, step + 1), unit="step", desc="replay", leave=False):
             batch = next(data)

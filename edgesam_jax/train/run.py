@@ -1,16 +1,18 @@
 """A training run from start to finish: prepare or resume, train, and write the trained model.
 
-Files of a run: ``config.json``, ``checkpoints/`` and ``best.json``, ``metrics.jsonl``, ``tensorboard/``, ``pictures/``,
-``skipped.jsonl`` and ``nonfinite.jsonl`` if there was anything to list, and at the end ``model/`` (the inference
-checkpoint), ``curves.png`` and ``run.json`` (steps and seconds; it marks the run as finished).
+Files of a run: ``config.json``, ``provenance.json`` (for the model card), ``checkpoints/`` and ``best.json``,
+``metrics.jsonl``, ``tensorboard/``, ``pictures/``, ``skipped.jsonl`` and ``nonfinite.jsonl`` if there was anything to
+list, and at the end ``model/`` (the inference checkpoint), ``curves.png`` and ``run.json`` (steps and seconds; it marks
+the run as finished).
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from edgesam_jax import files
@@ -18,9 +20,11 @@ from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.checkpoints.save import save_model
 from edgesam_jax.checkpoints.training import TrainCheckpointer
 from edgesam_jax.config import Config, UsageError, to_json
+from edgesam_jax.data.opening import open_parts
+from edgesam_jax.data.source import Part
 from edgesam_jax.learning.checks import check_distillation
 from edgesam_jax.portable.errors import one_line
-from edgesam_jax.train import log, parallel
+from edgesam_jax.train import card, log, parallel
 from edgesam_jax.train.initialization import InitialState, initial_state
 from edgesam_jax.train.inputs import check_store, load_teacher, open_data
 from edgesam_jax.train.loop import Loop
@@ -65,9 +69,12 @@ def fit(
             check_store(config, teacher)
             start = initial_state(config, workdir, teacher, initial)
             parallel.check_same_start(start.step, to_json(config))
-            with _open(config, start, data, quiet) as batches:
+            parts = [] if data else open_parts(config.data, config.model.image_size)
+            metadata = card.metadata_of(config, workdir, start.origin, teacher, parts)
+            with _open(config, start, data, parts, quiet) as batches:
                 setup = TrainSetup(config, teacher, start.state.params, devices)
                 result = _train(setup, workdir, start, batches, stop, quiet)
+        result = dataclasses.replace(result, model=card.with_metadata(result, metadata))
         if result.finished and parallel.is_first():
             save_model(workdir / "model", result.model)
             log.save_curves(workdir / "curves.png", {config.name: workdir / "metrics.jsonl"})
@@ -82,10 +89,12 @@ def fit(
 
 
 @contextlib.contextmanager
-def _open(config: Config, start: InitialState, data: DataFrom | None, quiet: bool) -> Iterator[Iterator[Batch]]:
+def _open(
+    config: Config, start: InitialState, data: DataFrom | None, parts: Sequence[Part], quiet: bool
+) -> Iterator[Iterator[Batch]]:
     """The batches from the first step on.  Prints how the run starts, unless the data set can't be used."""
     notes = list(start.notes)
-    batches = data(start.step) if data else open_data(config, start.step, notes)
+    batches = data(start.step) if data else open_data(config, start.step, parts, notes)
     try:
         if parallel.is_first() and not quiet:
             lines = (f"start: {start.description}", *notes)

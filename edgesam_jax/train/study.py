@@ -12,37 +12,20 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from edgesam_jax import files
+from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.config import Config, UsageError
 from edgesam_jax.config.derive import Length, arm_config
 from edgesam_jax.data.schema import Example
 from edgesam_jax.eval import heldout
 from edgesam_jax.learning.checks import check_arms
-from edgesam_jax.portable.frame import into_frame, scale_coords
-from edgesam_jax.predict import compiled
-from edgesam_jax.reporting import pictures, tables
-from edgesam_jax.train import log, parallel
+from edgesam_jax.reporting import pictures
+from edgesam_jax.train import log, mask_sheet, parallel, study_report
 from edgesam_jax.train.inputs import load_teacher
 from edgesam_jax.train.run import fit
+from edgesam_jax.train.study_report import Row
 from edgesam_jax.train.workdir import RunResult, claim_workdir
-from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
-
-SHEET_SCENES, PANEL = 8, 160
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One row of the table; ``steps`` and ``seconds`` are None if nothing was trained for it."""
-
-    name: str
-    title: str
-    scores: heldout.Scores
-    steps: int | None = None
-    seconds: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +61,12 @@ class HeldOut:
 
     def table(self, rows: list[Row]) -> str:
         """Format these rows as a table."""
-        return table(self.config, rows, len(self.examples), sum(map(len, self.examples)))
+        return study_report.table(self.config, rows, len(self.examples), sum(map(len, self.examples)))
 
 
 def run(config: Config, workdir: Path, stop: Callable[[], bool] = lambda: False) -> str | None:
-    """Train and evaluate the arms in order; write ``table.md``, ``table.json``, ``curves.png`` and ``masks.png``.
+    """Train and evaluate the arms in order; write ``table.md``, ``table.json``, ``curves.png`` and ``masks.png``; and
+    ``photo.png``, a held-out photo for the commands that the report suggests, if an arm is compared with another.
 
     Args:
       stop: called before each arm and after every step; True saves and stops.
@@ -106,6 +90,10 @@ def _run_arms(config: Config, workdir: Path, stop: Callable[[], bool]) -> str | 
     if held_out and held_out.teacher is not None:
         scores = held_out.scores(held_out.teacher, workdir / "teacher_eval.json", "teacher")
         rows.append(Row("", "teacher", scores))
+    start = load_model(config.train.init_from) if held_out and config.train.init_from else None
+    if held_out and start is not None:
+        scores = held_out.scores(start, workdir / "start_eval.json", "start")
+        rows.append(Row("", f"start: {Path(config.train.init_from).name}", scores))
     results: dict[str, RunResult] = {}
     trained = []
     for number, arm in enumerate(config.study, 1):
@@ -124,7 +112,7 @@ def _run_arms(config: Config, workdir: Path, stop: Callable[[], bool]) -> str | 
             scores = held_out.scores(result.model, folder / "eval.json", arm.name)
             trained.append(Row(arm.name, arm.title, scores, result.step, result.seconds))
     rows += sorted(trained, key=lambda row: row.name)
-    report = _report_study(config, workdir, held_out, rows, results) if held_out else ""
+    report = _report_study(config, workdir, held_out, rows, start, results) if held_out else ""
     parallel.meet("study reported")
     return report
 
@@ -145,18 +133,32 @@ def _held_out_of_study(config: Config) -> HeldOut:
 
 
 def _report_study(
-    config: Config, workdir: Path, held_out: HeldOut, rows: list[Row], results: Mapping[str, RunResult]
+    config: Config,
+    workdir: Path,
+    held_out: HeldOut,
+    rows: list[Row],
+    start: Model | None,
+    results: Mapping[str, RunResult],
 ) -> str:
-    """Write the study's files; returns the table and their names."""
+    """Write the study's files; return what they say in words, the table, and what to try next."""
     text = held_out.table(rows)
     files.write_atomically(workdir / "table.md", text + "\n")
     files.write_atomically(workdir / "table.json", json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
     titles = {arm.name: arm.title for arm in config.study}
     log.save_curves(workdir / "curves.png", {titles[n]: workdir / n / "metrics.jsonl" for n in sorted(titles)})
-    models = {"teacher": held_out.teacher} if held_out.teacher is not None else {}
-    models |= {name: results[name].model for name in sorted(results)}
-    pictures.save_picture(workdir / "masks.png", mask_sheet(held_out.examples[:SHEET_SCENES], models))
-    return f"{text}\n\nPictures: {workdir / 'masks.png'}, {workdir / 'curves.png'}"
+    models = {"teacher": held_out.teacher, "start": start} | {n: results[n].model for n in sorted(results)}
+    pair = next(((arm.name, arm.against) for arm in config.study if arm.against), None)
+    sheet = mask_sheet.draw(held_out.examples, {n: model for n, model in models.items() if model is not None}, pair)
+    pictures.save_picture(workdir / "masks.png", sheet)
+    blocks = [text, f"Pictures: {workdir / 'masks.png'}, {workdir / 'curves.png'}"]
+    if pair:
+        example = next(example for example in held_out.examples if len(example))
+        pictures.save_picture(workdir / "photo.png", example.image)
+        blocks = [
+            study_report.in_words(rows, *pair), *blocks,
+            study_report.next_commands(workdir / pair[0], workdir / "photo.png", example.boxes[0]),
+        ]  # fmt: skip
+    return "\n\n".join(blocks)
 
 
 def single(config: Config, workdir: Path, stop: Callable[[], bool] = lambda: False) -> str | None:
@@ -187,62 +189,3 @@ def _report_single(config: Config, workdir: Path, result: RunResult) -> str:
     text = held_out.table([*held_out.baseline_rows(), row])
     files.write_atomically(workdir / "table.md", text + "\n")
     return f"{summary}\n\n{text}"
-
-
-def table(config: Config, rows: list[Row], images: int, instances: int) -> str:
-    """The rows as an aligned Markdown table, followed by a line that explains the numbers.
-
-    Args:
-      images, instances: numbers of held-out images and of the masks in them.
-    """
-    refine = config.eval.refine
-    against_teacher = any("box_teacher" in row.scores for row in rows)
-    heads = heldout.headings(refine)
-    header = ["", "steps", "seconds", *heads, *([f"T {h}" for h in heads] if against_teacher else [])]
-    body = [
-        [
-            row.title,
-            "-" if row.steps is None else str(row.steps),
-            "-" if row.seconds is None else f"{row.seconds:.0f}",
-            *heldout.cells(row.scores, "", refine),
-            *(heldout.cells(row.scores, "_teacher", refine) if against_teacher else []),
-        ]
-        for row in rows
-    ]
-    kind = "held-out scenes" if config.data.source == "scenes" else "photos"
-    note = f"mIoU in percent, {instances} masks in {images} {kind}, against ground truth"
-    if against_teacher:
-        note += "; T: against the teacher's masks for the same prompts"
-    return f"{tables.aligned_table(header, body)}\n\n{note}."
-
-
-def mask_sheet(examples: list[Example], models: Mapping[str, Model]) -> np.ndarray:
-    """Show, for each example's largest instance, the box, the true mask, and each model's mask for the box.
-
-    Args:
-      models: title -> model.
-
-    Returns:
-      A picture (h w 3) uint8 with a row for each example that has instances.
-    """
-    rows = []
-    for example in (e for e in examples if len(e)):
-        largest = int(np.argmax(example.masks.sum((1, 2))))
-        panels: list[np.ndarray] = []
-        for model in models.values():
-            image, size = into_frame(example.image, model.config.image_size, model.config.frame)
-            box = scale_coords(example.boxes[largest : largest + 1], example.image.shape[:2], size)
-            variables = compiled.for_inference(model.config, model.variables)
-            embedding = compiled.encoder(model.config)(variables, image[None], np.asarray(size, np.int32)[None])
-            logits = compiled.decoder(model.config)(variables, embedding[0], box, None, None, None).logits
-            if not panels:
-                truth = example.masks[largest]
-                resized = np.asarray(Image.fromarray(truth).resize(size[::-1], Image.Resampling.NEAREST))
-                padded = np.zeros(image.shape[:2], bool)
-                padded[: size[0], : size[1]] = resized
-                labels = np.array([BOX_TOP_LEFT, BOX_BOTTOM_RIGHT])
-                prompt = pictures.draw_prompt(image, box.reshape(2, 2), labels, np.ones(2, bool))
-                panels += [prompt, pictures.tint(image, padded, pictures.GREEN)]
-            panels.append(pictures.tint(image, np.asarray(logits[0, 0]) > 0, pictures.BLUE))
-        rows.append([np.asarray(Image.fromarray(p).resize((PANEL, PANEL), Image.Resampling.LANCZOS)) for p in panels])
-    return pictures.side_by_side(rows, ("box", "truth", *models))

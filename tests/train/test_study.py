@@ -16,7 +16,7 @@ from edgesam_jax.config import ArmConfig, Config, DataConfig, DistillConfig, Eva
 from edgesam_jax.eval import heldout
 from edgesam_jax.learning.checks import check_arms
 from edgesam_jax.models.init import init_variables
-from edgesam_jax.train import study
+from edgesam_jax.train import mask_sheet, study, study_report
 
 ENCODER_ONLY = ("distill.mode=encoder_only",)
 CONFIG = Config(
@@ -60,10 +60,10 @@ def test_a_study_that_cannot_run_is_refused_at_once(arms, says):
 
 def test_table_has_a_column_per_prompt_and_dashes_where_nothing_was_measured():
     rows = [
-        study.Row("", "filled box", {"box": [0.5]}),
-        study.Row("D", "D", {"box": [0.25, 1.0], "center": [0.0, 0.125], "box_teacher": [0.9, 0.8]}, 10, 3.6),
+        study_report.Row("", "filled box", {"box": [0.5]}),
+        study_report.Row("D", "D", {"box": [0.25, 1.0], "center": [0.0, 0.125], "box_teacher": [0.9, 0.8]}, 10, 3.6),
     ]
-    lines = study.table(CONFIG, rows, 3, 17).splitlines()
+    lines = study_report.table(CONFIG, rows, 3, 17).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:4]]
     assert cells[0] == ["", "steps", "seconds", "box", "+1", "centre", "+1", "T box", "T +1", "T centre", "T +1"]
     assert cells[2] == ["filled box", "-", "-", "50.0", "-", "-", "-", "-", "-", "-", "-"]
@@ -106,7 +106,7 @@ def test_arms_run_in_order_and_what_is_done_is_not_done_again(tmp_path, capsys):
     # A starts with the teacher's decoder and never trains it.
     assert "T centre" in text and (work / "table.md").read_text().strip() == text.split("\n\nPictures")[0]
     with Image.open(work / "masks.png") as sheet, Image.open(work / "curves.png") as chart:
-        assert sheet.width > 6 * study.PANEL and chart.width > 500
+        assert sheet.width > 6 * mask_sheet.PANEL and chart.width > 500
     assert json.loads((work / "D" / "config.json").read_text())["train"]["init_from"] == "../A/model"
     capsys.readouterr()
     assert study.run(config, work) == text
