@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     job = common.load_job(args)
     photos = gate.load_photos(args.photos)
     contents: dict[str, Any] = {}
-    with common.output_folder(args.output, "bundle") as folder:
+    with common.output_folder(args.output, "bundle", job) as folder:
         cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)
         write_vectors(folder / "vectors", photos, cases, job)
         if "onnx" in formats:

@@ -197,7 +197,7 @@ def run(args: argparse.Namespace) -> int:
     options = check(args)
     job = common.load_job(args)
     photos = gate.load_photos(args.photos)
-    with common.output_folder(args.output) as folder:
+    with common.output_folder(args.output, job=job) as folder:
         cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)
         build(job, folder, options, cases)
     return 0

@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--slots dynamic: for ONNX only; LiteRT files have fixed shapes; pass --slots N")
     job = common.load_job(args)
     photos = gate.load_photos(args.photos)
-    with common.output_folder(args.output) as folder:
+    with common.output_folder(args.output, job=job) as folder:
         print(f"{job.name}: {' and '.join(job.parts)} to LiteRT", flush=True)
         files = export(job, folder)
         for path in files.values():

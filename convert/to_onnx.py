@@ -241,7 +241,7 @@ def run(args: argparse.Namespace) -> int:
     job = dataclasses.replace(job, precision=args.precision, arithmetic=args.arithmetic)
     precision.check(job)
     photos = precision.load_photos(args.precision, args.photos)
-    with common.output_folder(args.output) as folder:
+    with common.output_folder(args.output, job=job) as folder:
         cases = gate.make_cases(job.model, photos, job.slots, job.mask_input, job.priors)
         build(job, folder, image_input, cases)
     return 0

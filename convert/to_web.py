@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     job = dataclasses.replace(common.load_job(args), precision=args.precision)
     photos = precision.load_photos(args.precision, args.photos)
-    with common.output_folder(args.output, "site") as folder:
+    with common.output_folder(args.output, "site", job) as folder:
         site.write_site(folder, job, photos, args.webgpu == "float16", args.runtime)
     print(f"{args.output}: {common.size_of(args.output) / 1e6:.1f} MB: {site.sizes(args.output)}")
     if args.serve is not None:

@@ -21,7 +21,7 @@ FLOORS = (
     ("config", "reporting"),
     ("cli", "models", "data"),
     ("learning", "checkpoints"),
-    ("planning", "predict", "prepare"),
+    ("planning", "predict", "prepare", "card"),
     ("batching", "embed", "everything"),
     ("compat", "eval"),
     ("train",),
@@ -156,7 +156,7 @@ def test_the_package_and_every_public_name_load_no_foreign_framework() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "prepare", "embed", "ablate"])
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "prepare", "embed", "ablate", "card"])
 def test_help_loads_no_jax(command: str) -> None:
     code = (
         "import importlib.util, runpy, sys\n"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgesam_jax.checkpoints import provenance
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.cli.command import run_command
@@ -224,12 +225,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def output_folder(output: Path, whole: str = "") -> Iterator[Path]:
+def output_folder(output: Path, whole: str = "", job: ExportJob | None = None) -> Iterator[Path]:
     """Yield a folder to write into; its contents move to ``output`` when the block succeeds.
 
     Args:
       whole: ``bundle`` or ``site``: an earlier one at ``output`` is replaced as a whole. Otherwise only files of the
         same names are replaced.
+      job: the model's card is written into the folder, too; its name begins with the model's unless ``whole``.
 
     Raises:
       UsageError: ``output`` is a file, contains other files than such a bundle or site, or can't be written.
@@ -240,6 +242,9 @@ def output_folder(output: Path, whole: str = "") -> Iterator[Path]:
         raise UsageError(f"--output {output}: is a file; choose a folder")
     try:
         with atomic_folder(output) if whole else staged_files(output) as folder:
+            if job is not None:
+                name = provenance.CARD if whole else f"{job.name}_{provenance.CARD}"
+                (folder / name).write_text(provenance.card(job.model, job.name))
             yield folder
     except OSError as error:
         raise UsageError(f"--output {output}: cannot write there ({error.strerror or error})") from None
