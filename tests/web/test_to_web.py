@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import http.client
 import io
@@ -282,16 +283,22 @@ def test_only_this_machine_is_served(tiny_site):
 def test_ctrl_c_ends_the_server(tiny_site):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "convert.to_web", "--serve", str(tiny_site), "--port", "0"]
+    # A shell's background jobs ignore SIGINT, and what they start ignores it, too.
+    listening = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
-    ) as process:
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment,
+        preexec_fn=listening,
+    ) as process:  # fmt: skip
         assert process.stdout is not None and process.stderr is not None
         line = process.stdout.readline()
         port = int(line.split("localhost:")[1].split("/")[0])
         with socket.create_connection(("127.0.0.1", port), timeout=10):
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0 and process.stderr.read() == ""
+        try:
+            assert process.wait(10) == 0 and process.stderr.read() == ""
+        finally:
+            process.kill()
 
 
 def test_serving_loads_no_jax_and_no_torch():
