@@ -6,8 +6,8 @@ both once, when it loads the file; afterwards it runs the float32 program, on We
 
 int8 is symmetric, per output channel, for weights of ``MIN_INT8`` elements and more; what is smaller or no weight is
 float16. Masks must keep a mean IoU of ``LEAST_IOU`` on each of ``PHOTOS`` photos or more. If they don't with all
-weights in int8, ``convert.export.sensitivity`` measures the layers, and those that cost most for their size stay in
-float16. If that doesn't suffice, the format is refused.
+weights in int8, or another limit of the gate isn't kept, ``convert.export.sensitivity`` measures the layers, and those
+that cost most for their size stay in float16. If that doesn't suffice, the format is refused.
 """
 
 from __future__ import annotations
@@ -109,10 +109,12 @@ def store(files: Mapping[str, Path], job: ExportJob, cases: Sequence[gate.Case],
         for path in files.values():
             rewrite(path, path, set())
         return Stored(limits, {})
-    return Stored(limits, _int8(files, job, [c.first_masks(masks) for c in cases]))
+    return Stored(limits, _int8(files, job, [c.first_masks(masks) for c in cases], limits.tolerance))
 
 
-def _int8(files: Mapping[str, Path], job: ExportJob, cases: Sequence[gate.Case]) -> dict[str, list[str]]:
+def _int8(
+    files: Mapping[str, Path], job: ExportJob, cases: Sequence[gate.Case], tolerance: gate.Tolerance
+) -> dict[str, list[str]]:
     """Store int8 in all weights but those that cost the masks too much; return the latter."""
     weights = {part: candidates(path) for part, path in files.items()}
     total = sum(size for sizes in weights.values() for size in sizes.values())
@@ -129,20 +131,27 @@ def _int8(files: Mapping[str, Path], job: ExportJob, cases: Sequence[gate.Case])
                 break
             for part, path in files.items():
                 rewrite(originals[part], path, set(weights[part]) - floats[part])
-            iou, name = least_iou(files, job, cases)
-            print(f"  int8: {1 - kept / total:.0%} of the weights, mean mask IoU {iou:.4f} ({name})", flush=True)
-            if iou >= LEAST_IOU:
+            iou, name, passed = least_iou(files, job, cases, tolerance)
+            within = "within" if passed else "beyond"
+            print(
+                f"  int8: {1 - kept / total:.0%} of the weights, mean mask IoU {iou:.4f} ({name}), {within} the other"
+                " limits",
+                flush=True,
+            )
+            if iou >= LEAST_IOU and passed:
                 return {files[part].name: sorted(floats[part]) for part in files if floats[part]}
             if errors is None:
                 errors = sensitivity.measure(originals, weights, job, cases[0])
             # 1 - IoU grows as the error, the root of its energy.
-            energy *= 0.7 * ((1 - LEAST_IOU) / (1 - iou)) ** 2
+            energy *= 0.7 * min(1.0, (1 - LEAST_IOU) / (1 - iou)) ** 2
             sizes = {(part, n): size for part in files for n, size in weights[part].items()}
             for part, weight in sensitivity.costliest(errors, sizes, energy):
                 floats[part].add(weight)
     finally:
         for path in originals.values():
             path.unlink()
+    if iou >= LEAST_IOU:
+        return {}  # the gate refuses the files, and says which of its limits they don't keep
     raise Refused(
         f"--precision int8: masks keep a mean IoU of {iou:.3f} on {name}, and need {LEAST_IOU}; nothing was written;"
         " use --precision float16"
@@ -163,13 +172,14 @@ def mean_findings(verdict: gate.Verdict, cases: Sequence[gate.Case]) -> list[gat
     return means
 
 
-def least_iou(files: Mapping[str, Path], job: ExportJob, cases: Sequence[gate.Case]) -> tuple[float, str]:
-    """Return the least mean mask IoU of a photo, and the photo."""
+def least_iou(
+    files: Mapping[str, Path], job: ExportJob, cases: Sequence[gate.Case], tolerance: gate.Tolerance
+) -> tuple[float, str, bool]:
+    """Return the least mean mask IoU of a photo, the photo, and whether the files are within the gate's limits."""
     encoder = OnnxEncoder(files["encoder"]) if "encoder" in files else None
-    anything = gate.Tolerance(np.inf, np.inf, 0.0, np.inf)
-    verdict = gate.verify(cases, encoder, OnnxDecoder(files["decoder"]), anything, job.score)
+    verdict = gate.verify(cases, encoder, OnnxDecoder(files["decoder"]), tolerance, job.score)
     worst = min(mean_findings(verdict, cases), key=lambda f: f.value)
-    return worst.value, worst.where
+    return worst.value, worst.where, verdict.passed
 
 
 # --------------------------------------------------------------------------------------------------------- the files

@@ -31,7 +31,17 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_a_bundle_is_complete_and_intact(folder):
-    top = {"README.md", "LICENCE.txt", "SHA256SUMS", "contract.json", "vectors", "python", "onnx", "coreml"}
+    top = {
+        "README.md",
+        "MODEL_CARD.md",
+        "LICENCE.txt",
+        "SHA256SUMS",
+        "contract.json",
+        "vectors",
+        "python",
+        "onnx",
+        "coreml",
+    }
     assert {p.name for p in folder.iterdir()} == top | {"x-anylabeling"}
     listed = dict(reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text().splitlines())
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {"SHA256SUMS"}

@@ -128,7 +128,7 @@ def full_size(form: str):
 
 @pytest.mark.parametrize("form", ["folded", "shared"])
 def test_the_folder_and_its_contract(form, folders):
-    names = ["small_decoder.onnx", "small_encoder.onnx", "small_image.onnx", "small_onnx.json"]
+    names = ["small_MODEL_CARD.md", "small_decoder.onnx", "small_encoder.onnx", "small_image.onnx", "small_onnx.json"]
     assert sorted(p.name for p in folders[form].iterdir()) == names
     content = json.loads((folders[form] / "small_onnx.json").read_text())
     assert content["split"] == form and content["mask_input"] and content["batch"] == 1

@@ -55,7 +55,8 @@ def folders(model, tmp_path_factory):
 
 @pytest.mark.parametrize("form", SLOTS)
 def test_the_folder_and_its_contract(form, folders):
-    names = ["small_coreml.json", "small_decoder.mlpackage", "small_image.mlpackage", "small_operations.md"]
+    names = ["small_MODEL_CARD.md", "small_coreml.json", "small_decoder.mlpackage", "small_image.mlpackage"]
+    names.append("small_operations.md")
     assert sorted(p.name for p in folders[form].iterdir()) == names
     content = json.loads((folders[form] / "small_coreml.json").read_text())
     assert content["split"] == form and content["verified"]["passed"]

@@ -57,7 +57,9 @@ def parts(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def test_the_folder_has_the_files_and_their_contract(exported, model):
-    assert sorted(p.name for p in exported.iterdir()) == ["small_decoder.onnx", "small_encoder.onnx", "small_onnx.json"]
+    assert sorted(p.name for p in exported.iterdir()) == [
+        "small_MODEL_CARD.md", "small_decoder.onnx", "small_encoder.onnx", "small_onnx.json"
+    ]  # fmt: skip
     content = json.loads((exported / "small_onnx.json").read_text())
     assert content["image_size"] == 32 and content["slots"] == 16 and content["adds_padding"] and content["mask_input"]
     assert content["labels"]["-2"].startswith("no point") and content["licence"] == "Apache-2.0"
@@ -91,7 +93,9 @@ def test_published_names_and_order(labelling):
 
 def test_one_part_alone(checkpoint, tmp_path):
     assert to_onnx.main([str(checkpoint), "--output", str(tmp_path / "d"), "--part", "decoder", "--slots", "4"]) == 0
-    assert sorted(p.name for p in (tmp_path / "d").iterdir()) == ["small_decoder.onnx", "small_onnx.json"]
+    assert sorted(p.name for p in (tmp_path / "d").iterdir()) == [
+        "small_MODEL_CARD.md", "small_decoder.onnx", "small_onnx.json"
+    ]  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------- the predictor
