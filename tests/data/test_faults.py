@@ -356,7 +356,7 @@ def test_prepare_lists_skipped_photos(tmp_path, capsys):
     manifest = json.loads((output / "prepared.json").read_text())
     assert manifest["records"] == 1 and manifest["skipped"] == {"no annotations": 2}
     assert [message for _, message in manifest["skipped_photos"]] == [
-        f"{root}/bare.jpg: no JSON file and no masks",
+        f"{root}/bare.jpg: no annotation file and no masks",
         f"{root}/bad.json: no usable annotation; remove the photo",
     ]
     assert "no annotations 2" in capsys.readouterr().out

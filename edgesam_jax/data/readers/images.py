@@ -2,7 +2,9 @@
 
 The annotations of ``a.jpg`` are ``a.json`` (SA-1B's or labelme's format), next to the photo or under ``annotations/``;
 or instance masks ``masks/a.png`` or ``masks/a/*.png``.  ``annotations`` and ``masks`` are in the photo's folder or take
-the place of a folder ``images`` above it.  Masks may also be other picture files (``mask_files``).
+the place of a folder ``images`` above it.  Masks may also be other picture files (``mask_files``).  Likewise ``a.txt``
+(YOLO's format) next to the photo or under ``labels/``; and ``a.png`` next to ``a.jpg``, if all PNG files of that folder
+have a JPEG file of the same name.
 The letter case of suffixes and the Unicode form of names don't matter.
 """
 
@@ -13,6 +15,7 @@ from typing import Any
 
 from edgesam_jax.config import UsageError
 from edgesam_jax.data.photo import PHOTO_SUFFIXES
+from edgesam_jax.data.readers import yolo
 from edgesam_jax.data.readers.annotations import fault_of, is_integer, shown
 from edgesam_jax.data.readers.file_names import Folders
 from edgesam_jax.data.readers.labelme import labelme_record
@@ -24,6 +27,8 @@ from edgesam_jax.files import parse_json
 
 MASKS = "masks"  # folder of instance masks
 ANNOTATIONS = "annotations"  # folder of JSON files
+LABELS = "labels"  # folder of YOLO's text files
+PAIRED = ".png"  # suffix of a mask next to a JPEG file of its name
 JSON = (".json",)
 
 
@@ -56,13 +61,16 @@ class ImagesSource:
                 masks.append(path)
             elif suffix in PHOTO_SUFFIXES and path.is_file():
                 photos.append(path)
+        photos, pairs_of_photos = _without_pairs(photos)
         if not photos:
             raise UsageError(f"{folder}: no photos in it ({', '.join(sorted(PHOTO_SUFFIXES))})")
         folders = Folders()
-        pairs = [(photo, _annotations_of(photo, folder, folders)) for photo in sorted(photos)]
+        pairs = [
+            (photo, _annotations_of(photo, folder, folders) or pairs_of_photos.get(photo)) for photo in sorted(photos)
+        ]
         annotated = [pair for pair in pairs if pair[1] is not None]
         bare = [photo for photo, file in pairs if file is None] if annotated else []
-        rows = [(CONSEQUENCE, f"{photo}: no JSON file and no masks") for photo in bare]
+        rows = [(CONSEQUENCE, f"{photo}: no annotation file and no masks") for photo in bare]
         used = {file for _, file in annotated}
         rows += _unused("mask not used", [path for path in masks if not {path, path.parent} & used])
         rows += _unused("JSON file not used", [path for path in documents if path not in used])
@@ -92,6 +100,8 @@ class ImagesSource:
         content, name = read_file(photo), str(photo)
         if annotation_file is None:
             return Record(content, name, photo.stem)
+        if annotation_file.suffix.lower() == yolo.SUFFIX:
+            return yolo.yolo_record(content, name, read_file(annotation_file), str(annotation_file))
         if annotation_file.suffix.lower() not in JSON:
             return mask_record(content, name, annotation_file)
         return json_record(content, name, read_file(annotation_file), str(annotation_file))
@@ -100,16 +110,39 @@ class ImagesSource:
 def _annotations_of(photo: Path, root: Path, folders: Folders) -> Path | None:
     """Find the JSON file or the masks of a photo, next to it or in the parallel tree."""
     parts = photo.relative_to(root).parts[:-1]
+    texts = [photo.parent, photo.parent / LABELS]
     places = [(photo.parent, photo.parent / MASKS), (photo.parent / ANNOTATIONS, photo.parent / MASKS)]
     if "images" in parts:
         level = parts.index("images")
         annotations, masks = (root.joinpath(*parts[:level], n, *parts[level + 1 :]) for n in (ANNOTATIONS, MASKS))
         places.append((annotations, masks))
+        texts.append(root.joinpath(*parts[:level], LABELS, *parts[level + 1 :]))
     for annotations, masks in places:
         found = folders.find(annotations, photo.stem, JSON) or folders.find(masks, photo.stem, (*MASK_SUFFIXES, ""))
         if found is not None:
             return found
-    return None
+    return next((path for text in texts if (path := folders.find(text, photo.stem, (yolo.SUFFIX,)))), None)
+
+
+def _without_pairs(photos: list[Path]) -> tuple[list[Path], dict[Path, Path]]:
+    """Separate ``a.jpg`` from its mask ``a.png``, in folders where all PNG files belong to a JPEG file.
+
+    Returns:
+      The photos, and the masks by photo.
+    """
+    names = {(path.parent, path.stem, path.suffix.lower()): path for path in photos}
+    masks: dict[Path, Path] = {}
+    alone: set[Path] = set()  # folders with PNG files that are photos
+    for (parent, stem, suffix), path in names.items():
+        if suffix == PAIRED:
+            photo = next((names[key] for s in (".jpg", ".jpeg") if (key := (parent, stem, s)) in names), None)
+            if photo is None:
+                alone.add(parent)
+            else:
+                masks[photo] = path
+    masks = {photo: mask for photo, mask in masks.items() if photo.parent not in alone}
+    taken = set(masks.values())
+    return [path for path in photos if path not in taken], masks
 
 
 def _unused(kind: str, files: list[Path]) -> list[SkippedRow]:
