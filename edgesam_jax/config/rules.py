@@ -63,6 +63,7 @@ FREE_FIELDS = {
     "eval.batch_size",
     "eval.refine",
     "eval.seed",
+    "eval.ids",
 }
 
 

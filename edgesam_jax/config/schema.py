@@ -344,6 +344,7 @@ class DistillConfig:
     freeze_image_encoder: bool = False
     freeze_prompt_encoder: bool = True
     freeze_mask_decoder: bool = False
+    iou_head_only: bool = False  # train the IoU head and nothing else (with loss.iou)
     freeze_tokens: bool = False  # IoU and mask tokens: True: frozen (paper); False: trained (published code)
     init_decoder_from_teacher: bool = True  # start prompt encoder and mask decoder as the teacher's, if they fit
 
@@ -406,6 +407,7 @@ class EvalConfig:
     batch_size: Count = 2  # images scored at a time; affects speed alone
     refine: Natural = 2  # corrective points after the first prompt
     seed: Seed = 0  # of held-out scenes and drawn points
+    ids: str = ""  # file that lists the photos of the data set to evaluate on; empty: its first photos
 
 
 @dataclass(frozen=True)

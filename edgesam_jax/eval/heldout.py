@@ -35,7 +35,9 @@ Scores = dict[str, list[float]]  # "box", "center", and these with "_teacher": [
 
 
 def heldout_examples(config: Config) -> list[Example]:
-    """At most ``eval.images`` scenes or COCO-format photos; none for SA-1B in any form or for a mixture.
+    """At most ``eval.images`` scenes or COCO-format photos, or those of ``eval.ids``; none for a mixture.
+
+    Without ``eval.ids`` there are none for other kinds of photos, whose data sets are large (SA-1B).
 
     A hundred full-size masks for each of hundreds of photos don't fit in memory; ``edgesam_jax.eval`` streams them.
 
@@ -44,9 +46,10 @@ def heldout_examples(config: Config) -> list[Example]:
     Raises:
       UsageError: the data set can't be opened, or none of the photos can be used.
     """
-    if config.data.source not in ("scenes", "coco") or config.data.mixture:
+    if config.data.mixture or not (config.eval.ids or config.data.source in ("scenes", "coco")):
         return []
-    data = dataclasses.replace(config.data, seed=config.eval.seed, limit=config.eval.images)
+    ids = config.eval.ids or config.data.ids
+    data = dataclasses.replace(config.data, seed=config.eval.seed, limit=config.eval.images, ids=ids)
     source = open_source(data, config.model.image_size, "heldout")
     count = min(config.eval.images, len(source) or config.eval.images)
     examples: list[Example] = []

@@ -152,6 +152,8 @@ def learns(path: tuple[str, ...], config: Config) -> bool:
     part, distill = path[0], config.distill
     if part == "proposals":
         return False
+    if distill.iou_head_only:
+        return path[:2] == ("mask_decoder", "iou_prediction_head")
     if part == "image_encoder":
         return not distill.freeze_image_encoder
     if part == "prompt_encoder":

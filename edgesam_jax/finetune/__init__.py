@@ -1,0 +1,1 @@
+"""Fine-tuning on a folder of labelled photos: survey, split, recipe, training, and an honest comparison."""
