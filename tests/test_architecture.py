@@ -25,7 +25,7 @@ FLOORS = (
     ("batching", "embed", "everything"),
     ("compat", "eval"),
     ("train",),
-    ("ablate",),
+    ("ablate", "finetune"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FOREIGN = {"torch", "torchvision", "tensorflow", "tensorflow_datasets", "coremltools"}
