@@ -100,9 +100,9 @@ def test_names_of_several_folders(tmp_path):
     source = open_source(DataConfig(source="images", root=str(tmp_path)), 64)
     assert photo_ids(source, "") == ["a/1", "a/2", "b/1"]
     shutil.rmtree(tmp_path / "b")
-    (tmp_path / "a/1.png").write_bytes(photo(1))
+    (tmp_path / "a/1.webp").write_bytes(photo(1))
     source = open_source(DataConfig(source="images", root=str(tmp_path)), 64)
-    assert photo_ids(source, "") == ["1.jpg", "1.png", "2.jpg"]
+    assert photo_ids(source, "") == ["1.jpg", "1.webp", "2.jpg"]
 
 
 @pytest.mark.parametrize(
