@@ -28,8 +28,8 @@ from edgesam_jax.eval.scoring.average_precision import LVIS_RESULTS, average_pre
 from edgesam_jax.eval.scoring.detections import run_detections
 from edgesam_jax.eval.scoring.everything import GENERATE, EverythingSystem, ResultsSystem, recall, run_everything
 from edgesam_jax.eval.scoring.ground_truth import IMAGE_DAMAGED, read_ground_truth
-from edgesam_jax.eval.scoring.photos import choose_instances, load, read_ahead
-from edgesam_jax.eval.scoring.prompted import run_prompted, score_photo
+from edgesam_jax.eval.scoring.photos import Photo, choose_instances, load, read_ahead
+from edgesam_jax.eval.scoring.prompted import Scored, run_prompted, score_photo
 from edgesam_jax.eval.scoring.protocol import Settings
 from edgesam_jax.eval.scoring.results import check_results, read_results, top_per_image
 from edgesam_jax.eval.scoring.systems import PredictionsSystem, System, input_size
@@ -329,21 +329,26 @@ class Job:
                 continue
             photo = choose_instances(photo, self.settings.max_instances, self.settings.seed)
             scored = score_photo(system, photo, self.settings)
-            frame = input_size(photo, system)
-            scale = np.array(photo.size[::-1]) / frame[::-1]
             for annotation_id, kind in by_photo[photo.image_id]:
                 i = photo.ids.tolist().index(annotation_id)
-                truth = np.zeros(photo.size, bool)
-                if photo.masks[i]:
-                    photo.masks[i].paste(truth)
-                used = scored.slots.valid[i] & (scored.slots.labels[i] >= 0)
                 title = f"{kind}: IoU {scored.iou[i, -1]:.2f}, image {photo.image_id}"
-                drawn[photo.image_id, annotation_id] = Case(
-                    photo=photo.image, truth=truth, prediction=scored.last[i].mask,
-                    coords=scored.slots.coords[i][used] * scale, labels=scored.slots.labels[i][used], title=title,
-                )  # fmt: skip
+                drawn[photo.image_id, annotation_id] = case_of(system, photo, scored, i, title)
         order = [(instances[i]["image_id"], instances[i]["annotation_id"]) for i in (*worst, *typical)]
         cases = [drawn[name] for name in order if name in drawn]
         if cases:
             sheet(cases, path)
         return bool(cases)
+
+
+def case_of(system: System, photo: Photo, scored: Scored, instance: int, title: str) -> Case:
+    """Return an instance of a scored photo as a case of a contact sheet, with the prompt and mask of the last round."""
+    scale = np.array(photo.size[::-1]) / input_size(photo, system)[::-1]
+    truth = np.zeros(photo.size, bool)
+    if photo.masks[instance]:
+        photo.masks[instance].paste(truth)
+    slots = scored.slots
+    used = slots.valid[instance] & (slots.labels[instance] >= 0)
+    return Case(
+        photo=photo.image, truth=truth, prediction=scored.last[instance].mask,
+        coords=slots.coords[instance][used] * scale, labels=slots.labels[instance][used], title=title,
+    )  # fmt: skip

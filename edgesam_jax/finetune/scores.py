@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgesam_jax.checkpoints.model import Model
 from edgesam_jax.data.source import Source
 from edgesam_jax.eval.compare import SIGNIFICANT, Column, compare
-from edgesam_jax.eval.job import Job
-from edgesam_jax.eval.report.contact_sheet import Case, sheet
-from edgesam_jax.eval.scoring.photos import Photo, load
+from edgesam_jax.eval.job import Job, case_of
+from edgesam_jax.eval.report.contact_sheet import sheet
+from edgesam_jax.eval.scoring.photos import load
 from edgesam_jax.eval.scoring.prompted import score_photo
 from edgesam_jax.eval.scoring.protocol import PromptKind, Settings
 from edgesam_jax.eval.scoring.systems import JaxSystem
@@ -127,17 +125,11 @@ def draw(
     groups = {"worst": by_score[:SHEET], "median": by_score[middle : middle + SHEET], "most improved": improved[:SHEET]}
     cases = []
     for kind, chosen in groups.items():
-        for key in chosen:
-            photo = load(source, indices[key[0]])
-            for system, scores in zip(systems, (before, after), strict=True):
-                cases.append(_case(system, photo, key[1], f"{kind}, {system.name}: IoU {scores[key]:.2f}"))
+        for image_id, annotation_id in chosen:
+            photo = load(source, indices[image_id])
+            i = photo.ids.tolist().index(annotation_id)
+            for system in systems:
+                scored = score_photo(system, photo, Settings("box", 0))
+                title = f"{kind}, {system.name}: IoU {scored.iou[i, 0]:.2f}, photo {image_id}"
+                cases.append(case_of(system, photo, scored, i, title))
     sheet(cases, path)
-
-
-def _case(system: JaxSystem, photo: Photo, annotation: int, title: str) -> Case:
-    scored = score_photo(system, photo, Settings("box", 0))
-    i = photo.ids.tolist().index(annotation)
-    truth = np.zeros(photo.size, bool)
-    photo.masks[i].paste(truth)
-    box = np.asarray(photo.boxes[i], np.float64).reshape(2, 2)
-    return Case(photo.image, truth, scored.last[i].mask, box, np.array([2, 3]), f"{title}, photo {photo.image_id}")

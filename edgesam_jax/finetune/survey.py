@@ -17,6 +17,7 @@ from edgesam_jax.config import DataConfig, UsageError
 from edgesam_jax.data.opening import kind_of_folder, open_source
 from edgesam_jax.data.readers.coco import CocoSource, read_coco
 from edgesam_jax.data.readers.id_list import photo_ids
+from edgesam_jax.data.readers.records import decode_record
 from edgesam_jax.data.schema import BadExample
 from edgesam_jax.data.source import SkippedRow, Source, reasons, skipped_entries
 
@@ -141,7 +142,7 @@ def survey(root: str | Path, annotations: str = "", pixel_range: str = "auto") -
     for index in tqdm(range(len(source)), unit="photo", desc="reading", leave=False):
         try:
             record = source.record(index)  # type: ignore[attr-defined]
-            example = source.load(index)
+            example = decode_record(record)
         except BadExample as error:
             skipped.append((error.kind, str(error)))
             continue

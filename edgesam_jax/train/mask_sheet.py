@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -17,7 +17,6 @@ from edgesam_jax.types import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
 
 ROWS, PANEL = 8, 160
 COMPARED = 40  # examples among which rows are chosen
-Masks = dict[str, np.ndarray]  # by model, (s s) bool
 
 
 def draw(examples: Sequence[Example], models: Mapping[str, Model], pair: tuple[str, str] | None = None) -> np.ndarray:
@@ -33,10 +32,11 @@ def draw(examples: Sequence[Example], models: Mapping[str, Model], pair: tuple[s
     Returns:
       A picture (h w 3) uint8 with at most ``ROWS`` rows.
     """
+    predictors = {title: _predictor(model) for title, model in models.items()}
     found = []
     for example in [e for e in examples if len(e)][: COMPARED if pair else ROWS]:
         image, size, box, truth = _frame(example, next(iter(models.values())))
-        masks = {title: _mask(model, image, size, box) for title, model in models.items()}
+        masks = {title: predict(image, size, box) for title, predict in predictors.items()}
         resized = {title: _as_large(mask, truth) & _filled(truth, size) for title, mask in masks.items()}
         scores = {title: 100 * float(mask_iou(mask, truth)) for title, mask in resized.items()}
         found.append((image, box, truth, resized, scores))
@@ -79,12 +79,16 @@ def _frame(example: Example, model: Model) -> tuple[np.ndarray, tuple[int, int],
     return image, size, box, truth
 
 
-def _mask(model: Model, image: np.ndarray, size: tuple[int, int], box: np.ndarray) -> np.ndarray:
-    """Return a model's low-resolution mask (s s) bool."""
+def _predictor(model: Model) -> Callable[[np.ndarray, tuple[int, int], np.ndarray], np.ndarray]:
+    """Return a function from a frame, the part that the photo fills and a box to a low-resolution mask (s s) bool."""
     variables = compiled.for_inference(model.config, model.variables)
-    embedding = compiled.encoder(model.config)(variables, image[None], np.asarray(size, np.int32)[None])
-    logits = compiled.decoder(model.config)(variables, embedding[0], box, None, None, None).logits
-    return np.asarray(logits[0, 0]) > 0
+    encode, decode = compiled.encoder(model.config), compiled.decoder(model.config)
+
+    def predict(image: np.ndarray, size: tuple[int, int], box: np.ndarray) -> np.ndarray:
+        embedding = encode(variables, image[None], np.asarray(size, np.int32)[None])
+        return np.asarray(decode(variables, embedding[0], box, None, None, None).logits[0, 0]) > 0
+
+    return predict
 
 
 def _as_large(mask: np.ndarray, like: np.ndarray) -> np.ndarray:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from edgesam_jax import files
-from edgesam_jax.checkpoints.load import load_model
-from edgesam_jax.checkpoints.model import Model
+from edgesam_jax.checkpoints.load import load_weights
+from edgesam_jax.checkpoints.model import BACKBONE, Model
 from edgesam_jax.config import Config, UsageError
 from edgesam_jax.config.derive import Length, arm_config
 from edgesam_jax.data.schema import Example
@@ -90,7 +90,7 @@ def _run_arms(config: Config, workdir: Path, stop: Callable[[], bool]) -> str | 
     if held_out and held_out.teacher is not None:
         scores = held_out.scores(held_out.teacher, workdir / "teacher_eval.json", "teacher")
         rows.append(Row("", "teacher", scores))
-    start = load_model(config.train.init_from) if held_out and config.train.init_from else None
+    start = _start(config) if held_out else None
     if held_out and start is not None:
         scores = held_out.scores(start, workdir / "start_eval.json", "start")
         rows.append(Row("", f"start: {Path(config.train.init_from).name}", scores))
@@ -115,6 +115,12 @@ def _run_arms(config: Config, workdir: Path, stop: Callable[[], bool]) -> str | 
     report = _report_study(config, workdir, held_out, rows, start, results) if held_out else ""
     parallel.meet("study reported")
     return report
+
+
+def _start(config: Config) -> Model | None:
+    """The complete model that the study starts from, if there is one."""
+    start = load_weights(config.train.init_from) if config.train.init_from else None
+    return None if start is None or start.metadata.get("holds") == BACKBONE else start
 
 
 def _held_out_of_study(config: Config) -> HeldOut:

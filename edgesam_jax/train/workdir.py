@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgesam_jax.checkpoints.load import load_model
 from edgesam_jax.checkpoints.model import Model
+from edgesam_jax.checkpoints.provenance import PROVENANCE
 from edgesam_jax.config import Config, UsageError, to_json
 from edgesam_jax.config.parse import from_plain
 from edgesam_jax.config.rules import differing_fields
@@ -74,6 +75,7 @@ def _config_only_of_a_run(workdir: Path, new_config: bool, new_folder: bool) -> 
     except BaseException:
         if new_config and parallel.is_first() and not any(workdir.glob("**/checkpoints/*/")):
             saved.unlink(missing_ok=True)
+            (workdir / PROVENANCE).unlink(missing_ok=True)
             if new_folder:
                 with contextlib.suppress(OSError):  # it has other files by now
                     workdir.rmdir()
