@@ -4,7 +4,7 @@
 
 - ``started_from``, ``teacher``: name, SHA-256 and licence of a checkpoint (``origin``), or None;
 - ``data``: kind, number of photos, and the SHA-256 of their names, of each data set; no paths;
-- ``recipe``: the run's config, with the last part of each path alone; ``steps`` and ``seconds`` of training;
+- ``recipe``: the run's config, with the last part of each path alone; ``steps`` and, if known, ``seconds`` of training;
 - ``figures``: what was measured, as lines of Markdown;
 - ``versions`` of the libraries, and the ``commit`` of this package's source, if it is in a git checkout.
 """
@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -51,7 +52,7 @@ def without_paths(value: Any) -> Any:
         return {name: without_paths(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [without_paths(inner) for inner in value]
-    return PurePath(value).name if isinstance(value, str) and ("/" in value or "\\" in value) else value
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if isinstance(value, str) else value
 
 
 def versions() -> dict[str, str]:
@@ -111,7 +112,8 @@ def card(model: Model, name: str = "") -> str:
     lines += [f"- {_described(entry)}" for entry in known.get("data", [])] or ["- not recorded"]
     figures = known.get("figures") or ["None were measured."]
     lines += ["", "## Figures", "", *figures, "", "## Recipe", ""]
-    lines.append(f"{known.get('steps', 0):,} steps, {known.get('seconds', 0.0):.0f} s in steps.")
+    seconds = f", {known['seconds']:.0f} s in steps" if "seconds" in known else ""
+    lines.append(f"{known.get('steps', 0):,} steps{seconds}.")
     lines += ["", "```json", json.dumps(known.get("recipe", {}), indent=1), "```", "", "## Software", ""]
     lines += [f"- {library} {number}" for library, number in known.get("versions", {}).items()]
     lines.append(f"- commit: {known.get('commit') or 'not recorded'}")

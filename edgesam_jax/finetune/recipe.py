@@ -74,7 +74,8 @@ def config_for(
       choosing: list of the photos that choose the best step; None: the last step is taken.
     """
     if recipe.trained == "lora":
-        model = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, lora_rank=LORA_RANK))
+        rank = model.decoder.lora_rank or LORA_RANK
+        model = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, lora_rank=rank))
     every = max(1, recipe.steps // EVALUATIONS)
     return Config(
         name="finetune",

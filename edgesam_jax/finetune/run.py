@@ -25,6 +25,7 @@ from edgesam_jax.finetune.survey import Survey, survey
 from edgesam_jax.models import lora
 from edgesam_jax.train.run import fit
 
+ENDED = "ended_early.json"  # in the run's folder: the step after which it was ended
 SCENES = 50  # generated scenes on which forgetting is measured
 ENCODERS_OF_SCENES = 256  # px; larger models were not trained on generated scenes, which say little about them
 
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"recipe: {chosen.text()}", flush=True)
     choosing = lists["choose"] if parts.choose else None
     config = recipes.config_for(chosen, start.config, data, str(arguments.checkpoint), arguments.seed, choosing)
-    model = train(config, arguments.output / "training", start)
+    model = train(config, arguments.output / "training")
     held_out, where = _held_out(arguments, found, lists), arguments.held_out_data or arguments.data
     gains = scores.measure(start, model, held_out, where, arguments.output / "report")
     blocks = [scores.verdict(gains, len(held_out)), scores.table(gains)]
@@ -75,24 +76,32 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def train(config: Config, workdir: Path, start: Model) -> Model:
+def train(config: Config, workdir: Path) -> Model:
     """Train, end early if the photos that choose the step don't improve, and return the best step's plain model.
 
     Raises:
       UsageError, FloatingPointError: see ``train.run.fit``.
     """
-    stopper = EarlyStop(workdir, config.eval.every)
-    result = fit(config, workdir, stop=stopper)
-    model, step = result.model, result.step
-    if config.eval.every:
-        model, step = _best(workdir, model, step)
-    if stopper.stopped:
-        print(f"training ended early, after {result.step} of {config.train.steps} steps", flush=True)
+    ended = workdir / ENDED
+    if not ended.is_file():
+        stopper = EarlyStop(workdir, config.eval.every)
+        result = fit(config, workdir, stop=stopper)
+        model, step = result.model, result.step
+        if stopper.stopped:
+            write_atomically(ended, json.dumps({"step": step}))
+    if ended.is_file():
+        step = int(read_json(ended, "--output")["step"])
+        print(f"training ended early, after {step} of {config.train.steps} steps", flush=True)
+    best = workdir / "best.json"
+    if config.eval.every and best.is_file():
+        step = int(read_json(best, "--output")["step"])
+        model = load_model(workdir / "checkpoints" / str(step))
     print(f"the model is that of step {step}", flush=True)
     if model.config.decoder.lora_rank:
         plain, params = lora.merged(model.config, model.variables["params"])
         model = dataclasses.replace(model, config=plain, variables={**model.variables, "params": params})
-    return dataclasses.replace(model, config=start.config, metadata={**model.metadata, "source": "finetune"})
+    told = {**model.metadata.get("provenance", {}), "steps": step}
+    return dataclasses.replace(model, metadata={**model.metadata, "source": "finetune", "provenance": told})
 
 
 class EarlyStop:
@@ -110,15 +119,6 @@ class EarlyStop:
         last = max((json.loads(line).get("step", 0) for line in self._log.read_text().splitlines()), default=0)
         self.stopped = last - read_json(self._best, "best step")["step"] >= recipes.PATIENCE * self._every
         return self.stopped
-
-
-def _best(workdir: Path, model: Model, step: int) -> tuple[Model, int]:
-    """Return the model of the best evaluated step, and the step; the last ones if none was evaluated."""
-    path = workdir / "best.json"
-    if not path.is_file():
-        return model, step
-    best = int(read_json(path, "best step")["step"])
-    return load_model(workdir / "checkpoints" / str(best)), best
 
 
 def _write_lists(output: Path, parts: Split) -> dict[str, Path]:

@@ -82,7 +82,7 @@ class Survey:
             lines.append(f"  {filling} masks fill more than {FILLS:.0%} of their photo: are these objects?")
         if same := self.duplicates:
             lines.append(
-                f"  {sum(map(len, same))} photos are {len(same)} photos stored more than once: {', '.join(same[0])}"
+                f"  {sum(map(len, same))} files are {len(same)} photos, stored twice or more: {', '.join(same[0])}"
             )
         if self.skipped:
             lines.append(f"  {len(self.skipped)} photos and annotations are not used: {reasons(self.skipped)}")

@@ -79,6 +79,35 @@ def test_heldout_examples_do_not_depend_on_the_training_seed():
     assert 0.3 < baselines["filled box"] < 0.95 and 0.3 < baselines["inscribed ellipse"] < 0.95
 
 
+def test_weights_to_start_from_take_the_place_of_an_arm():
+    arms = (dataclasses.replace(CONFIG.study[0], start=True), CONFIG.study[1])
+    config = dataclasses.replace(CONFIG, study=arms)
+    assert derive.started(config) == config
+    given = dataclasses.replace(config, train=dataclasses.replace(config.train, init_from="tiny_student"))
+    [arm] = derive.started(given).study
+    assert arm.name == "D" and derive.arm_config(given, arm, {}).train.init_from == "tiny_student"
+
+
+def test_the_words_say_level_better_and_worse():
+    rows = [
+        study_report.Row("B", "B  more", {"box": [0.70], "center": [0.50], "box_teacher": [0.8]}, 9, 30.0),
+        study_report.Row("D", "D  loop", {"box": [0.72], "center": [0.48], "box_teacher": [0.804]}, 9, 31.0),
+    ]
+    lines = study_report.in_words(rows, "D", "B").splitlines()
+    assert lines[0] == "D (loop, 31 s) against B (more, 30 s):"
+    assert lines[1].endswith("from a box 72.0 % (B 70.0: better by 2.0), from one click 48.0 % (B 50.0: WORSE by 2.0).")
+    assert lines[2].endswith("with the teacher's masks: from a box 80.4 % (B 80.0: level).") and len(lines) == 3
+
+
+def test_the_sheet_ranges_from_gains_to_losses_and_says_how_many():
+    examples = heldout.heldout_examples(CONFIG)
+    models = {name: Model(CONV, init_variables(CONV, seed)) for name, seed in (("B", 1), ("D", 2))}
+    plain, compared = mask_sheet.draw(examples, models), mask_sheet.draw(examples, models, ("D", "B"))
+    assert plain.shape[1] == compared.shape[1] == 4 * (mask_sheet.PANEL + 4) - 4 and plain.dtype == np.uint8
+    legend = mask_sheet._legend([3.0, 0.5, -2.0, -4.0], ("D", "B"))
+    assert "of 4 objects, D is more than 1 better on 1 and worse on 2" in legend
+
+
 @pytest.mark.slow
 def test_arms_run_in_order_and_what_is_done_is_not_done_again(tmp_path, capsys):
     teacher = tmp_path / "teacher.msgpack"
