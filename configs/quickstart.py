@@ -47,7 +47,7 @@ def get_config() -> Config:
         eval=EvalConfig(images=100, refine=2),
         study=(
             ArmConfig("A", "A  stage 1", overrides=STAGE_1, start=True),
-            ArmConfig("B", "B  more of stage 1", init_from="A", overrides=(*STAGE_1, *MORE, "train.steps=180")),
+            ArmConfig("B", "B  more of stage 1", init_from="A", overrides=(*STAGE_1, *MORE, "train.steps=240")),
             ArmConfig("C", "C  stage 2, no loop", init_from="A", overrides=(*STAGE_2, *MORE, "distill.rounds=0")),
             ArmConfig("D", "D  stage 2, one loop", init_from="A", overrides=(*STAGE_2, *MORE), against="B"),
         ),

@@ -157,14 +157,18 @@ def _load_training(step: Path) -> Model:
     variables = restore_numpy(step / "variables", step)
     if digest_of(variables) != sha256:
         raise UsageError(f"checkpoint {step}: damaged (its arrays don't match their checksum)")
-    metadata = {"source": str(step), "score": score_kind(config), **_provenance_of(step)}
+    source = f"{step.parent.parent.name}, step {step.name}"
+    metadata = {"source": source, "score": score_kind(config), **_provenance_of(step)}
     return Model(config.model, _float32(variables), metadata)
 
 
 def _provenance_of(step: Path) -> dict[str, Any]:
     """Return the metadata that a run keeps beside its checkpoints: the provenance and the licence."""
     path = step.parent.parent / PROVENANCE
-    return dict(read_json(path, "checkpoint")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = read_json(path, "checkpoint")
+    return {**content, "provenance": {**content["provenance"], "steps": int(step.name)}}
 
 
 def _float32(variables: dict[str, Any]) -> dict[str, Any]:

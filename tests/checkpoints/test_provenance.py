@@ -52,6 +52,7 @@ def test_the_licence_is_inherited_by_the_model_and_by_the_running_checkpoint(tra
     model = load_model(trained[0] / what)
     assert model.metadata["licence"] == NON_COMMERCIAL
     assert model.metadata["provenance"]["started_from"]["name"] == "start.msgpack"
+    assert model.metadata["provenance"]["steps"] == 1 and str(trained[0].parent) not in provenance.card(model)
 
 
 def test_the_command_prints_the_card_and_its_metadata(trained, capsys):
